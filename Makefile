@@ -1,0 +1,54 @@
+# `make demo`, `make test`, `make check`, `make test-pytorch`: each sets up what it needs and runs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+DEMO_DIR ?= runs/quickstart
+# Tests on real images read this folder; they skip, with the reason, where it is not set.
+export DEBLUR_MAE_DATA
+export JAX_PLATFORMS ?=
+
+.PHONY: demo test test-slow check test-pytorch setup lock clean
+
+setup: $(VENV)/.ready
+$(VENV)/.ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt | $(VENV)/.ready
+	$(PIP) install -q -r requirements-dev.txt
+	touch $@
+
+# Torch for Linux and Python 3.11, CPU build where the index has one; timm and torchvision without
+# their dependencies, which would replace it by another build.
+$(VENV)-pytorch/.ready: requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)-pytorch
+	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q torch==2.13.0
+	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q -r requirements-dev.txt
+	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q --no-deps torchvision==0.28.0 timm==1.0.31 huggingface_hub pyyaml
+	touch $@
+
+demo: setup
+	$(BIN)/python main.py --config=configs/quickstart.py --workdir=$(DEMO_DIR)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m slow
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-pytorch: $(VENV)-pytorch/.ready
+	$(VENV)-pytorch/bin/python -m pytest tests/pytorch
+
+lock:
+	uv pip compile --universal --python-version 3.11 --constraint requirements.in --generate-hashes pyproject.toml -o requirements.txt --no-header --no-annotate
+	uv pip compile --universal --python-version 3.11 --constraint requirements.in --generate-hashes pyproject.toml --group dev -o requirements-dev.txt --no-header --no-annotate
+
+clean:
+	rm -rf $(VENV) $(VENV)-pytorch .mypy_cache .ruff_cache

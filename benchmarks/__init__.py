@@ -1,0 +1,1 @@
+"""Speed and memory, measured on whatever device is there. Never part of the tests."""

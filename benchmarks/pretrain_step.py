@@ -1,0 +1,236 @@
+"""Time the pre-training step of a config: ours, ours without the input path, and PyTorch's.
+
+    python benchmarks/pretrain_step.py --config=configs/d2mae_thyroid.py --batch=8 [--rounds=8] [--torch]
+
+One process runs all variants in turn, round by round, and medians are reported, so that a machine that
+slows down slows all of them. Variants:
+
+  full        the training step as `main.py` runs it: gather, crop, degrade, resize, forward,
+              backward, update
+  prepared    the same step on images degraded beforehand and kept in memory
+  input       the input path alone: gather, crop, degrade, resize
+  torch       a PyTorch ViT-MAE of the same size on such images, eager (with --torch)
+  compiled    the same under torch.compile (with --torch --compile)
+
+Images are simulated phantoms of `--side` pixels, resident on the device. Writes JSON under
+benchmarks/results/. Runs unchanged on CPU and on one GPU; on an accelerator the step is bfloat16 on
+both sides.
+"""
+
+import argparse
+import importlib.util
+import json
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax
+import jax.numpy as jnp
+
+from deblur_mae_jax import cost, experiment, inputs, metrics, optim, steps, workdir
+
+
+def load_config(path: str):
+    """`get_config()` of a config file."""
+    spec = importlib.util.spec_from_file_location("benchmark_config", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def build_variants(config, arguments):
+    """Callables that run one step to completion, by name, and what was learnt on the way."""
+    run = experiment.build(config, None)
+    batch = next(run.store.batches(0, 1))
+    # The timed step keeps its state instead of donating it, so that variants share nothing.
+    state = {"full": run.make_state(), "prepared": run.make_state()}
+    program = cost.compile_step(run, state["full"], batch)
+
+    B = config.optim.batch_size
+    keys = inputs.stream_keys(config.seed, 0, jnp.arange(B))
+    input_path = jax.jit(
+        lambda arrays, b: run.network.inputs.train(
+            run.store.gather(arrays, jax.tree.map(lambda x: x.reshape(-1), b)), keys
+        )
+    )
+    ready = input_path(run.store.arrays, batch)
+
+    class Prepared:
+        """Stands in for the input path: the batch is already what the network takes."""
+
+        @staticmethod
+        def train(examples, keys):
+            return examples
+
+    tx = run_optimizer(run)
+    prepared_step = steps.make_train_step(
+        Prepared, lambda arrays, part: part, run.network.loss, tx, lambda s: 1e-4, config.seed
+    )
+    stacked = jax.tree.map(lambda x: x[None], ready)
+    prepared = jax.jit(prepared_step, donate_argnums=0)
+    started = time.monotonic()
+    prepared = prepared.lower(state["prepared"], {}, stacked).compile()
+
+    def full():
+        state["full"], out = program.step(state["full"], run.store.arrays, batch)
+        jax.block_until_ready((state["full"], out))
+
+    def without_input():
+        state["prepared"], out = prepared(state["prepared"], {}, stacked)
+        jax.block_until_ready((state["prepared"], out))
+
+    def only_input():
+        jax.block_until_ready(input_path(run.store.arrays, batch))
+
+    variants = {"full": full, "prepared": without_input, "input": only_input}
+    facts = {
+        "compile_s": {"full": program.seconds, "prepared": time.monotonic() - started},
+        "parameters": sum(x.size for x in jax.tree.leaves(state["full"].params)),
+        "gflop_per_image_formula": run.network.flops_per_image / 1e9,
+        "gflop_per_image_compiler": program.flops / B / 1e9,
+        "program_gib": program.bytes / 2**30,
+        "canvas": run.index.canvas,
+        "dtype": str(jnp.dtype(run.network.model.dtype)),
+    }
+    if arguments.torch:
+        from benchmarks.torch_mae import TorchStep, torch
+
+        facts["torch"] = torch.__version__
+        facts["torch_threads"] = torch.get_num_threads()
+        half = facts["dtype"] == "bfloat16"
+        ratio = config.task.mask_ratio
+        variants["torch"] = TorchStep(run.network.model, ready, ratio, False, half)
+        if arguments.compile:
+            variants["compiled"] = TorchStep(run.network.model, ready, ratio, True, half)
+    return run, variants, facts
+
+
+def run_optimizer(run):
+    """The optimiser of the config with a constant learning rate."""
+    o = run.config.optim
+    return optim.adamw(lambda _: 1e-4, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
+
+
+def torch_peak(variants):
+    """Peak GiB of PyTorch's variants on a GPU."""
+    peaks = [step.peak_bytes() for step in variants.values() if hasattr(step, "peak_bytes")]
+    known = [peak for peak in peaks if peak]
+    return max(known) / 2**30 if known else None
+
+
+def measure(variants, rounds, repeats):
+    """Seconds per step of each variant, interleaved; the first round warms up and is dropped.
+
+    Each timing follows an untimed step of the same variant: the step right after another library's
+    pays for its threads and memory (a quarter more was seen on a CPU).
+    """
+    times = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, step in variants.items():
+            step()
+            started = time.perf_counter()
+            for _ in range(repeats):
+                step()
+            if number:
+                times[name].append((time.perf_counter() - started) / repeats)
+    return times
+
+
+def main():
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/d2mae_thyroid.py")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=1, help="steps per timing")
+    parser.add_argument("--side", type=int, default=300, help="height of the images, pixels")
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--variant", default="", help="Ti, S, B, L or H instead of the config's")
+    parser.add_argument("--degrade", default="", help="another degradation")
+    parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "--output", default="", help="JSON file; named by device and config if unset"
+    )
+    arguments = parser.parse_args()
+
+    config = load_config(arguments.config)
+    config.data.name, config.data.store = "phantoms", "resident"
+    config.data.num_images, config.data.side = arguments.images, arguments.side
+    config.data.num_threads = 1
+    config.optim.batch_size = arguments.batch
+    config.optim.steps = 1000
+    if arguments.variant:
+        config.model.variant = arguments.variant
+    if arguments.degrade:
+        config.task.degrade = arguments.degrade
+        if "levels" not in arguments.degrade:
+            config.model.conditioning = "none"
+    run, variants, facts = build_variants(config, arguments)
+    times = measure(variants, arguments.rounds, arguments.repeats)
+
+    device = jax.devices()[0]
+    peak = metrics.peak_flops(device.device_kind)
+    flops = run.network.flops_per_image * arguments.batch
+    median = {name: statistics.median(values) for name, values in times.items()}
+    table = {
+        name: {
+            "median_ms": 1e3 * median[name],
+            "min_ms": 1e3 * min(values),
+            "max_ms": 1e3 * max(values),
+            "images_per_second": arguments.batch / median[name],
+            "gflops_per_second": flops / median[name] / 1e9,
+            "mfu": flops / median[name] / peak if peak else None,
+        }
+        for name, values in times.items()
+    }
+    paired = [1 - p / f for p, f in zip(times["prepared"], times["full"], strict=True)]
+    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    result = {
+        "command": "python benchmarks/pretrain_step.py " + " ".join(sys.argv[1:]),
+        "environment": workdir.environment(),
+        "config": arguments.config,
+        "batch": arguments.batch,
+        "rounds": arguments.rounds,
+        **facts,
+        "peak_device_gib": memory / 2**30 if memory else None,
+        "peak_device_gib_torch": torch_peak(variants),
+        "variants": table,
+        "input_share": median["input"] / median["full"],
+        "input_share_by_leaving_it_out": statistics.median(paired),
+        "speed_against": {
+            name: statistics.median(
+                [o / f for o, f in zip(times[name], times["full"], strict=True)]
+            )
+            for name in variants
+            if name not in ("full", "prepared", "input")
+        },
+    }
+    for name, row in table.items():
+        share = f"  MFU {row['mfu']:.1%}" if row["mfu"] else ""
+        print(
+            f"{name:10s} {row['median_ms']:10.1f} ms  {row['images_per_second']:9.1f} img/s  "
+            f"{row['gflops_per_second']:9.1f} GFLOP/s{share}"
+        )
+    print(
+        f"input and degradation: {result['input_share']:.1%} of the step timed alone, "
+        f"{result['input_share_by_leaving_it_out']:.1%} by leaving it out"
+    )
+    for name, ratio in result["speed_against"].items():
+        print(f"speed against {name}: {ratio:.2f}x")
+    name = arguments.output
+    if not name:
+        kind = re.sub(r"[^A-Za-z0-9]+", "_", device.device_kind).strip("_").lower()
+        stem = Path(arguments.config).stem + (f"_{arguments.variant}" if arguments.variant else "")
+        name = str(ROOT / "benchmarks" / "results" / f"pretrain_step_{kind}_{stem}.json")
+    Path(name).write_text(json.dumps(result, indent=2) + "\n")
+    print(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One run per file; `common.py` holds the defaults."""

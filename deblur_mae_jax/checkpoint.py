@@ -1,0 +1,126 @@
+"""Saving and restoring a run. The only file that knows Orbax."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from deblur_mae_jax.errors import UserError
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+@dataclasses.dataclass
+class Restored:
+    """A checkpoint that was read: the state, its step, and what was noted beside it."""
+
+    state: Any
+    step: int
+    notes: dict[str, Any]
+
+
+class Checkpoints:
+    """Checkpoints of one run, the newest `keep_last` and every `keep_every` steps.
+
+    A save is atomic: a kill or a full disk in the middle of it leaves the one before untouched.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 3, keep_every: int = 0):
+        if keep_last < 1:
+            raise UserError(f"config.checkpoint.keep_last={keep_last} must be at least 1")
+        self.folder = folder
+        self.broken: list[int] = []
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last,
+            keep_period=keep_every or None,
+            create=True,
+            enable_async_checkpointing=False,
+            step_prefix="step",
+        )
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest step that was saved."""
+        return self._manager.latest_step()
+
+    def path(self, step: int) -> Path:
+        """Where a step lies."""
+        return self.folder / f"step_{step}"
+
+    def save(self, step: int, state: Any, notes: dict[str, Any]) -> bool:
+        """Save `state` and JSON `notes`; on failure warn and return false, the run goes on."""
+        if step in self._manager.all_steps():
+            return True
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
+        )
+        try:
+            self._manager.save(step, args=arguments, force=True)
+            return True
+        except Exception as error:  # full disks and dead mounts come in many kinds
+            kept = max((s for s in self._manager.all_steps() if s != step), default=None)
+            logging.error(
+                "checkpoint of step %d could not be saved (%s); training goes on, %s",
+                step,
+                _one_line(error),
+                f"step {kept} is still there" if kept is not None else "no earlier one exists",
+            )
+            self._manager.reload()
+            return False
+
+    def restore_latest(self, template: Any, verify: Any = None) -> Restored | None:
+        """The newest checkpoint that can be read, or `None` when there is none at all.
+
+        template: the state as arrays or shapes with shardings. verify: `(state, notes) -> bool`;
+        a checkpoint that fails it counts as damaged. Damaged ones are named and passed over; if
+        all are damaged a `UserError` says so, since starting afresh would lose them in silence.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        for step in steps:
+            try:
+                found = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()
+                    ),
+                )
+                if verify is not None and not verify(found["state"], found["notes"]):
+                    raise ValueError("its contents do not match the checksum saved with it")
+            except Exception as error:  # damage shows in as many ways as there are files
+                logging.warning("checkpoint %s is damaged: %s", self.path(step), _one_line(error))
+                self.broken.append(step)
+                continue
+            # Later steps are damaged; they would stop the run from saving those steps again.
+            for later in self.broken:
+                self._manager.delete(later)
+            return Restored(found["state"], step, found["notes"])
+        if steps:
+            raise UserError(
+                f"all checkpoints in {self.folder} are damaged (steps {steps}); move the folder "
+                "away to start from the beginning"
+            )
+        return None
+
+    def close(self) -> None:
+        """Finish what is under way."""
+        self._manager.close()
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """One tree of arrays, outside the run's own checkpoints."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.resolve(), tree, force=True)
+
+
+def load_tree(path: Path, template: Any) -> Any:
+    """Read what `save_tree` wrote."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path.resolve(), template)

@@ -1,0 +1,103 @@
+"""A folder of images, flat or with one sub-folder per class."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from deblur_mae_jax.data.decode import BITS16, EXTENSIONS, Decoder
+from deblur_mae_jax.data.source import BadImage, Skipped, Source
+from deblur_mae_jax.errors import UserError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Read and stamp a list of files; shared by all sources made of files."""
+
+    paths: list[str]
+    decoder: Decoder
+
+    def read(self, position: int) -> np.ndarray:
+        """Decoded pixels of one file."""
+        return self.decoder(Path(self.paths[position]))
+
+    def header(self, position: int) -> tuple[int, int]:
+        """(H, W) of one file."""
+        return self.decoder.header(Path(self.paths[position]))
+
+    def stamp(self, position: int) -> list[int] | None:
+        """Size and modification time."""
+        try:
+            stat = os.stat(self.paths[position])
+        except OSError:
+            return None
+        return [stat.st_size, stat.st_mtime_ns]
+
+
+def existing_root(root: str, field: str = "config.data.root") -> Path:
+    """`root` as a path that exists, or a `UserError`."""
+    if not root:
+        raise UserError(f"{field} is not set: give the images with --{field}=/path/to/images")
+    path = Path(root).expanduser()
+    if not path.exists():
+        raise UserError(f"{field}: '{root}' does not exist")
+    return path
+
+
+def source(data, channels: int) -> Source:
+    """Every image below `data.root`, by sorted relative path.
+
+    Files without an image's extension are opened to see whether they are one; those that are not are
+    listed as skipped and otherwise ignored. The class of an image is its first sub-folder.
+    """
+    root = existing_root(data.root)
+    if not root.is_dir():
+        raise UserError(
+            f"config.data.root: '{data.root}' is a file; for a CSV add --config.data.name=manifest"
+        )
+    decoder = decoder_of(data, channels)
+    names, skipped = [], []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(d for d in folders if not d.startswith("."))
+        for file in sorted(files):
+            if file.startswith("."):
+                continue
+            path = Path(folder, file)
+            name = path.relative_to(root).as_posix()
+            if path.suffix.lower() not in EXTENSIONS:
+                try:
+                    decoder.header(path)
+                except BadImage:
+                    kind = (
+                        "DICOM, convert it to PNG" if path.suffix.lower() == ".dcm" else "no image"
+                    )
+                    skipped.append(Skipped(name, f"not an image file ({kind})"))
+                    continue
+            names.append(name)
+    names.sort()
+    reader = Files([str(root / name) for name in names], decoder)
+    labelled = [n.split("/")[0] if "/" in n else "" for n in names]
+    return Source(
+        names,
+        reader.read,
+        reader.header,
+        reader.stamp,
+        labels=labelled if any(labelled) else None,
+        skipped=skipped,
+    )
+
+
+def decoder_of(data, channels: int) -> Decoder:
+    """The decoder that the fields of `config.data` describe."""
+    if data.bits16 not in BITS16:
+        raise unknown("config.data.bits16", data.bits16, BITS16)
+    return Decoder(
+        channels=channels,
+        max_pixels=data.max_pixels,
+        max_side=data.max_side,
+        min_side=data.min_side,
+        bits16=data.bits16,
+    )

@@ -1,0 +1,147 @@
+"""The pre-flight index: which images of a source can be used, and how large they are.
+
+Every header is read (and, by choice, every pixel) before training starts. What cannot be used is
+listed in `skipped.csv`; the rest is what the run trains on, in an order that never changes.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from deblur_mae_jax.data.source import BadImage, Skipped, Source, subset
+from deblur_mae_jax.errors import UserError, unknown
+
+CHECKS = ("pixels", "header")
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Usable images of a source.
+
+    source: only the usable images; sizes `(N, 2)`: their (H, W); skipped: the others;
+    fingerprint: changes with any name, size or (with check="pixels") any pixel.
+    """
+
+    source: Source
+    sizes: np.ndarray
+    skipped: list[Skipped]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """The smallest (H, W) that holds every image."""
+        height, width = self.sizes.max(axis=0)
+        return int(height), int(width)
+
+
+def _check_one(source: Source, position: int, check: str) -> dict:
+    try:
+        height, width = source.size_of(position)
+        checksum = 0
+        if check == "pixels":
+            pixels = source.read(position)
+            height, width = pixels.shape[:2]
+            checksum = zlib.crc32(pixels.tobytes())
+        return {"size": [int(height), int(width)], "crc": checksum}
+    except BadImage as error:
+        return {"reason": str(error)}
+    except OSError as error:
+        return {"reason": f"cannot be read: {error.strerror or error}"}
+
+
+def build(
+    source: Source,
+    *,
+    check: str = "pixels",
+    max_bad_fraction: float = 0.2,
+    fraction: float = 1.0,
+    seed: int = 0,
+    num_threads: int = 4,
+    cache: Path | None = None,
+    settings: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Index:
+    """Check every image of `source` and keep the usable ones.
+
+    fraction: train on a random share of the images, the same for the same seed.
+    cache: a JSON file; entries whose stamp and `settings` did not change are not read again.
+    Raises `UserError` when nothing is usable or more than `max_bad_fraction` is not.
+    """
+    if check not in CHECKS:
+        raise unknown("config.data.check", check, CHECKS)
+    if not 0 < fraction <= 1:
+        raise UserError(f"config.data.fraction={fraction} must be in (0, 1]")
+    if len(source) == 0:
+        raise UserError(
+            "config.data.root: no image found there"
+            + (f" ({len(source.skipped)} other files)" if source.skipped else "")
+        )
+    if fraction < 1:
+        count = max(1, round(fraction * len(source)))
+        chosen = np.random.Generator(np.random.Philox(key=[seed, 1 << 40])).permutation(len(source))
+        source = subset(source, np.sort(chosen[:count]))
+
+    known: dict[str, dict] = {}
+    if cache is not None and cache.exists():
+        try:
+            stored = json.loads(cache.read_text())
+            known = stored["entries"] if stored["settings"] == [check, settings] else {}
+        except (ValueError, KeyError, TypeError):
+            known = {}  # a damaged cache is only a slower start
+
+    def examine(position: int) -> dict:
+        stamp = source.stamp(position) if source.stamp else None
+        entry = known.get(source.names[position])
+        if entry is not None and stamp is not None and entry.get("stamp") == stamp:
+            return entry
+        return {**_check_one(source, position, check), "stamp": stamp}
+
+    results = []
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+        for done, result in enumerate(pool.map(examine, range(len(source))), start=1):
+            results.append(result)
+            if progress is not None:
+                progress(done, len(source))
+    if cache is not None:
+        entries = dict(zip(source.names, results, strict=True))
+        cache.write_text(json.dumps({"settings": [check, settings], "entries": entries}))
+
+    good = [i for i, r in enumerate(results) if "reason" not in r]
+    bad = [Skipped(source.names[i], r["reason"]) for i, r in enumerate(results) if "reason" in r]
+    if not good:
+        raise UserError(
+            f"config.data.root: none of the {len(source)} images can be used; the first, "
+            f"'{bad[0].name}', is {bad[0].reason}"
+        )
+    if len(bad) > max_bad_fraction * len(source):
+        raise UserError(
+            f"{len(bad)} of {len(source)} images cannot be used, more than "
+            f"config.data.max_bad_fraction={max_bad_fraction:g} allows; the first, "
+            f"'{bad[0].name}', is {bad[0].reason}"
+        )
+    digest = hashlib.sha256()
+    for i in good:
+        digest.update(f"{source.names[i]}\0{results[i]['size']}\0{results[i]['crc']}\n".encode())
+    sizes = np.array([results[i]["size"] for i in good], np.int32)
+    usable = subset(source, np.array(good))
+    return Index(usable, sizes, [*bad, *source.skipped], digest.hexdigest()[:16])
+
+
+def write_skipped(path: Path, skipped: list[Skipped]) -> None:
+    """`skipped.csv`: name, reason."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "reason"])
+        writer.writerows((s.name, s.reason) for s in sorted(skipped, key=lambda s: s.name))

@@ -1,0 +1,113 @@
+"""Examples on a common canvas, one by one or as a stream of batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.data.order import Order
+from deblur_mae_jax.data.source import BadImage, Skipped
+
+Example = dict[str, np.ndarray]
+
+
+class Loader:
+    """Reads the images of an index into the corner of a `(Hc, Wc, C)` canvas.
+
+    A file that can no longer be read is replaced by the next one that can and reported once: a long
+    run does not die of one image.
+    """
+
+    def __init__(self, index: Index, channels: int):
+        self.index, self.channels = index, channels
+        self.failed: list[Skipped] = []
+        self.on_failure: Callable[[Skipped], None] | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self):  # a lock does not travel to worker processes
+        return {**self.__dict__, "_lock": None, "on_failure": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def pixels(self, number: int) -> np.ndarray:
+        """uint8 `(H, W, C)` of image `number`, or of the next readable one."""
+        for offset in range(len(self)):
+            position = (number + offset) % len(self)
+            try:
+                image = self.index.source.read(position)
+                height, width = self.index.canvas
+                if image.shape[0] > height or image.shape[1] > width:
+                    raise BadImage("it grew since the run started")
+                return image
+            except (BadImage, OSError) as error:
+                self._report(Skipped(self.index.source.names[position], str(error)))
+        raise BadImage("no image can be read any more")
+
+    def _report(self, skipped: Skipped) -> None:
+        with self._lock:
+            if any(s.name == skipped.name for s in self.failed):
+                return
+            self.failed.append(skipped)
+        logging.warning("skipped %s: %s", skipped.name, skipped.reason)
+        if self.on_failure is not None:
+            self.on_failure(skipped)
+
+    def example(self, number: int) -> Example:
+        """`image` on the canvas and its true `size` (H, W)."""
+        image = self.pixels(number)
+        canvas = np.zeros((*self.index.canvas, self.channels), np.uint8)
+        canvas[: image.shape[0], : image.shape[1]] = image
+        return {"image": canvas, "size": np.array(image.shape[:2], np.int32)}
+
+
+@dataclasses.dataclass
+class _ReadPosition:
+    loader: Loader
+    order: Order
+    rows: np.ndarray  # the places of a batch that this process reads
+
+    def __call__(self, number: int) -> Example:
+        step, within = divmod(number, len(self.rows))
+        return self.loader.example(
+            self.order(step * self.order.batch_size + int(self.rows[within]))
+        )
+
+
+def stream(
+    loader: Loader,
+    order: Order,
+    *,
+    start_step: int,
+    num_steps: int,
+    rows: np.ndarray,
+    num_threads: int = 4,
+    num_workers: int = 0,
+) -> Iterator[Example]:
+    """The places `rows` of every batch, read ahead by Grain threads or worker processes.
+
+    Batches are a function of (seed, step) alone, so a run that resumes starts the stream at its step
+    and has no iterator state to restore.
+    """
+    import grain.python as grain
+
+    share = len(rows)
+    read = _ReadPosition(loader, order, rows)
+    dataset = grain.MapDataset.range(start_step * share, num_steps * share).map(read)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * share)
+    batches = dataset.batch(share, drop_remainder=True).to_iter_dataset(options)
+    if num_workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, also in a notebook
+            flags.FLAGS.mark_as_parsed()
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return iter(batches)

@@ -1,0 +1,64 @@
+"""A CSV file that lists images: `path,label,split,group`, further columns ignored."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+
+from deblur_mae_jax.data.image_folder import Files, decoder_of, existing_root
+from deblur_mae_jax.data.source import Source
+from deblur_mae_jax.errors import UserError
+
+PATH_COLUMNS = ("path", "file", "filename", "image")
+
+
+def source(data, channels: int) -> Source:
+    """The rows of the CSV `data.root` whose split is named in `data.split`.
+
+    Paths are relative to the CSV's folder; the column may be called path, file, filename or image.
+    `data.split` is one name or several joined by "+", such as "train+pool"; "" or "all" takes every
+    row, as does a CSV without a split column.
+    """
+    root = existing_root(data.root)
+    if root.is_dir():
+        root = root / "manifest.csv"
+        if not root.exists():
+            raise UserError(f"config.data.root: '{data.root}' holds no manifest.csv; name the CSV")
+    try:
+        with open(root, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            columns = reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"config.data.root: cannot read '{root}' as CSV: {error}") from error
+    column = next((c for c in PATH_COLUMNS if c in columns), None)
+    if column is None:
+        raise UserError(
+            f"config.data.root: '{root}' has no column {' or '.join(PATH_COLUMNS)}; "
+            f"its columns are {', '.join(columns)}"
+        )
+    wanted = {name for name in data.split.split("+") if name and name != "all"}
+    if wanted and "split" in columns:
+        present = {row["split"] for row in rows}
+        # A default of several names takes what there is; a name that is nowhere is a mistake.
+        if not wanted & present:
+            raise UserError(
+                f"config.data.split: '{data.split}' names no split of '{root}'. "
+                f"Choices: {', '.join(sorted(present))}, all."
+            )
+        rows = [row for row in rows if row["split"] in wanted]
+    rows = [row for row in rows if row[column]]
+    rows.sort(key=lambda row: row[column])
+    names = [row[column] for row in rows]
+    twice = next((a for a, b in itertools.pairwise(names) if a == b), None)
+    if twice is not None:
+        raise UserError(f"config.data.root: '{root}' lists '{twice}' twice")
+    files = Files([str(root.parent / name) for name in names], decoder_of(data, channels))
+    return Source(
+        names,
+        files.read,
+        files.header,
+        files.stamp,
+        labels=[row["label"] or "" for row in rows] if "label" in columns else None,
+        groups=[row["group"] or "" for row in rows] if "group" in columns else None,
+    )

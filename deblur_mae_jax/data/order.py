@@ -1,0 +1,42 @@
+"""Which image comes when: a function of (seed, position) alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Order:
+    """An endless sequence of image numbers, reshuffled every epoch.
+
+    Position p of the sequence is example `p % batch_size` of step `p // batch_size`. The last,
+    incomplete batch of an epoch is dropped, as in the papers' code; a set smaller than a batch is
+    repeated inside it instead.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, seed: int):
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        drop = num_images % batch_size if num_images >= batch_size else 0
+        self.epoch_length = num_images - drop
+        self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps until every image (but the dropped ones) was seen once; below 1 for tiny sets."""
+        return self.epoch_length / self.batch_size
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        cached = self._cached  # read once: several threads may be at an epoch's end
+        if cached[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            cached = self._cached = (epoch, generator.permutation(self.num_images))
+        return cached[1]
+
+    def __call__(self, position: int) -> int:
+        """The image at one position."""
+        epoch, within = divmod(position, self.epoch_length)
+        return int(self._permutation(epoch)[within])
+
+    def batch(self, step: int) -> np.ndarray:
+        """Image numbers `(batch_size,)` of a step."""
+        start = step * self.batch_size
+        return np.array([self(p) for p in range(start, start + self.batch_size)], np.int32)

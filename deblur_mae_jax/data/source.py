@@ -1,0 +1,84 @@
+"""What a data set is: names and a way to read each image."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+class BadImage(Exception):
+    """An image that cannot be used; the message says why, for `skipped.csv`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """An entry that was left out."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A list of images.
+
+    names:  identifiers, relative paths where there are files; unique.
+    read:   position -> uint8 `(H, W, C)`; raises `BadImage`.
+    header: position -> (H, W) without reading the pixels, if that is possible.
+    stamp:  position -> something that changes when the file does (size, time), for caching.
+    labels, groups: class name and patient of each image, where known.
+    masks:  position -> uint8 `(H, W)`, where known.
+    skipped: what was seen on the way and is not an image.
+    """
+
+    names: list[str]
+    read: Callable[[int], np.ndarray]
+    header: Callable[[int], tuple[int, int]] | None = None
+    stamp: Callable[[int], Any] | None = None
+    labels: list[str] | None = None
+    groups: list[str] | None = None
+    masks: Callable[[int], np.ndarray] | None = None
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def size_of(self, position: int) -> tuple[int, int]:
+        """(H, W) of an image, from its header where that is possible."""
+        if self.header is not None:
+            return self.header(position)
+        return self.read(position).shape[:2]  # type: ignore[return-value]
+
+
+def subset(source: Source, positions: np.ndarray) -> Source:
+    """The images at `positions`, in that order."""
+    where = [int(p) for p in positions]
+
+    def pick(values):
+        return None if values is None else [values[p] for p in where]
+
+    def through(function):
+        return None if function is None else _Through(function, where)
+
+    return Source(
+        names=[source.names[p] for p in where],
+        read=_Through(source.read, where),
+        header=through(source.header),
+        stamp=through(source.stamp),
+        labels=pick(source.labels),
+        groups=pick(source.groups),
+        masks=through(source.masks),
+        skipped=source.skipped,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Through:  # a class, not a closure: worker processes must be able to unpickle it
+    function: Callable[[int], Any]
+    where: list[int]
+
+    def __call__(self, position: int) -> Any:
+        return self.function(self.where[position])

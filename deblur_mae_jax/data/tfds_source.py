@@ -1,0 +1,72 @@
+"""TensorFlow Datasets without TensorFlow: builders prepared as ArrayRecord, read by position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.data.source import BadImage, Source
+from deblur_mae_jax.errors import UserError
+
+
+def source(data, channels: int) -> Source:
+    """`tfds.data_source(data.tfds_name)`, splits as TFDS writes them (`train+test`, `train[:10%]`).
+
+    `data.root` is the TFDS `data_dir` ("" for the default one). The set is downloaded and prepared
+    on first use where its builder can do that without TensorFlow. Every element needs an `image`
+    feature; `label` and `group` are taken where they exist.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(
+            "config.data.name=tfds_source needs TensorFlow Datasets: pip install tensorflow-datasets"
+        ) from error
+    if not data.tfds_name:
+        raise UserError(
+            "config.data.tfds_name is not set: name the data set, such as 'my_set:1.0.0'"
+        )
+    try:
+        records: Any = tfds.data_source(
+            data.tfds_name,
+            split=data.split or "train",
+            data_dir=data.root or None,
+            builder_kwargs={"file_format": "array_record"},
+        )
+    except Exception as error:  # TFDS raises many kinds; all of them are about what was asked for
+        line = str(error).strip().splitlines()[0]
+        raise UserError(f"config.data.tfds_name: cannot load '{data.tfds_name}': {line}") from error
+    reader = Records(records, channels)
+    features = records.dataset_info.features
+    label = features["label"] if "label" in features.keys() else None  # noqa: SIM118
+    return Source(
+        [f"{data.tfds_name}/{i:07d}" for i in range(len(records))],
+        reader.read,
+        labels=[_name(label, records[i]["label"]) for i in range(len(records))] if label else None,
+    )
+
+
+def _name(feature: Any, value: Any) -> str:
+    return feature.int2str(int(value)) if hasattr(feature, "int2str") else str(value)
+
+
+class Records:
+    """Images of a TFDS data source as uint8 `(H, W, channels)`."""
+
+    def __init__(self, records: Any, channels: int):
+        self.records, self.channels = records, channels
+
+    def read(self, position: int) -> np.ndarray:
+        """Pixels of one record."""
+        image = np.asarray(self.records[position]["image"])
+        if image.ndim == 2:
+            image = image[:, :, None]
+        if image.dtype == np.uint16:
+            image = np.rint(image / 257.0).astype(np.uint8)
+        if image.dtype != np.uint8 or image.ndim != 3 or 0 in image.shape:
+            raise BadImage(f"feature 'image' has shape {image.shape} and type {image.dtype}")
+        image = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1]
+        if self.channels == 1 and image.shape[2] == 3:
+            image = np.rint(image @ [0.299, 0.587, 0.114])[:, :, None].astype(np.uint8)
+        return np.repeat(image, 3, axis=2) if self.channels > image.shape[2] else image

@@ -1,0 +1,1 @@
+"""Image degradations in `jax.numpy`: blur, speckle filters, noise. See `contract.py`."""

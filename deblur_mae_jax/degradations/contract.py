@@ -1,0 +1,99 @@
+"""What a degradation is.
+
+To add one, write a function in any module of this package that is annotated `-> Degradation` and
+returns one. Nothing else is edited: `lookup` finds it by its name, `"module.function(arg=1)"`, and
+the contract tests find it by listing the package.
+
+Images are float32 grey levels in 0..255 of shape `(*space, C)`, one example at a time; batching is
+`jax.vmap`. `size` gives the true extent of every spatial axis where the image lies in the corner of
+a larger, padded canvas (images of one set differ in size); `None` means the whole array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Params = dict[str, Any]
+Size = jax.Array | tuple[int | jax.Array, ...] | None
+
+
+class Degradation(NamedTuple):
+    """A degradation, split into its random draw and its deterministic effect.
+
+    draw:    key -> parameters of one example (a dict of arrays; empty when nothing is random). The
+             entry `level`, where present, is the integer that conditions the network (D2MAE's t).
+    apply:   (image, parameters, size) -> image of the same shape and dtype.
+    random:  whether `draw` depends on its key. What is not random is computed once per image.
+    at_level: level -> parameters, for degradations with levels 1..num_levels (blur search, reports).
+    taps:    parameters -> symmetric 1-D kernel `(2r+1,)` where the degradation is that kernel along
+             every spatial axis with a reflect-101 border. It can then be folded into the resize.
+    ndim:    the numbers of spatial axes it is defined for.
+    keeps_constant: a constant image stays constant up to its border (true of every blur).
+    """
+
+    draw: Callable[[jax.Array], Params]
+    apply: Callable[[jax.Array, Params, Size], jax.Array]
+    random: bool = False
+    num_levels: int = 0
+    at_level: Callable[[jax.Array], Params] | None = None
+    taps: Callable[[Params], jax.Array] | None = None
+    ndim: tuple[int, ...] = (2, 3)
+    keeps_constant: bool = True
+    identity: bool = False
+
+
+def fixed(apply: Callable[[jax.Array, Size], jax.Array], **kwargs: Any) -> Degradation:
+    """A degradation without parameters, from `apply(image, size)`."""
+    return Degradation(lambda key: {}, lambda image, params, size: apply(image, size), **kwargs)
+
+
+def none() -> Degradation:
+    """Leave the image as it is (MAE)."""
+    return fixed(lambda image, size: image, identity=True)
+
+
+def chain(parts: list[Degradation]) -> Degradation:
+    """Apply `parts` one after the other; at most one of them may carry a level."""
+    if len(parts) == 1:
+        return parts[0]
+    levelled = [i for i, part in enumerate(parts) if part.num_levels]
+    if len(levelled) > 1:
+        raise ValueError("only one degradation of a chain can have levels")
+
+    def draw(key):
+        params = {f"{i}": p.draw(jax.random.fold_in(key, i)) for i, p in enumerate(parts)}
+        return _lift_level(params)
+
+    def _lift_level(params):
+        if levelled and "level" in params[f"{levelled[0]}"]:
+            params["level"] = params[f"{levelled[0]}"]["level"]
+        return params
+
+    def apply(image, params, size):
+        for i, part in enumerate(parts):
+            image = part.apply(image, params[f"{i}"], size)
+        return image
+
+    at_level = None
+    if levelled and not any(p.random for i, p in enumerate(parts) if i not in levelled):
+
+        def at_level(level):  # the other parts draw nothing, so any key will do
+            params = {f"{i}": p.draw(jax.random.key(0)) for i, p in enumerate(parts)}
+            part = parts[levelled[0]].at_level
+            assert part is not None
+            params[f"{levelled[0]}"] = part(level)
+            return _lift_level(params)
+
+    return Degradation(
+        draw,
+        apply,
+        random=any(part.random for part in parts),
+        num_levels=parts[levelled[0]].num_levels if levelled else 0,
+        at_level=at_level,
+        ndim=tuple(sorted(set.intersection(*(set(part.ndim) for part in parts)))),
+        keeps_constant=all(part.keeps_constant for part in parts),
+        identity=all(part.identity for part in parts),
+    )

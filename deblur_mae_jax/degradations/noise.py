@@ -1,0 +1,24 @@
+"""Additive Gaussian noise, the degradation of the denoising MAE baseline."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from deblur_mae_jax.degradations.contract import Degradation
+
+
+def gaussian_noise(std: float = 0.25, clip: bool = True) -> Degradation:
+    """x + N(0, std^2) on the 0..1 grey scale, clipped back into it.
+
+    DeblurrMAE does not print the strength of its denoising baseline; 0.25 is the value of the
+    denoising MAE of Wu et al. (2022).
+    """
+    if not std > 0:
+        raise ValueError(f"std={std} must be greater than 0")
+
+    def apply(image, params, size):
+        noisy = image + 255.0 * std * jax.random.normal(params["key"], image.shape, image.dtype)
+        return jnp.clip(noisy, 0.0, 255.0) if clip else noisy
+
+    return Degradation(lambda key: {"key": key}, apply, random=True, keeps_constant=False)

@@ -1,0 +1,1 @@
+"""How a trained network is judged, and the report that shows it."""

@@ -1,0 +1,138 @@
+"""From stored images to network input, inside the jitted step: crop, degrade, resize, normalise."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from deblur_mae_jax import views
+from deblur_mae_jax.degradations.contract import Degradation, Params
+
+Batch = dict[str, jax.Array]
+
+# One named stream of randomness per purpose; each example then has its own key.
+STREAMS = ("crop", "degrade", "mask", "drop_path")
+
+
+def stream_keys(seed: int, step: jax.Array | int, index: jax.Array) -> dict[str, jax.Array]:
+    """Keys `(B,)` per stream for the examples at places `index` `(B,)` of the batch of `step`.
+
+    Every draw is a function of (seed, step, index): the number of devices, hosts or accumulation
+    steps does not enter, and any example can be drawn again.
+    """
+    step_key = jax.random.fold_in(jax.random.key(seed), step)
+    return {
+        name: jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(step_key, i), index)
+        for i, name in enumerate(STREAMS)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Settings of the input path; `train` and `evaluate` turn examples into batches.
+
+    An example is `image` uint8 `(Hc, Wc, C)` on its canvas, `size` (H, W) and, where a degradation
+    is the same every time, `degraded` uint8 `(Hc, Wc, 1)`. A batch is `inputs` and `targets` float32
+    `(B, S, S, C)` and, for a degradation with levels, `level` int32 `(B,)`.
+
+    blur_site: "native" degrades the image at its own resolution before the crop, as the published
+    DeblurrMAE code does (sigma is in native pixels); "network" degrades the resized crop.
+    gray_target: with three channels, the degraded input is gray, as in that code, while the target
+    keeps its colours unless this is set.
+    """
+
+    degradation: Degradation
+    image_size: int = 224
+    in_chans: int = 1
+    blur_site: str = "native"
+    mean: tuple[float, ...] = (0.449,)
+    std: tuple[float, ...] = (0.226,)
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    gray_target: bool = False
+
+    @property
+    def precomputes(self) -> bool:
+        """Whether the degraded image is computed once and stored beside the original."""
+        d = self.degradation
+        return self.blur_site == "native" and not (d.identity or d.random or d.taps)
+
+    def degrade_native(self, image: jax.Array, params: Params, size: jax.Array) -> jax.Array:
+        """Degrade one image at native resolution to whole grey levels, `(Hc, Wc, 1)` float32."""
+        gray = views.to_gray(image.astype(jnp.float32))
+        degraded = self.degradation.apply(gray, params, (size[0], size[1]))
+        return jnp.clip(jnp.rint(degraded), 0.0, 255.0)
+
+    def precompute(self, images: jax.Array, sizes: jax.Array) -> jax.Array:
+        """`degraded` uint8 `(B, Hc, Wc, 1)` of a degradation that draws nothing."""
+
+        def one(image, size):
+            params = self.degradation.draw(jax.random.key(0))  # draws nothing; a chain has a tree
+            return self.degrade_native(image, params, size).astype(jnp.uint8)
+
+        return jax.vmap(one)(images, sizes)
+
+    def _pair(self, example, box, flip, params) -> tuple[jax.Array, jax.Array]:
+        """Degraded and clean view of one example, grey levels `(S, S, C)`."""
+        image, size = example["image"], example["size"]
+        canvas, out = (image.shape[0], image.shape[1]), self.image_size
+        rows, cols = views.matrices(box, size, canvas, out, flip)
+        clean = views.render(image, rows, cols)
+        d = self.degradation
+        if d.identity:
+            degraded = clean
+        elif self.blur_site == "network":
+            degraded = d.apply(views.to_gray(clean), params, None)
+        elif d.taps is not None:
+            gray = views.to_gray(image.astype(jnp.float32))
+            blurred = views.matrices(box, size, canvas, out, flip, d.taps(params))
+            degraded = views.render(gray, *blurred, blurred=True)
+        elif "degraded" in example:
+            degraded = views.render(example["degraded"], rows, cols)
+        else:
+            degraded = views.render(self.degrade_native(image, params, size), rows, cols)
+        if self.gray_target:
+            clean = views.to_gray(clean)
+            degraded = views.to_gray(degraded)
+        shape = (*clean.shape[:2], self.in_chans)
+        return jnp.broadcast_to(degraded, shape), jnp.broadcast_to(clean, shape)
+
+    def _batch(self, examples: Batch, boxes, flips, params) -> Batch:
+        degraded, clean = jax.vmap(self._pair)(examples, boxes, flips, params)
+        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        batch = {
+            "inputs": views.normalise(degraded, mean, std),
+            "targets": views.normalise(clean, mean, std),
+        }
+        if "level" in params:
+            batch["level"] = params["level"]
+        return batch
+
+    def train(self, examples: Batch, keys: dict[str, jax.Array]) -> Batch:
+        """Random resized crops and flips, each example with its own draws."""
+
+        def crop(key, size):
+            k_box, k_flip = jax.random.split(key)
+            box = views.random_resized_crop(k_box, size, self.crop_scale, self.crop_ratio)
+            flip = jax.random.bernoulli(k_flip) if self.flip else jnp.zeros((), bool)
+            return box, flip
+
+        boxes, flips = jax.vmap(crop)(keys["crop"], examples["size"])
+        params = jax.vmap(self.degradation.draw)(keys["degrade"])
+        return self._batch(examples, boxes, flips, params)
+
+    def evaluate(
+        self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None
+    ) -> Batch:
+        """The deterministic central view; `level` `(B,)` replaces the drawn one."""
+        boxes = jax.vmap(lambda size: views.centre_crop(size, self.image_size))(examples["size"])
+        flips = jnp.zeros(examples["size"].shape[0], bool)
+        if level is not None:
+            assert self.degradation.at_level is not None
+            params = jax.vmap(self.degradation.at_level)(level)
+        else:
+            params = jax.vmap(self.degradation.draw)(keys["degrade"])
+        return self._batch(examples, boxes, flips, params)

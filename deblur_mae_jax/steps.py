@@ -1,0 +1,109 @@
+"""The pure functions that are jitted: one training step, one evaluation step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from deblur_mae_jax.inputs import Inputs, stream_keys
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes. `healthy` falls to false at a non-finite loss and freezes the rest."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    healthy: jax.Array
+
+
+def create_state(init: Callable[[], Any], tx: optax.GradientTransformation) -> TrainState:
+    """State before the first step, from `init() -> params`."""
+    params = init()
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.ones((), bool))
+
+
+def make_train_step(
+    inputs: Inputs,
+    gather: Callable[[Any, Any], Any],
+    loss: Callable[..., tuple[jax.Array, dict]],
+    tx: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    seed: int,
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """`step(state, arrays, batch) -> (state, metrics)`.
+
+    batch: leaves `(A, B / A, ...)`; gradients are averaged over the A accumulation steps, which
+    gives the gradient of the whole batch. A non-finite loss or gradient leaves parameters and
+    optimiser as they were before the step.
+    """
+
+    def loss_of(params, arrays, part, keys):
+        batch = inputs.train(gather(arrays, part), keys)
+        per_image, _ = loss(params, batch, keys)
+        return per_image.mean()
+
+    def train_step(state, arrays, batch):
+        accum, share = jax.tree.leaves(batch)[0].shape[:2]
+
+        def micro(number, part):
+            keys = stream_keys(seed, state.step, number * share + jnp.arange(share))
+            return jax.value_and_grad(loss_of)(state.params, arrays, part, keys)
+
+        if accum == 1:
+            value, grads = micro(0, jax.tree.map(lambda x: x[0], batch))
+        else:
+
+            def add(carry, xs):
+                return jax.tree.map(jnp.add, carry, micro(*xs)), None
+
+            zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            total, _ = jax.lax.scan(add, zero, (jnp.arange(accum), batch))
+            value, grads = jax.tree.map(lambda x: x / accum, total)
+
+        grad_norm = optax.tree.norm(grads)
+        healthy = state.healthy & jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep(new, old):
+            return jnp.where(healthy, new, old)
+
+        metrics = {
+            "loss": value,
+            "grad_norm": grad_norm,
+            "learning_rate": schedule(state.step),
+            "healthy": healthy,
+        }
+        new_state = TrainState(
+            step=state.step + healthy.astype(jnp.int32),
+            params=jax.tree.map(keep, params, state.params),
+            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+            healthy=healthy,
+        )
+        return new_state, metrics
+
+    return train_step
+
+
+def fingerprint(tree: Any) -> jax.Array:
+    """A 32-bit hash of every bit of a tree of arrays, the same on any number of devices.
+
+    Sums of odd multiples of the raw words, modulo 2^32: integer addition does not depend on order.
+    """
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        words = leaf.astype(jnp.uint32)
+        if leaf.dtype.itemsize == 4:
+            words = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        words = words.reshape(-1)
+        place = jnp.arange(words.size, dtype=jnp.uint32)
+        weight = (place * jnp.uint32(2654435761) + jnp.uint32(2 * number + 1)) | jnp.uint32(1)
+        total = total * jnp.uint32(31) + (words * weight).sum(dtype=jnp.uint32)
+    return total

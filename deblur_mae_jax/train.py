@@ -1,0 +1,352 @@
+"""The one training loop: `train_and_evaluate(config, workdir)`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import checkpoint, cost, experiment, metrics, steps, workdir
+from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.evaluators.live import LiveReport
+from deblur_mae_jax.experiment import Experiment
+from deblur_mae_jax.progress import Progress, duration
+
+DEFAULT_CACHE = "~/.cache/deblur_mae_jax/xla"
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient was not finite; the message names the capture."""
+
+
+@dataclasses.dataclass
+class Result:
+    """How a run ended."""
+
+    step: int
+    finished: bool
+    report: Path
+    checkpoint: Path | None
+    params_fingerprint: str
+    params: Any
+
+
+def use_compilation_cache(setting: str) -> None:
+    """Keep compiled programs between runs, unless the user chose a place through JAX itself."""
+    if setting and not getattr(jax.config, "jax_compilation_cache_dir", None):
+        folder = Path(DEFAULT_CACHE if setting == "auto" else setting).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+class _Stop:
+    """Notes SIGTERM and SIGINT, so that the loop can save and leave."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.requested = True
+        if number == signal.SIGINT:  # a second Ctrl-C stops at once
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def now(self, step: int) -> bool:
+        """Whether to stop after this step; all processes agree on it."""
+        if jax.process_count() > 1:
+            if step % 10:  # agreeing costs a round trip between the hosts
+                return False
+            from jax.experimental import multihost_utils
+
+            flags = multihost_utils.process_allgather(np.array([self.requested]))
+            return bool(np.any(flags))
+        return self.requested
+
+
+def train_and_evaluate(
+    config: ConfigDict, workdir_path: str | Path, dry_run: bool = False
+) -> Result:
+    """Train as `config` says, in `workdir_path`; the same call again resumes.
+
+    With `dry_run`, compile, take one step, print what it costs, and leave no run behind. Raises
+    `UserError` for bad input and `NonFiniteLossError` when the loss is not finite.
+    """
+    folder = Path(workdir_path)
+    say = Progress()
+    main_process = jax.process_index() == 0
+    experiment.check(config)
+    if not dry_run:
+        workdir.claim(folder, config)
+    use_compilation_cache(config.compilation_cache)
+    run = experiment.build(
+        config,
+        None if dry_run else folder,
+        lambda done, total: say.show(f"checking images: {done} of {total}"),
+    )
+    skipped = list(run.index.skipped)
+    if main_process:
+        left_out = f", {len(skipped)} files left out" if skipped else ""
+        height, width = run.index.canvas
+        say.say(
+            f"{len(run.index)} images up to {width} x {height}{left_out}; {run.store.name} store"
+        )
+
+    state = run.make_state()
+    if dry_run:
+        cost.dry_run(run, state, say)
+        return Result(0, False, Path(os.devnull), None, "", state.params)
+
+    # Another failure to read a file later on is added to the same list.
+    if main_process:
+        data_index.write_skipped(folder / "skipped.csv", skipped)
+
+        def on_failure(item: data_index.Skipped) -> None:
+            skipped.append(item)
+            data_index.write_skipped(folder / "skipped.csv", skipped)
+
+        run.loader.on_failure = on_failure
+        for item in run.loader.failed:
+            on_failure(item)
+    checkpoints = checkpoint.Checkpoints(
+        folder / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every
+    )
+    fingerprint = jax.jit(steps.fingerprint)
+
+    def intact(found: Any, notes: dict[str, Any]) -> bool:
+        return int(fingerprint((found.params, found.opt_state))) == notes["state_fingerprint"]
+
+    restored = checkpoints.restore_latest(state, intact)
+    if restored is not None:
+        state = restored.state
+        say.say(f"resuming at step {restored.step} of {run.total_steps}")
+    start = int(state.step)
+
+    remaining = max(run.total_steps - start, 1)
+    batches = run.store.batches(start, remaining)
+    first = next(batches)
+    say.show("compiling the training step", force=True)
+    program = cost.compile_step(run, state, first)
+    estimate = cost.summary(run, program, state)
+    if main_process:
+        _record(run, folder, state, estimate, skipped)
+    loop = _Loop(run, folder, checkpoints, program, say, fingerprint, skipped)
+    try:
+        return loop.run(state, start, first, batches)
+    finally:
+        loop.writer.close()
+        checkpoints.close()
+
+
+def _record(run: Experiment, folder: Path, state: Any, estimate: dict, skipped: list) -> None:
+    workdir.write_json(folder / "environment.json", workdir.environment())
+    workdir.write_json(folder / "cost.json", estimate)
+    (folder / "parameters.txt").write_text(
+        parameter_overview.get_parameter_overview(state.params) + "\n"
+    )
+    labels = run.index.source.labels or []
+    workdir.write_json(
+        folder / "dataset.json",
+        {
+            "fingerprint": run.index.fingerprint,
+            "num_images": len(run.index),
+            "canvas": run.index.canvas,
+            "skipped": len(skipped),
+            "classes": {name: labels.count(name) for name in sorted(set(labels))},
+            "groups": len(set(run.index.source.groups or [])),
+        },
+    )
+
+
+class _Loop:
+    """The loop and what it writes. Metrics of a step are read while the next one runs."""
+
+    def __init__(self, run, folder, checkpoints, program, say, fingerprint, skipped):
+        self.run_, self.folder, self.checkpoints = run, folder, checkpoints
+        self.program, self.say, self.fingerprint, self.skipped = program, say, fingerprint, skipped
+        self.main = jax.process_index() == 0
+        resume = checkpoints.latest_step() or 0
+        self.writer = metrics.Writer(
+            folder if self.main else None, resume, run.config.log.tensorboard
+        )
+        self.live = LiveReport(run, folder, self.writer)
+        self.peak = metrics.peak_flops(jax.devices()[0].device_kind)
+        self.window = [time.monotonic(), 0, 0.0]  # start, steps, seconds waited for data
+
+    def run(self, state: Any, start: int, first: Any, batches: Any) -> Result:
+        run, config = self.run_, self.run_.config
+        save_every = run.every(config.checkpoint.every_epochs)
+        report_every = run.every(config.report.every_epochs)
+        pending: tuple[int, Any] | None = None
+        step, finished = start, start >= run.total_steps
+        batch = first
+        if start == 0:
+            self.report(0, state)
+        with _Stop() as stop:
+            self.window = [time.monotonic(), 0, 0.0]
+            while step < run.total_steps:
+                state, numbers = self.program.step(state, run.store.arrays, batch)
+                step += 1
+                if pending is not None:
+                    self.note(*pending, state)
+                pending = (step, numbers)
+                if step % save_every == 0 and step < run.total_steps:
+                    self.note(*pending, state)
+                    pending = None
+                    self.save(step, state)
+                if step % report_every == 0 and step < run.total_steps:
+                    self.report(step, state)
+                if stop.now(step):
+                    break
+                if step < run.total_steps:
+                    waiting = time.monotonic()
+                    batch = next(batches)
+                    self.window[2] += time.monotonic() - waiting
+            if pending is not None:
+                self.note(*pending, state)
+            finished = step >= run.total_steps
+            self.say.done()
+            saved = self.save(step, state)
+            if finished:
+                self.report(step, state)
+        return self.finish(step, state, finished, saved)
+
+    def note(self, step: int, numbers: Any, state: Any) -> None:
+        """Look at the metrics of one step: stop on trouble, show the line, write every few."""
+        run, config = self.run_, self.run_.config
+        values = {k: np.asarray(v).item() for k, v in jax.device_get(numbers).items()}
+        if not values.pop("healthy"):
+            self.stop_non_finite(step, values, state)
+        self.window[1] += 1
+        elapsed = max(time.monotonic() - self.window[0], 1e-9)
+        rate = self.window[1] * config.optim.batch_size / elapsed
+        stall = self.window[2] / elapsed
+        mfu = (
+            run.network.flops_per_image * rate / (self.peak * run.mesh.size) if self.peak else None
+        )
+        epoch = step / run.steps_per_epoch
+        if self.main:
+            left = (run.total_steps - step) * elapsed / self.window[1]
+            line = (
+                f"step {step}/{run.total_steps}  epoch {epoch:.1f}  loss {values['loss']:.4f}  "
+                f"lr {values['learning_rate']:.2e}  {rate:.1f} img/s  data wait {stall:.0%}"
+                + (f"  MFU {mfu:.0%}" if mfu is not None else "")
+                + f"  left {duration(left)}"
+            )
+            self.say.show(line)
+        if step % config.log.every_steps == 0 or step == run.total_steps:
+            values |= {"epoch": epoch, "images_per_second": rate, "data_wait": stall}
+            if mfu is not None:
+                values["mfu"] = mfu
+            if self.main:
+                with self.survive_full_disk(f"the metrics of step {step}"):
+                    self.writer.write_scalars(step, values)
+            self.window = [time.monotonic(), 0, 0.0]
+
+    def save(self, step: int, state: Any) -> bool:
+        """Save state and data position."""
+        run = self.run_
+        notes = {
+            "step": step,
+            "position": step * run.config.optim.batch_size,
+            "seed": run.config.seed,
+            "dataset_fingerprint": run.index.fingerprint,
+            "state_fingerprint": int(self.fingerprint((state.params, state.opt_state))),
+        }
+        done = self.checkpoints.save(step, state, notes)
+        self.window = [time.monotonic(), 0, 0.0]
+        return done
+
+    def report(self, step: int, state: Any) -> None:
+        """Evaluate, draw, and rewrite the page."""
+        self.say.show(f"step {step}: evaluating", force=self.say.live)
+        arrays = self.live.evaluate(state.params)
+        if self.main:
+            with self.survive_full_disk(f"the report of step {step}"):
+                self.live.draw(step, arrays, len(self.skipped))
+        self.window = [time.monotonic(), 0, 0.0]
+
+    @contextlib.contextmanager
+    def survive_full_disk(self, what: str) -> Iterator[None]:
+        """Say that something could not be written, and go on."""
+        try:
+            yield
+        except OSError as error:
+            self.say.say(f"{what} could not be written: {error.strerror or error}")
+
+    def stop_non_finite(self, step: int, values: dict[str, float], state: Any) -> None:
+        """Write what is needed to run the step again, and stop."""
+        run = self.run_
+        place = self.folder / "failures" / f"step_{step}"
+        place.mkdir(parents=True, exist_ok=True)
+        numbers = run.order.batch(step - 1)
+        # The state was frozen as it was before the step, so it can be replayed as it stands.
+        checkpoint.save_tree(place / "state", state)
+        if self.main:
+            workdir.write_json(
+                place / "capture.json",
+                {
+                    "step": step,
+                    "seed": run.config.seed,
+                    "loss": repr(values["loss"]),
+                    "grad_norm": repr(values["grad_norm"]),
+                    "indices": numbers.tolist(),
+                    "names": [run.index.source.names[int(n)] for n in numbers],
+                    "config": run.config.to_dict(),
+                },
+            )
+        self.say.done()
+        raise NonFiniteLossError(
+            f"step {step}: the loss is {values['loss']} and its gradient norm {values['grad_norm']}. "
+            f"Stopped before the update. Step, images, config and state are in '{place}'; "
+            f"python scripts/replay_step.py {place} runs it again image by image"
+        )
+
+    def finish(self, step: int, state: Any, finished: bool, saved: bool) -> Result:
+        """Say how it ended and where everything is."""
+        code = f"{int(self.fingerprint(state.params)):08x}"
+        page = self.live.folder / "index.html"
+        path = self.checkpoints.path(step) if saved else None
+        if self.main:
+            with self.survive_full_disk("the result"):
+                if not page.exists():
+                    self.live.page(step, len(self.skipped))
+                workdir.write_json(
+                    self.folder / "result.json",
+                    {
+                        "step": step,
+                        "finished": finished,
+                        "params_fingerprint": code,
+                        **{k: round(v, 6) for k, v in self.live.latest.items()},
+                    },
+                )
+                self.writer.flush()
+            ended = "finished" if finished else "stopped on request"
+            self.say.say(f"{ended} at step {step}, parameter hash {code}")
+            for name, value in self.live.latest.items():
+                self.say.say(f"  {name.replace('_', ' '):18s} {value:.4f}")
+            self.say.say(f"pictures    {self.live.newest_picture()}")
+            self.say.say(f"report      {page}")
+            self.say.say(f"checkpoint  {path if path is not None else 'could not be saved'}")
+            if not finished:
+                self.say.say("run the same command again to go on")
+        return Result(step, finished, page, path, code, state.params)

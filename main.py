@@ -1,0 +1,87 @@
+"""Train: `python main.py --config=configs/quickstart.py --workdir=runs/quickstart`.
+
+Only flags live here; notebooks and tests call `train.train_and_evaluate(config, workdir)` themselves.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from deblur_mae_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one again resumes it.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile, print the cost, take one step, exit.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Several hosts that find each other (TPU pods)."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, for other clusters."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes, with --coordinator."
+)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, with --coordinator.")
+
+
+def fail(message: object, status: int = 2) -> None:
+    """One line on stderr, no traceback."""
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def main(argv: list[str]) -> None:
+    """Run what the flags say."""
+    if len(argv) > 1:
+        fail(f"unexpected argument '{argv[1]}'; flags start with --")
+    if CONFIG.value is None:
+        fail("--config is not set: name a file of configs/, such as --config=configs/quickstart.py")
+    try:
+        CONFIG.value.task  # noqa: B018, a file that could not be loaded only complains when it is used
+    except (OSError, AttributeError) as error:
+        fail(f"--config: {error}")
+    if WORKDIR.value is None and not DRY_RUN.value:
+        fail("--workdir is not set: name a folder for the run, such as --workdir=runs/first")
+
+    logging.set_verbosity(logging.WARNING)
+    import jax
+
+    if DISTRIBUTED.value or COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    from deblur_mae_jax import train
+
+    try:
+        result = train.train_and_evaluate(CONFIG.value, WORKDIR.value or "", DRY_RUN.value)
+    except UserError as error:
+        fail(error)
+    except train.NonFiniteLossError as error:
+        fail(error, status=3)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        size = CONFIG.value.optim.batch_size
+        fail(
+            f"out of device memory at config.optim.batch_size={size}: use a larger "
+            "config.optim.accum_steps, config.model.remat=True or config.data.store=streaming. "
+            f"{str(error).splitlines()[0][:200]}",
+            status=5,
+        )
+    else:
+        if result.checkpoint is None and not DRY_RUN.value:
+            fail("the last checkpoint could not be saved; see the messages above", status=4)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags, with unknown config fields reported as one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (
+        Exception
+    ) as error:  # absl, ml_collections and the config file itself each raise their own
+        fail(error)
+        raise AssertionError from error
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

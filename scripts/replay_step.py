@@ -1,0 +1,62 @@
+"""Run the step of a failure capture again, image by image.
+
+    python scripts/replay_step.py runs/d2mae/failures/step_1234
+
+A run that meets a loss that is not finite stops and writes such a folder: state, configuration and the
+images of the step. This prints the loss of every image of that batch, worst first.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import checkpoint, experiment, inputs
+from deblur_mae_jax.errors import UserError
+
+
+def replay(capture: Path) -> list[tuple[str, float]]:
+    """(image name, loss) of every example of the captured step, worst first."""
+    path = capture / "capture.json"
+    if not path.exists():
+        raise UserError(f"'{capture}' is not a capture: it holds no capture.json")
+    record = json.loads(path.read_text())
+    config = ConfigDict(record["config"])
+    run = experiment.build(config, None)
+    state = checkpoint.load_tree(capture / "state", run.make_state())
+    step = record["step"] - 1
+    batch = next(run.store.batches(step, 1))
+    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    keys = inputs.stream_keys(record["seed"], step, jnp.arange(config.optim.batch_size))
+
+    @jax.jit
+    def losses(params, arrays, batch):
+        return run.network.loss(
+            params, run.network.inputs.train(run.store.gather(arrays, batch), keys), keys
+        )[0]
+
+    values = np.asarray(losses(state.params, run.store.arrays, batch))
+    pairs = list(zip(record["names"], values.tolist(), strict=True))
+    return sorted(pairs, key=lambda pair: -np.nan_to_num(pair[1], nan=np.inf))
+
+
+def main() -> None:
+    """Print the table."""
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        for name, loss in replay(Path(sys.argv[1])):
+            print(f"{loss:12.6g}  {name}")
+    except UserError as error:
+        print("error:", error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

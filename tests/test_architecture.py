@@ -1,0 +1,89 @@
+"""Imports point one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "deblur_mae_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Which third parties and which parts of ours each part may import, at any level of a file.
+ALLOWED = {
+    "degradations": {"jax", "numpy", "deblur_mae_jax.degradations", "deblur_mae_jax.errors"},
+    "masking.py": {"jax"},
+    "losses.py": {"jax"},
+    "views.py": {"jax"},
+    "models": {
+        "jax", "numpy", "flax", "deblur_mae_jax.models", "deblur_mae_jax.masking",
+        "deblur_mae_jax.errors",
+    },
+    "tasks": {"jax", "deblur_mae_jax.losses", "deblur_mae_jax.masking", "deblur_mae_jax.errors"},
+    "data": {
+        "numpy", "scipy", "PIL", "grain", "absl", "tensorflow_datasets", "deblur_mae_jax.data",
+        "deblur_mae_jax.errors",
+    },
+    "optim.py": {"jax", "optax"},
+    "sharding.py": {"jax", "numpy"},
+    "checkpoint.py": {"jax", "orbax", "deblur_mae_jax.errors"},
+    "pytorch.py": {"numpy", "flax", "deblur_mae_jax.errors"},
+    "errors.py": set(),
+    "progress.py": set(),
+}  # fmt: skip
+STANDARD = set(__import__("sys").stdlib_module_names) | {"__future__"}
+ONLY_IN = {
+    "orbax": {"checkpoint.py"},
+    "clu": {"metrics.py", "train.py", "cost.py"},
+    "torch": set(),
+    "flax": {"models", "steps.py", "pytorch.py"},
+    "grain": {"data"},
+    "tensorflow_datasets": {"data"},
+    "matplotlib": {"evaluators"},
+    "dm_pix": {"evaluators"},
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.module == "deblur_mae_jax":
+                yield from (f"deblur_mae_jax.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def part(path):
+    return path.relative_to(PACKAGE).parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports(path):
+    for name in imports(path):
+        top = name.split(".")[0]
+        if top in STANDARD:
+            continue
+        if top in ONLY_IN:
+            assert part(path) in ONLY_IN[top], f"{path.name} imports {name}"
+        if part(path) in ALLOWED:
+            allowed = ALLOWED[part(path)]
+            assert any(name == a or name.startswith(f"{a}.") for a in allowed), (
+                f"{path.relative_to(ROOT)} imports {name}; it may import {sorted(allowed)}"
+            )
+
+
+def test_configs_import_only_configs():
+    for path in (ROOT / "configs").glob("*.py"):
+        assert all(n.split(".")[0] in ("configs", "ml_collections") for n in imports(path)), path
+
+
+def test_only_main_tools_and_tests_import_the_loop():
+    for path in FILES:
+        assert "deblur_mae_jax.train" not in set(imports(path)), path
+
+
+def test_no_file_has_two_reasons_to_exist():
+    for path in FILES:
+        assert len(path.read_text().splitlines()) <= 420, f"{path.name} is too long to be one thing"

@@ -1,0 +1,46 @@
+"""A config that runs in seconds: a real config file, shrunk."""
+
+import importlib
+
+SHRINK = {
+    "image_size": 16,
+    "model.patch_size": 4,
+    "model.embed_dim": 32,
+    "model.depth": 1,
+    "model.num_heads": 4,
+    "model.decoder_embed_dim": 16,
+    "model.decoder_depth": 1,
+    "model.decoder_num_heads": 2,
+    "data.name": "phantoms",
+    "data.num_images": 24,
+    "data.side": 40,
+    "data.num_threads": 2,
+    "optim.batch_size": 8,
+    "optim.steps": 4,
+    "checkpoint.every_epochs": 1.0,
+    "report.every_epochs": 1000.0,
+    "report.num_images": 3,
+    "report.num_eval_images": 6,
+    "log.every_steps": 1,
+    "log.tensorboard": False,
+}
+
+
+def config(name="quickstart", **overrides):
+    """`configs/<name>.py`, shrunk, then changed: `config("quickstart", optim__steps=6)`."""
+    out = importlib.import_module(f"configs.{name}").get_config()
+    values = SHRINK | {k.replace("__", "."): v for k, v in overrides.items()}
+    with out.ignore_type():
+        for key, value in values.items():
+            node, *rest = key.split(".")
+            if rest:
+                out[node][rest[0]] = value
+            else:
+                out[node] = value
+    return out.lock()
+
+
+def flags(name="quickstart", **overrides):
+    """The same as command-line flags."""
+    values = SHRINK | {k.replace("__", "."): v for k, v in overrides.items()}
+    return [f"--config=configs/{name}.py", *(f"--config.{k}={v}" for k, v in values.items())]
