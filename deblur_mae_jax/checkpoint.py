@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,38 @@ from deblur_mae_jax.errors import UserError
 
 def _one_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+CHECKSUMS = "checksums.json"
+
+
+def _checksum(file: Path) -> int:
+    value = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file of a checkpoint, by path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+    return {p.relative_to(folder).as_posix(): _checksum(p) for p in files}
+
+
+def _check_files(folder: Path) -> None:
+    """Raise `ValueError` where a file is not as it was written.
+
+    This comes before Orbax opens anything: a read that fails inside it leaves others under way, whose
+    complaints arrive later and from nowhere. A kill between the save and its checksums leaves none;
+    such a checkpoint is complete and is read without them.
+    """
+    path = folder / CHECKSUMS
+    if path.exists():
+        saved, found = json.loads(path.read_text()), _checksums(folder)
+        for name in sorted(saved.keys() | found.keys()):
+            if saved.get(name) != found.get(name):
+                raise ValueError(f"'{name}' is not as it was saved")
 
 
 @dataclasses.dataclass
@@ -63,6 +98,10 @@ class Checkpoints:
         )
         try:
             self._manager.save(step, args=arguments, force=True)
+            if jax.process_index() == 0:
+                draft = self.path(step) / f"{CHECKSUMS}.tmp"
+                draft.write_text(json.dumps(_checksums(self.path(step))))
+                os.replace(draft, self.path(step) / CHECKSUMS)
             return True
         except Exception as error:  # full disks and dead mounts come in many kinds
             kept = max((s for s in self._manager.all_steps() if s != step), default=None)
@@ -75,25 +114,24 @@ class Checkpoints:
             self._manager.reload()
             return False
 
-    def restore_latest(self, template: Any, verify: Any = None) -> Restored | None:
+    def restore_latest(self, template: Any) -> Restored | None:
         """The newest checkpoint that can be read, or `None` when there is none at all.
 
-        template: the state as arrays or shapes with shardings. verify: `(state, notes) -> bool`;
-        a checkpoint that fails it counts as damaged. Damaged ones are named and passed over; if
-        all are damaged a `UserError` says so, since starting afresh would lose them in silence.
+        template: the state as arrays or shapes with shardings. Damaged checkpoints are named and
+        passed over; if all are damaged a `UserError` says so, since starting afresh would lose them
+        in silence.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         for step in steps:
             try:
+                _check_files(self.path(step))
                 found = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()
                     ),
                 )
-                if verify is not None and not verify(found["state"], found["notes"]):
-                    raise ValueError("its contents do not match the checksum saved with it")
             except Exception as error:  # damage shows in as many ways as there are files
                 logging.warning("checkpoint %s is damaged: %s", self.path(step), _one_line(error))
                 self.broken.append(step)
