@@ -1,6 +1,6 @@
-"""Train: `python main.py --config=configs/quickstart.py --workdir=runs/quickstart`.
+"""Train, search, probe or predict: `python main.py --config=configs/quickstart.py --workdir=runs/first`.
 
-Only flags live here; notebooks and tests call `train.train_and_evaluate(config, workdir)` themselves.
+Only flags live here; notebooks and tests call `run.run(config, workdir)` themselves.
 """
 
 import sys
@@ -12,6 +12,11 @@ from deblur_mae_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one again resumes it.")
+MODE = flags.DEFINE_enum(
+    "mode", "run", ["run", "predict"], "What a config says, or predictions of the run in --workdir."
+)
+INPUT = flags.DEFINE_string("input", "", "With --mode=predict: a folder of images, or a CSV.")
+OUTPUT = flags.DEFINE_string("output", "", "With --mode=predict: the CSV to write.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile, print the cost, take one step, exit.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several hosts that find each other (TPU pods)."
@@ -35,12 +40,18 @@ def main(argv: list[str]) -> None:
     """Run what the flags say."""
     if len(argv) > 1:
         fail(f"unexpected argument '{argv[1]}'; flags start with --")
-    if CONFIG.value is None:
-        fail("--config is not set: name a file of configs/, such as --config=configs/quickstart.py")
-    try:
-        CONFIG.value.task  # noqa: B018, a file that could not be loaded only complains when it is used
-    except (OSError, AttributeError) as error:
-        fail(f"--config: {error}")
+    predicting = MODE.value == "predict"
+    if not predicting:
+        if CONFIG.value is None:
+            fail(
+                "--config is not set: name a file of configs/, such as --config=configs/quickstart.py"
+            )
+        try:
+            CONFIG.value.task  # noqa: B018, a file that could not be loaded only complains when used
+        except (OSError, AttributeError) as error:
+            fail(f"--config: {error}")
+    elif not INPUT.value:
+        fail("--input is not set: name a folder of images to predict")
     if WORKDIR.value is None and not DRY_RUN.value:
         fail("--workdir is not set: name a folder for the run, such as --workdir=runs/first")
 
@@ -49,16 +60,19 @@ def main(argv: list[str]) -> None:
 
     if DISTRIBUTED.value or COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    from deblur_mae_jax import train
+    from deblur_mae_jax import predict, run, train
 
     try:
-        result = train.train_and_evaluate(CONFIG.value, WORKDIR.value or "", DRY_RUN.value)
+        if predicting:
+            predict.run(WORKDIR.value, INPUT.value, OUTPUT.value)
+            return
+        result = run.run(CONFIG.value, WORKDIR.value or "", DRY_RUN.value)
     except UserError as error:
         fail(error)
     except train.NonFiniteLossError as error:
         fail(error, status=3)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error) or predicting:
             raise
         size = CONFIG.value.optim.batch_size
         fail(
@@ -68,7 +82,8 @@ def main(argv: list[str]) -> None:
             status=5,
         )
     else:
-        if result.checkpoint is None and not DRY_RUN.value:
+        trained = isinstance(result, train.Result)
+        if trained and result.checkpoint is None and not DRY_RUN.value:
             fail("the last checkpoint could not be saved; see the messages above", status=4)
 
 

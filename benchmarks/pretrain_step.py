@@ -55,21 +55,14 @@ def build_variants(config, arguments):
     keys = inputs.stream_keys(config.seed, 0, jnp.arange(B))
     input_path = jax.jit(
         lambda arrays, b: run.network.inputs.train(
-            run.store.gather(arrays, jax.tree.map(lambda x: x.reshape(-1), b)), keys
+            run.store.gather(arrays["images"], jax.tree.map(lambda x: x.reshape(-1), b)), keys
         )
     )
-    ready = input_path(run.store.arrays, batch)
-
-    class Prepared:
-        """Stands in for the input path: the batch is already what the network takes."""
-
-        @staticmethod
-        def train(examples, keys):
-            return examples
+    ready = input_path(run.arrays, batch)
 
     tx = run_optimizer(run)
     prepared_step = steps.make_train_step(
-        Prepared, lambda arrays, part: part, run.network.loss, tx, lambda s: 1e-4, config.seed
+        lambda arrays, part, keys: part, run.network.loss, tx, lambda s: 1e-4, config.seed
     )
     stacked = jax.tree.map(lambda x: x[None], ready)
     prepared = jax.jit(prepared_step, donate_argnums=0)
@@ -77,7 +70,7 @@ def build_variants(config, arguments):
     prepared = prepared.lower(state["prepared"], {}, stacked).compile()
 
     def full():
-        state["full"], out = program.step(state["full"], run.store.arrays, batch)
+        state["full"], out = program.step(state["full"], run.arrays, batch)
         jax.block_until_ready((state["full"], out))
 
     def without_input():
@@ -85,7 +78,7 @@ def build_variants(config, arguments):
         jax.block_until_ready((state["prepared"], out))
 
     def only_input():
-        jax.block_until_ready(input_path(run.store.arrays, batch))
+        jax.block_until_ready(input_path(run.arrays, batch))
 
     variants = {"full": full, "prepared": without_input, "input": only_input}
     facts = {

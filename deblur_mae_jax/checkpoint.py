@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from deblur_mae_jax.errors import UserError
@@ -150,6 +151,52 @@ class Checkpoints:
     def close(self) -> None:
         """Finish what is under way."""
         self._manager.close()
+
+
+BEST = "best"
+
+
+def load_params(folder: Path, shapes: Any) -> Any:
+    """The parameters of the run in `folder` as NumPy arrays: its best ones, or else its newest.
+
+    shapes: the parameter tree as shapes. Raises `UserError` where nothing can be read.
+    """
+    best = sorted(folder.glob(f"{BEST}_*"), key=_step_of)
+    steps = sorted((folder / "checkpoints").glob("step_*"), key=_step_of, reverse=True)
+    steps = [p for p in steps if p.name.split("_")[1].isdigit()]
+    for path in [*best[-1:], *steps]:
+        try:
+            if path in steps:
+                _check_files(path)
+                return _restore_numpy(path / "state", {"params": shapes})["params"]
+            return _restore_numpy(path, shapes)
+        except Exception as error:  # damage shows in as many ways as there are files
+            logging.warning("checkpoint %s cannot be used: %s", path, _one_line(error))
+    if steps:
+        raise UserError(f"no checkpoint in '{folder}' can be read with the config that lies there")
+    raise UserError(f"'{folder}' holds no checkpoint")
+
+
+def _step_of(path: Path) -> int:
+    number = path.name.rsplit("_", 1)[1]
+    return int(number) if number.isdigit() else -1
+
+
+def _restore_numpy(path: Path, shapes: Any) -> Any:
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+    as_numpy = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), like)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.restore(
+            path.resolve(),
+            args=ocp.args.PyTreeRestore(item=like, restore_args=as_numpy, partial_restore=True),
+        )
+    wrong = [
+        name.shape for name, want in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True)
+        if name.shape != want.shape
+    ]  # fmt: skip
+    if wrong:
+        raise ValueError(f"{len(wrong)} arrays have another shape, the first {wrong[0]}")
+    return found
 
 
 def save_tree(path: Path, tree: Any) -> None:

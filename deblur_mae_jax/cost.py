@@ -26,7 +26,7 @@ class Program:
 def compile_step(run: Experiment, state: Any, batch: Any) -> Program:
     """Compile the training step for exactly these shapes; nothing is compiled later in the loop."""
     started = time.monotonic()
-    compiled = run.train_step.lower(state, run.store.arrays, batch).compile()
+    compiled = run.train_step.lower(state, run.arrays, batch).compile()
     cost = compiled.cost_analysis() or {}
     memory = compiled.memory_analysis()
     total = 0
@@ -65,11 +65,11 @@ def dry_run(run: Experiment, state: Any, say: Progress) -> None:
     overview = parameter_overview.get_parameter_overview(state.params)
     program = compile_step(run, state, first)
     cost = summary(run, program, state)
-    state, numbers = program.step(state, run.store.arrays, first)
+    state, numbers = program.step(state, run.arrays, first)
     loss = float(numbers["loss"])
     # One more step for the time: the first one also moves programs and data into place.
     started = time.monotonic()
-    state, numbers = program.step(state, run.store.arrays, first)
+    state, numbers = program.step(state, run.arrays, first)
     jax.block_until_ready(numbers)
     seconds = time.monotonic() - started
     batch = run.config.optim.batch_size

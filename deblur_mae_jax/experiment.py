@@ -1,9 +1,8 @@
-"""Everything a run is made of, built from its config: data, model, task, optimiser, steps."""
+"""A training run, built from its config: images, network, order, store, optimiser, step."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -12,17 +11,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import inputs, lookup, optim, sharding, steps, stores, workdir
+from deblur_mae_jax import (
+    dataset,
+    optim,
+    pretrained,
+    sharding,
+    steps,
+    stores,
+    supervised,
+    workdir,
+)
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.data.order import Order
+from deblur_mae_jax.dataset import Progress
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.network import Network, build_network, is_supervised, task_module
+from deblur_mae_jax.supervised import Supervision
 
-IMAGENET = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
-Progress = Callable[[int, int], None]
+OPTIMIZERS = ("adamw", "lars")
 
 
 def _require(field: str, value: Any, ok: bool, rule: str) -> None:
@@ -51,8 +62,8 @@ def check(config: ConfigDict) -> None:
     _require("data.max_bad_fraction", bad, 0 <= bad < 1, "in [0, 1)")
     if c.task.blur_site not in ("native", "network"):
         raise unknown("config.task.blur_site", c.task.blur_site, ("native", "network"))
-    if o.name != "adamw":
-        raise unknown("config.optim.name", o.name, ("adamw",))
+    if o.name not in OPTIMIZERS:
+        raise unknown("config.optim.name", o.name, OPTIMIZERS)
     share = jax.device_count() * o.accum_steps
     if o.batch_size % share:
         near = max(share, round(o.batch_size / share) * share)
@@ -69,93 +80,6 @@ def check(config: ConfigDict) -> None:
             )
 
 
-@dataclasses.dataclass
-class Network:
-    """Model, task and input path; no data."""
-
-    model: Any
-    loss: Any
-    inputs: inputs.Inputs
-    init: Callable[[], Any]
-    flops_per_image: float
-
-
-def build_network(config: ConfigDict) -> Network:
-    """The parts of a run that need no images. Raises `UserError`."""
-    degradation = lookup.degradation(config.task.degrade)
-    if 2 not in degradation.ndim:
-        raise UserError(
-            f"config.task.degrade='{config.task.degrade}' is not defined for 2-D images"
-        )
-    settings = config.model.to_dict()
-    factory = lookup.function("models", settings.pop("name"), "Model", "config.model.name")
-    if settings["conditioning"] != "none" and not degradation.num_levels:
-        raise UserError(
-            f"config.model.conditioning={settings['conditioning']} needs a degradation with levels, "
-            f"such as blur.gaussian_levels; config.task.degrade='{config.task.degrade}' has none. "
-            "Choices: none, or another degradation"
-        )
-    if settings["dtype"] == "auto":
-        settings["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    model = factory(image_size=config.image_size, num_levels=degradation.num_levels, **settings)
-
-    task = config.task.to_dict()
-    make_task = lookup.function("tasks", task.pop("name"), "make", "config.task.name")
-    accepted = inspect.signature(make_task).parameters
-    loss = make_task(model, **{k: v for k, v in task.items() if k in accepted})
-
-    data, channels = config.data, config.model.in_chans
-    mean, std = IMAGENET[channels]
-    network_inputs = inputs.Inputs(
-        degradation,
-        image_size=config.image_size,
-        in_chans=channels,
-        blur_site=config.task.blur_site,
-        mean=tuple(data.mean) or mean,
-        std=tuple(data.std) or std,
-        crop_scale=tuple(data.crop_scale),
-        crop_ratio=tuple(data.crop_ratio),
-        flip=data.flip,
-        gray_target=data.gray_target,
-    )
-
-    def init():
-        # A step number that no run reaches, so that no training draw is shared with it.
-        key = jax.random.fold_in(jax.random.key(config.seed), 0xFFFFFFFF)
-        image = jnp.zeros((1, config.image_size, config.image_size, channels))
-        noise = jnp.zeros((1, model.grid**2))
-        level = jnp.ones((1,), jnp.int32)
-        return model.init(key, image, noise, config.task.mask_ratio, level)["params"]
-
-    count = lookup.function("models", config.model.name, "flops_per_image", "config.model.name")
-    return Network(model, loss, network_inputs, init, count(model, config.task.mask_ratio))
-
-
-def build_index(
-    config: ConfigDict,
-    folder: Path | None,
-    split: str | None = None,
-    progress: Progress | None = None,
-) -> data_index.Index:
-    """Pre-flight check of the training images, or of another `split`."""
-    data = config.data if split is None else ConfigDict({**config.data.to_dict(), "split": split})
-    make_source = lookup.function("data", data.name, "source", "config.data.name")
-    source = make_source(data, config.model.in_chans)
-    name = "index.json" if split is None else f"index_{split}.json"
-    settings = [data[k] for k in ("max_pixels", "max_side", "min_side", "bits16")]
-    return data_index.build(
-        source,
-        check=data.check,
-        max_bad_fraction=data.max_bad_fraction,
-        fraction=data.fraction if split is None else 1.0,
-        seed=config.seed,
-        num_threads=data.num_threads,
-        cache=folder / name if folder is not None and jax.process_index() == 0 else None,
-        settings=repr((*settings, config.model.in_chans)),
-        progress=progress,
-    )
-
-
 def schedule_lengths(config: ConfigDict, steps_per_epoch: float) -> tuple[int, float]:
     """(total steps, warm-up epochs) of a run."""
     o = config.optim
@@ -169,6 +93,30 @@ def schedule_lengths(config: ConfigDict, steps_per_epoch: float) -> tuple[int, f
     return max(1, math.ceil(o.epochs * steps_per_epoch)), o.warmup_epochs
 
 
+def build_optimizer(
+    config: ConfigDict, schedule: optim.Schedule, depth: int
+) -> optax.GradientTransformation:
+    """What `config.optim` asks for, on the parameters that the task trains."""
+    o, module = config.optim, task_module(config)
+    if o.name == "lars":
+        tx = optim.lars(schedule, weight_decay=o.weight_decay, clip_norm=o.clip_norm)
+    else:
+        tx = optim.adamw(
+            schedule,
+            b1=o.b1,
+            b2=o.b2,
+            eps=o.eps,
+            weight_decay=o.weight_decay,
+            clip_norm=o.clip_norm,
+            decay_tokens=o.get("decay_tokens", True),
+            layer_decay=o.get("layer_decay", 1.0),
+            depth=depth,
+        )
+    if hasattr(module, "trained"):
+        return optim.only(tx, module.trained(config.task.frozen))
+    return tx
+
+
 @dataclasses.dataclass
 class Experiment:
     """A run, ready to start."""
@@ -180,9 +128,13 @@ class Experiment:
     loader: Loader
     order: Order
     store: stores.Resident | stores.Streaming
+    arrays: Any  # what stays on the devices: images, and the network of an online search
     total_steps: int
     train_step: Any  # jitted: (state, arrays, batch) -> (state, metrics)
     make_state: Callable[[], steps.TrainState]
+    source: Any = None  # the run it starts from
+    supervision: Supervision | None = None
+    choose_level: Any = None  # the search inside the step: params -> inputs.ChooseLevel
 
     @property
     def steps_per_epoch(self) -> float:
@@ -194,31 +146,48 @@ class Experiment:
         return max(1, round(epochs * self.steps_per_epoch))
 
 
-def build(config: ConfigDict, folder: Path | None, progress: Progress | None = None) -> Experiment:
-    """Check the config, index the images, build the steps. Raises `UserError`."""
+def build(
+    config: ConfigDict,
+    folder: Path | None,
+    progress: Progress | None = None,
+    source: Any = None,
+    search_progress: Progress | None = None,
+) -> Experiment:
+    """Check the config, index the images, build the steps. Raises `UserError`.
+
+    source: for a run with labels, the pre-trained network it starts from (`transfer.resolve`).
+    """
     check(config)
-    network = build_network(config)
     mesh = sharding.make_mesh()
-    index = build_index(config, folder, progress=progress)
+    supervision, extras = None, {}
+    if is_supervised(config):
+        index, supervision = supervised.prepare(
+            config, folder, source, mesh, progress, search_progress
+        )
+        weights = supervised.class_weights(config, supervision)
+        network = build_network(config, len(supervision.classes), weights)
+        order = supervised.train_order(config, supervision)
+        extras["label"] = supervision.labels
+        if supervision.levels is not None:
+            extras["level"] = supervision.levels
+    else:
+        network = build_network(config)
+        index = dataset.build_index(config, folder, progress=progress)
+        order = Order(len(index), config.optim.batch_size, config.seed)
     if folder is not None:
         workdir.check_data(folder, index.fingerprint, len(index))
-    order = Order(len(index), config.optim.batch_size, config.seed)
     total_steps, warmup = schedule_lengths(config, order.steps_per_epoch)
     o = config.optim
     lr, epochs = o.base_lr * o.batch_size / 256, total_steps / order.steps_per_epoch
 
     def schedule(step):
+        if o.get("schedule", "cosine") == "constant":
+            epoch = jnp.minimum(step / order.steps_per_epoch, warmup)
+            return optim.mae_learning_rate(epoch, lr, lr, warmup, epochs)
         return optim.mae_learning_rate(step / order.steps_per_epoch, lr, o.min_lr, warmup, epochs)
 
-    tx = optim.adamw(
-        schedule,
-        b1=o.b1,
-        b2=o.b2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        clip_norm=o.clip_norm,
-    )
-    loader = Loader(index, config.model.in_chans)
+    tx = build_optimizer(config, schedule, network.model.depth)
+    loader = Loader(index, config.model.in_chans, extras)
     store = stores.make(
         config.data.store,
         loader,
@@ -229,11 +198,28 @@ def build(config: ConfigDict, folder: Path | None, progress: Progress | None = N
         config.data.num_threads,
         config.data.num_workers,
     )
-    train_step = steps.make_train_step(
-        network.inputs, store.gather, network.loss, tx, schedule, config.seed
-    )
+    arrays = {"images": store.arrays}
+    choose = None
+    if supervision is not None and supervision.setting and supervision.setting.kind == "online":
+        arrays["search"] = jax.device_put(source.params, sharding.replicated(mesh))
+        choose = supervised.online(config, supervision.setting, source, network)
+
+    def prepare(arrays, part, keys):
+        at = choose(arrays["search"]) if choose is not None else None
+        return network.inputs.train(store.gather(arrays["images"], part), keys, at)
+
+    train_step = steps.make_train_step(prepare, network.loss, tx, schedule, config.seed)
+    taken: Any = {}
+    if source is not None and supervision is not None:
+        shapes = jax.eval_shape(network.init)
+        taken, new = pretrained.fit(source, shapes, network.model, config.init_strict)
+        supervision.lines.append(
+            f"took {len(jax.tree.leaves(taken))} of {len(jax.tree.leaves(shapes))} arrays from "
+            f"{source.path}; new: {', '.join(new) or 'none'}"
+        )
     make_state = jax.jit(
-        lambda: steps.create_state(network.init, tx), out_shardings=sharding.replicated(mesh)
+        lambda taken: steps.create_state(steps.merged(network.init(), taken), tx),
+        out_shardings=sharding.replicated(mesh),
     )
     logging.info("%d steps, %.1f per epoch", total_steps, order.steps_per_epoch)
     return Experiment(
@@ -244,7 +230,11 @@ def build(config: ConfigDict, folder: Path | None, progress: Progress | None = N
         loader,
         order,
         store,
+        arrays,
         total_steps,
         jax.jit(train_step, donate_argnums=0),
-        make_state,
+        lambda: make_state(taken),
+        source,
+        supervision,
+        choose,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ from deblur_mae_jax.degradations.contract import Degradation, Params
 Batch = dict[str, jax.Array]
 
 # One named stream of randomness per purpose; each example then has its own key.
-STREAMS = ("crop", "degrade", "mask", "drop_path")
+STREAMS = ("crop", "degrade", "mask", "drop_path", "augment", "erase", "mix")
+# (examples, boxes, flips) -> the level of blur of each example `(B,)`
+ChooseLevel = Callable[[Batch, views.Box, jax.Array], jax.Array]
 
 
 def stream_keys(seed: int, step: jax.Array | int, index: jax.Array) -> dict[str, jax.Array]:
@@ -34,13 +37,16 @@ class Inputs:
     """Settings of the input path; `train` and `evaluate` turn examples into batches.
 
     An example is `image` uint8 `(Hc, Wc, C)` on its canvas, `size` (H, W) and, where a degradation
-    is the same every time, `degraded` uint8 `(Hc, Wc, 1)`. A batch is `inputs` and `targets` float32
-    `(B, S, S, C)` and, for a degradation with levels, `level` int32 `(B,)`.
+    is the same every time, `degraded` uint8 `(Hc, Wc, 1)`; where its level of blur is settled, `level`.
+    A batch is `inputs` and `targets` float32 `(B, S, S, C)` and, for a degradation with levels, `level`
+    int32 `(B,)`; entries of the examples that are not pixels (`label`) pass through.
 
     blur_site: "native" degrades the image at its own resolution before the crop, as the published
     DeblurrMAE code does (sigma is in native pixels); "network" degrades the resized crop.
     gray_target: with three channels, the degraded input is gray, as in that code, while the target
     keeps its colours unless this is set.
+    augment, erase: `(key, image (S, S, C)) -> image`, for training views only: after the degradation
+    and before the normalisation, and after it.
     """
 
     degradation: Degradation
@@ -53,6 +59,8 @@ class Inputs:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     gray_target: bool = False
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    erase: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     @property
     def precomputes(self) -> bool:
@@ -100,18 +108,33 @@ class Inputs:
         shape = (*clean.shape[:2], self.in_chans)
         return jnp.broadcast_to(degraded, shape), jnp.broadcast_to(clean, shape)
 
-    def _batch(self, examples: Batch, boxes, flips, params) -> Batch:
+    def _batch(self, examples: Batch, boxes, flips, params, keys=None) -> Batch:
         degraded, clean = jax.vmap(self._pair)(examples, boxes, flips, params)
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
-        batch = {
-            "inputs": views.normalise(degraded, mean, std),
-            "targets": views.normalise(clean, mean, std),
-        }
+        if keys is not None and self.augment is not None:
+            degraded = jax.vmap(self.augment)(keys["augment"], degraded)
+        inputs = views.normalise(degraded, mean, std)
+        if keys is not None and self.erase is not None:
+            inputs = jax.vmap(self.erase)(keys["erase"], inputs)
+        batch = {k: v for k, v in examples.items() if k not in ("image", "size", "degraded")}
+        batch |= {"inputs": inputs, "targets": views.normalise(clean, mean, std)}
         if "level" in params:
             batch["level"] = params["level"]
         return batch
 
-    def train(self, examples: Batch, keys: dict[str, jax.Array]) -> Batch:
+    def _params(self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None):
+        """Parameters of the degradation: at the given level, at the example's own, or drawn."""
+        level = examples.get("level") if level is None else level
+        if level is not None and self.degradation.at_level is not None:
+            return jax.vmap(self.degradation.at_level)(level)
+        return jax.vmap(self.degradation.draw)(keys["degrade"])
+
+    def train(
+        self,
+        examples: Batch,
+        keys: dict[str, jax.Array],
+        choose_level: ChooseLevel | None = None,
+    ) -> Batch:
         """Random resized crops and flips, each example with its own draws."""
 
         def crop(key, size):
@@ -121,18 +144,34 @@ class Inputs:
             return box, flip
 
         boxes, flips = jax.vmap(crop)(keys["crop"], examples["size"])
-        params = jax.vmap(self.degradation.draw)(keys["degrade"])
-        return self._batch(examples, boxes, flips, params)
+        level = None if choose_level is None else choose_level(examples, boxes, flips)
+        params = self._params(examples, keys, level)
+        return self._batch(examples, boxes, flips, params, keys)
+
+    def central(self, examples: Batch) -> tuple[views.Box, jax.Array]:
+        """Boxes and flips of the deterministic central view."""
+        boxes = jax.vmap(lambda size: views.centre_crop(size, self.image_size))(examples["size"])
+        return boxes, jnp.zeros(examples["size"].shape[0], bool)
 
     def evaluate(
         self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None
     ) -> Batch:
-        """The deterministic central view; `level` `(B,)` replaces the drawn one."""
-        boxes = jax.vmap(lambda size: views.centre_crop(size, self.image_size))(examples["size"])
-        flips = jnp.zeros(examples["size"].shape[0], bool)
-        if level is not None:
-            assert self.degradation.at_level is not None
-            params = jax.vmap(self.degradation.at_level)(level)
-        else:
-            params = jax.vmap(self.degradation.draw)(keys["degrade"])
-        return self._batch(examples, boxes, flips, params)
+        """The deterministic central view; `level` `(B,)` replaces the drawn or stored one."""
+        boxes, flips = self.central(examples)
+        return self._batch(examples, boxes, flips, self._params(examples, keys, level))
+
+    def at_levels(
+        self, examples: Batch, boxes: views.Box, flips: jax.Array, levels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Network inputs at every level `(B, T, S, S, C)`, and the clean view `(B, S, S, C)`."""
+        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        at_level = self.degradation.at_level
+        assert at_level is not None
+
+        def one(example, box, flip):
+            pairs = jax.vmap(lambda level: self._pair(example, box, flip, at_level(level)))
+            degraded, clean = pairs(levels)
+            return degraded, clean[0]
+
+        degraded, clean = jax.vmap(one)(examples, boxes, flips)
+        return views.normalise(degraded, mean, std), views.normalise(clean, mean, std)

@@ -1,7 +1,11 @@
-"""AdamW and the learning-rate schedule of MAE (He et al. 2022, table 8, and its code)."""
+"""Optimisers and learning-rate schedule of MAE: pre-training, fine-tuning and linear probing.
+
+He et al. 2022, tables 8 to 10 and the published code: AdamW, AdamW with layer-wise decay, LARS.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +14,9 @@ import jax.numpy as jnp
 import optax
 
 Schedule = Callable[[Any], Any]
+# The first layer of layer-wise decay; in fine-tuning the tokens and tables are not decayed.
+TOKENS = ("cls_token", "pos_embed", "blur_token", "level_embed")
+STATISTICS = ("running_mean", "running_var")
 
 
 def mae_learning_rate(
@@ -23,14 +30,39 @@ def mae_learning_rate(
     return jnp.where(epoch < warmup_epochs, warm, cosine)
 
 
+def _keys(path: tuple[Any, ...]) -> list[str]:
+    return [str(getattr(part, "key", part)) for part in path]
+
+
 def is_decayed(path: tuple[Any, ...], value: Any) -> bool:
-    """MAE's rule: every parameter with more than one axis, so also cls, mask and blur tokens."""
-    return value.ndim > 1 and getattr(path[-1], "key", None) != "bias"
+    """MAE's pre-training rule: parameters with more than one axis, so also cls, mask, blur tokens."""
+    return value.ndim > 1 and _keys(path)[-1] != "bias"
 
 
-def decay_mask(params: Any) -> Any:
-    """Tree of booleans: where weight decay acts."""
-    return jax.tree_util.tree_map_with_path(is_decayed, params)
+def decay_mask(params: Any, tokens: bool = True) -> Any:
+    """Tree of booleans: where weight decay acts. `tokens=False` leaves tokens and tables out."""
+
+    def decayed(path, value):
+        return is_decayed(path, value) and (tokens or _keys(path)[0] not in TOKENS)
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def layer_scales(params: Any, decay: float, depth: int) -> Any:
+    """Tree of learning-rate factors `decay ** (depth + 1 - layer)`.
+
+    Layer 0 is the tokens, the position table and the patch embedding, block i is layer i + 1, and
+    what follows the blocks is layer depth + 1.
+    """
+
+    def scale(path, value):
+        name = _keys(path)[0]
+        block = re.fullmatch(r"blocks_(\d+)", name)
+        layer = 0 if name in (*TOKENS, "patch_embed") else depth + 1
+        layer = int(block[1]) + 1 if block else layer
+        return decay ** (depth + 1 - layer)
+
+    return jax.tree_util.tree_map_with_path(scale, params)
 
 
 def adamw(
@@ -41,12 +73,66 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.05,
     clip_norm: float = 0.0,
+    decay_tokens: bool = True,
+    layer_decay: float = 1.0,
+    depth: int = 0,
 ) -> optax.GradientTransformation:
-    """AdamW as PyTorch defines it, with MAE's decay rule and optional clipping by global norm."""
-    steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    """AdamW as PyTorch defines it, with MAE's decay rules and optional clipping by global norm.
+
+    layer_decay: below 1, each layer of the encoder of `depth` blocks learns at its own rate.
+    """
+    first = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    last = []
+    if layer_decay != 1.0:
+
+        def scaled(updates, params=None):
+            return jax.tree.map(jnp.multiply, updates, layer_scales(updates, layer_decay, depth))
+
+        last = [optax.stateless(scaled)]
     return optax.chain(
-        *steps,
+        *first,
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        optax.add_decayed_weights(weight_decay, mask=decay_mask),
+        optax.add_decayed_weights(weight_decay, mask=lambda p: decay_mask(p, decay_tokens)),
+        *last,
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def lars(
+    schedule: Schedule,
+    *,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    trust_coefficient: float = 0.001,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """LARS as in MAE's linear probe: trust ratio and weight decay only where there is more than one
+    axis, and the learning rate outside the momentum (optax.lars has it inside)."""
+
+    def matrices(params):
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
+    first = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    return optax.chain(
+        *first,
+        optax.add_decayed_weights(weight_decay, mask=matrices),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), matrices),
+        optax.trace(decay=momentum),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def only(
+    tx: optax.GradientTransformation, trained: Callable[[str], bool]
+) -> optax.GradientTransformation:
+    """`tx` on the parameters whose top-level name is `trained`; the rest, and running statistics,
+    stay as they are and cost no optimiser memory."""
+
+    def labels(params):
+        def label(path, _):
+            keys = _keys(path)
+            return "train" if trained(keys[0]) and keys[-1] not in STATISTICS else "keep"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.partition({"train": tx, "keep": optax.set_to_zero()}, labels)

@@ -16,10 +16,10 @@ _LEAF = {"kernel": "weight", "scale": "weight"}
 
 
 def pytorch_name(path: tuple[str, ...]) -> str:
-    """`("blocks_0", "attn", "qkv", "kernel")` -> `"blocks.0.attn.qkv.weight"`."""
+    """`("blocks_0", "attn", "qkv", "kernel")` -> `"blocks.0.attn.qkv.weight"`; likewise `head_1`."""
     *modules, leaf = path
     name = ".".join([*modules, _LEAF.get(leaf, leaf)])
-    return re.sub(r"(?<=blocks)_(\d+)", r".\1", name)
+    return re.sub(r"(blocks|head)_(\d+)", r"\1.\2", name)
 
 
 def from_pytorch_layout(value: np.ndarray, leaf: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deblur_mae_jax.inputs import Inputs, stream_keys
+from deblur_mae_jax.inputs import stream_keys
 
 
 @flax.struct.dataclass
@@ -23,15 +23,20 @@ class TrainState:
     healthy: jax.Array
 
 
-def create_state(init: Callable[[], Any], tx: optax.GradientTransformation) -> TrainState:
-    """State before the first step, from `init() -> params`."""
-    params = init()
+def create_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
+    """State before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.ones((), bool))
 
 
+def merged(params: Any, part: Any) -> Any:
+    """`params` with the entries of the nested dict `part` in place of its own."""
+    if not isinstance(part, dict):
+        return part
+    return {**params, **{name: merged(params.get(name), value) for name, value in part.items()}}
+
+
 def make_train_step(
-    inputs: Inputs,
-    gather: Callable[[Any, Any], Any],
+    prepare: Callable[[Any, Any, dict[str, jax.Array]], Any],
     loss: Callable[..., tuple[jax.Array, dict]],
     tx: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
@@ -39,38 +44,44 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """`step(state, arrays, batch) -> (state, metrics)`.
 
-    batch: leaves `(A, B / A, ...)`; gradients are averaged over the A accumulation steps, which
-    gives the gradient of the whole batch. A non-finite loss or gradient leaves parameters and
+    prepare: `(arrays, part of a batch, keys) -> what the loss takes`. batch: leaves `(A, B / A,
+    ...)`; gradients are averaged over the A accumulation steps, which gives the gradient of the whole
+    batch. What a loss returns as `assign`, a part of the parameter tree, replaces those entries
+    (running statistics), averaged likewise. A non-finite loss or gradient leaves parameters and
     optimiser as they were before the step.
     """
 
     def loss_of(params, arrays, part, keys):
-        batch = inputs.train(gather(arrays, part), keys)
-        per_image, _ = loss(params, batch, keys)
-        return per_image.mean()
+        per_image, out = loss(params, prepare(arrays, part, keys), keys)
+        return per_image.mean(), out.get("assign", {})
 
     def train_step(state, arrays, batch):
         accum, share = jax.tree.leaves(batch)[0].shape[:2]
 
         def micro(number, part):
             keys = stream_keys(seed, state.step, number * share + jnp.arange(share))
-            return jax.value_and_grad(loss_of)(state.params, arrays, part, keys)
+            (value, assign), grads = jax.value_and_grad(loss_of, has_aux=True)(
+                state.params, arrays, part, keys
+            )
+            return value, assign, grads
 
         if accum == 1:
-            value, grads = micro(0, jax.tree.map(lambda x: x[0], batch))
+            value, assign, grads = micro(0, jax.tree.map(lambda x: x[0], batch))
         else:
 
             def add(carry, xs):
                 return jax.tree.map(jnp.add, carry, micro(*xs)), None
 
-            zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            first = jax.tree.map(lambda x: x[0], batch)
+            shapes = jax.eval_shape(micro, jnp.zeros((), jnp.int32), first)
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             total, _ = jax.lax.scan(add, zero, (jnp.arange(accum), batch))
-            value, grads = jax.tree.map(lambda x: x / accum, total)
+            value, assign, grads = jax.tree.map(lambda x: x / accum, total)
 
         grad_norm = optax.tree.norm(grads)
         healthy = state.healthy & jnp.isfinite(value) & jnp.isfinite(grad_norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = merged(optax.apply_updates(state.params, updates), assign)
 
         def keep(new, old):
             return jnp.where(healthy, new, old)

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data.loader import Loader, stream
-from deblur_mae_jax.data.order import Order
+from deblur_mae_jax.data.order import InOrder, Order
 from deblur_mae_jax.errors import UserError, unknown
 
 STORES = ("auto", "resident", "streaming")
@@ -40,36 +41,40 @@ class Resident:
     def __init__(
         self,
         loader: Loader,
-        order: Order,
+        order: Order | InOrder,
         mesh: Mesh,
         accum_steps: int,
         precompute: Precompute | None = None,
         num_threads: int = 4,
     ):
         self.order, self.mesh, self.accum_steps = order, mesh, accum_steps
-        self.rows = sharding.local_rows(order.batch_size, accum_steps)
         count = len(loader)
         padded = -(-count // mesh.size) * mesh.size
         height, width = loader.index.canvas
         shapes = {"image": (padded, height, width, loader.channels), "size": (padded, 2)}
         if precompute is not None:
             shapes["degraded"] = (padded, height, width, 1)
+        shapes |= {name: (padded, *values.shape[1:]) for name, values in loader.extras.items()}
+        types: dict[str, Any] = {"image": np.uint8, "size": np.int32, "degraded": np.uint8}
+        types |= {name: values.dtype for name, values in loader.extras.items()}
         cache: dict[tuple[int, int], dict[str, np.ndarray]] = {}
 
         def read(first: int, last: int) -> dict[str, np.ndarray]:
             if (first, last) in cache:
                 return cache[first, last]
             part = {
-                name: np.zeros((last - first, *shape[1:]), np.int32 if name == "size" else np.uint8)
+                name: np.zeros((last - first, *shape[1:]), types[name])
                 for name, shape in shapes.items()
             }
             part["size"][:] = 1  # rows of padding are never drawn, but must not divide by zero
 
             def one(number: int) -> None:
-                image = loader.pixels(number)
+                position, image = loader.read(number)
                 h, w = image.shape[:2]
                 part["image"][number - first, :h, :w] = image
                 part["size"][number - first] = h, w
+                for name, values in loader.extras.items():
+                    part[name][number - first] = values[position]
 
             with ThreadPoolExecutor(max(1, num_threads)) as pool:
                 list(pool.map(one, range(first, min(last, count))))
@@ -100,10 +105,17 @@ class Resident:
         }
 
     def batches(self, start_step: int, num_steps: int) -> Iterator[dict[str, jax.Array]]:
-        """Device batches for `num_steps` steps from `start_step`."""
+        """Device batches for `num_steps` training steps from `start_step`."""
+        rows = sharding.local_rows(self.order.batch_size, self.accum_steps)
         for step in range(start_step, start_step + num_steps):
-            numbers = self.order.batch(step)[self.rows]
+            numbers = self.order.batch(step)[rows]
             yield sharding.put_batch(self.mesh, {"number": numbers}, self.accum_steps)
+
+    def in_order(self, order: InOrder) -> Iterator[dict[str, jax.Array]]:
+        """Device batches `(1, B, ...)` that hold each image of `order` once."""
+        rows = sharding.local_rows(order.batch_size, 1)
+        for step in range(order.num_batches):
+            yield sharding.put_batch(self.mesh, {"number": order.batch(step)[rows]}, 1)
 
 
 class Streaming:
@@ -114,7 +126,7 @@ class Streaming:
     def __init__(
         self,
         loader: Loader,
-        order: Order,
+        order: Order | InOrder,
         mesh: Mesh,
         accum_steps: int,
         precompute: Precompute | None = None,
@@ -124,7 +136,6 @@ class Streaming:
         self.loader, self.order, self.mesh = loader, order, mesh
         self.accum_steps, self.precompute = accum_steps, precompute
         self.num_threads, self.num_workers = num_threads, num_workers
-        self.rows = sharding.local_rows(order.batch_size, accum_steps)
         self.arrays: dict[str, jax.Array] = {}
 
     @staticmethod
@@ -133,19 +144,28 @@ class Streaming:
         return batch
 
     def batches(self, start_step: int, num_steps: int) -> Iterator[dict[str, jax.Array]]:
-        """Device batches for `num_steps` steps from `start_step`."""
+        """Device batches for `num_steps` training steps from `start_step`."""
+        return self._stream(self.order, start_step, num_steps, self.accum_steps)
+
+    def in_order(self, order: InOrder) -> Iterator[dict[str, jax.Array]]:
+        """Device batches `(1, B, ...)` that hold each image of `order` once."""
+        return self._stream(order, 0, order.num_batches, 1)
+
+    def _stream(
+        self, order: Order | InOrder, start_step: int, num_steps: int, accum_steps: int
+    ) -> Iterator[dict[str, jax.Array]]:
         for local in stream(
             self.loader,
-            self.order,
+            order,
             start_step=start_step,
             num_steps=start_step + num_steps,
-            rows=self.rows,
+            rows=sharding.local_rows(order.batch_size, accum_steps),
             num_threads=self.num_threads,
             num_workers=self.num_workers,
         ):
             if self.precompute is not None:
                 local = {**local, "degraded": self.precompute(local["image"], local["size"])}
-            yield sharding.put_batch(self.mesh, local, self.accum_steps)
+            yield sharding.put_batch(self.mesh, local, accum_steps)
 
 
 def resident_bytes(loader: Loader, with_degraded: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,10 +18,19 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import checkpoint, cost, experiment, metrics, steps, workdir
+from deblur_mae_jax import (
+    checkpoint,
+    cost,
+    experiment,
+    lookup,
+    metrics,
+    steps,
+    transfer,
+    workdir,
+)
 from deblur_mae_jax.data import index as data_index
-from deblur_mae_jax.evaluators.live import LiveReport
 from deblur_mae_jax.experiment import Experiment
+from deblur_mae_jax.network import task_module
 from deblur_mae_jax.progress import Progress, duration
 
 DEFAULT_CACHE = "~/.cache/deblur_mae_jax/xla"
@@ -40,6 +50,7 @@ class Result:
     checkpoint: Path | None
     params_fingerprint: str
     params: Any
+    measures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def use_compilation_cache(setting: str) -> None:
@@ -94,15 +105,29 @@ def train_and_evaluate(
     folder = Path(workdir_path)
     say = Progress()
     main_process = jax.process_index() == 0
+    use_compilation_cache(config.compilation_cache)
+    source: Any = None
+    notes: list[str] = []
+    if transfer.wants_source(config):
+        config, source, notes = transfer.resolve(config, None if dry_run else folder)
     experiment.check(config)
     if not dry_run:
         workdir.claim(folder, config)
-    use_compilation_cache(config.compilation_cache)
+        if source is not None and main_process:
+            transfer.keep_copy(folder, source)
     run = experiment.build(
         config,
         None if dry_run else folder,
         lambda done, total: say.show(f"checking images: {done} of {total}"),
+        source,
+        lambda done, total: say.show(f"blur search: {done} of {total} images"),
     )
+    if run.supervision is not None:
+        run.supervision.lines[:0] = notes
+        notes = run.supervision.lines
+    if main_process:
+        for line in notes:
+            say.say(line)
     skipped = list(run.index.skipped)
     if main_process:
         left_out = f", {len(skipped)} files left out" if skipped else ""
@@ -146,6 +171,7 @@ def train_and_evaluate(
     if main_process:
         _record(run, folder, state, estimate, skipped)
     loop = _Loop(run, folder, checkpoints, program, say, fingerprint, skipped)
+    loop.best = restored.notes.get("best") if restored is not None else None
     try:
         return loop.run(state, start, first, batches)
     finally:
@@ -168,6 +194,7 @@ def _record(run: Experiment, folder: Path, state: Any, estimate: dict, skipped: 
             "canvas": run.index.canvas,
             "skipped": len(skipped),
             "classes": {name: labels.count(name) for name in sorted(set(labels))},
+            "class_names": run.supervision.classes if run.supervision else [],
             "groups": len(set(run.index.source.groups or [])),
         },
     )
@@ -184,7 +211,10 @@ class _Loop:
         self.writer = metrics.Writer(
             folder if self.main else None, resume, run.config.log.tensorboard
         )
-        self.live = LiveReport(run, folder, self.writer)
+        evaluator = task_module(run.config).EVALUATOR
+        live = lookup.function("evaluators", evaluator, "Live", "EVALUATOR of the task")
+        self.live = live(run, folder, self.writer)
+        self.best: dict[str, Any] | None = None  # step and score of the weights to keep
         self.peak = metrics.peak_flops(jax.devices()[0].device_kind)
         self.window = [time.monotonic(), 0, 0.0]  # start, steps, seconds waited for data
 
@@ -193,14 +223,14 @@ class _Loop:
         save_every = run.every(config.checkpoint.every_epochs)
         report_every = run.every(config.report.every_epochs)
         pending: tuple[int, Any] | None = None
-        step, finished = start, start >= run.total_steps
+        step = start
         batch = first
         if start == 0:
             self.report(0, state)
         with _Stop() as stop:
             self.window = [time.monotonic(), 0, 0.0]
-            while step < run.total_steps:
-                state, numbers = self.program.step(state, run.store.arrays, batch)
+            while step < run.total_steps and not self.patience_is_over(step):
+                state, numbers = self.program.step(state, run.arrays, batch)
                 step += 1
                 if pending is not None:
                     self.note(*pending, state)
@@ -208,9 +238,10 @@ class _Loop:
                 if step % save_every == 0 and step < run.total_steps:
                     self.note(*pending, state)
                     pending = None
-                    self.save(step, state)
                 if step % report_every == 0 and step < run.total_steps:
                     self.report(step, state)
+                if step % save_every == 0 and step < run.total_steps:
+                    self.save(step, state)
                 if stop.now(step):
                     break
                 if step < run.total_steps:
@@ -219,12 +250,28 @@ class _Loop:
                     self.window[2] += time.monotonic() - waiting
             if pending is not None:
                 self.note(*pending, state)
-            finished = step >= run.total_steps
+            finished = step >= run.total_steps or self.patience_is_over(step)
             self.say.done()
-            saved = self.save(step, state)
             if finished:
                 self.report(step, state)
+            saved = self.save(step, state)
         return self.finish(step, state, finished, saved)
+
+    def patience_is_over(self, step: int) -> bool:
+        """Whether the validation images have not been judged better for too long."""
+        if self.best is None or not self.run_.config.select.patience_epochs:
+            return False
+        return step - self.best["step"] >= self.run_.every(self.run_.config.select.patience_epochs)
+
+    def keep_best(self, step: int, state: Any) -> None:
+        """Keep the weights if the validation images are judged better than ever before."""
+        score = self.live.score
+        if score is None or (self.best is not None and score <= self.best["score"]):
+            return
+        place = self.folder / f"{checkpoint.BEST}_{step}"
+        with self.survive_full_disk(f"the best weights, of step {step},"):
+            checkpoint.save_tree(place, state.params)
+            self.best = {"step": step, "score": score}
 
     def note(self, step: int, numbers: Any, state: Any) -> None:
         """Look at the metrics of one step: stop on trouble, show the line, write every few."""
@@ -266,8 +313,14 @@ class _Loop:
             "position": step * run.config.optim.batch_size,
             "seed": run.config.seed,
             "dataset_fingerprint": run.index.fingerprint,
+            "best": self.best,
         }
         done = self.checkpoints.save(step, state, notes)
+        if done and self.best is not None and self.main:
+            # Only now: a run that resumes from an earlier checkpoint still finds its best weights.
+            for old in self.folder.glob(f"{checkpoint.BEST}_*"):
+                if old.name != f"{checkpoint.BEST}_{self.best['step']}":
+                    shutil.rmtree(old, ignore_errors=True)
         self.window = [time.monotonic(), 0, 0.0]
         return done
 
@@ -278,6 +331,7 @@ class _Loop:
         if self.main:
             with self.survive_full_disk(f"the report of step {step}"):
                 self.live.draw(step, arrays, len(self.skipped))
+        self.keep_best(step, state)
         self.window = [time.monotonic(), 0, 0.0]
 
     @contextlib.contextmanager
@@ -321,9 +375,14 @@ class _Loop:
         code = f"{int(self.fingerprint(state.params)):08x}"
         page = self.live.folder / "index.html"
         path = self.checkpoints.path(step) if saved else None
+        if finished and self.best is not None:
+            self.say.show("predicting with the best weights", force=self.say.live)
+            place = self.folder / f"{checkpoint.BEST}_{self.best['step']}"
+            best = checkpoint.load_tree(place, state.params)
+            self.live.final(best, self.best, len(self.skipped), self.main)
         if self.main:
             with self.survive_full_disk("the result"):
-                if not page.exists():
+                if not page.exists() or (self.best is not None and not finished):
                     self.live.page(step, len(self.skipped))
                 workdir.write_json(
                     self.folder / "result.json",
@@ -338,10 +397,10 @@ class _Loop:
             ended = "finished" if finished else "stopped on request"
             self.say.say(f"{ended} at step {step}, parameter hash {code}")
             for name, value in self.live.latest.items():
-                self.say.say(f"  {name.replace('_', ' '):18s} {value:.4f}")
+                self.say.say(f"  {name.replace('_', ' '):32s} {value:.4f}")
             self.say.say(f"pictures    {self.live.newest_picture()}")
             self.say.say(f"report      {page}")
             self.say.say(f"checkpoint  {path if path is not None else 'could not be saved'}")
             if not finished:
                 self.say.say("run the same command again to go on")
-        return Result(step, finished, page, path, code, state.params)
+        return Result(step, finished, page, path, code, state.params, self.live.latest)

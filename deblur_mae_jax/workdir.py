@@ -28,6 +28,8 @@ FREE = (
     "data.num_workers",
     "data.max_bad_fraction",
     "compilation_cache",
+    "search.cache",
+    "search.batch_size",
 )
 PACKAGES = (
     "jax",
@@ -40,6 +42,7 @@ PACKAGES = (
     "scipy",
     "pillow",
     "ml-collections",
+    "scikit-learn",
     "clu",
     "tensorflow-datasets",
 )
@@ -59,6 +62,18 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 
     walk("", config)
     return out
+
+
+def nested(values: dict[str, Any]) -> ConfigDict:
+    """The inverse of `flat`, lists as tuples."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        node = out
+        *parts, leaf = name.split(".")
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[leaf] = tuple(value) if isinstance(value, list) else value
+    return ConfigDict(out, type_safe=False)
 
 
 def write_json(path: Path, value: Any) -> None:

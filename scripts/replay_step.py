@@ -38,10 +38,10 @@ def replay(capture: Path) -> list[tuple[str, float]]:
     @jax.jit
     def losses(params, arrays, batch):
         return run.network.loss(
-            params, run.network.inputs.train(run.store.gather(arrays, batch), keys), keys
+            params, run.network.inputs.train(run.store.gather(arrays["images"], batch), keys), keys
         )[0]
 
-    values = np.asarray(losses(state.params, run.store.arrays, batch))
+    values = np.asarray(losses(state.params, run.arrays, batch))
     pairs = list(zip(record["names"], values.tolist(), strict=True))
     return sorted(pairs, key=lambda pair: -np.nan_to_num(pair[1], nan=np.inf))
 

@@ -10,8 +10,9 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from deblur_mae_jax import experiment, lookup, losses, masking, optim, pytorch
+from deblur_mae_jax import lookup, losses, masking, optim, pytorch
 from deblur_mae_jax.models import position, vit_mae
+from deblur_mae_jax.network import build_network
 
 HERE = Path(__file__).parent / "golden"
 SIZES = {
@@ -174,7 +175,7 @@ def count(params):
 
 def shapes_of(name, **overrides):
     config = tiny.config(name, **overrides)
-    return jax.eval_shape(experiment.build_network(config).init)
+    return jax.eval_shape(build_network(config).init)
 
 
 def test_d2mae_adds_exactly_one_vector():
@@ -203,7 +204,7 @@ def test_published_sizes():
 
 
 def apply(config, level, **kwargs):
-    network = experiment.build_network(config)
+    network = build_network(config)
     params = jax.jit(network.init)()
     image = jax.random.normal(jax.random.key(1), (2, 16, 16, 1))
     noise = jax.random.uniform(jax.random.key(2), (2, 16))
@@ -260,7 +261,7 @@ def test_bfloat16_keeps_parameters_and_predictions_in_float32():
 def test_remat_changes_nothing():
     values = []
     for remat in (False, True):
-        network = experiment.build_network(tiny.config(model__remat=remat))
+        network = build_network(tiny.config(model__remat=remat))
         params = jax.jit(network.init)()
         image = jax.random.normal(jax.random.key(1), (2, 16, 16, 1))
         noise = jax.random.uniform(jax.random.key(2), (2, 16))

@@ -1,6 +1,7 @@
 """The loop, end to end: every config takes a step; runs resume bit-exactly; failures are clear."""
 
 import functools
+import importlib
 import json
 import os
 import random
@@ -21,7 +22,10 @@ from deblur_mae_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(
-    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common")
+    p.stem
+    for p in (ROOT / "configs").glob("*.py")
+    if p.stem not in ("__init__", "common", "transfer")
+    and not hasattr(importlib.import_module(f"configs.{p.stem}").get_config(), "init_from")
 )
 
 

@@ -26,10 +26,38 @@ SHRINK = {
 }
 
 
+# A run with labels has no decoder of its own, and its sizes come from where it starts.
+TRANSFER = {
+    "init_from": "",
+    "data.val_split": "",
+    "data.test_split": "",
+    "data.num_images": 45,
+    "search.cache": "",
+    "report.every_epochs": 1.0,
+    "report.bootstrap": 20,
+    "optim.epochs": 2.0,
+    "optim.warmup_epochs": 0.5,
+}
+UNLABELLED = ("report.num_", "report.every", "model.decoder", "optim.steps")
+
+
+def shrunk(name, transfer):
+    """The small values that a config of this kind has."""
+    if not transfer:
+        return SHRINK
+    out = {k: v for k, v in SHRINK.items() if not k.startswith(UNLABELLED)} | TRANSFER
+    if transfer == "inherits":
+        sizes = ("image_size", "model.")
+        out = {k: v for k, v in out.items() if not k.startswith(sizes)}
+    return out
+
+
 def config(name="quickstart", **overrides):
     """`configs/<name>.py`, shrunk, then changed: `config("quickstart", optim__steps=6)`."""
     out = importlib.import_module(f"configs.{name}").get_config()
-    values = SHRINK | {k.replace("__", "."): v for k, v in overrides.items()}
+    changed = {k.replace("__", "."): v for k, v in overrides.items()}
+    kind = "init_from" in out and ("inherits" if changed.get("init_from") else "scratch")
+    values = shrunk(name, kind) | changed
     with out.ignore_type():
         for key, value in values.items():
             node, *rest = key.split(".")

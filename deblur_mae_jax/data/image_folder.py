@@ -12,6 +12,11 @@ from deblur_mae_jax.data.decode import BITS16, EXTENSIONS, Decoder
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
 from deblur_mae_jax.errors import UserError, unknown
 
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test", "pool": "pool",
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Files:
@@ -51,7 +56,9 @@ def source(data, channels: int) -> Source:
     """Every image below `data.root`, by sorted relative path.
 
     Files without an image's extension are opened to see whether they are one; those that are not are
-    listed as skipped and otherwise ignored. The class of an image is its first sub-folder.
+    listed as skipped and otherwise ignored. The class of an image is its first sub-folder. Where all
+    the first sub-folders are splits (train, val, test, pool), only those named in `data.split` are
+    taken, and the class is the second.
     """
     root = existing_root(data.root)
     if not root.is_dir():
@@ -78,8 +85,21 @@ def source(data, channels: int) -> Source:
                     continue
             names.append(name)
     names.sort()
+    firsts = {n.split("/")[0] if "/" in n else "" for n in names}
+    depth = 0
+    if firsts and all(first.lower() in SPLIT_FOLDERS for first in firsts):
+        wanted = {name for name in data.split.split("+") if name and name != "all"}
+        present = {SPLIT_FOLDERS[first.lower()] for first in firsts}
+        if wanted and not wanted & present:
+            raise UserError(
+                f"config.data.split: '{data.split}' names no split of '{root}'. "
+                f"Choices: {', '.join(sorted(present))}, all."
+            )
+        depth = 1
+        if wanted:
+            names = [n for n in names if SPLIT_FOLDERS[n.split("/")[0].lower()] in wanted]
     reader = Files([str(root / name) for name in names], decoder)
-    labelled = [n.split("/")[0] if "/" in n else "" for n in names]
+    labelled = [n.split("/")[depth] if n.count("/") > depth else "" for n in names]
     return Source(
         names,
         reader.read,

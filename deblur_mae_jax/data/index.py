@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import hashlib
 import json
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,13 +27,15 @@ class Index:
     """Usable images of a source.
 
     source: only the usable images; sizes `(N, 2)`: their (H, W); skipped: the others;
-    fingerprint: changes with any name, size or (with check="pixels") any pixel.
+    fingerprint: changes with any name, size or (with check="pixels") any pixel; hashes: of the pixels
+    of each image, "" with check="header".
     """
 
     source: Source
     sizes: np.ndarray
     skipped: list[Skipped]
     fingerprint: str
+    hashes: list[str]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -46,15 +47,22 @@ class Index:
         return int(height), int(width)
 
 
+def pixel_hash(pixels: np.ndarray) -> str:
+    """128 bits of the content of one decoded image."""
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+    digest.update(pixels.tobytes())
+    return digest.hexdigest()
+
+
 def _check_one(source: Source, position: int, check: str) -> dict:
     try:
         height, width = source.size_of(position)
-        checksum = 0
+        digest = ""
         if check == "pixels":
             pixels = source.read(position)
             height, width = pixels.shape[:2]
-            checksum = zlib.crc32(pixels.tobytes())
-        return {"size": [int(height), int(width)], "crc": checksum}
+            digest = pixel_hash(pixels)
+        return {"size": [int(height), int(width)], "hash": digest}
     except BadImage as error:
         return {"reason": str(error)}
     except OSError as error:
@@ -97,7 +105,7 @@ def build(
     if cache is not None and cache.exists():
         try:
             stored = json.loads(cache.read_text())
-            known = stored["entries"] if stored["settings"] == [check, settings] else {}
+            known = stored["entries"] if stored["settings"] == [check, settings, 2] else {}
         except (ValueError, KeyError, TypeError):
             known = {}  # a damaged cache is only a slower start
 
@@ -116,7 +124,7 @@ def build(
                 progress(done, len(source))
     if cache is not None:
         entries = dict(zip(source.names, results, strict=True))
-        cache.write_text(json.dumps({"settings": [check, settings], "entries": entries}))
+        cache.write_text(json.dumps({"settings": [check, settings, 2], "entries": entries}))
 
     good = [i for i, r in enumerate(results) if "reason" not in r]
     bad = [Skipped(source.names[i], r["reason"]) for i, r in enumerate(results) if "reason" in r]
@@ -133,10 +141,11 @@ def build(
         )
     digest = hashlib.sha256()
     for i in good:
-        digest.update(f"{source.names[i]}\0{results[i]['size']}\0{results[i]['crc']}\n".encode())
+        digest.update(f"{source.names[i]}\0{results[i]['size']}\0{results[i]['hash']}\n".encode())
     sizes = np.array([results[i]["size"] for i in good], np.int32)
     usable = subset(source, np.array(good))
-    return Index(usable, sizes, [*bad, *source.skipped], digest.hexdigest()[:16])
+    hashes = [results[i]["hash"] for i in good]
+    return Index(usable, sizes, [*bad, *source.skipped], digest.hexdigest()[:16], hashes)
 
 
 def write_skipped(path: Path, skipped: list[Skipped]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from deblur_mae_jax.data.index import Index
-from deblur_mae_jax.data.order import Order
+from deblur_mae_jax.data.order import InOrder, Order
 from deblur_mae_jax.data.source import BadImage, Skipped
 
 Example = dict[str, np.ndarray]
@@ -21,10 +21,12 @@ class Loader:
 
     A file that can no longer be read is replaced by the next one that can and reported once: a long
     run does not die of one image.
+
+    extras: further arrays with one row per image (labels, levels of blur), handed out with it.
     """
 
-    def __init__(self, index: Index, channels: int):
-        self.index, self.channels = index, channels
+    def __init__(self, index: Index, channels: int, extras: dict[str, np.ndarray] | None = None):
+        self.index, self.channels, self.extras = index, channels, extras or {}
         self.failed: list[Skipped] = []
         self.on_failure: Callable[[Skipped], None] | None = None
         self._lock = threading.Lock()
@@ -38,8 +40,8 @@ class Loader:
     def __len__(self) -> int:
         return len(self.index)
 
-    def pixels(self, number: int) -> np.ndarray:
-        """uint8 `(H, W, C)` of image `number`, or of the next readable one."""
+    def read(self, number: int) -> tuple[int, np.ndarray]:
+        """Image `number`, or the next readable one: its number and pixels uint8 `(H, W, C)`."""
         for offset in range(len(self)):
             position = (number + offset) % len(self)
             try:
@@ -47,7 +49,7 @@ class Loader:
                 height, width = self.index.canvas
                 if image.shape[0] > height or image.shape[1] > width:
                     raise BadImage("it grew since the run started")
-                return image
+                return position, image
             except (BadImage, OSError) as error:
                 self._report(Skipped(self.index.source.names[position], str(error)))
         raise BadImage("no image can be read any more")
@@ -62,17 +64,18 @@ class Loader:
             self.on_failure(skipped)
 
     def example(self, number: int) -> Example:
-        """`image` on the canvas and its true `size` (H, W)."""
-        image = self.pixels(number)
+        """`image` on the canvas, its true `size` (H, W), and the extras."""
+        position, image = self.read(number)
         canvas = np.zeros((*self.index.canvas, self.channels), np.uint8)
         canvas[: image.shape[0], : image.shape[1]] = image
-        return {"image": canvas, "size": np.array(image.shape[:2], np.int32)}
+        extras = {name: values[position] for name, values in self.extras.items()}
+        return {"image": canvas, "size": np.array(image.shape[:2], np.int32), **extras}
 
 
 @dataclasses.dataclass
 class _ReadPosition:
     loader: Loader
-    order: Order
+    order: Order | InOrder
     rows: np.ndarray  # the places of a batch that this process reads
 
     def __call__(self, number: int) -> Example:
@@ -84,7 +87,7 @@ class _ReadPosition:
 
 def stream(
     loader: Loader,
-    order: Order,
+    order: Order | InOrder,
     *,
     start_step: int,
     num_steps: int,

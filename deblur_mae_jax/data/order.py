@@ -11,10 +11,26 @@ class Order:
     Position p of the sequence is example `p % batch_size` of step `p // batch_size`. The last,
     incomplete batch of an epoch is dropped, as in the papers' code; a set smaller than a batch is
     repeated inside it instead.
+
+    positions `(num_images,)`: the numbers that take part, all of 0..num_images - 1 by default.
+    labels `(num_images,)`: if given, an epoch is as many draws with replacement, each class as
+    likely as any other.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int):
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        positions: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+    ):
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.positions = np.arange(num_images) if positions is None else np.asarray(positions)
+        self.chances: np.ndarray | None = None
+        if labels is not None:
+            _, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
+            self.chances = 1.0 / (len(counts) * counts[which])
         drop = num_images % batch_size if num_images >= batch_size else 0
         self.epoch_length = num_images - drop
         self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -28,13 +44,38 @@ class Order:
         cached = self._cached  # read once: several threads may be at an epoch's end
         if cached[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            cached = self._cached = (epoch, generator.permutation(self.num_images))
+            if self.chances is None:
+                drawn = generator.permutation(self.num_images)
+            else:
+                drawn = generator.choice(self.num_images, self.num_images, p=self.chances)
+            cached = self._cached = (epoch, self.positions[drawn])
         return cached[1]
 
     def __call__(self, position: int) -> int:
         """The image at one position."""
         epoch, within = divmod(position, self.epoch_length)
         return int(self._permutation(epoch)[within])
+
+    def batch(self, step: int) -> np.ndarray:
+        """Image numbers `(batch_size,)` of a step."""
+        start = step * self.batch_size
+        return np.array([self(p) for p in range(start, start + self.batch_size)], np.int32)
+
+
+class InOrder:
+    """The given images once, one after the other; the last batch is filled up with its last image."""
+
+    def __init__(self, positions: np.ndarray, batch_size: int):
+        self.positions, self.batch_size = np.asarray(positions), batch_size
+
+    @property
+    def num_batches(self) -> int:
+        """Batches that hold every image."""
+        return -(-len(self.positions) // self.batch_size)
+
+    def __call__(self, position: int) -> int:
+        """The image at one position."""
+        return int(self.positions[min(position, len(self.positions) - 1)])
 
     def batch(self, step: int) -> np.ndarray:
         """Image numbers `(batch_size,)` of a step."""

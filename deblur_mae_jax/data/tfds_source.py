@@ -41,7 +41,7 @@ def source(data, channels: int) -> Source:
     features = records.dataset_info.features
     label = features["label"] if "label" in features.keys() else None  # noqa: SIM118
     return Source(
-        [f"{data.tfds_name}/{i:07d}" for i in range(len(records))],
+        [f"{data.tfds_name}/{data.split or 'train'}/{i:07d}" for i in range(len(records))],
         reader.read,
         labels=[_name(label, records[i]["label"]) for i in range(len(records))] if label else None,
     )

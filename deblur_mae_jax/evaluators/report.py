@@ -32,11 +32,12 @@ COLUMNS = {
 }
 
 
-def _tile(array: np.ndarray, side: int) -> Image.Image:
+def _tile(array: np.ndarray, height: int) -> Image.Image:
     array = np.rint(np.clip(array, 0, 255)).astype(np.uint8)
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
-    if side != image.width:
-        image = image.resize((side, side), Image.Resampling.NEAREST)
+    if height != image.height:
+        width = round(image.width * height / image.height)
+        image = image.resize((width, height), Image.Resampling.NEAREST)
     return image
 
 
@@ -64,15 +65,17 @@ def sheet(
 
 
 def gallery(pictures: list[np.ndarray], labels: list[str], columns: int, tile: int) -> Image.Image:
-    """Pictures `(H, W, C)` in grey levels, each with its label above it."""
+    """Pictures `(H, W, C)` in grey levels, `tile` pixels high, each with its label above it."""
     font = ImageFont.load_default(size=13)
     rows = -(-len(pictures) // columns)
-    out = Image.new("RGB", (columns * (tile + GAP) + GAP, rows * (tile + 26) + GAP), "white")
+    tiles = [_tile(picture, tile) for picture in pictures]
+    wide = max(image.width for image in tiles)
+    out = Image.new("RGB", (columns * (wide + GAP) + GAP, rows * (tile + 26) + GAP), "white")
     draw = ImageDraw.Draw(out)
-    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        x, y = GAP + number % columns * (tile + GAP), number // columns * (tile + 26)
+    for number, (image, label) in enumerate(zip(tiles, labels, strict=True)):
+        x, y = GAP + number % columns * (wide + GAP), number // columns * (tile + 26)
         draw.text((x, y + 7), label, fill="black", font=font)
-        out.paste(_tile(picture, tile), (x, y + 26))
+        out.paste(image, (x, y + 26))
     return out
 
 
@@ -128,12 +131,21 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _embedded(data: bytes, alt: str) -> str:
+def png_of(image: Image.Image) -> bytes:
+    """A picture as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def embedded(data: bytes, alt: str) -> str:
+    """A picture inside a page."""
     code = base64.b64encode(data).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{code}">'
 
 
-def _table(values: dict[str, Any]) -> str:
+def table_of(values: dict[str, Any]) -> str:
+    """Two columns: what, and its value."""
     rows = "".join(
         f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>"
         for k, v in values.items()
@@ -147,8 +159,20 @@ img{max-width:100%;height:auto;border:1px solid #ddd}
 h1{font-size:1.4rem;overflow-wrap:anywhere}h2{font-size:1.1rem}
 table{border-collapse:collapse;display:block;overflow-x:auto}
 th,td{text-align:left;padding:.15rem .8rem .15rem 0;border-bottom:1px solid #eee;font-weight:400}
-th{color:#666}details{margin:.5rem 0}summary{cursor:pointer}
+thead th{color:#222;font-weight:600}
+td.n{text-align:right;font-variant-numeric:tabular-nums}
+.warn{background:#fff3cd;border-left:4px solid #d39e00;padding:.5rem .8rem}.note{color:#555}
+details{margin:.5rem 0}summary{cursor:pointer}
 """
+
+
+def head(title: str) -> str:
+    """The beginning of a page."""
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width,initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
+    )
 
 
 def write(
@@ -168,26 +192,21 @@ def write(
         sheets = [sheets[i] for i in chosen]
     curves = png(loss_figure(lines))
     (folder / "loss.png").write_bytes(curves)
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width,initial-scale=1'>",
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
-        _table(facts),
-    ]
+    parts = [head(title), table_of(facts)]
     if skipped:
         parts.append(f"<p>{skipped} files were not used: see <code>skipped.csv</code>.</p>")
     if latest:
         named = {MEANING.get(k, k): f"{v:.4f}" for k, v in latest.items()}
-        parts += ["<h2>Evaluation</h2>", _table(named)]
-    parts += ["<h2>Curves</h2>", _embedded(curves, "loss, learning rate, PSNR")]
+        parts += ["<h2>Evaluation</h2>", table_of(named)]
+    parts += ["<h2>Curves</h2>", embedded(curves, "loss, learning rate, PSNR")]
     for number, (step, path) in enumerate(reversed(sheets)):
-        picture = _embedded(path.read_bytes(), f"reconstructions at step {step}")
+        picture = embedded(path.read_bytes(), f"reconstructions at step {step}")
         heading = f"Reconstructions at step {step}"
         if number == 0:
             parts.append(f"<h2>{heading}</h2>{picture}")
         else:
             parts.append(f"<details><summary>{heading}</summary>{picture}</details>")
-    parts.append(f"<details><summary>Config</summary>{_table(config)}</details></html>")
+    parts.append(f"<details><summary>Config</summary>{table_of(config)}</details></html>")
     path = folder / "index.html"
     path.write_text("\n".join(parts), encoding="utf-8")
     return path

@@ -71,6 +71,8 @@ class Attention(nn.Module):
         B, L, D = x.shape
         qkv = dense(3 * D, self.dtype, "qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(B, L, 3, self.num_heads, D // self.num_heads), 2, 0)
+        # Kept only where a caller asks for it (attention maps of the report).
+        self.sow("intermediates", "query_key", (q, k))
         attend: Any = jax.nn.dot_product_attention
         x = attend(q, k, v, implementation=self.implementation)
         return dense(D, self.dtype, "proj")(x.reshape(B, L, D))
@@ -95,7 +97,10 @@ def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block.
+
+    scale `(B, 2)`: factors of the two residual branches of each example, for stochastic depth.
+    """
 
     num_heads: int
     mlp_ratio: float = 4.0
@@ -103,8 +108,40 @@ class Block(nn.Module):
     implementation: str = "xla"
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, scale=None):
+        def scaled(branch, number):
+            return branch if scale is None else branch * scale[:, number, None, None]
+
         attn = Attention(self.num_heads, self.dtype, self.implementation, name="attn")
-        x = x + attn(layer_norm("norm1", self.dtype)(x))
+        x = x + scaled(attn(layer_norm("norm1", self.dtype)(x)), 0)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
-        return x + mlp(layer_norm("norm2", self.dtype)(x))
+        return x + scaled(mlp(layer_norm("norm2", self.dtype)(x)), 1)
+
+
+class BatchNorm(nn.Module):
+    """PyTorch's BatchNorm1d without affine parameters, over the first axis of `(B, D)`.
+
+    Normalises by the biased variance, keeps the unbiased one: Flax's keeps the biased one. Running
+    statistics are entries of the parameter tree that no optimiser touches; in training the second
+    result holds their new values, else it is empty.
+    """
+
+    epsilon: float = 1e-6
+    momentum: float = 0.1  # weight of the newest batch, as PyTorch counts it
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        D = x.shape[-1]
+        mean = self.param("running_mean", nn.initializers.zeros, (D,))
+        var = self.param("running_var", nn.initializers.ones, (D,))
+        new = {}
+        if train:
+            batch_mean, batch_var = x.mean(axis=0), x.var(axis=0)
+            m, unbias = self.momentum, x.shape[0] / max(x.shape[0] - 1, 1)
+            new = {
+                "running_mean": (1 - m) * mean + m * batch_mean,
+                "running_var": (1 - m) * var + m * unbias * batch_var,
+            }
+            mean, var = batch_mean, batch_var
+        mean, var = jax.lax.stop_gradient(mean), jax.lax.stop_gradient(var)
+        return (x - mean) / jnp.sqrt(var + self.epsilon), jax.lax.stop_gradient(new)

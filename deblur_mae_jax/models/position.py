@@ -32,3 +32,34 @@ def sincos_level(level: jax.Array, dim: int) -> jax.Array:
     frequency = np.exp(-np.log(10000.0) * np.arange(half) / (half - 1)).astype(np.float32)
     angles = level.astype(jnp.float32)[:, None] * frequency
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def _cubic_matrix(old: int, new: int) -> np.ndarray:
+    """Rows of PyTorch's bicubic interpolation `(new, old)`: a = -3/4, no antialiasing, border kept."""
+
+    def kernel(x, a=-0.75):
+        x = np.abs(x)
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+        return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(centre).astype(int)
+    matrix = np.zeros((new, old))
+    for offset in range(-1, 3):
+        column = np.clip(first + offset, 0, old - 1)
+        np.add.at(matrix, (np.arange(new), column), kernel(centre - (first + offset)))
+    return matrix
+
+
+def resize_table(table: np.ndarray, grid: int, extra_tokens: int = 1) -> np.ndarray:
+    """A position table `(1, extra_tokens + g * g, dim)` for `grid` x `grid` patches, as MAE resizes it."""
+    extra, patches = table[:, :extra_tokens], table[0, extra_tokens:]
+    old = round(len(patches) ** 0.5)
+    if old == grid:
+        return table
+    matrix = _cubic_matrix(old, grid)
+    square = patches.reshape(old, old, -1).astype(np.float64)
+    resized = np.einsum("yi,xj,ijd->yxd", matrix, matrix, square, optimize=True)
+    patches = resized.reshape(1, grid * grid, -1).astype(table.dtype)
+    return np.concatenate([extra, patches], axis=1)

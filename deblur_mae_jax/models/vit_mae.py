@@ -10,94 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from deblur_mae_jax import masking
-from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.models import layers, position
-
-# width, depth, heads of the encoder
-VARIANTS = {
-    "Ti": (192, 12, 3),
-    "S": (384, 12, 6),
-    "B": (768, 12, 12),
-    "L": (1024, 24, 16),
-    "H": (1280, 32, 16),
-}
-CONDITIONINGS = ("none", "addition", "token")
-LEVEL_CODES = ("learned", "sinusoid", "table", "mlp")
-token_init = nn.initializers.normal(0.02)
-
-
-def _patch_bias_init(fan_in: int):
-    """The bias of a PyTorch convolution: uniform in +-1/sqrt(fan_in)."""
-
-    def init(key, shape, dtype=jnp.float32):
-        bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
-class PatchEmbed(nn.Module):
-    """Linear embedding of flattened patches, stored as the P x P convolution it is in PyTorch."""
-
-    patch_size: int
-    in_chans: int
-    embed_dim: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, patches):
-        return _PatchProjection(
-            self.patch_size, self.in_chans, self.embed_dim, self.dtype, name="proj"
-        )(patches)
-
-
-class _PatchProjection(nn.Module):
-    patch_size: int
-    in_chans: int
-    embed_dim: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, patches):
-        P, C, D = self.patch_size, self.in_chans, self.embed_dim
-
-        def kernel_init(key, shape, dtype=jnp.float32):
-            return layers.xavier(key, (P * P * C, D), dtype).reshape(shape)
-
-        kernel = self.param("kernel", kernel_init, (P, P, C, D))
-        bias = self.param("bias", _patch_bias_init(P * P * C), (D,))
-        x, kernel, bias = nn.dtypes.promote_dtype(patches, kernel, bias, dtype=self.dtype)
-        x = x.reshape(-1, P * P * C)
-        return (layers.matmul(x, kernel.reshape(P * P * C, D)) + bias).reshape(
-            *patches.shape[:-1], D
-        )
-
-
-class LevelCode(nn.Module):
-    """The vector that tells the network the level of blur: `(B,)` levels -> `(B, D)`.
-
-    learned: DDPM sinusoid plus one learned vector, D2MAE's "0.0009 %" of extra parameters (D numbers);
-    sinusoid: nothing learned; table: one learned row per level; mlp: a two-layer map of the sinusoid.
-    """
-
-    dim: int
-    code: str = "learned"
-    num_levels: int = 0
-
-    @nn.compact
-    def __call__(self, level):
-        if self.code == "table":
-            table = self.param("table", token_init, (self.num_levels + 1, self.dim))
-            return table[level]
-        x = position.sincos_level(level, self.dim)
-        if self.code == "mlp":
-            x = nn.silu(nn.Dense(self.dim, kernel_init=layers.xavier, name="fc1")(x))
-            x = nn.Dense(self.dim, kernel_init=layers.xavier, name="fc2")(x)
-        return x
+from deblur_mae_jax.errors import unknown
+from deblur_mae_jax.models import embed, layers, position
 
 
 class ViTMAE(nn.Module):
@@ -138,19 +55,21 @@ class ViTMAE(nn.Module):
 
     def setup(self):
         block = nn.remat(layers.Block) if self.remat else layers.Block
-        self.cls_token = self.param("cls_token", token_init, (1, 1, self.embed_dim))
+        self.cls_token = self.param("cls_token", embed.token_init, (1, 1, self.embed_dim))
         if self.conditioning != "none":
             if self.level_code == "learned":
-                self.blur_token = self.param("blur_token", token_init, (1, 1, self.embed_dim))
-            self.level_embed = LevelCode(self.embed_dim, self.level_code, self.num_levels)
-        self.patch_embed = PatchEmbed(self.patch_size, self.in_chans, self.embed_dim, self.dtype)
+                self.blur_token = self.param("blur_token", embed.token_init, (1, 1, self.embed_dim))
+            self.level_embed = embed.LevelCode(self.embed_dim, self.level_code, self.num_levels)
+        self.patch_embed = embed.PatchEmbed(
+            self.patch_size, self.in_chans, self.embed_dim, self.dtype
+        )
         self.blocks = [
             block(self.num_heads, self.mlp_ratio, self.dtype, self.attention)
             for _ in range(self.depth)
         ]
         self.norm = layers.layer_norm(None, self.dtype)  # type: ignore[arg-type]
         self.decoder_embed = layers.dense(self.decoder_embed_dim, self.dtype)
-        self.mask_token = self.param("mask_token", token_init, (1, 1, self.decoder_embed_dim))
+        self.mask_token = self.param("mask_token", embed.token_init, (1, 1, self.decoder_embed_dim))
         self.decoder_blocks = [
             block(self.decoder_num_heads, self.mlp_ratio, self.dtype, self.attention)
             for _ in range(self.decoder_depth)
@@ -235,26 +154,10 @@ def Model(
     **kwargs: Any,
 ) -> ViTMAE:
     """A ViT-MAE by size: variant "Ti", "S", "B", "L" or "H"; other fields of `ViTMAE` by name."""
-    if variant not in VARIANTS:
-        raise unknown("config.model.variant", variant, VARIANTS)
-    if conditioning not in CONDITIONINGS:
-        raise unknown("config.model.conditioning", conditioning, CONDITIONINGS)
-    if level_code not in LEVEL_CODES:
-        raise unknown("config.model.level_code", level_code, LEVEL_CODES)
-    if attention not in layers.ATTENTIONS:
-        raise unknown("config.model.attention", attention, layers.ATTENTIONS)
-    if dtype not in ("float32", "bfloat16"):
-        raise unknown("config.model.dtype", dtype, ("auto", "bfloat16", "float32"))
-    if patch_size < 1 or image_size % patch_size:
-        raise UserError(
-            f"config.model.patch_size={patch_size} does not divide "
-            f"config.image_size={image_size}. Choices: "
-            f"{', '.join(str(p) for p in range(4, image_size + 1) if image_size % p == 0)}."
-        )
-    width, depth, heads = VARIANTS[variant]
-    sizes: dict[str, Any] = {"embed_dim": width, "depth": depth, "num_heads": heads}
-    sizes |= {k: kwargs.pop(k) for k in sizes if kwargs.get(k)}
-    kwargs = {k: v for k, v in kwargs.items() if k not in sizes}
+    if level_code not in embed.LEVEL_CODES:
+        raise unknown("config.model.level_code", level_code, embed.LEVEL_CODES)
+    sizes, kwargs = embed.encoder_sizes(variant, kwargs)
+    embed.check(image_size, patch_size, conditioning, attention, dtype)
     return ViTMAE(
         image_size=image_size,
         patch_size=patch_size,
@@ -274,19 +177,17 @@ def flops_per_image(model: ViTMAE, mask_ratio: float, training: bool = True) -> 
     patch embedding is counted for all patches, as a convolution does it.
     """
 
-    def blocks(tokens: int, width: int, depth: int) -> float:
-        dense = 2 * tokens * width * width * (4 + 2 * model.mlp_ratio)
-        return depth * (dense + 4 * tokens**2 * width)
-
     L = model.grid**2
     pixels = model.patch_size**2 * model.in_chans
     encoder_tokens = model.num_prefix + masking.num_kept(L, mask_ratio)
     decoder_tokens = model.num_decoder_prefix + L
     forward = (
         2 * L * pixels * model.embed_dim
-        + blocks(encoder_tokens, model.embed_dim, model.depth)
+        + embed.block_flops(encoder_tokens, model.embed_dim, model.depth, model.mlp_ratio)
         + 2 * encoder_tokens * model.embed_dim * model.decoder_embed_dim
-        + blocks(decoder_tokens, model.decoder_embed_dim, model.decoder_depth)
+        + embed.block_flops(
+            decoder_tokens, model.decoder_embed_dim, model.decoder_depth, model.mlp_ratio
+        )
         + 2 * L * model.decoder_embed_dim * pixels
     )
     return forward * (3 if training else 1)

@@ -21,8 +21,9 @@ import tiny
 from test_views import crop_box, on_canvas, render
 
 from benchmarks.torch_mae import TorchMAE, TorchStep
-from deblur_mae_jax import experiment, losses, masking, optim, pytorch, views
+from deblur_mae_jax import losses, masking, optim, pytorch, views
 from deblur_mae_jax.data.phantoms import Phantoms
+from deblur_mae_jax.network import build_network
 
 
 def load(net, params, model):
@@ -52,7 +53,7 @@ def load(net, params, model):
 def pair(request):
     """The same network twice, and a batch."""
     config = tiny.config(model__conditioning=request.param)
-    network = experiment.build_network(config)
+    network = build_network(config)
     params = jax.jit(network.init)()
     net = TorchMAE(network.model, request.param == "token")
     load(net, params, network.model)

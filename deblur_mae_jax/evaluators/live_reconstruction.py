@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deblur_mae_jax import experiment, metrics, sharding, workdir
+from deblur_mae_jax import dataset, metrics, sharding, workdir
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.evaluators import reconstruction, report
 from deblur_mae_jax.experiment import Experiment
@@ -19,7 +19,7 @@ def _everywhere(value: np.ndarray, sharding_: jax.sharding.Sharding) -> jax.Arra
     return jax.make_array_from_callback(value.shape, sharding_, lambda index: value[index])
 
 
-class LiveReport:
+class Live:
     """Evaluates the same images with the same masks each time; writes `report/` of the workdir."""
 
     def __init__(self, run: Experiment, folder: Path, writer: metrics.Writer):
@@ -27,9 +27,10 @@ class LiveReport:
         self.folder = folder / "report"
         self.folder.mkdir(exist_ok=True)
         self.latest: dict[str, float] = {}
+        self.score: float | None = None  # no checkpoint is better than the last
         config, network = run.config, run.network
         split = config.report.eval_split
-        self.index = run.index if not split else experiment.build_index(config, folder, split)
+        self.index = run.index if not split else dataset.build_index(config, folder, split)
         count = min(config.report.num_eval_images, len(self.index))
         # Spread over the set, so that the first sub-folder is not all there is to see.
         numbers = np.unique(np.linspace(0, len(self.index) - 1, count).astype(int))

@@ -1,0 +1,21 @@
+"""Deblurring masked autoencoders for ultrasound, in JAX. The Python interface is in `api.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+INTERFACE = ("load", "encode", "reconstruct", "search_blur", "predict", "degrade")
+__all__ = [*INTERFACE]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: a worker process that only reads images must not start JAX.
+    if name in INTERFACE:
+        from deblur_mae_jax import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'deblur_mae_jax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *INTERFACE])

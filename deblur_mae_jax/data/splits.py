@@ -1,0 +1,220 @@
+"""Which images train, validate and test: from a manifest, or made here, whole patients at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from deblur_mae_jax.data.source import Skipped, Source, subset
+from deblur_mae_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+def folds(
+    labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, seed: int = 0
+) -> np.ndarray:
+    """A fold number for every image `(N,)`: stratified by label, groups (patients) kept whole.
+
+    An image with an empty group is a group of its own. Deterministic in (labels, groups, seed).
+    """
+    if num_folds < 2:
+        raise UserError(f"config.data.folds={num_folds} must be at least 2")
+    known = [
+        f"group {g}" if g else f"image {i}"
+        for i, g in enumerate(groups if groups is not None else [""] * len(labels))
+    ]
+    if len(set(known)) < num_folds:
+        raise UserError(
+            f"config.data.folds={num_folds}: there are only {len(set(known))} patients to divide"
+        )
+    rarest = min((list(labels).count(name), name) for name in set(labels))
+    if rarest[0] < num_folds:
+        raise UserError(
+            f"config.data.folds={num_folds}: class '{rarest[1]}' has only {rarest[0]} image(s), fewer "
+            "than the folds; use fewer folds, or name the splits in a manifest"
+        )
+    splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    fold = np.empty(len(known), int)
+    for number, (_, held_out) in enumerate(splitter.split(known, list(labels), known)):
+        fold[held_out] = number
+    return fold
+
+
+def divide(
+    labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, fold: int, seed: int = 0
+) -> np.ndarray:
+    """ "train", "val" or "test" for every image: fold `fold` tests, the next one validates.
+
+    Five folds give the papers' 3:1:1.
+    """
+    if not 0 <= fold < num_folds:
+        raise UserError(f"config.data.fold={fold} must be in 0..{num_folds - 1}")
+    if num_folds < 3:
+        raise UserError(
+            f"config.data.folds={num_folds} must be at least 3 to train, validate and test"
+        )
+    numbers = folds(labels, groups, num_folds, seed)
+    out = np.full(len(numbers), "train", dtype="<U5")
+    out[numbers == fold] = "test"
+    out[numbers == (fold + 1) % num_folds] = "val"
+    return out
+
+
+@dataclasses.dataclass
+class Labelled:
+    """A source whose images have a class and a split. classes: names, in the order of the numbers."""
+
+    source: Source
+    split: np.ndarray  # of every image, "train", "val" or "test"
+    classes: list[str]
+    made_here: list[str]  # the splits that no manifest named
+
+
+def concatenate(parts: Sequence[Source]) -> Source:
+    """Several sources one after the other; labels, groups and masks where all of them have them."""
+    ends = np.cumsum([len(part) for part in parts])
+
+    def through(field: str) -> Callable | None:
+        functions = [getattr(part, field) for part in parts]
+        return None if any(f is None for f in functions) else _Concatenated(functions, ends)
+
+    def joined(field: str) -> list | None:
+        lists = [getattr(part, field) for part in parts]
+        return None if any(x is None for x in lists) else [v for x in lists for v in x]
+
+    read = through("read")
+    assert read is not None
+    seen: dict[str, Skipped] = {s.name: s for part in parts for s in part.skipped}
+    return Source(
+        [name for part in parts for name in part.names],
+        read,
+        through("header"),
+        through("stamp"),
+        labels=joined("labels"),
+        groups=joined("groups"),
+        masks=through("masks"),
+        skipped=list(seen.values()),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Concatenated:  # a class, not a closure: worker processes must be able to unpickle it
+    functions: list[Callable]
+    ends: np.ndarray
+
+    def __call__(self, position: int):
+        part = int(np.searchsorted(self.ends, position, side="right"))
+        return self.functions[part](position - int(self.ends[part - 1] if part else 0))
+
+
+def labelled(load: Callable[[str], Source], data, seed: int = 0) -> Labelled:
+    """The classified images that `config.data` names, with their splits.
+
+    load: split name -> source. `data.split`, `data.val_split` and `data.test_split` name splits of the
+    source; where the last two are "" they are taken from `data.split`, whole patients at a time
+    (`data.folds`, `data.fold`); "none" leaves the test split out. Raises `UserError` without labels,
+    with one class, with an empty split, or with a class that no training image has.
+    """
+    named = {"train": data.split, "val": data.val_split, "test": data.test_split}
+    if named["val"] == "none":
+        raise UserError(
+            "config.data.val_split=none: the best weights are chosen on the validation images; "
+            "'' takes them from the training split"
+        )
+    sources, split = [], []
+    for name, wanted in named.items():
+        if wanted in ("", "none") and name != "train":
+            continue
+        try:
+            part = load(wanted)
+        except UserError as error:
+            field = "split" if name == "train" else f"{name}_split"
+            line = str(error).replace("config.data.split", f"config.data.{field}")
+            hint = "" if name == "train" else f" '' takes it from config.data.split={data.split}."
+            raise UserError(line + (hint if field in line else "")) from error
+        if part.labels is None or not any(part.labels):
+            raise UserError(
+                "config.data.root: the images have no labels: a folder needs one sub-folder per "
+                "class, a CSV a column 'label'"
+            )
+        sources.append(part)
+        split += [name] * len(part)
+    source = concatenate(sources) if len(sources) > 1 else sources[0]
+    if len(set(source.names)) < len(source.names):
+        raise UserError(
+            "config.data: the same image is in two splits; config.data.split="
+            f"{data.split}, val_split={data.val_split}, test_split={data.test_split}"
+        )
+    labels = source.labels or []
+    keep = np.array([i for i, name in enumerate(labels) if name])
+    unlabelled = [Skipped(source.names[i], "no label") for i, name in enumerate(labels) if not name]
+    source = _only(source, keep, unlabelled)
+    names = np.array(split)[keep]
+    labels = source.labels or []
+    made_here = [n for n in ("val", "test") if named[n] == ""]
+    if made_here:
+        names = _take(names, labels, source.groups, made_here, data, seed)
+    classes = sorted(set(labels))
+    if len(classes) < 2:
+        raise UserError(
+            f"config.data.root: only one class, '{classes[0]}', has images: nothing to tell apart"
+        )
+    if data.positive:
+        if len(classes) != 2 or data.positive not in classes:
+            raise UserError(
+                f"config.data.positive='{data.positive}' must be one of two classes; "
+                f"the classes are {', '.join(classes)}"
+            )
+        classes = [*(c for c in classes if c != data.positive), data.positive]
+    wanted = [n for n in SPLITS if named[n] != "none"]
+    for name in wanted:
+        if not (names == name).any():
+            raise UserError(f"config.data.{name}_split: the {name} split has no labelled image")
+    in_train = {labels[i] for i in np.flatnonzero(names == "train")}
+    absent = [c for c in classes if c not in in_train]
+    if absent:
+        raise UserError(
+            f"config.data.split={data.split}: no training image of class '{absent[0]}', which the "
+            "other splits have"
+        )
+    return Labelled(source, names, classes, made_here)
+
+
+def _only(source: Source, keep: np.ndarray, left_out: list[Skipped]) -> Source:
+    return dataclasses.replace(subset(source, keep), skipped=[*source.skipped, *left_out])
+
+
+def _take(names, labels, groups, missing: list[str], data, seed: int) -> np.ndarray:
+    """Validation and/or test images out of the training images."""
+    inside = np.flatnonzero(names == "train")
+    own = [labels[i] for i in inside]
+    patients = None if groups is None else [groups[i] for i in inside]
+    if len(missing) == 2:
+        part = divide(own, patients, data.folds, data.fold, seed)
+    else:
+        number = folds(own, patients, data.folds, seed)
+        if not 0 <= data.fold < data.folds:
+            raise UserError(f"config.data.fold={data.fold} must be in 0..{data.folds - 1}")
+        part = np.where(number == data.fold, missing[0], "train")
+    out = names.copy()
+    out[inside] = part
+    return out
+
+
+def missing_classes(found: Labelled) -> list[str]:
+    """One line for every class that a split lacks."""
+    labels = np.array(found.source.labels)
+    lines = []
+    for name in SPLITS:
+        inside = set(labels[found.split == name])
+        absent = [c for c in found.classes if inside and c not in inside]
+        if absent:
+            lines.append(
+                f"the {name} split has no image of class {', '.join(absent)}; averages over classes "
+                "leave it out"
+            )
+    return lines

@@ -1,0 +1,110 @@
+"""Several classifiers on the same test images: is one better, and could this set have shown it?"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.evaluators import classification, predictions, statistics
+from deblur_mae_jax.evaluators.predictions import Predictions
+
+
+@dataclasses.dataclass
+class Run:
+    """A finished classification run."""
+
+    name: str
+    table: Predictions
+    judged: Predictions
+    numbers: dict[str, Any]
+
+
+def read_run(folder: Path) -> Run:
+    """What `main.py` left in a workdir. Raises `UserError` where it is not finished."""
+    path = folder / "predictions.csv"
+    if not path.exists():
+        raise UserError(
+            f"'{folder}' holds no predictions.csv: it is not a finished classification run"
+        )
+    table = predictions.read(path)
+    numbers = json.loads((folder / "metrics.json").read_text())
+    judged = table.where(table.split == numbers["judged_on"])
+    return Run(folder.name, table, judged, numbers)
+
+
+def aligned(a: Run, b: Run) -> tuple[Predictions, Predictions]:
+    """The judged images of two runs in the same order. Raises `UserError` if they are not the same."""
+    if a.table.classes != b.table.classes:
+        raise UserError(
+            f"{a.name} and {b.name} have other classes: {a.table.classes}, {b.table.classes}"
+        )
+    if set(a.judged.names) != set(b.judged.names):
+        both = len(set(a.judged.names) & set(b.judged.names))
+        raise UserError(
+            f"{a.name} and {b.name} were not judged on the same images ({len(a.judged)} and "
+            f"{len(b.judged)}, {both} in common): a paired comparison needs the same ones"
+        )
+    first, second = (p.where(np.argsort(p.names)) for p in (a.judged, b.judged))
+    if (first.labels != second.labels).any():
+        raise UserError(f"{a.name} and {b.name} disagree about the labels of the images")
+    return first, second
+
+
+def pairs(runs: list[Run], resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+    """Every pair of runs on the same test images, p-values adjusted by Holm's method over the pairs.
+
+    AUROC by DeLong's test (two classes), accuracy by McNemar's, macro F1 by a bootstrap over patients.
+    """
+    rows: list[dict[str, Any]] = []
+    for a, b in itertools.combinations(runs, 2):
+        first, second = aligned(a, b)
+        row: dict[str, Any] = {"a": a.name, "b": b.name, "images": len(first),
+                               "patients": len(first.by_patient)}  # fmt: skip
+        if len(first.classes) == 2 and len(np.unique(first.labels)) == 2:
+            scores = first.probabilities[:, 1], second.probabilities[:, 1]
+            row["auroc"] = statistics.delong(first.labels, *scores)
+        row["accuracy"] = statistics.mcnemar(
+            first.labels, first.probabilities.argmax(1), second.probabilities.argmax(1)
+        )
+        f1 = classification.f1_macro
+        row["f1_macro"] = f1(first.labels, first.probabilities) - f1(
+            second.labels, second.probabilities
+        )
+        row["f1_macro_interval"] = statistics.paired_patients(first, second, f1, resamples, seed)
+        rows.append(row)
+    for test in ("auroc", "accuracy"):
+        adjusted = statistics.holm([row[test].p if test in row else np.nan for row in rows])
+        for row, p in zip(rows, adjusted, strict=True):
+            row[f"{test}_holm"] = p
+    return rows
+
+
+def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> tuple[float, float, float]:
+    """(mean difference, t, p) of two methods over the same folds, by the corrected resampled t-test."""
+    if len(a) != len(b) or len(a) < 2:
+        raise UserError(
+            f"two methods over the same folds are needed, got {len(a)} and {len(b)} runs"
+        )
+    values = []
+    for one, other in zip(a, b, strict=True):
+        first, second = aligned(one, other)
+        measure = classification.METRICS[metric]
+        values.append(
+            (
+                measure(first.labels, first.probabilities),
+                measure(second.labels, second.probabilities),
+            )
+        )
+    x, y = np.array(values).T
+    n_test = round(np.mean([len(run.judged) for run in a]))
+    everything = len({name for run in a for name in run.judged.names})
+    if everything <= n_test:
+        raise UserError("the folds have the same test images: these are seeds, not folds")
+    t, p = statistics.corrected_t_test(x, y, everything - n_test, n_test)
+    return float((x - y).mean()), t, p

@@ -1,0 +1,129 @@
+"""Predictions of a classifier as a table, the one source of every number of a report."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from scipy.special import softmax
+
+from deblur_mae_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class Predictions:
+    """One row per image.
+
+    names, groups (patients, "" where unknown), split: `(N,)`; labels: class numbers, -1 where unknown;
+    probabilities `(N, C)` before any calibration; level and sigma of the blur that was undone, 0 and NaN
+    where there was none.
+    """
+
+    classes: list[str]
+    names: np.ndarray
+    groups: np.ndarray
+    split: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    level: np.ndarray
+    sigma: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, rows: np.ndarray) -> Predictions:
+        """The rows that a mask or a list of numbers selects."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Predictions(**{k: v if k == "classes" else v[rows] for k, v in values.items()})
+
+    @property
+    def of_split(self) -> dict[str, Predictions]:
+        """By split."""
+        return {str(name): self.where(self.split == name) for name in dict.fromkeys(self.split)}
+
+    @property
+    def patients(self) -> np.ndarray:
+        """A group for every image: its own name where it has none."""
+        return np.where(self.groups == "", self.names, self.groups)
+
+    @property
+    def by_patient(self) -> Predictions:
+        """One row per patient: the mean of the probabilities of its images.
+
+        A patient whose images have different labels (two lesions) has one row for each label.
+        """
+        keys = [f"{p}\0{n}" for p, n in zip(self.patients, self.labels, strict=True)]
+        unique, first, which = np.unique(keys, return_index=True, return_inverse=True)
+        counts = np.bincount(which)
+
+        def mean(values):
+            sums = np.zeros((len(unique), *values.shape[1:]))
+            np.add.at(sums, which, values)
+            return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
+
+        part = self.where(first)
+        return dataclasses.replace(
+            part,
+            names=part.patients,
+            probabilities=mean(self.probabilities),
+            sigma=mean(self.sigma),
+        )
+
+    def write(self, path: Path) -> None:
+        """CSV: image, group, split, label, predicted, one column per class, level, sigma."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            columns = [f"p_{name}" for name in self.classes]
+            out.writerow(
+                ["image", "group", "split", "label", "predicted", *columns, "level", "sigma"]
+            )
+            for i in range(len(self)):
+                label = self.classes[self.labels[i]] if self.labels[i] >= 0 else ""
+                predicted = self.classes[int(self.probabilities[i].argmax())]
+                row = [f"{p:.9g}" for p in self.probabilities[i]]
+                sigma = "" if np.isnan(self.sigma[i]) else f"{self.sigma[i]:g}"
+                out.writerow(
+                    [self.names[i], self.groups[i], self.split[i], label, predicted, *row,
+                     self.level[i], sigma]
+                )  # fmt: skip
+
+
+def read(path: Path) -> Predictions:
+    """What `write` wrote. Raises `UserError` for another file."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            columns = reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read '{path}': {error}") from error
+    classes = [name[2:] for name in columns if name.startswith("p_")]
+    if not classes or "image" not in columns or not rows:
+        raise UserError(f"'{path}' is not a table of predictions: its columns are {columns}")
+    try:
+        return Predictions(
+            classes,
+            np.array([r["image"] for r in rows]),
+            np.array([r["group"] for r in rows]),
+            np.array([r["split"] for r in rows]),
+            np.array([classes.index(r["label"]) if r["label"] else -1 for r in rows]),
+            np.array([[float(r[f"p_{c}"]) for c in classes] for r in rows]),
+            np.array([int(r["level"]) for r in rows]),
+            np.array([float(r["sigma"] or "nan") for r in rows]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"'{path}' is not a table of predictions: {error}") from error
+
+
+def probabilities_of(logits: np.ndarray) -> np.ndarray:
+    """Softmax in float64 `(N, C)`."""
+    return softmax(logits.astype(np.float64), axis=-1)
+
+
+def concatenate(parts: list[Predictions]) -> Predictions:
+    """Several tables of the same classes, one after the other."""
+    names = [f.name for f in dataclasses.fields(Predictions) if f.name != "classes"]
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Predictions(classes=parts[0].classes, **joined)

@@ -1,0 +1,194 @@
+"""Vision Transformer classifier with the encoder of `vit_mae` (MAE's fine-tuning and probing models).
+
+Parameter names are those of MAE's PyTorch code: `head`, `fc_norm` (mean pooling) or `norm` (cls
+token), a position table that is a parameter, and for a linear probe `head_0` (BatchNorm) before
+`head_1`. With a blur token the pooling leaves it out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deblur_mae_jax import masking
+from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.models import embed, layers, position
+
+POOLS = ("mean", "cls")
+
+
+def drop_path_rates(rate: float, depth: int) -> np.ndarray:
+    """Stochastic depth of each block, from 0 to `rate` linearly `(depth,)` (timm)."""
+    return np.linspace(0.0, rate, depth)
+
+
+def drop_path_scales(keys: jax.Array, rate: float, depth: int) -> jax.Array:
+    """Factors `(B, depth, 2)` of the residual branches, from one key per example: 0 or 1 / keep."""
+    keep = 1.0 - jnp.asarray(drop_path_rates(rate, depth), jnp.float32)[:, None]
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (depth, 2)))(keys)
+    return jnp.where(draws < keep, 1.0 / keep, 0.0)
+
+
+class ViT(nn.Module):
+    """Encoder and head. Build it with `Model`."""
+
+    num_classes: int
+    image_size: int = 224
+    patch_size: int = 16
+    in_chans: int = 1
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    pool: str = "mean"
+    probe: bool = False
+    drop_path: float = 0.0
+    head_init: float = 2e-5
+    conditioning: str = "none"
+    level_code: str = "learned"
+    num_levels: int = 0
+    dtype: Any = jnp.float32
+    attention: str = "xla"
+    remat: bool = False
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches: cls, and the blur token."""
+        return 2 if self.conditioning == "token" else 1
+
+    def setup(self):
+        block = nn.remat(layers.Block) if self.remat else layers.Block
+        self.cls_token = self.param("cls_token", embed.token_init, (1, 1, self.embed_dim))
+
+        def table(key, shape):
+            return jnp.asarray(position.sincos_2d(self.embed_dim, self.grid, self.num_prefix))[None]
+
+        shape = (1, self.num_prefix + self.grid**2, self.embed_dim)
+        self.pos_embed = self.param("pos_embed", table, shape)
+        if self.conditioning != "none":
+            if self.level_code == "learned":
+                self.blur_token = self.param("blur_token", embed.token_init, (1, 1, self.embed_dim))
+            self.level_embed = embed.LevelCode(self.embed_dim, self.level_code, self.num_levels)
+        self.patch_embed = embed.PatchEmbed(
+            self.patch_size, self.in_chans, self.embed_dim, self.dtype
+        )
+        self.blocks = [
+            block(self.num_heads, self.mlp_ratio, self.dtype, self.attention)
+            for _ in range(self.depth)
+        ]
+        if self.pool == "mean":
+            self.fc_norm = layers.layer_norm(None, jnp.float32)  # type: ignore[arg-type]
+        else:
+            self.norm = layers.layer_norm(None, jnp.float32)  # type: ignore[arg-type]
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(self.head_init))
+        if self.probe:
+            self.head_0, self.head_1 = layers.BatchNorm(), head
+        else:
+            self.head = head
+
+    def _code(self, level):
+        code = self.level_embed(level)
+        if self.level_code == "learned":
+            code = code + self.blur_token[:, 0]
+        return code
+
+    def features(self, images, level=None, mix=None, drop_path_keys=None):
+        """`(B, H, W, C)` -> pooled and normalised features `(B, D)` float32.
+
+        level `(B,)`: the blur level of each image, needed where the model is conditioned. mix
+        `(levels (B,), weights (B,))`: of the images mixed into these; the codes are mixed alike.
+        drop_path_keys `(B,)`: keys, in training.
+        """
+        B = images.shape[0]
+        x = self.patch_embed(masking.patchify(images, self.patch_size))
+        prefix = [jnp.broadcast_to(self.cls_token.astype(self.dtype), (B, 1, self.embed_dim))]
+        if self.conditioning != "none":
+            if level is None:
+                raise ValueError(
+                    f"conditioning='{self.conditioning}' needs the level of every image"
+                )
+            code = self._code(level)
+            if mix is not None:
+                weight = mix[1][:, None]
+                code = weight * code + (1 - weight) * self._code(mix[0])
+            code = code[:, None].astype(self.dtype)
+            if self.conditioning == "addition":
+                x = x + code
+            else:
+                prefix.append(code)
+        x = jnp.concatenate([*prefix, x], axis=1) + self.pos_embed.astype(self.dtype)
+        scales = None
+        if drop_path_keys is not None and self.drop_path > 0:
+            scales = drop_path_scales(drop_path_keys, self.drop_path, self.depth)
+            scales = scales.astype(self.dtype)
+        for number, block in enumerate(self.blocks):
+            x = block(x) if scales is None else block(x, scales[:, number])
+        if self.pool == "mean":
+            return self.fc_norm(x[:, self.num_prefix :].astype(jnp.float32).mean(axis=1))
+        return self.norm(x[:, 0].astype(jnp.float32))
+
+    def __call__(
+        self, images, level=None, mix=None, drop_path_keys=None, train=False, frozen=False
+    ):
+        """Logits `(B, num_classes)` float32, and new running statistics (a linear probe in training)."""
+        x = self.features(images, level, mix, drop_path_keys)
+        if frozen:
+            x = jax.lax.stop_gradient(x)
+        if self.probe:
+            x, new = self.head_0(x, train)
+            return self.head_1(x), {"head_0": new} if new else {}
+        return self.head(x), {}
+
+
+def Model(
+    variant: str = "B",
+    *,
+    num_classes: int,
+    image_size: int = 224,
+    patch_size: int = 16,
+    conditioning: str = "none",
+    level_code: str = "learned",
+    attention: str = "xla",
+    dtype: str = "float32",
+    pool: str = "mean",
+    drop_path: float = 0.0,
+    **kwargs: Any,
+) -> ViT:
+    """A ViT classifier by size; other fields of `ViT` by name."""
+    if pool not in POOLS:
+        raise unknown("config.model.pool", pool, POOLS)
+    if not 0 <= drop_path < 1:
+        raise UserError(f"config.model.drop_path={drop_path} must be in [0, 1)")
+    sizes, rest = embed.encoder_sizes(variant, kwargs)
+    embed.check(image_size, patch_size, conditioning, attention, dtype)
+    fields: dict[str, Any] = {
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "conditioning": conditioning,
+        "level_code": level_code,
+        "attention": attention,
+        "dtype": jnp.dtype(dtype),
+        "pool": pool,
+        "drop_path": drop_path,
+    }
+    return ViT(num_classes=num_classes, **fields, **sizes, **rest)
+
+
+def flops_per_image(model: ViT, mask_ratio: float = 0.0, training: bool = True) -> float:
+    """Floating-point operations of the matrix products for one image (2 per multiply-add)."""
+    L = model.grid**2
+    forward = (
+        2 * L * model.patch_size**2 * model.in_chans * model.embed_dim
+        + embed.block_flops(model.num_prefix + L, model.embed_dim, model.depth, model.mlp_ratio)
+        + 2 * model.embed_dim * model.num_classes
+    )
+    return forward * (3 if training else 1)

@@ -1,0 +1,106 @@
+"""The parts of a run that need no images: model, task and input path, from the config."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import augment, inputs, lookup
+from deblur_mae_jax.errors import UserError
+
+IMAGENET = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+
+
+@dataclasses.dataclass
+class Network:
+    """Model, task and input path; no data."""
+
+    model: Any
+    loss: Any
+    inputs: inputs.Inputs
+    init: Callable[[], Any]
+    flops_per_image: float
+
+
+def task_module(config: ConfigDict) -> Any:
+    """The file of `deblur_mae_jax/tasks` that `config.task.name` names."""
+    return inspect.getmodule(lookup.function("tasks", config.task.name, "make", "config.task.name"))
+
+
+def is_supervised(config: ConfigDict) -> bool:
+    """Whether the task learns from labels."""
+    return getattr(task_module(config), "SUPERVISED", False)
+
+
+def build_network(
+    config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, ...] = ()
+) -> Network:
+    """The parts of a run that need no images. Raises `UserError`."""
+    degradation = lookup.degradation(config.task.degrade)
+    if 2 not in degradation.ndim:
+        raise UserError(
+            f"config.task.degrade='{config.task.degrade}' is not defined for 2-D images"
+        )
+    settings = config.model.to_dict()
+    factory = lookup.function("models", settings.pop("name"), "Model", "config.model.name")
+    if settings["conditioning"] != "none" and not degradation.num_levels:
+        raise UserError(
+            f"config.model.conditioning={settings['conditioning']} needs a degradation with levels, "
+            f"such as blur.gaussian_levels; config.task.degrade='{config.task.degrade}' has none. "
+            "Choices: none, or another degradation"
+        )
+    if settings["dtype"] == "auto":
+        settings["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    supervised = is_supervised(config)
+    if supervised:
+        settings["num_classes"] = num_classes
+    model = factory(image_size=config.image_size, num_levels=degradation.num_levels, **settings)
+
+    task = config.task.to_dict()
+    make_task = task_module(config).make
+    task["class_weights"] = class_weights
+    accepted = inspect.signature(make_task).parameters
+    loss = make_task(model, **{k: v for k, v in task.items() if k in accepted})
+
+    data, channels = config.data, config.model.in_chans
+    mean, std = IMAGENET[channels]
+    mean, std = tuple(data.mean) or mean, tuple(data.std) or std
+    augmentation: dict[str, Any] = {}
+    if "augment" in config:
+        a = config.augment
+        augmentation["augment"] = augment.rand_augment(a.rand_augment, mean)
+        if a.erase_probability:
+            augmentation["erase"] = augment.RandomErasing(a.erase_probability)
+    network_inputs = inputs.Inputs(
+        degradation,
+        image_size=config.image_size,
+        in_chans=channels,
+        blur_site=config.task.blur_site,
+        mean=mean,
+        std=std,
+        crop_scale=tuple(data.crop_scale),
+        crop_ratio=tuple(data.crop_ratio),
+        flip=data.flip,
+        gray_target=data.gray_target,
+        **augmentation,
+    )
+    mask_ratio = 0.0 if supervised else config.task.mask_ratio
+
+    def init():
+        # A step number that no run reaches, so that no training draw is shared with it.
+        key = jax.random.fold_in(jax.random.key(config.seed), 0xFFFFFFFF)
+        image = jnp.zeros((1, config.image_size, config.image_size, channels))
+        level = jnp.ones((1,), jnp.int32)
+        if supervised:
+            return model.init(key, image, level)["params"]
+        noise = jnp.zeros((1, model.grid**2))
+        return model.init(key, image, noise, mask_ratio, level)["params"]
+
+    count = lookup.function("models", config.model.name, "flops_per_image", "config.model.name")
+    return Network(model, loss, network_inputs, init, count(model, mask_ratio))

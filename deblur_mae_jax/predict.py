@@ -1,0 +1,75 @@
+"""Classify new images: `main.py --mode=predict --workdir=RUN --input=FOLDER --output=FILE.csv`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import api, blur_search, dataset
+from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.data.image_folder import existing_root
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.evaluators.predictions import Predictions
+from deblur_mae_jax.progress import Progress
+
+CHUNK = 256
+
+
+def run(run_folder: str | Path, images: str, output: str | Path = "") -> Path:
+    """Predictions of the classifier in `run_folder` for every image of a folder or CSV manifest.
+
+    The images are blurred as the run's setting says, a D2MAE classifier's by a search. Files that
+    cannot be used are listed beside the table. Returns the path of the CSV, `predictions_new.csv` in
+    the run if no `output` is given.
+    """
+    say = Progress()
+    trained = api.load(run_folder)
+    if not trained.info.classes:
+        raise UserError(f"--workdir: '{run_folder}' is no classifier; fine-tune it first")
+    root = existing_root(images, "input")
+    config = ConfigDict(trained.info.config.to_dict(), type_safe=False)
+    config.data.name = "image_folder" if root.is_dir() else "manifest"
+    config.data.root, config.data.split = str(root), "all"
+    config.data.check, config.data.max_bad_fraction = "pixels", 0.999
+    index = dataset.build_index(
+        config, None, split="all", progress=lambda n, total: say.show(f"checking: {n} of {total}")
+    )
+    probabilities, levels = [], []
+    for start in range(0, len(index), CHUNK):
+        part = [index.source.read(i) for i in range(start, min(start + CHUNK, len(index)))]
+        level = api.levels_for(trained, part)
+        probabilities.append(api.predict(trained, part, level=level))
+        levels.append(np.zeros(len(part), int) if level is None else level)
+        say.show(f"predicting: {start + len(part)} of {len(index)}")
+    level = np.concatenate(levels)
+    sigma = np.full(len(index), np.nan)
+    degradation = trained.info.network.inputs.degradation
+    if degradation.num_levels:
+        everything = blur_search.candidates(degradation.num_levels, 1)
+        sigma = blur_search.sigmas(degradation, everything)[level - 1]
+    classes = trained.info.classes
+    names = index.source.labels or [""] * len(index)
+    table = Predictions(
+        classes,
+        np.array(index.source.names),
+        np.array(index.source.groups or [""] * len(index)),
+        np.full(len(index), "new"),
+        np.array([classes.index(name) if name in classes else -1 for name in names]),
+        np.concatenate(probabilities),
+        level,
+        sigma,
+    )
+    path = Path(output) if output else Path(run_folder) / "predictions_new.csv"
+    if path.suffix != ".csv":
+        raise UserError(f"--output: '{path}' must end in .csv")
+    table.write(path)
+    if index.skipped:
+        skipped = path.with_name(path.stem + "_skipped.csv")
+        data_index.write_skipped(skipped, index.skipped)
+        say.say(f"{len(index.skipped)} files left out, see {skipped}")
+    counts = {c: int((table.probabilities.argmax(1) == i).sum()) for i, c in enumerate(classes)}
+    say.say(f"{len(index)} images: " + ", ".join(f"{n} {c}" for c, n in counts.items()))
+    say.say(f"predictions {path}")
+    return path

@@ -1,0 +1,26 @@
+"""`run(config, workdir)`: whatever a config asks for."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# What is not trained by the loop: `config.task.name` and the module whose `run` does it.
+PROGRAMS = {"blur_search": "search_run", "probe": "probes"}
+
+
+def run(config: ConfigDict, workdir: str | Path, dry_run: bool = False) -> Any:
+    """Train, or run the program that `config.task.name` names; the same call again resumes.
+
+    Raises `UserError` for bad input and `NonFiniteLossError` when a loss is not finite.
+    """
+    from deblur_mae_jax import train
+
+    program = PROGRAMS.get(config.task.name)
+    if program is None:
+        return train.train_and_evaluate(config, workdir, dry_run)
+    train.use_compilation_cache(config.compilation_cache)
+    return importlib.import_module(f"deblur_mae_jax.{program}").run(config, workdir, dry_run)

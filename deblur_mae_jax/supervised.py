@@ -1,0 +1,115 @@
+"""What a run with labels is made of beyond its images: classes, splits, levels of blur, balance."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import blur_search, dataset, lookup
+from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.data import splits
+from deblur_mae_jax.data.order import Order
+from deblur_mae_jax.dataset import Progress
+from deblur_mae_jax.errors import UserError, unknown
+
+BALANCE = ("none", "sampling", "loss")
+
+
+@dataclasses.dataclass
+class Supervision:
+    """What a run with labels knows beyond its images. positions: of each split in the index."""
+
+    classes: list[str]
+    labels: np.ndarray
+    positions: dict[str, np.ndarray]
+    lines: list[str]
+    setting: blur_search.Setting | None = None
+    levels: np.ndarray | None = None
+    table: blur_search.Table | None = None
+
+
+def prepare(
+    config: ConfigDict,
+    folder: Path | None,
+    source: Any,
+    mesh: jax.sharding.Mesh,
+    progress: Progress | None = None,
+    search_progress: Progress | None = None,
+) -> tuple[data_index.Index, Supervision]:
+    """Index the images of all splits, and settle their levels of blur. Raises `UserError`."""
+    if config.data.balance not in BALANCE:
+        raise unknown("config.data.balance", config.data.balance, BALANCE)
+    degradation = lookup.degradation(config.task.degrade)
+    can_search = source is not None and hasattr(source.network.model, "decode")
+    setting = blur_search.parse(config.search.setting, degradation, can_search)
+    found = splits.labelled(
+        lambda split: dataset.load_source(config, split), config.data, config.seed
+    )
+    index = dataset.build_index(config, folder, source=found.source, progress=progress)
+    where = {name: i for i, name in enumerate(found.source.names)}
+    kept = np.array([where[name] for name in index.source.names])
+    names = np.array(index.source.labels)
+    labels = np.array([found.classes.index(name) for name in names], np.int32)
+    positions = {name: np.flatnonzero(found.split[kept] == name) for name in splits.SPLITS}
+    positions = {name: part for name, part in positions.items() if len(part)}
+    if config.data.fraction < 1:
+        generator = np.random.Generator(np.random.Philox(key=[config.seed, 1 << 40]))
+        order = generator.permutation(len(positions["train"]))
+        count = max(1, round(config.data.fraction * len(order)))
+        positions["train"] = np.sort(positions["train"][order[:count]])
+    supervision = Supervision(
+        found.classes, labels, positions, splits.missing_classes(found), setting
+    )
+    if setting is not None:
+
+        def run_search(step: int) -> blur_search.Table:
+            return blur_search.search(
+                source,
+                index,
+                mesh,
+                step=step,
+                batch_size=config.search.batch_size,
+                cache=config.search.cache,
+                num_threads=config.data.num_threads,
+                show=search_progress,
+            )
+
+        supervision.levels, supervision.table = blur_search.assign(
+            setting, degradation, len(index), config.seed, run_search
+        )
+    return index, supervision
+
+
+def class_weights(config: ConfigDict, supervision: Supervision) -> tuple[float, ...]:
+    """Weight of each class in the loss, 1 on average over the training images; () for none."""
+    if config.data.balance != "loss":
+        return ()
+    train = supervision.labels[supervision.positions["train"]]
+    counts = np.bincount(train, minlength=len(supervision.classes))
+    return tuple((len(train) / (len(counts) * np.maximum(counts, 1))).tolist())
+
+
+def train_order(config: ConfigDict, supervision: Supervision) -> Order:
+    """The order of the training images, balanced where the config says so."""
+    train = supervision.positions["train"]
+    labels = supervision.labels[train] if config.data.balance == "sampling" else None
+    return Order(len(train), config.optim.batch_size, config.seed, train, labels)
+
+
+def online(config: ConfigDict, setting: blur_search.Setting, source: Any, network: Any) -> Any:
+    """The search inside the step, on the view that is trained on (Algorithm 1 to the letter)."""
+    before = source.network
+    levels = blur_search.candidates(before.inputs.degradation.num_levels, setting.step)
+    if before.inputs.image_size != network.inputs.image_size:
+        raise UserError(
+            f"config.search.setting=online needs config.image_size={before.inputs.image_size}, the "
+            f"size the network of config.init_from was trained at, not {network.inputs.image_size}"
+        )
+    return blur_search.make_choose_level(
+        before.model, network.inputs, levels, source.config.task.norm_pix_loss
+    )

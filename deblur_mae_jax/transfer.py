@@ -1,0 +1,118 @@
+"""What a downstream run takes from the network it starts from: degradation, sizes, weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import checkpoint, pretrained, workdir
+from deblur_mae_jax.data import audit
+from deblur_mae_jax.errors import UserError
+
+# Field: its value when there is nothing to inherit from (ViT-B/16 on clean gray images).
+INHERITED: dict[str, Any] = {
+    "image_size": 224,
+    "task.degrade": "none",
+    "task.blur_site": "native",
+    "model.variant": "B",
+    "model.patch_size": 16,
+    "model.in_chans": 1,
+    "model.embed_dim": 0,
+    "model.depth": 0,
+    "model.num_heads": 0,
+    "model.conditioning": "none",
+    "model.level_code": "learned",
+    "data.mean": (),
+    "data.std": (),
+    "data.max_side": 1024,
+    "data.gray_target": False,
+}
+UNSET = ("inherit", 0, -1, ())
+SOURCE = "pretrained"
+
+
+def get(config: ConfigDict, name: str) -> Any:
+    """A field by its dotted name."""
+    node = config
+    for part in name.split("."):
+        node = node[part]
+    return node
+
+
+def put(config: ConfigDict, name: str, value: Any) -> None:
+    """Set a field by its dotted name."""
+    *parts, leaf = name.split(".")
+    node = config
+    for part in parts:
+        node = node[part]
+    node[leaf] = value
+
+
+def wants_source(config: ConfigDict) -> bool:
+    """Whether this kind of run can start from another one."""
+    return "init_from" in config
+
+
+def resolve(
+    config: ConfigDict, folder: Path | None = None
+) -> tuple[ConfigDict, pretrained.Pretrained | None, list[str]]:
+    """Fill in what `config` inherits from `config.init_from`.
+
+    folder: the workdir; a copy of the source that an earlier start left there is used before the
+    source itself. Returns the config, the source (or `None`) and lines that say what was inherited
+    and what the user chose otherwise.
+    """
+    copy = folder / SOURCE if folder is not None else None
+    source = None
+    if copy is not None and (copy / "config.json").exists():
+        source = pretrained.load(copy)
+    elif config.init_from:
+        source = pretrained.load(config.init_from)
+    config = ConfigDict(config.to_dict(), type_safe=False)
+    taken, other = [], []
+    for name, default in INHERITED.items():
+        value = get(config, name)
+        offered = default if source is None else get(source.config, name)
+        if value in UNSET and not isinstance(value, bool):
+            put(config, name, offered)
+            if source is not None and offered != default:
+                taken.append(f"{name}={offered}")
+        elif source is not None and value != offered:
+            if isinstance(value, bool):  # has no value that means unset
+                put(config, name, offered)
+            else:
+                other.append(f"{name}={value} (the checkpoint has {offered})")
+    lines = []
+    if source is not None:
+        lines.append(f"inherited from {config.init_from}: {', '.join(taken) or 'the defaults'}")
+    if other:
+        lines.append(f"overridden: {', '.join(other)}")
+    return config, source, lines
+
+
+def keep_copy(folder: Path, source: pretrained.Pretrained) -> None:
+    """Copy what a later start, or a prediction, needs of the source: weights and config."""
+    place = folder / SOURCE
+    if (place / "config.json").exists():
+        return
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    checkpoint.save_tree(place / f"{checkpoint.BEST}_0", source.params)
+    if source.classes:
+        workdir.write_json(place / "dataset.json", {"class_names": source.classes})
+    seen = audit.hashes_of_run(source.path)
+    if seen is not None:
+        workdir.write_json(place / audit.IMAGES_FILE, seen)
+    workdir.write_json(place / "config.json", workdir.flat(source.config))  # last: it marks the end
+
+
+def require_source(source: pretrained.Pretrained | None, what: str) -> pretrained.Pretrained:
+    """The source, or a `UserError` that says it is needed."""
+    if source is None:
+        raise UserError(
+            f"config.init_from is not set: {what} needs a pre-trained network, the workdir of a run"
+        )
+    return source

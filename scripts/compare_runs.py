@@ -1,0 +1,93 @@
+"""Compare finished classification runs.
+
+    python scripts/compare_runs.py runs/scratch runs/mae runs/d2mae
+    python scripts/compare_runs.py --folds --a runs/mae_fold* --b runs/d2mae_fold*
+
+Runs judged on the same test images are compared pair by pair: AUROC by DeLong's test, accuracy by McNemar's exact
+test, macro F1 by a bootstrap over patients; p-values are adjusted for the number of pairs by Holm's method. The last
+column of each test is the smallest difference that this test set would have shown with 80 % power: a larger set is
+needed to see a smaller one. With --folds, the two methods are compared over the folds of a cross-validation by the
+corrected resampled t-test (Nadeau and Bengio 2003).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.evaluators import comparison
+
+
+def parse(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", help="workdirs of runs judged on the same images")
+    parser.add_argument("--folds", action="store_true", help="two methods over the same folds")
+    parser.add_argument("--a", nargs="*", default=[], help="with --folds: the runs of one method")
+    parser.add_argument("--b", nargs="*", default=[], help="with --folds: those of the other")
+    parser.add_argument("--metric", default="f1_macro", help="with --folds")
+    parser.add_argument("--resamples", type=int, default=1000)
+    return parser.parse_args(arguments)
+
+
+def _test(found, adjusted):
+    low, high = found.interval
+    interval = f"{low:+.3f} to {high:+.3f}" if low == low else "no interval"
+    smallest = f"{found.smallest:.3f}" if found.smallest == found.smallest else "-"
+    return f"{found.difference:+.4f} ({interval})  p {found.p:.3g}, Holm {adjusted:.3g}  shows {smallest}"
+
+
+def compare(arguments):
+    """Print the comparison."""
+    if arguments.folds:
+        a = [comparison.read_run(Path(p)) for p in sorted(arguments.a)]
+        b = [comparison.read_run(Path(p)) for p in sorted(arguments.b)]
+        difference, t, p = comparison.over_folds(a, b, arguments.metric)
+        print(
+            f"{arguments.metric}, a minus b over {len(a)} folds: {difference:+.4f}, t {t:.3f}, p {p:.3g}"
+        )
+        return
+    if len(arguments.runs) < 2:
+        raise UserError("name at least two workdirs to compare")
+    runs = [comparison.read_run(Path(p)) for p in arguments.runs]
+    for run in runs:
+        judged = run.numbers["splits"][run.numbers["judged_on"]]
+        parts = []
+        for name in ("accuracy", "f1_macro", "auroc"):
+            entry = judged["per_image"][name]
+            if entry["value"] is not None:
+                text = f"{name} {entry['value']:.4f}"
+                if entry.get("low") is not None:
+                    text += f" ({entry['low']:.3f} to {entry['high']:.3f})"
+                parts.append(text)
+        print(f"{run.name:24s} {'  '.join(parts)}")
+        for line in run.numbers.get("leakage", []):
+            print(f"  LEAK  {line}")
+    for row in comparison.pairs(runs, arguments.resamples):
+        print(
+            f"\n{row['a']} minus {row['b']}, {row['images']} images of {row['patients']} patients"
+        )
+        if "auroc" in row:
+            print(f"  AUROC     {_test(row['auroc'], row['auroc_holm'])}")
+        print(f"  accuracy  {_test(row['accuracy'], row['accuracy_holm'])}")
+        low, high = row["f1_macro_interval"]
+        print(
+            f"  macro F1  {row['f1_macro']:+.4f} ({low:+.3f} to {high:+.3f}, bootstrap over patients)"
+        )
+
+
+def main():
+    """Run and report errors in one line."""
+    try:
+        compare(parse())
+    except UserError as error:
+        print("error:", error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

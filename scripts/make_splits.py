@@ -1,0 +1,172 @@
+"""Divide a labelled set into training, validation and test images, and look for leaks between them.
+
+    python scripts/make_splits.py --root=/my/labelled --output=splits.csv
+    python scripts/make_splits.py --root=list.csv --output=splits.csv --folds=5 --fold=0 --init_from=runs/d2mae
+
+The set is a folder with one sub-folder per class, or a CSV (`path,label,group`). Splits are stratified by class,
+whole patients (groups) stay together, five folds are 3:1:1, and the same seed gives the same splits. The CSV can
+be given to any run: --config.data.name=manifest --config.data.root=splits.csv --config.data.val_split=val
+--config.data.test_split=test.
+
+The audit compares the splits for identical pixels, for near-identical images (perceptual hash) and, with
+--init_from, for neighbours in the features of a trained network; it shows the pairs in a page beside the CSV.
+--audit_only looks at the splits that the CSV already has.
+"""
+
+import argparse
+import csv
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+
+from configs import common
+from deblur_mae_jax import dataset
+from deblur_mae_jax.data import audit, splits
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.evaluators import report
+
+MAX_SHOWN = 60
+CHUNK = 256
+
+
+def parse(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--output", required=True, help="the CSV to write")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--fold", type=int, default=0, help="which fold tests")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init_from", default="", help="a run whose features are compared too")
+    parser.add_argument("--audit_only", action="store_true", help="keep the splits of the CSV")
+    return parser.parse_args(arguments)
+
+
+def embeddings(run, index):
+    """Features of every image by the network of a run `(N, D)`."""
+    import deblur_mae_jax as dm
+
+    trained = dm.load(run)
+    level = 1 if trained.info.network.inputs.degradation.num_levels else None
+    parts = []
+    for start in range(0, len(index), CHUNK):
+        images = [index.source.read(i) for i in range(start, min(start + CHUNK, len(index)))]
+        parts.append(dm.encode(trained, images, level=level))
+    features = np.concatenate(parts)
+    return features - features.mean(axis=0)  # images of one machine share a large common part
+
+
+def page(path, index, leaks, counts):
+    """What was found, with the pairs side by side."""
+    side = 160
+
+    def picture(position):
+        from PIL import Image
+
+        image = Image.fromarray(index.source.read(position)[:, :, 0]).resize((side, side))
+        return np.asarray(image)[:, :, None]
+
+    parts = [report.head(f"{path.stem}: splits and leaks"), report.table_of(counts)]
+    lines = leaks.lines() or ["No leak was found."]
+    parts += [
+        f"<p class={'warn' if leaks.any else 'note'}>{report.html.escape(x)}</p>" for x in lines
+    ]
+    shown = leaks.pairs[:MAX_SHOWN]
+    if shown:
+        pictures = [np.concatenate([picture(i) for i in p.positions], axis=1) for p in shown]
+        labels = [f"{p.kind}: {p.first_split}, {p.second_split}" for p in shown]
+        sheet = report.gallery(pictures, labels, columns=min(3, len(shown)), tile=side)
+        parts += ["<h2>Pairs</h2>", report.embedded(report.png_of(sheet), "pairs")]
+        names = "".join(
+            f"<li>{report.html.escape(f'{p.first} and {p.second}')}</li>" for p in shown
+        )
+        parts.append(f"<ol>{names}</ol>")
+    path.write_text("\n".join([*parts, "</html>"]), encoding="utf-8")
+
+
+def make(arguments):
+    """Write the CSV and the page; returns what the audit found."""
+    config = common.get_config()
+    root, output = Path(arguments.root), Path(arguments.output)
+    config.data.name = "manifest" if root.is_file() else "image_folder"
+    config.data.root, config.data.split = str(root), "all"
+    source = dataset.load_source(config)
+    if source.labels is None or not any(source.labels):
+        raise UserError(f"--root: the images of '{root}' have no labels")
+    index = dataset.build_index(config, None, source=source)
+    labels, groups = index.source.labels, index.source.groups
+    labelled = np.array([bool(name) for name in labels])
+    if arguments.audit_only:
+        names = _splits_of(root, index.source.names)
+    else:
+        names = np.full(len(index), "pool", dtype="<U5")
+        own = np.flatnonzero(labelled)
+        names[own] = splits.divide(
+            [labels[i] for i in own],
+            None if groups is None else [groups[i] for i in own],
+            arguments.folds,
+            arguments.fold,
+            arguments.seed,
+        )
+        base = root.parent if root.is_file() else root
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with open(output, "w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            out.writerow(["path", "label", "split", "group", "sha"])
+            for i, name in enumerate(index.source.names):
+                place = os.path.relpath(base / name, output.parent)
+                group = groups[i] if groups else ""
+                out.writerow([place, labels[i], names[i], group, index.hashes[i]])
+    positions = {s: np.flatnonzero(names == s) for s in splits.SPLITS if (names == s).any()}
+    features = embeddings(arguments.init_from, index) if arguments.init_from else None
+    leaks = audit.compare(index, positions, embeddings=features)
+    leaks.write(output.with_name(output.stem + "_leaks.csv"))
+    counts = {
+        name: f"{len(part)} images; "
+        + ", ".join(
+            f"{c}: {sum(labels[i] == c for i in part)}" for c in sorted({labels[i] for i in part})
+        )
+        for name, part in positions.items()
+    }
+    page(output.with_suffix(".html"), index, leaks, counts)
+    for name, text in counts.items():
+        print(f"{name:6s} {text}")
+    for skipped in index.skipped:
+        print(f"left out: {skipped.name}: {skipped.reason}")
+    for line in leaks.lines() or ["no leak found"]:
+        print(("LEAK  " if leaks.any else "") + line)
+    if not arguments.audit_only:
+        print(f"splits {output}")
+    print(f"page   {output.with_suffix('.html')}")
+    return leaks
+
+
+def _splits_of(root, names):
+    if not root.is_file():
+        raise UserError("--audit_only needs a CSV with a column 'split'")
+    with open(root, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "split" not in rows[0]:
+        raise UserError(f"--audit_only: '{root}' has no column 'split'")
+    column = next(c for c in ("path", "file", "filename", "image") if c in rows[0])
+    known = {row[column]: row["split"] for row in rows}
+    return np.array([known[name] for name in names])
+
+
+def main():
+    """Run and report errors in one line."""
+    try:
+        make(parse())
+    except UserError as error:
+        print("error:", error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

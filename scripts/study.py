@@ -1,0 +1,272 @@
+"""Run a study: methods x seeds x folds, from one small file, and one table with the paper's numbers beside ours.
+
+    python scripts/study.py studies/methods.py --preset=cpu --output=runs/methods
+    python scripts/study.py studies/methods.py --preset=full --output=runs/methods \\
+      --pretrain_root=/my/images --finetune_root=/my/labelled --folds=0,1,2,3,4
+
+`--preset=cpu` uses the simulated phantoms and ends in under an hour on two cores; its numbers say that everything
+works, not which method is better on ultrasound. What is finished is not run again, and what was interrupted goes
+on; two methods that differ only in fine-tuning share their pre-training. `--set NAME=VALUE` overrides a field of every
+fine-tuning run, `--set_pretrain` of every pre-training run; `--only` takes some of the methods.
+"""
+
+import argparse
+import ast
+import csv
+import hashlib
+import html
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.evaluators import report, statistics
+
+SHOWN = ("accuracy", "f1_binary", "f1_macro", "auroc")
+
+
+def parse(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study")
+    parser.add_argument("--output", required=True, help="folder of the runs and the table")
+    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--pretrain_root", default="")
+    parser.add_argument("--finetune_root", default="")
+    parser.add_argument("--seeds", default="", help="of fine-tuning, such as 0,1,2")
+    parser.add_argument("--folds", default="0", help="folds that test, such as 0,1,2,3,4")
+    parser.add_argument("--only", default="", help="methods, separated by commas")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--set_pretrain", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--dry_run", action="store_true", help="print the runs and stop")
+    return parser.parse_args(arguments)
+
+
+def _overrides(items):
+    out = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        if not value:
+            raise UserError(f"--set: '{item}' must be NAME=VALUE")
+        try:
+            out[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            out[name] = value
+    return out
+
+
+def load(path, preset):
+    """The study that a file describes."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"'{path}' does not exist; the studies that come with this are in studies/")
+    from studies.common import PRESETS
+
+    if preset not in PRESETS:
+        raise UserError(f"--preset={preset}. Choices: {', '.join(PRESETS)}")
+    spec = importlib.util.spec_from_file_location("study_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_study(preset)
+
+
+def slug(text):
+    """A name for a folder."""
+    return "".join(c if c.isalnum() else "_" for c in text).strip("_")
+
+
+def plan(study, arguments):
+    """Every run in order: (kind, method, seed, fold, folder, config file, overrides)."""
+    out = Path(arguments.output)
+    seeds = [int(s) for s in arguments.seeds.split(",")] if arguments.seeds else study["seeds"]
+    folds = [int(f) for f in arguments.folds.split(",")]
+    only = [name.strip() for name in arguments.only.split(",") if name.strip()]
+    unknown = [name for name in only if name not in study["methods"]]
+    if unknown:
+        raise UserError(f"--only: no method '{unknown[0]}'. Choices: {', '.join(study['methods'])}")
+    runs, pretrained = [], {}
+    for name, method in study["methods"].items():
+        if only and name not in only:
+            continue
+        source = None
+        if method.get("pretrain"):
+            overrides = {**study["pretrain"], **method.get("pretrain_overrides", {}),
+                         **_overrides(arguments.set_pretrain)}  # fmt: skip
+            if arguments.pretrain_root:
+                overrides["data.root"] = arguments.pretrain_root
+            key = json.dumps([method["pretrain"], overrides], sort_keys=True, default=str)
+            code = hashlib.sha256(key.encode()).hexdigest()[:8]
+            source = out / f"pretrain_{slug(method['pretrain'])}_{code}"
+            if key not in pretrained:
+                pretrained[key] = source
+                runs.append(("pretrain", name, 0, 0, source, method["pretrain"], overrides))
+        for fold in folds:
+            for seed in seeds:
+                scratch = {} if source else study["scratch"]
+                overrides = {**study["finetune"], **scratch, "seed": seed, "data.fold": fold,
+                             **method.get("finetune_overrides", {}),
+                             **_overrides(arguments.set)}  # fmt: skip
+                if arguments.finetune_root:
+                    overrides["data.root"] = arguments.finetune_root
+                if source:
+                    overrides["init_from"] = str(source)
+                config = method.get(
+                    "finetune", "finetune_folder" if source else "from_scratch_folder"
+                )
+                folder = out / f"{slug(name)}_fold{fold}_seed{seed}"
+                runs.append(("finetune", name, seed, fold, folder, config, overrides))
+    return runs
+
+
+def finished(folder):
+    """Whether a run is done."""
+    path = folder / "result.json"
+    return path.exists() and json.loads(path.read_text()).get("finished", False)
+
+
+def command(folder, config, overrides):
+    """The command line of a run."""
+    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
+    return [sys.executable, "main.py", f"--config=configs/{config}.py",
+            f"--workdir={folder.resolve()}", *flags]  # fmt: skip
+
+
+def execute(runs):
+    """Run what is missing; a run that fails is named and the others go on."""
+    failed = []
+    for number, (kind, name, seed, fold, folder, config, overrides) in enumerate(runs, start=1):
+        what = f"[{number}/{len(runs)}] {kind} {name}, fold {fold}, seed {seed}"
+        if finished(folder):
+            print(f"{what}: done before", flush=True)
+            continue
+        print(what, flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "log.txt", "a", encoding="utf-8") as log:
+            done = subprocess.run(
+                command(folder, config, overrides), cwd=ROOT, stdout=log, stderr=log
+            )
+        if done.returncode:
+            last = (folder / "log.txt").read_text().strip().splitlines()[-1:]
+            print(f"  failed: {' '.join(last)}", flush=True)
+            failed.append(name)
+    return failed
+
+
+def collect(study, runs, folds):
+    """One row per method: mean, spread and interval of each measure, and the paper's number."""
+    rows = []
+    for name, method in study["methods"].items():
+        found = []
+        for kind, of, _, fold, folder, _, _ in runs:
+            path = folder / "metrics.json"
+            if kind == "finetune" and of == name and path.exists() and finished(folder):
+                found.append((fold, json.loads(path.read_text())))
+        if not found:
+            continue
+        row = {"method": name, "runs": len(found), "leakage": any(n["leakage"] for _, n in found)}
+        for measure in SHOWN:
+            entries = [(f, n["splits"][n["judged_on"]]["per_image"].get(measure)) for f, n in found]
+            values = [(f, e["value"]) for f, e in entries if e and e["value"] is not None]
+            if not values:
+                continue
+            if folds > 1:  # seeds are averaged within a fold, so that folds are what varies
+                by_fold = [
+                    np.mean([v for g, v in values if g == f])
+                    for f in sorted({f for f, _ in values})
+                ]
+                mean, sd, interval = statistics.over_folds(by_fold, 1 / max(folds, 2))
+            else:
+                mean, sd, interval = statistics.over_runs([v for _, v in values])
+            row[measure] = {"mean": 100 * mean, "sd": 100 * sd, "low": 100 * interval.low,
+                            "high": 100 * interval.high,
+                            "paper": method.get("paper", {}).get(measure)}  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def text_of(cell):
+    """`89.1 ± 0.4 (88.1 to 90.1)`."""
+    if cell is None:
+        return ""
+    text = f"{cell['mean']:.1f}"
+    if np.isfinite(cell["sd"]):
+        text += f" ± {cell['sd']:.1f} ({cell['low']:.1f} to {cell['high']:.1f})"
+    return text
+
+
+def write(study, rows, output, folds, preset):
+    """`table.md`, `table.csv`, `table.html`."""
+    measures = [m for m in SHOWN if any(m in row for row in rows)]
+    head = ["method", "runs"]
+    for measure in measures:
+        head += [measure, f"{measure}, paper"]
+    body = []
+    for row in rows:
+        cells = [row["method"] + (" (LEAKAGE)" if row["leakage"] else ""), str(row["runs"])]
+        for measure in measures:
+            paper = row.get(measure, {}).get("paper")
+            cells += [text_of(row.get(measure)), "" if paper is None else f"{paper:.2f}"]
+        body.append(cells)
+    kind = "folds (Nadeau-Bengio)" if folds > 1 else "fine-tuning seeds (Student)"
+    note = (
+        f"Percent; mean ± standard deviation over {kind} and the 95 % interval of the mean; not over "
+        "test cases. The paper's numbers are of its own images, not of these."
+    )
+    if preset == "cpu":
+        note += (
+            " Simulated phantoms, a small network and a short training: not a result on ultrasound."
+        )
+    lines = [f"# {study['title']}", "", "| " + " | ".join(head) + " |",
+             "|" + "---|" * len(head), *("| " + " | ".join(cells) + " |" for cells in body), "", note]  # fmt: skip
+    (output / "table.md").write_text("\n".join(lines) + "\n")
+    with open(output / "table.csv", "w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        names = ["mean", "sd", "low", "high", "paper"]
+        out.writerow(["method", "runs", *(f"{m}_{n}" for m in measures for n in names)])
+        for row in rows:
+            values = [row.get(m, {}).get(n) for m in measures for n in names]
+            out.writerow([row["method"], row["runs"], *values])
+    cells = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in body
+    )
+    top = "".join(f"<th>{html.escape(c)}</th>" for c in head)
+    page = report.head(study["title"]) + f"<table><thead><tr>{top}</tr></thead>{cells}</table>"
+    (output / "table.html").write_text(f"{page}<p class=note>{html.escape(note)}</p></html>")
+    print("\n".join(lines[2:]))
+    print(f"table {output / 'table.md'}")
+
+
+def main():
+    """Plan, run, collect."""
+    arguments = parse()
+    try:
+        study = load(arguments.study, arguments.preset)
+        runs = plan(study, arguments)
+    except UserError as error:
+        print("error:", error, file=sys.stderr)
+        sys.exit(2)
+    if arguments.dry_run:
+        for *_, folder, config, overrides in runs:
+            print(" ".join(command(folder, config, overrides)))
+        return
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    failed = execute(runs)
+    folds = len(set(arguments.folds.split(",")))
+    write(study, collect(study, runs, folds), output, folds, arguments.preset)
+    if failed:
+        print(f"error: {len(failed)} run(s) failed: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The two sizes of a study. `cpu` ends in under an hour on two cores; `full` is the papers' setting."""
+
+PRESETS = ("cpu", "full")
+
+# A network of width 128 on 64-pixel phantoms, as in configs/quickstart.py, blurred after the resize so that the
+# blur is not lost in it; few labels, since the simulated classes are easy to tell apart.
+_CPU_PRETRAIN = {
+    "image_size": 64,
+    "model.patch_size": 8,
+    "model.embed_dim": 128,
+    "model.depth": 3,
+    "model.num_heads": 4,
+    "model.decoder_embed_dim": 96,
+    "model.decoder_depth": 2,
+    "model.decoder_num_heads": 4,
+    "task.blur_site": "network",
+    "data.name": "phantoms",
+    "data.num_images": 600,
+    "data.num_threads": 2,
+    "optim.batch_size": 32,
+    "optim.base_lr": 1.2e-2,
+    "optim.steps": 400,
+    "checkpoint.every_epochs": 100.0,
+    "report.every_epochs": 1000.0,
+    "log.tensorboard": False,
+}
+_CPU_FINETUNE = {
+    "data.name": "phantoms",
+    "data.num_images": 600,
+    "data.phantom_seed": 1,
+    "data.num_threads": 2,
+    "data.fraction": 0.15,
+    "data.crop_scale": (0.6, 1.0),
+    "task.mixup": 0.0,
+    "task.cutmix": 0.0,
+    "model.drop_path": 0.0,
+    "augment.rand_augment": "",
+    "augment.erase_probability": 0.0,
+    "select.metric": "auroc",
+    "optim.batch_size": 16,
+    "optim.base_lr": 8e-3,
+    "optim.epochs": 25.0,
+    "report.every_epochs": 2.5,
+    "report.bootstrap": 200,
+    "log.tensorboard": False,
+}
+# From scratch there is no network to inherit the size from.
+_CPU_SIZE = {k: v for k, v in _CPU_PRETRAIN.items() if k in (
+    "image_size", "model.patch_size", "model.embed_dim", "model.depth", "model.num_heads")}  # fmt: skip
+
+
+def preset(name: str) -> dict:
+    """Overrides of all pre-training and all fine-tuning runs, and the seeds of the latter."""
+    if name == "cpu":
+        return {
+            "pretrain": dict(_CPU_PRETRAIN),
+            "finetune": dict(_CPU_FINETUNE),
+            "scratch": dict(_CPU_SIZE),
+            "seeds": (0, 1, 2),
+        }
+    return {"pretrain": {}, "finetune": {}, "scratch": {}, "seeds": (0, 1, 2, 3, 4)}
+
+
+def levels(preset_name: str, max_sigma: float = 1.1, step: float = 0.1) -> str:
+    """D2MAE's degradation; in the small preset sigma is doubled, and the kernel not rounded to 8 bits."""
+    if preset_name == "cpu":
+        return (
+            f"blur.gaussian_levels(max_sigma={2 * max_sigma:g}, step={2 * step:g}, "
+            "kernel='opencv_float')"
+        )
+    return f"blur.gaussian_levels(max_sigma={max_sigma:g}, step={step:g})"
