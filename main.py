@@ -60,11 +60,11 @@ def main(argv: list[str]) -> None:
 
     if DISTRIBUTED.value or COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    from deblur_mae_jax import predict, run, train
+    from deblur_mae_jax import predict_run, run, train
 
     try:
         if predicting:
-            predict.run(WORKDIR.value, INPUT.value, OUTPUT.value)
+            predict_run.run(WORKDIR.value, INPUT.value, OUTPUT.value)
             return
         result = run.run(CONFIG.value, WORKDIR.value or "", DRY_RUN.value)
     except UserError as error:

@@ -74,14 +74,20 @@ def of(found: pretrained.Pretrained) -> Trained:
     return Trained(found.network.model, jax.tree.map(jnp.asarray, found.params), info)
 
 
-def _as_list(images: Images) -> list[np.ndarray]:
+class _Ready(list):
+    """Images that were checked: `(H, W, C)`, grey levels."""
+
+
+def _as_list(images: Images) -> _Ready:
+    if isinstance(images, _Ready):
+        return images
     if not isinstance(images, (list, tuple)):
         array = np.asarray(images)
         single = array.ndim == 2 or (
             array.ndim == 3 and array.shape[-1] in (1, 3) and array.shape[0] > 3
         )
         images = [array] if single else list(array)
-    out = []
+    out = _Ready()
     for number, image in enumerate(images):
         image = np.asarray(image)
         image = image[:, :, None] if image.ndim == 2 else image

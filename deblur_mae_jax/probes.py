@@ -92,14 +92,12 @@ def run(config: ConfigDict, workdir_path: str | Path, dry_run: bool = False) -> 
             levels = np.ones(len(images), np.int32)
         features.append(api.encode(network, images, level=levels, pool=config.probe.pool))
         say.show(f"encoding: {part.stop} of {len(index)} images")
-    x = np.concatenate(features)
+    x = np.concatenate(features).astype(np.float64)
     train, val = known.positions["train"], known.positions["val"]
     best: tuple[float, str, Any] | None = None
     for name, model in candidates(config.probe.kind, config, len(train)).items():
         model.fit(x[train], known.labels[train])
         p = model.predict_proba(x[val])
-        if config.select.metric not in classification.METRICS:
-            raise unknown("config.select.metric", config.select.metric, classification.METRICS)
         score = classification.METRICS[config.select.metric](known.labels[val], p)
         score = score if classification.HIGHER_IS_BETTER[config.select.metric] else -score
         if best is None or score > best[0]:

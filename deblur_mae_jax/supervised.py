@@ -16,6 +16,7 @@ from deblur_mae_jax.data import splits
 from deblur_mae_jax.data.order import Order
 from deblur_mae_jax.dataset import Progress
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.evaluators import classification
 
 BALANCE = ("none", "sampling", "loss")
 
@@ -44,12 +45,19 @@ def prepare(
     """Index the images of all splits, and settle their levels of blur. Raises `UserError`."""
     if config.data.balance not in BALANCE:
         raise unknown("config.data.balance", config.data.balance, BALANCE)
+    metric = config.select.metric
+    if metric not in classification.METRICS:
+        raise unknown("config.select.metric", metric, classification.METRICS)
     degradation = lookup.degradation(config.task.degrade)
     can_search = source is not None and hasattr(source.network.model, "decode")
     setting = blur_search.parse(config.search.setting, degradation, can_search)
     found = splits.labelled(
         lambda split: dataset.load_source(config, split), config.data, config.seed
     )
+    if metric == "f1_binary" and len(found.classes) != 2:
+        raise UserError(
+            f"config.select.metric=f1_binary needs two classes; there are {len(found.classes)}: use f1_macro"
+        )
     index = dataset.build_index(config, folder, source=found.source, progress=progress)
     where = {name: i for i, name in enumerate(found.source.names)}
     kept = np.array([where[name] for name in index.source.names])

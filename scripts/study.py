@@ -55,7 +55,7 @@ def _overrides(items):
     out = {}
     for item in items:
         name, _, value = item.partition("=")
-        if not value:
+        if "=" not in item:
             raise UserError(f"--set: '{item}' must be NAME=VALUE")
         try:
             out[name] = ast.literal_eval(value)

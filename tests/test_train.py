@@ -189,7 +189,9 @@ def long_run():
     return run(Path(tempfile.mkdtemp()), **LONG).params_fingerprint
 
 
-@pytest.mark.parametrize("which", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "which", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_resumes_bit_exactly(tmp_path, which):
     arguments, environment = command(tmp_path, **LONG)
     kills = 0

@@ -52,12 +52,18 @@ def shrunk(name, transfer):
     return out
 
 
+def changed(name, **overrides):
+    """What is changed in `configs/<name>.py`, by dotted names."""
+    out = importlib.import_module(f"configs.{name}").get_config()
+    own = {k.replace("__", "."): v for k, v in overrides.items()}
+    kind = "init_from" in out and ("inherits" if own.get("init_from") else "scratch")
+    return shrunk(name, kind) | own
+
+
 def config(name="quickstart", **overrides):
     """`configs/<name>.py`, shrunk, then changed: `config("quickstart", optim__steps=6)`."""
     out = importlib.import_module(f"configs.{name}").get_config()
-    changed = {k.replace("__", "."): v for k, v in overrides.items()}
-    kind = "init_from" in out and ("inherits" if changed.get("init_from") else "scratch")
-    values = shrunk(name, kind) | changed
+    values = changed(name, **overrides)
     with out.ignore_type():
         for key, value in values.items():
             node, *rest = key.split(".")

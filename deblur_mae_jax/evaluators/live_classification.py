@@ -11,7 +11,7 @@ import numpy as np
 
 from deblur_mae_jax import blur_search, metrics, sharding, views, workdir
 from deblur_mae_jax.data.order import InOrder
-from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators import (
     attention,
     classification,
@@ -79,10 +79,6 @@ class Live:
         self.latest: dict[str, float] = {}
         self.score: float | None = None
         self.metric = run.config.select.metric
-        if self.metric not in classification.METRICS or (
-            self.metric == "f1_binary" and len(self.known.classes) != 2
-        ):
-            raise unknown("config.select.metric", self.metric, classification.METRICS)
         self._predict = make_predict(run)
         B = max(1, run.config.optim.batch_size // run.config.optim.accum_steps)
         self.batch_size = -(-B // run.mesh.size) * run.mesh.size

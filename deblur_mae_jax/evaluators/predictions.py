@@ -82,7 +82,7 @@ class Predictions:
             for i in range(len(self)):
                 label = self.classes[self.labels[i]] if self.labels[i] >= 0 else ""
                 predicted = self.classes[int(self.probabilities[i].argmax())]
-                row = [f"{p:.9g}" for p in self.probabilities[i]]
+                row = [repr(float(p)) for p in self.probabilities[i]]  # exactly what was predicted
                 sigma = "" if np.isnan(self.sigma[i]) else f"{self.sigma[i]:g}"
                 out.writerow(
                     [self.names[i], self.groups[i], self.split[i], label, predicted, *row,

@@ -1,0 +1,141 @@
+"""The Python interface: arrays in, arrays out."""
+
+import numpy as np
+import pytest
+import tiny
+from test_transfer import classifier, pretraining
+
+import deblur_mae_jax as dm
+from deblur_mae_jax import lookup, train
+from deblur_mae_jax.data.phantoms import Phantoms
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.evaluators import predictions
+
+PHANTOMS = Phantoms(45, 1, 40)
+
+
+def images(count=5):
+    return [PHANTOMS.read(i)[:, :, 0] for i in range(count)]
+
+
+def test_names():
+    assert set(dm.INTERFACE) == {
+        "load",
+        "encode",
+        "reconstruct",
+        "search_blur",
+        "predict",
+        "degrade",
+    }
+    assert set(dm.INTERFACE) <= set(dir(dm)) and callable(dm.load)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = dm.lode
+
+
+def test_load_gives_model_parameters_and_info():
+    model, params, info = dm.load(pretraining())
+    assert model.embed_dim == 32 and params["cls_token"].shape == (1, 1, 32)
+    assert info.config.task.degrade.startswith("blur.gaussian_levels") and info.classes == []
+    trained = dm.load(classifier()[0])
+    assert trained.info.classes == ["benign", "malignant"] and trained.info.searcher is not None
+    with pytest.raises(UserError, match="does not exist"):
+        dm.load("/no/such/run")
+
+
+def test_a_run_that_a_kill_left_without_a_checkpoint(tmp_path):
+    with pytest.raises(UserError):
+        train.train_and_evaluate(tiny.config(data__store="disk"), tmp_path)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        dm.load(tmp_path)
+
+
+def test_every_form_of_image_gives_the_same():
+    trained = dm.load(pretraining())
+    gray = images(1)[0]
+    forms = [
+        gray, gray[None], gray[:, :, None], [gray], gray.astype(np.float32) / 255,
+        np.repeat(gray[:, :, None], 3, axis=2), gray.astype(np.float64)[None, :, :, None] / 255,
+    ]  # fmt: skip
+    features = [dm.encode(trained, form, level=4) for form in forms]
+    for found in features:
+        assert found.shape == (1, 32)
+        np.testing.assert_allclose(found, features[0], atol=1e-4)
+
+
+def test_images_of_several_sizes_and_any_number():
+    trained = dm.load(pretraining())
+    mixed = [images(1)[0], images(2)[1][:30, :44], images(3)[2][:50]]
+    together = dm.encode(trained, mixed, level=2, batch=2)
+    alone = np.concatenate([dm.encode(trained, [x], level=2) for x in mixed])
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+    tokens = dm.encode(trained, mixed, level=[1, 2, 3], pool="none")
+    assert tokens.shape == (3, 18, 32)
+    cls = dm.encode(trained, mixed, level=[1, 2, 3], pool="cls")
+    np.testing.assert_allclose(cls, tokens[:, 0], atol=1e-5)
+
+
+def test_reconstruct():
+    trained = dm.load(pretraining())
+    out = dm.reconstruct(trained, images(3), mask_ratio=0.5, level=11)
+    assert out["reconstructed"].shape == (3, 16, 16, 1) and out["mask"].sum(axis=1).tolist() == [
+        8,
+        8,
+        8,
+    ]
+    assert (np.abs(out["clean"] - out["degraded"]).mean()) > 1
+    weak = dm.reconstruct(trained, images(3), mask_ratio=0.0, level=1)
+    assert np.abs(weak["clean"] - weak["degraded"]).mean() < 1 and not weak["mask"].any()
+
+
+def test_search_is_the_smallest_error():
+    trained = dm.load(pretraining())
+    table = dm.search_blur(trained, images(4), step=5)
+    assert table.losses.shape == (4, 3) and set(table.best) <= {1, 6, 11}
+    np.testing.assert_array_equal(table.best, table.levels[table.losses.argmin(axis=1)])
+    given = dm.encode(trained, images(4), level=dm.search_blur(trained, images(4)).best)
+    np.testing.assert_allclose(dm.encode(trained, images(4)), given, atol=1e-6)
+
+
+def test_predict_is_the_run():
+    folder, _ = classifier()
+    table = predictions.read(folder / "predictions.csv")
+    pictures = [PHANTOMS.read(int(name.split("_")[1])) for name in table.names]
+    got = dm.predict(dm.load(folder), pictures, batch=7)
+    np.testing.assert_allclose(got, table.probabilities, atol=1e-5)
+
+
+def test_degrade():
+    pictures = np.stack([images(1)[0]] * 2)
+    blurred = dm.degrade("blur.gaussian(sigma=1.1)")(pictures)
+    direct = lookup.degradation("blur.gaussian(sigma=1.1)")
+    want = direct.apply(pictures[0].astype(np.float32)[:, :, None], direct.draw(None), None)
+    np.testing.assert_allclose(blurred[0], want, atol=1e-4)
+    levels = dm.degrade("blur.gaussian_levels(max_sigma=1.1)")
+    assert np.abs(levels(pictures, level=11) - levels(pictures, level=1)).mean() > 1
+    noise = dm.degrade("noise.gaussian_noise(0.1)")
+    np.testing.assert_array_equal(noise(pictures, seed=1), noise(pictures, seed=1))
+    assert not np.array_equal(noise(pictures, seed=1), noise(pictures, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t, c: dm.encode(t, np.zeros((2, 9, 9, 2))), r"image 0 has shape \(9, 9, 2\)"),
+        (lambda t, c: dm.encode(t, []), "there are none"),
+        (lambda t, c: dm.encode(t, np.full((9, 9), 300.0)), "float images must lie in 0..1"),
+        (lambda t, c: dm.encode(t, np.full((9, 9), np.nan)), "float images must lie in 0..1"),
+        (lambda t, c: dm.encode(t, np.zeros((9, 9), np.int64)), "expected uint8"),
+        (lambda t, c: dm.encode(t, images(1), level=12), "level=12 must be in 1..11"),
+        (lambda t, c: dm.encode(t, images(1), pool="max"), "Choices: mean, cls, none"),
+        (lambda t, c: dm.reconstruct(t, images(1), mask_ratio=1.0), "mask_ratio=1.0"),
+        (lambda t, c: dm.reconstruct(c, images(1)), "is a classifier; load a pre-training run"),
+        (lambda t, c: dm.predict(t, images(1)), "is no classifier"),
+        (lambda t, c: dm.search_blur(t, images(1), step=40), "step=40 must be in 1..11"),
+        (lambda t, c: dm.degrade("blur.gausian(1.1)"), "blur.gaussian"),
+        (lambda t, c: dm.degrade("none")(images(1), level=2), "has no levels"),
+    ],
+)  # fmt: skip
+def test_bad_calls_are_one_clear_line(call, message):
+    with pytest.raises(UserError, match=message) as caught:
+        call(dm.load(pretraining()), dm.load(classifier()[0]))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,172 @@
+"""The scripts, as a user runs them."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deblur_mae_jax.data import audit, image_folder, index, splits
+from deblur_mae_jax.data.phantoms import Phantoms
+from deblur_mae_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import make_splits  # noqa: E402
+import study  # noqa: E402
+
+
+def write_set(folder, patients=20):
+    """Phantoms as PNG, two images of each patient, and a CSV that says who is who."""
+    phantoms = Phantoms(3 * patients, 4, 48)
+    rows = []
+    for i in range(3 * patients):
+        if i % 3 == 2:
+            continue
+        name = f"{phantoms.label(i)}/{i:03d}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(phantoms.read(i)[:, :, 0]).save(folder / name)
+        rows.append((name, phantoms.label(i), f"patient {i // 3}"))
+    with open(folder / "list.csv", "w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["path", "label", "group"])
+        out.writerows(rows)
+    return rows
+
+
+def split_of(path):
+    with open(path) as file:
+        return {row["path"]: (row["split"], row["group"]) for row in csv.DictReader(file)}
+
+
+def test_splits_keep_patients_whole_and_never_change(tmp_path, capsys):
+    write_set(tmp_path)
+    made = []
+    for name in ("a.csv", "b.csv"):
+        make_splits.make(
+            make_splits.parse([f"--root={tmp_path / 'list.csv'}", f"--output={tmp_path / name}"])
+        )
+        made.append(split_of(tmp_path / name))
+    assert made[0] == made[1]
+    counts = {s: sum(v[0] == s for v in made[0].values()) for s in splits.SPLITS}
+    assert counts["train"] >= 20 and counts["val"] >= 4 and counts["test"] >= 4
+    where = {}
+    for split, group in made[0].values():
+        where.setdefault(group, set()).add(split)
+    assert all(len(s) == 1 for s in where.values())
+    assert "no leak found" in capsys.readouterr().out
+    assert (tmp_path / "a.html").exists()
+    with pytest.raises(UserError, match="have no labels"):
+        make_splits.make(
+            make_splits.parse([f"--root={tmp_path / 'benign'}", f"--output={tmp_path / 'x.csv'}"])
+        )
+
+
+def test_every_fold_tests_once():
+    labels = ["a", "b", "b"] * 20
+    groups = [f"p{i // 2}" for i in range(60)]
+    tested = np.stack([splits.divide(labels, groups, 5, k, 1) == "test" for k in range(5)])
+    assert (tested.sum(axis=0) == 1).all()
+    for k in range(5):
+        part = splits.divide(labels, groups, 5, k, 1)
+        assert 0.5 < (part == "train").mean() < 0.7
+
+
+def test_the_audit_finds_what_was_hidden(tmp_path, capsys):
+    rows = write_set(tmp_path)
+    first, second = (tmp_path / rows[i][0] for i in (0, 4))
+    same = tmp_path / "benign" / "zz_same.png"
+    alike = tmp_path / "benign" / "zz_alike.png"
+    same.write_bytes(first.read_bytes())
+    picture = Image.open(second)
+    picture.resize((picture.width + 6, picture.height + 6)).save(
+        alike
+    )  # as another export would be
+    table = [("path", "label", "split", "group")]
+    table += [(name, label, "train", group) for name, label, group in rows]
+    table += [
+        ("benign/zz_same.png", "benign", "test", "new"),
+        ("benign/zz_alike.png", "benign", "test", rows[8][2]),
+    ]
+    with open(tmp_path / "splits.csv", "w", newline="") as file:
+        csv.writer(file).writerows(table)
+    leaks = make_splits.make(
+        make_splits.parse(
+            [
+                "--audit_only",
+                f"--root={tmp_path / 'splits.csv'}",
+                f"--output={tmp_path / 'splits.csv'}",
+            ]
+        )
+    )
+    found = {p.kind: {p.first, p.second} for p in leaks.pairs}
+    assert found["identical"] == {rows[0][0], "benign/zz_same.png"}
+    assert found["near-identical"] == {rows[4][0], "benign/zz_alike.png"}
+    assert "benign/zz_alike.png" in found["same patient"]
+    assert sum(p.kind == "near-identical" for p in leaks.pairs) == 1
+    assert "LEAK" in capsys.readouterr().out and "Pairs" in (tmp_path / "splits.html").read_text()
+
+
+def test_images_that_pre_training_saw_are_listed(tmp_path):
+    from types import SimpleNamespace
+
+    rows = write_set(tmp_path, 6)
+    data = SimpleNamespace(root=str(tmp_path), split="all", bits16="minmax", max_pixels=10**7,
+                           max_side=0, min_side=8)  # fmt: skip
+    usable = index.build(image_folder.source(data, 1))
+    where = {"train": np.arange(4), "test": np.arange(4, len(usable))}
+    seen = {usable.hashes[2], usable.hashes[5]}
+    leaks = audit.compare(usable, where, pretrained=seen)
+    assert leaks.pretraining == [usable.source.names[5]] and leaks.any
+    assert "seen in pre-training" in leaks.lines()[-1]
+    assert not audit.compare(usable, where).pretraining_known
+    assert len(rows) == len(usable)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.py")), ids=lambda p: p.stem)
+def test_every_study_can_be_planned(path, tmp_path):
+    if path.stem in ("common", "__init__"):
+        pytest.skip("not a study")
+    for preset in ("cpu", "full"):
+        arguments = study.parse(
+            [str(path), f"--output={tmp_path}", f"--preset={preset}", "--folds=0,1"]
+        )
+        runs = study.plan(study.load(path, preset), arguments)
+        folders = [run[4] for run in runs]
+        assert len(set(folders)) == len(folders)
+        fine = [run for run in runs if run[0] == "finetune"]
+        made = {str(run[4]) for run in runs if run[0] == "pretrain"}
+        assert all(run[6].get("init_from", next(iter(made), "")) in made for run in fine)
+
+
+@pytest.mark.slow
+def test_a_study_runs_what_is_missing_and_writes_one_table(tmp_path):
+    from tiny import SHRINK, TRANSFER
+
+    small = [f"{k}={v}" for k, v in SHRINK.items()]
+    pretrain = [f"--set_pretrain={x}" for x in small]
+    fine = {k: v for k, v in (SHRINK | TRANSFER).items()
+            if not k.startswith(("image_size", "model.", "report.num", "init_from", "optim.steps"))}  # fmt: skip
+    arguments = [sys.executable, str(ROOT / "scripts" / "study.py"), str(ROOT / "studies" / "d2mae_search.py"),
+                 f"--output={tmp_path}", "--only=none,random", "--seeds=0,1", *pretrain,
+                 *(f"--set={k}={v}" for k, v in fine.items()), "--set=optim.epochs=1.0",
+                 "--set=optim.warmup_epochs=0.2"]  # fmt: skip
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(tmp_path / "table.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["method"] for r in rows] == ["none", "random"] and {r["runs"] for r in rows} == {"2"}
+    assert rows[0]["f1_macro_paper"] == "87.95"
+    numbers = [
+        json.loads((tmp_path / f"none_fold0_seed{s}" / "metrics.json").read_text()) for s in (0, 1)
+    ]
+    values = [n["splits"]["test"]["per_image"]["accuracy"]["value"] for n in numbers]
+    assert float(rows[0]["accuracy_mean"]) == pytest.approx(100 * np.mean(values))
+    again = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert again.stdout.count("done before") == 5
+    assert "not over test cases" in (tmp_path / "table.md").read_text()
