@@ -31,6 +31,7 @@ $(VENV)-pytorch/.ready: requirements-dev.txt
 
 demo: setup
 	$(BIN)/python main.py --config=configs/quickstart.py --workdir=$(DEMO_DIR)
+	$(BIN)/python main.py --config=configs/quickstart_finetune.py --config.init_from=$(DEMO_DIR) --workdir=$(DEMO_DIR)_classifier
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"

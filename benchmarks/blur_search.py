@@ -1,0 +1,118 @@
+"""Speed of the blur search, and its share of what the matrix products allow.
+
+    python benchmarks/blur_search.py --init_from=RUN --root=/my/images [--name=image_folder] [--step=2]
+    python benchmarks/blur_search.py --phantoms=200 --config=configs/d2mae_thyroid.py
+
+Searches the whole set with an empty cache, then again with the full one. The floor is the time of the same matrix
+products at the speed of one large product of the same precision, measured in the same run, in turns with the search.
+Without --init_from the network of --config is used with random weights: the time does not depend on them.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.pretrain_step import load_config
+from deblur_mae_jax import blur_search, dataset, network, pretrained, search_run, sharding, workdir
+
+
+def product_speed(dtype, size=2048, repeats=8):
+    """FLOP/s of one large matrix product."""
+    a = jnp.ones((size, size), dtype)
+    program = jax.jit(lambda a, b: a @ b)
+    program(a, a).block_until_ready()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        out = program(a, a)
+    out.block_until_ready()
+    return 2 * size**3 * repeats / (time.perf_counter() - started)
+
+
+def main():
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--init_from", default="")
+    parser.add_argument("--config", default="configs/d2mae_thyroid.py")
+    parser.add_argument("--root", default="")
+    parser.add_argument("--name", default="image_folder")
+    parser.add_argument("--split", default="all")
+    parser.add_argument("--phantoms", type=int, default=0)
+    parser.add_argument("--step", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64, help="images times levels at once")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", default="")
+    arguments = parser.parse_args()
+    if arguments.init_from:
+        trained = pretrained.load(arguments.init_from)
+    else:
+        config = load_config(arguments.config)
+        net = network.build_network(config)
+        params = jax.tree.map(np.asarray, jax.jit(net.init)())
+        trained = pretrained.Pretrained(Path("."), config, net, params, [])
+    config = trained.config
+    with config.unlocked(), config.ignore_type():
+        if arguments.phantoms:
+            config.data.name, config.data.num_images, config.data.side = (
+                "phantoms", arguments.phantoms, 300,
+            )  # fmt: skip
+        else:
+            config.data.name, config.data.root = arguments.name, arguments.root
+            config.data.split = arguments.split
+    index = dataset.build_index(config, None)
+    mesh = sharding.make_mesh()
+    dtype = trained.network.model.dtype
+    rates, speeds = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(arguments.rounds):
+            speeds.append(product_speed(dtype))
+            table = blur_search.search(
+                trained, index, mesh, step=arguments.step, batch_size=arguments.batch,
+                cache=f"{folder}/{number}",
+            )  # fmt: skip
+            speeds.append(product_speed(dtype))
+            rates.append(table.searched / table.seconds)
+            print(f"round {number}: {rates[-1]:.1f} images/s, product {speeds[-1] / 1e9:.0f} GFLOP/s")
+        started = time.perf_counter()
+        again = blur_search.search(
+            trained, index, mesh, step=arguments.step, batch_size=arguments.batch, cache=f"{folder}/0"
+        )
+        lookup_seconds = time.perf_counter() - started
+        assert again.searched == 0
+    gflop = search_run.gflop(trained, len(table.levels))
+    # The first round also compiles.
+    rate, speed = float(np.median(rates[1:] or rates)), float(np.median(speeds))
+    result = {
+        "what": "blur search, whole set",
+        "images": len(index),
+        "canvas": index.canvas,
+        "levels": table.levels.tolist(),
+        "image_size": config.image_size,
+        "dtype": str(jnp.dtype(dtype)),
+        "images_per_second": rate,
+        "gflop_per_image": gflop,
+        "gflops": rate * gflop,
+        "product_gflops": speed / 1e9,
+        "share_of_the_floor": rate * gflop / (speed / 1e9),
+        "lookup_seconds": lookup_seconds,
+        "rounds": rates,
+        "histogram": {f"{s:g}": int((table.best_sigma == s).sum()) for s in table.sigmas},
+        "command": " ".join(Path(a).name if "/" in a else a for a in sys.argv),
+        **workdir.environment(),
+    }
+    print(json.dumps({k: result[k] for k in ("images", "images_per_second", "gflops",
+          "product_gflops", "share_of_the_floor", "lookup_seconds")}, indent=1))  # fmt: skip
+    if arguments.output:
+        workdir.write_json(Path(arguments.output), result)
+
+
+if __name__ == "__main__":
+    main()
