@@ -80,10 +80,17 @@ def main():
             )  # fmt: skip
             speeds.append(product_speed(dtype))
             rates.append(table.searched / table.seconds)
-            print(f"round {number}: {rates[-1]:.1f} images/s, product {speeds[-1] / 1e9:.0f} GFLOP/s")
+            print(
+                f"round {number}: {rates[-1]:.1f} images/s, product {speeds[-1] / 1e9:.0f} GFLOP/s"
+            )
         started = time.perf_counter()
         again = blur_search.search(
-            trained, index, mesh, step=arguments.step, batch_size=arguments.batch, cache=f"{folder}/0"
+            trained,
+            index,
+            mesh,
+            step=arguments.step,
+            batch_size=arguments.batch,
+            cache=f"{folder}/0",
         )
         lookup_seconds = time.perf_counter() - started
         assert again.searched == 0
@@ -105,7 +112,10 @@ def main():
         "lookup_seconds": lookup_seconds,
         "rounds": rates,
         "histogram": {f"{s:g}": int((table.best_sigma == s).sum()) for s in table.sigmas},
-        "command": " ".join(Path(a).name if "/" in a else a for a in sys.argv),
+        # Without the folders of this machine.
+        "command": " ".join(
+            "=".join([*a.split("=")[:-1], Path(a.split("=")[-1]).name]) for a in sys.argv
+        ),
         **workdir.environment(),
     }
     print(json.dumps({k: result[k] for k in ("images", "images_per_second", "gflops",

@@ -58,6 +58,11 @@ def build_network(
     if settings["dtype"] == "auto":
         settings["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     supervised = is_supervised(config)
+    if supervised != ("num_classes" in inspect.signature(factory).parameters):
+        raise UserError(
+            f"config.model.name={config.model.name} does not fit config.task.name={config.task.name}: a task "
+            "with labels needs a network with a head (vit), another one a decoder (vit_mae)"
+        )
     if supervised:
         settings["num_classes"] = num_classes
     model = factory(image_size=config.image_size, num_levels=degradation.num_levels, **settings)

@@ -43,7 +43,8 @@ def strip(
     """
     T = len(table.levels)
     figure = Figure(figsize=(1.35 * (T + 1), 4.6), layout="constrained")
-    axes: Any = figure.subplots(3, T + 1)
+    pictures, curve = figure.subfigures(2, 1, height_ratios=[2.1, 1])
+    axes: Any = pictures.subplots(2, T + 1)
 
     def show(axis, picture, title=""):
         axis.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
@@ -52,8 +53,7 @@ def strip(
         axis.set_yticks([])
 
     show(axes[0, 0], clean, "original")
-    for axis in (axes[1, 0], *axes[2]):
-        axis.set_visible(False)
+    axes[1, 0].set_visible(False)
     best = int(np.argmin(table.losses[row]))
     for t in range(T):
         chosen = " (best)" if t == best else ""
@@ -61,7 +61,7 @@ def strip(
         show(axes[1, t + 1], restored[t], f"{table.losses[row, t]:.4f}")
     axes[0, 1].set_ylabel("blurred", fontsize=8)
     axes[1, 1].set_ylabel("restored", fontsize=8)
-    below = figure.add_subplot(3, 1, 3)
+    below = curve.subplots()
     below.plot(table.sigmas, table.losses[row], marker="o", ms=4)
     below.plot(table.sigmas[best], table.losses[row, best], "o", ms=9, mfc="none", color="tab:red")
     below.set_xlabel("sigma", fontsize=8)
