@@ -398,6 +398,8 @@ class _Loop:
             self.say.say(f"{ended} at step {step}, parameter hash {code}")
             for name, value in self.live.latest.items():
                 self.say.say(f"  {name.replace('_', ' '):32s} {value:.4f}")
+            if self.live.conclusion:
+                self.say.say(self.live.conclusion)
             self.say.say(f"pictures    {self.live.newest_picture()}")
             self.say.say(f"report      {page}")
             self.say.say(f"checkpoint  {path if path is not None else 'could not be saved'}")

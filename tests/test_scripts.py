@@ -5,13 +5,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deblur_mae_jax.data import audit, image_folder, index, splits
+from deblur_mae_jax.data import audit, image_folder, index, manifest, splits
 from deblur_mae_jax.data.phantoms import Phantoms
+from deblur_mae_jax.data.source import subset
 from deblur_mae_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -112,9 +114,30 @@ def test_the_audit_finds_what_was_hidden(tmp_path, capsys):
     assert "LEAK" in capsys.readouterr().out and "Pairs" in (tmp_path / "splits.html").read_text()
 
 
-def test_images_that_pre_training_saw_are_listed(tmp_path):
-    from types import SimpleNamespace
+def test_the_near_duplicates_that_a_public_set_lists_are_found(real_data):
+    """Put into two splits on purpose; BUSI names the earlier image that each repeats."""
+    with open(real_data / "busi" / "manifest.csv") as file:
+        rows = list(csv.DictReader(file))
+    by_name = {Path(row["file"]).stem: row["file"] for row in rows}
+    listed = [
+        (by_name[row["near_dup_of"]], row["file"]) for row in rows if row["near_dup_of"] in by_name
+    ]
+    names = sorted({name for pair in listed for name in pair})
+    later = {second for _, second in listed}
+    data = SimpleNamespace(root=str(real_data / "busi" / "manifest.csv"), split="all", bits16="minmax",
+                           max_pixels=10**7, max_side=0, min_side=8)  # fmt: skip
+    source = manifest.source(data, 1)
+    wanted = np.array([i for i, name in enumerate(source.names) if name in set(names)])
+    usable = index.build(subset(source, wanted))
+    is_later = np.array([name in later for name in usable.source.names])
+    where = {"train": np.flatnonzero(~is_later), "test": np.flatnonzero(is_later)}
+    found = {frozenset((p.first, p.second)) for p in audit.compare(usable, where).pairs}
+    across = [pair for pair in listed if pair[0] not in later]
+    assert len(across) > 60
+    assert sum(frozenset(pair) in found for pair in across) > 0.95 * len(across)
 
+
+def test_images_that_pre_training_saw_are_listed(tmp_path):
     rows = write_set(tmp_path, 6)
     data = SimpleNamespace(root=str(tmp_path), split="all", bits16="minmax", max_pixels=10**7,
                            max_side=0, min_side=8)  # fmt: skip

@@ -78,6 +78,7 @@ class Live:
         self.folder.mkdir(exist_ok=True)
         self.latest: dict[str, float] = {}
         self.score: float | None = None
+        self.conclusion = ""
         self.metric = run.config.select.metric
         self._predict = make_predict(run)
         B = max(1, run.config.optim.batch_size // run.config.optim.accum_steps)
@@ -192,7 +193,8 @@ class Live:
             self.workdir, table, run.index, self.known.positions, notes
         )
         name = numbers["judged_on"]
-        self.latest |= {
+        self.conclusion = classification_page.verdict(numbers)
+        self.latest = {
             f"{name}_{k}": v["value"]
             for k, v in numbers["splits"][name]["per_image"].items()
             if v["value"] is not None

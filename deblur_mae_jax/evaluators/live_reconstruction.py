@@ -28,6 +28,7 @@ class Live:
         self.folder.mkdir(exist_ok=True)
         self.latest: dict[str, float] = {}
         self.score: float | None = None  # no checkpoint is better than the last
+        self.conclusion = ""  # the pictures say it
         config, network = run.config, run.network
         split = config.report.eval_split
         self.index = run.index if not split else dataset.build_index(config, folder, split)
