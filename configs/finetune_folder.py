@@ -3,10 +3,10 @@
     python main.py --config=configs/finetune_folder.py --config.init_from=runs/d2mae \\
       --config.data.root=/my/labelled --workdir=runs/classifier
 
-Without named splits, 3:1:1 are made, stratified and whole patients at a time (a manifest with a column
-`group` says who is who). With a manifest that has a column `split`:
+Splits called train, val and test (sub-folders, or the column `split` of a manifest) are used; those that are not there
+are made, 3:1:1, stratified and whole patients at a time (the column `group` of a manifest says who is who).
 
-    --config.data.name=manifest --config.data.root=list.csv --config.data.val_split=val --config.data.test_split=test
+    --config.data.name=manifest --config.data.root=list.csv
 
 `--config=configs/finetune_folder.py:repo` is the recipe of the published code.
 """
@@ -18,7 +18,7 @@ def get_config(recipe="paper"):
     """The MAE recipe at batch 32, as in D2MAE."""
     config = transfer.get_config(recipe)
     config.data.split = "train+pool"
-    config.data.val_split = ""
-    config.data.test_split = ""
+    config.data.val_split = "auto"
+    config.data.test_split = "auto"
     config.optim.batch_size = 32
     return config

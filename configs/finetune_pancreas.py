@@ -13,7 +13,8 @@ from configs import transfer
 def get_config(recipe="paper"):
     """The MAE recipe at batch 32."""
     config = transfer.get_config(recipe)
-    config.data.val_split = ""
-    config.data.test_split = ""
+    config.data.split = "train+pool"
+    config.data.val_split = "auto"
+    config.data.test_split = "auto"
     config.optim.batch_size = 32
     return config

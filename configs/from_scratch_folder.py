@@ -12,8 +12,8 @@ def get_config():
     """MAE's recipe for training from scratch, shortened: no layer decay, longer warm-up."""
     config = transfer.get_config()
     config.data.split = "train+pool"
-    config.data.val_split = ""
-    config.data.test_split = ""
+    config.data.val_split = "auto"
+    config.data.test_split = "auto"
     config.optim.batch_size = 32
     config.optim.layer_decay = 1.0
     config.optim.warmup_epochs = 10.0

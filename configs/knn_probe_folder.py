@@ -21,6 +21,6 @@ def get_config():
     config.probe.neighbours = (1, 5, 20, 50)
     config.probe.strengths = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # C of the logistic regression
     config.data.split = "train+pool"
-    config.data.val_split = ""
-    config.data.test_split = ""
+    config.data.val_split = "auto"
+    config.data.test_split = "auto"
     return config

@@ -11,6 +11,6 @@ def get_config():
     """Base rate 0.1 at batch 1024, 90 epochs, 10 of them warm-up."""
     config = transfer.linear_probe()
     config.data.split = "train+pool"
-    config.data.val_split = ""
-    config.data.test_split = ""
+    config.data.val_split = "auto"
+    config.data.test_split = "auto"
     return config

@@ -10,6 +10,7 @@ from configs import transfer
 def get_config():
     """LARS at base rate 0.1 and batch 1024, 90 epochs."""
     config = transfer.linear_probe()
-    config.data.val_split = ""
-    config.data.test_split = ""
+    config.data.split = "train+pool"
+    config.data.val_split = "auto"
+    config.data.test_split = "auto"
     return config

@@ -45,14 +45,23 @@ def get_config(recipe: str = "paper") -> ConfigDict:
         config.model[name] = model[name]
 
     config.data.split = "train"
-    config.data.val_split = "val"  # "": taken from data.split, whole patients at a time
-    config.data.test_split = "test"  # likewise; "none": there is none
+    # A split of the manifest, or of sub-folders; "": taken from data.split, whole patients at a time; "auto": the
+    # first where there is one, else the second. "none": there is no test split.
+    config.data.val_split = "val"
+    config.data.test_split = "test"
+    config.data.split_seed = (
+        0  # of the splits made here and of data.fraction; config.seed is of the training
+    )
     config.data.folds = 5  # 5 folds are the papers' 3:1:1
     config.data.fold = 0
     config.data.balance = "none"  # none | sampling: classes equally often | loss: weighted by class
     config.data.positive = ""  # of two classes; "": the last in alphabetical order
     config.data.crop_scale = (0.08, 1.0)
-    config.data.max_side = -1
+    config.data.max_side = -1  # as in init_from
+    config.data.bits16 = "inherit"
+    config.data.crop_rejection = (
+        True  # False: crops that do not fit are cut to the image (linear probe)
+    )
 
     config.augment = ConfigDict()
     config.augment.rand_augment = "rand-m9-mstd0.5-inc1"  # "": none
@@ -75,7 +84,9 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     config.optim.min_lr = 1e-6
     config.optim.b2 = 0.999
     config.optim.layer_decay = 0.75
-    config.optim.decay_tokens = False
+    config.optim.decay_on = (
+        "weights"  # weights | weights_and_tokens | all: what weight decay acts on
+    )
     config.optim.schedule = "cosine"  # cosine | constant after the warm-up
 
     config.checkpoint.every_epochs = 5.0
@@ -87,7 +98,7 @@ def get_config(recipe: str = "paper") -> ConfigDict:
         config.task.mixup = config.task.cutmix = 0.0
         config.optim.weight_decay = 0.01
         config.optim.layer_decay = 1.0
-        config.optim.decay_tokens = True
+        config.optim.decay_on = "all"
         config.optim.schedule = "constant"
         config.optim.epochs = 10_000.0
         config.select.patience_epochs = 200.0
@@ -101,6 +112,7 @@ def linear_probe() -> ConfigDict:
     config = get_config()
     config.task.frozen = True
     config.task.label_smoothing = config.task.mixup = config.task.cutmix = 0.0
+    config.data.crop_rejection = False
     config.model.pool = "cls"
     config.model.drop_path = 0.0
     config.model.probe = True

@@ -67,8 +67,8 @@ def load(run_or_file: str | Path) -> Trained:
 def of(found: pretrained.Pretrained) -> Trained:
     """The same from what was loaded before."""
     searcher = None
-    copy = found.path / transfer.SOURCE
-    if found.classes and (copy / "config.json").exists():
+    copy = found.path / transfer.SOURCE / transfer.WEIGHTS
+    if found.classes and copy.exists():
         searcher = load(copy)
     info = Info(found.path, found.config, found.classes, found.network, searcher)
     return Trained(found.network.model, jax.tree.map(jnp.asarray, found.params), info)
@@ -153,6 +153,8 @@ def _levels(trained: Trained, images: Images, level: Any, count: int) -> np.ndar
                 f"'{trained.info.config.task.degrade}', which has no levels"
             )
         return None
+    if level is None and trained.info.classes:
+        level = levels_for(trained, images)
     if level is None:
         return search_blur(trained, images).best
     values = np.broadcast_to(np.asarray(level, np.int32), (count,))
@@ -316,9 +318,6 @@ def predict(
     info = trained.info
     if not info.classes:
         raise UserError(f"predict: '{info.path}' is no classifier; fine-tune it first")
-    images = _as_list(images)
-    if level is None:
-        level = levels_for(trained, images)
     network = info.network
 
     def program(params, examples, start):
@@ -332,7 +331,8 @@ def levels_for(trained: Trained, images: Sequence[np.ndarray]) -> np.ndarray | N
     """The level of blur of new images, found as `config.search.setting` of a classifier says."""
     info = trained.info
     degradation = info.network.inputs.degradation
-    setting = blur_search.parse(info.config.search.setting, degradation, info.searcher is not None)
+    can_search = info.searcher is not None and hasattr(info.searcher.model, "decode")
+    setting = blur_search.parse(info.config.search.setting, degradation, can_search)
     if setting is None:
         return None
     if setting.kind == "oracle":

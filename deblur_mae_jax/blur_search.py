@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -95,6 +96,13 @@ def sigmas(degradation: Degradation, levels: np.ndarray) -> np.ndarray:
     assert degradation.at_level is not None
     found = [degradation.at_level(jnp.int32(level)).get("sigma", jnp.nan) for level in levels]
     return np.round(np.array([float(f) for f in found]), 6)
+
+
+def all_sigmas(degradation: Degradation) -> np.ndarray:
+    """Sigma of levels 1, 2, ...; empty where the degradation has no levels."""
+    if degradation.at_level is None:
+        return np.empty(0)
+    return sigmas(degradation, candidates(degradation.num_levels, 1))
 
 
 def level_of(sigma: float, degradation: Degradation) -> int:
@@ -206,13 +214,17 @@ class Cache:
         self.known.update(zip(hashes, rows, strict=True))
         if self.path is None or jax.process_index() != 0:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [
             ",".join([name, *(f"{x:.9g}" for x in row), f"{np.float32(row.sum()):.9g}"])
             for name, row in zip(hashes, rows, strict=True)
         ]
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write("\n".join(["", *lines, ""]))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("\n".join(["", *lines, ""]))
+        except OSError as error:  # the search goes on, and its results last as long as this run
+            logging.warning("the blur search is not kept: cannot write '%s': %s", self.path, error)
+            self.path = None
 
 
 def cache_key(weights_hash: str, spec: dict[str, Any]) -> str:
@@ -282,7 +294,10 @@ def search(
         for number, batch in enumerate(store.in_order(order)):
             rows = np.asarray(program(params, batch))
             part = missing[number * B : (number + 1) * B]
-            found.add([hashes[i] for i in part], rows[: len(part)])
+            # What can no longer be read was replaced by another image, whose losses are not its own.
+            lost = {item.name for item in loader.failed}
+            own = [row for row, i in enumerate(part) if index.source.names[i] not in lost]
+            found.add([hashes[part[row]] for row in own], rows[own])
             if show is not None:
                 show(number * B + len(part), len(missing))
     seconds = time.monotonic() - started

@@ -28,15 +28,19 @@ def build_index(
     split: str | None = None,
     progress: Progress | None = None,
     source: Source | None = None,
+    check: str = "",
 ) -> data_index.Index:
-    """Pre-flight check of the training images, of another `split`, or of a `source` made before."""
+    """Pre-flight check of the training images, of another `split`, or of a `source` made before.
+
+    check: instead of `config.data.check`.
+    """
     data = config.data
     whole = split is not None or source is not None
     name = "index.json" if split is None else f"index_{split}.json"
     settings = [data[k] for k in ("max_pixels", "max_side", "min_side", "bits16")]
     return data_index.build(
         load_source(config, split) if source is None else source,
-        check=data.check,
+        check=check or data.check,
         max_bad_fraction=data.max_bad_fraction,
         fraction=1.0 if whole else data.fraction,
         seed=config.seed,

@@ -108,7 +108,7 @@ def build_optimizer(
             eps=o.eps,
             weight_decay=o.weight_decay,
             clip_norm=o.clip_norm,
-            decay_tokens=o.get("decay_tokens", True),
+            decay_on=o.get("decay_on", "weights_and_tokens"),
             layer_decay=o.get("layer_decay", 1.0),
             depth=depth,
         )
@@ -187,7 +187,8 @@ def build(
         return optim.mae_learning_rate(step / order.steps_per_epoch, lr, o.min_lr, warmup, epochs)
 
     tx = build_optimizer(config, schedule, network.model.depth)
-    loader = Loader(index, config.model.in_chans, extras)
+    parts = None if supervision is None else supervision.parts
+    loader = Loader(index, config.model.in_chans, extras, parts)
     store = stores.make(
         config.data.store,
         loader,
@@ -212,7 +213,9 @@ def build(
     taken: Any = {}
     if source is not None and supervision is not None:
         shapes = jax.eval_shape(network.init)
-        taken, new = pretrained.fit(source, shapes, network.model, config.init_strict)
+        taken, new = pretrained.fit(
+            source, shapes, network.model, config.init_strict, supervision.classes
+        )
         supervision.lines.append(
             f"took {len(jax.tree.leaves(taken))} of {len(jax.tree.leaves(shapes))} arrays from "
             f"{source.path}; new: {', '.join(new) or 'none'}"

@@ -59,6 +59,7 @@ class Inputs:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     gray_target: bool = False
+    crop_rejection: bool = True
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     erase: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
@@ -139,7 +140,9 @@ class Inputs:
 
         def crop(key, size):
             k_box, k_flip = jax.random.split(key)
-            box = views.random_resized_crop(k_box, size, self.crop_scale, self.crop_ratio)
+            box = views.random_resized_crop(
+                k_box, size, self.crop_scale, self.crop_ratio, self.crop_rejection
+            )
             flip = jax.random.bernoulli(k_flip) if self.flip else jnp.zeros((), bool)
             return box, flip
 

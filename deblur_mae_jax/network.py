@@ -93,6 +93,7 @@ def build_network(
         crop_ratio=tuple(data.crop_ratio),
         flip=data.flip,
         gray_target=data.gray_target,
+        crop_rejection=data.get("crop_rejection", True),
         **augmentation,
     )
     mask_ratio = 0.0 if supervised else config.task.mask_ratio

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from deblur_mae_jax.errors import unknown
+
 Schedule = Callable[[Any], Any]
 # The first layer of layer-wise decay; in fine-tuning the tokens and tables are not decayed.
 TOKENS = ("cls_token", "pos_embed", "blur_token", "level_embed")
@@ -39,11 +41,22 @@ def is_decayed(path: tuple[Any, ...], value: Any) -> bool:
     return value.ndim > 1 and _keys(path)[-1] != "bias"
 
 
-def decay_mask(params: Any, tokens: bool = True) -> Any:
-    """Tree of booleans: where weight decay acts. `tokens=False` leaves tokens and tables out."""
+DECAY_ON = ("weights", "weights_and_tokens", "all")
+
+
+def decay_mask(params: Any, on: str = "weights_and_tokens") -> Any:
+    """Tree of booleans: where weight decay acts, one of `DECAY_ON`.
+
+    weights_and_tokens: MAE's pre-training; weights: its fine-tuning, where tokens and the position table
+    are left out; all: biases and norms too, as the published DeblurringMIM fine-tuning does.
+    """
+    if on not in DECAY_ON:
+        raise unknown("config.optim.decay_on", on, DECAY_ON)
 
     def decayed(path, value):
-        return is_decayed(path, value) and (tokens or _keys(path)[0] not in TOKENS)
+        if on == "all":
+            return True
+        return is_decayed(path, value) and (on != "weights" or _keys(path)[0] not in TOKENS)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 
@@ -73,7 +86,7 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.05,
     clip_norm: float = 0.0,
-    decay_tokens: bool = True,
+    decay_on: str = "weights_and_tokens",
     layer_decay: float = 1.0,
     depth: int = 0,
 ) -> optax.GradientTransformation:
@@ -92,7 +105,7 @@ def adamw(
     return optax.chain(
         *first,
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        optax.add_decayed_weights(weight_decay, mask=lambda p: decay_mask(p, decay_tokens)),
+        optax.add_decayed_weights(weight_decay, mask=lambda p: decay_mask(p, decay_on)),
         *last,
         optax.scale_by_learning_rate(schedule),
     )

@@ -28,6 +28,13 @@ def run(run_folder: str | Path, images: str, output: str | Path = "") -> Path:
     trained = api.load(run_folder)
     if not trained.info.classes:
         raise UserError(f"--workdir: '{run_folder}' is no classifier; fine-tune it first")
+    path = Path(output) if output else Path(run_folder) / "predictions_new.csv"
+    if path.suffix != ".csv":
+        raise UserError(f"--output: '{path}' must end in .csv")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: cannot write to '{path.parent}': {error.strerror}") from error
     root = existing_root(images, "input")
     config = ConfigDict(trained.info.config.to_dict(), type_safe=False)
     config.data.name = "image_folder" if root.is_dir() else "manifest"
@@ -45,10 +52,9 @@ def run(run_folder: str | Path, images: str, output: str | Path = "") -> Path:
         say.show(f"predicting: {start + len(part)} of {len(index)}")
     level = np.concatenate(levels)
     sigma = np.full(len(index), np.nan)
-    degradation = trained.info.network.inputs.degradation
-    if degradation.num_levels:
-        everything = blur_search.candidates(degradation.num_levels, 1)
-        sigma = blur_search.sigmas(degradation, everything)[level - 1]
+    by_level = blur_search.all_sigmas(trained.info.network.inputs.degradation)
+    if len(by_level):
+        sigma = by_level[level - 1]
     classes = trained.info.classes
     names = index.source.labels or [""] * len(index)
     table = Predictions(
@@ -61,9 +67,6 @@ def run(run_folder: str | Path, images: str, output: str | Path = "") -> Path:
         level,
         sigma,
     )
-    path = Path(output) if output else Path(run_folder) / "predictions_new.csv"
-    if path.suffix != ".csv":
-        raise UserError(f"--output: '{path}' must end in .csv")
     table.write(path)
     if index.skipped:
         skipped = path.with_name(path.stem + "_skipped.csv")

@@ -115,14 +115,24 @@ def save_file(path: Path, trained: Pretrained) -> None:
     save({k: np.ascontiguousarray(v) for k, v in state.items()}, path, metadata=header)
 
 
-def fit(trained: Pretrained, shapes: Any, model: Any, strict: bool = True) -> tuple[Any, list[str]]:
+def fit(
+    trained: Pretrained,
+    shapes: Any,
+    model: Any,
+    strict: bool = True,
+    classes: list[str] | None = None,
+) -> tuple[Any, list[str]]:
     """The weights that the classifier `model` with parameters of these `shapes` can take.
+
+    A head is taken only from a classifier of the same `classes`.
 
     The position table is resized to the model's grid as MAE's code does it. Returns a nested dict and
     the names of the parts that start anew. Raises `UserError` listing what does not fit, unless
     `strict` is off.
     """
     have = traverse_util.flatten_dict(trained.params, sep="/")
+    if trained.classes != classes:
+        have = {name: value for name, value in have.items() if not name.startswith("head")}
     need = traverse_util.flatten_dict(shapes, sep="/")
     before = trained.network.model
     table = have.get("pos_embed")

@@ -97,7 +97,7 @@ def run(config: ConfigDict, workdir_path: str | Path, dry_run: bool = False) -> 
     best: tuple[float, str, Any] | None = None
     for name, model in candidates(config.probe.kind, config, len(train)).items():
         model.fit(x[train], known.labels[train])
-        p = model.predict_proba(x[val])
+        p = probabilities(model, x[val], len(known.classes))
         score = classification.METRICS[config.select.metric](known.labels[val], p)
         score = score if classification.HIGHER_IS_BETTER[config.select.metric] else -score
         if best is None or score > best[0]:
@@ -111,7 +111,14 @@ def run(config: ConfigDict, workdir_path: str | Path, dry_run: bool = False) -> 
     known.lines.append(f"{config.probe.kind} on frozen features: {chosen}, chosen on validation")
     table = tables.concatenate(
         [
-            _table(index, known, name, model.predict_proba(x[known.positions[name]]), trained)
+            tables.of_index(
+                index,
+                known,
+                name,
+                probabilities(model, x[known.positions[name]], len(known.classes)),
+                known.levels,
+                blur_search.all_sigmas(trained.network.inputs.degradation),
+            )
             for name in ("val", "test")
             if name in known.positions
         ]
@@ -139,24 +146,8 @@ def run(config: ConfigDict, workdir_path: str | Path, dry_run: bool = False) -> 
     return numbers
 
 
-def _table(index: Any, known: Any, split: str, p: np.ndarray, trained: Any) -> tables.Predictions:
-    positions, source = known.positions[split], index.source
-    groups = source.groups or [""] * len(source)
-    level = np.zeros(len(positions), int) if known.levels is None else known.levels[positions]
-    sigma = np.full(len(positions), np.nan)
-    if known.levels is not None:
-        degradation = trained.network.inputs.degradation
-        by_level = blur_search.sigmas(
-            degradation, blur_search.candidates(degradation.num_levels, 1)
-        )
-        sigma = by_level[level - 1]
-    return tables.Predictions(
-        known.classes,
-        np.array([source.names[i] for i in positions]),
-        np.array([groups[i] for i in positions]),
-        np.full(len(positions), split),
-        known.labels[positions].astype(int),
-        p,
-        level.astype(int),
-        sigma,
-    )
+def probabilities(model: Any, x: np.ndarray, num_classes: int) -> np.ndarray:
+    """`(N, num_classes)`, zero for classes that no training image has."""
+    out = np.zeros((len(x), num_classes))
+    out[:, model.classes_] = model.predict_proba(x)
+    return out

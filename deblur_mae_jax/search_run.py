@@ -49,11 +49,19 @@ def run(config: ConfigDict, workdir_path: str | Path, dry_run: bool = False) -> 
             f"config.init_from was trained with '{trained.config.task.degrade}'. Choices: search(step), "
             "with a network trained with levels of blur (D2MAE)"
         )
+    if config.task.degrade != trained.config.task.degrade:
+        raise UserError(
+            f"config.task.degrade='{config.task.degrade}': a search uses the degradation that the network of "
+            f"config.init_from was trained with, '{trained.config.task.degrade}'"
+        )
     workdir.claim(folder, config)
     for line in lines:
         say.say(line)
     index = dataset.build_index(
-        config, folder, progress=lambda done, total: say.show(f"checking images: {done} of {total}")
+        config,
+        folder,
+        progress=lambda done, total: say.show(f"checking images: {done} of {total}"),
+        check="pixels",
     )
     first = jax.process_index() == 0
     if first:

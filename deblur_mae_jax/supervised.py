@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ class Supervision:
     levels: np.ndarray | None = None
     table: blur_search.Table | None = None
 
+    @property
+    def parts(self) -> np.ndarray:
+        """A number for the split of every image, -1 for those that take no part."""
+        out = np.full(len(self.labels), -1)
+        for number, positions in enumerate(self.positions.values()):
+            out[positions] = number
+        return out
+
 
 def prepare(
     config: ConfigDict,
@@ -51,28 +60,44 @@ def prepare(
     degradation = lookup.degradation(config.task.degrade)
     can_search = source is not None and hasattr(source.network.model, "decode")
     setting = blur_search.parse(config.search.setting, degradation, can_search)
-    found = splits.labelled(
-        lambda split: dataset.load_source(config, split), config.data, config.seed
-    )
+    if setting is not None and setting.kind in ("search", "online"):
+        _require_same_levels(config, degradation, source)
+    found = splits.labelled(lambda split: dataset.load_source(config, split), config.data)
     if metric == "f1_binary" and len(found.classes) != 2:
         raise UserError(
             f"config.select.metric=f1_binary needs two classes; there are {len(found.classes)}: use f1_macro"
         )
-    index = dataset.build_index(config, folder, source=found.source, progress=progress)
+    # A prediction must be of the image it names, so every pixel is read whatever config.data.check says.
+    index = dataset.build_index(
+        config, folder, source=found.source, progress=progress, check="pixels"
+    )
     where = {name: i for i, name in enumerate(found.source.names)}
-    kept = np.array([where[name] for name in index.source.names])
+    kept = found.split[np.array([where[name] for name in index.source.names])]
     names = np.array(index.source.labels)
     labels = np.array([found.classes.index(name) for name in names], np.int32)
-    positions = {name: np.flatnonzero(found.split[kept] == name) for name in splits.SPLITS}
+    positions = {name: np.flatnonzero(kept == name) for name in splits.SPLITS}
     positions = {name: part for name, part in positions.items() if len(part)}
-    if config.data.fraction < 1:
-        generator = np.random.Generator(np.random.Philox(key=[config.seed, 1 << 40]))
-        order = generator.permutation(len(positions["train"]))
-        count = max(1, round(config.data.fraction * len(order)))
-        positions["train"] = np.sort(positions["train"][order[:count]])
-    supervision = Supervision(
-        found.classes, labels, positions, splits.missing_classes(found), setting
-    )
+    splits.require(found.classes, labels, positions, config.data)
+    if config.data.fraction != 1:
+        train = positions["train"]
+        share = splits.fraction(labels[train], config.data.fraction, config.data.split_seed)
+        positions["train"] = train[share]
+    digest = hashlib.sha256(index.fingerprint.encode())
+    groups = index.source.groups or [""] * len(index)
+    for row in zip(index.source.names, names, kept, groups, strict=True):
+        digest.update("\0".join(row).encode())
+    index = dataclasses.replace(index, fingerprint=digest.hexdigest()[:16])
+    lines = [*found.lines, *splits.missing_classes(found.classes, labels, positions)]
+    if setting is not None:
+        why = (
+            ""
+            if can_search or setting.kind != "none"
+            else ": there is no pre-training network to search with"
+        )
+        lines.append(
+            f"blur of the images: {setting.kind}{f' {setting.value:g}' if setting.value else ''}{why}"
+        )
+    supervision = Supervision(found.classes, labels, positions, lines, setting)
     if setting is not None:
 
         def run_search(step: int) -> blur_search.Table:
@@ -91,6 +116,17 @@ def prepare(
             setting, degradation, len(index), config.seed, run_search
         )
     return index, supervision
+
+
+def _require_same_levels(config: ConfigDict, degradation: Any, source: Any) -> None:
+    """Raise `UserError` where a level means another sigma than the searching network learnt."""
+    before = source.network.inputs.degradation
+    if not np.array_equal(blur_search.all_sigmas(degradation), blur_search.all_sigmas(before)):
+        raise UserError(
+            f"config.task.degrade='{config.task.degrade}' has other levels than the network of "
+            f"config.init_from, trained with '{source.config.task.degrade}', which searches them; use "
+            "config.search.setting=none, fixed(sigma) or random with it"
+        )
 
 
 def class_weights(config: ConfigDict, supervision: Supervision) -> tuple[float, ...]:

@@ -113,7 +113,7 @@ def train_and_evaluate(
     experiment.check(config)
     if not dry_run:
         workdir.claim(folder, config)
-        if source is not None and main_process:
+        if source is not None:
             transfer.keep_copy(folder, source)
     run = experiment.build(
         config,
@@ -269,9 +269,12 @@ class _Loop:
         if score is None or (self.best is not None and score <= self.best["score"]):
             return
         place = self.folder / f"{checkpoint.BEST}_{step}"
-        with self.survive_full_disk(f"the best weights, of step {step},"):
+        try:
             checkpoint.save_tree(place, state.params)
             self.best = {"step": step, "score": score}
+        except Exception as error:  # full disks and dead mounts come in many kinds
+            line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            self.say.say(f"the best weights, of step {step}, could not be saved: {line}")
 
     def note(self, step: int, numbers: Any, state: Any) -> None:
         """Look at the metrics of one step: stop on trouble, show the line, write every few."""

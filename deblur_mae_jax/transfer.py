@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import checkpoint, pretrained, workdir
+from deblur_mae_jax import pretrained, workdir
 from deblur_mae_jax.data import audit
 from deblur_mae_jax.errors import UserError
 
@@ -28,10 +29,12 @@ INHERITED: dict[str, Any] = {
     "data.mean": (),
     "data.std": (),
     "data.max_side": 1024,
+    "data.bits16": "minmax",
     "data.gray_target": False,
 }
-UNSET = ("inherit", 0, -1, ())
+# In the workdir: the network a run started from, so that it needs nothing outside its own folder.
 SOURCE = "pretrained"
+WEIGHTS = "weights.safetensors"
 
 
 def get(config: ConfigDict, name: str) -> Any:
@@ -51,6 +54,14 @@ def put(config: ConfigDict, name: str, value: Any) -> None:
     node[leaf] = value
 
 
+def _is_unset(name: str, value: Any) -> bool:
+    if name == "data.gray_target":  # a flag has no value that means unset: it is always inherited
+        return True
+    if name == "data.max_side":  # 0 means never
+        return value == -1
+    return value in ("inherit", 0, ())
+
+
 def wants_source(config: ConfigDict) -> bool:
     """Whether this kind of run can start from another one."""
     return "init_from" in config
@@ -65,9 +76,9 @@ def resolve(
     source itself. Returns the config, the source (or `None`) and lines that say what was inherited
     and what the user chose otherwise.
     """
-    copy = folder / SOURCE if folder is not None else None
+    copy = folder / SOURCE / WEIGHTS if folder is not None else None
     source = None
-    if copy is not None and (copy / "config.json").exists():
+    if copy is not None and copy.exists():
         source = pretrained.load(copy)
     elif config.init_from:
         source = pretrained.load(config.init_from)
@@ -76,15 +87,12 @@ def resolve(
     for name, default in INHERITED.items():
         value = get(config, name)
         offered = default if source is None else get(source.config, name)
-        if value in UNSET and not isinstance(value, bool):
+        if _is_unset(name, value):
             put(config, name, offered)
             if source is not None and offered != default:
                 taken.append(f"{name}={offered}")
         elif source is not None and value != offered:
-            if isinstance(value, bool):  # has no value that means unset
-                put(config, name, offered)
-            else:
-                other.append(f"{name}={value} (the checkpoint has {offered})")
+            other.append(f"{name}={value} (the checkpoint has {offered})")
     lines = []
     if source is not None:
         lines.append(f"inherited from {config.init_from}: {', '.join(taken) or 'the defaults'}")
@@ -94,19 +102,20 @@ def resolve(
 
 
 def keep_copy(folder: Path, source: pretrained.Pretrained) -> None:
-    """Copy what a later start, or a prediction, needs of the source: weights and config."""
+    """Copy what a later start, or a prediction, needs of the source. All processes call this."""
     place = folder / SOURCE
-    if (place / "config.json").exists():
-        return
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    checkpoint.save_tree(place / f"{checkpoint.BEST}_0", source.params)
-    if source.classes:
-        workdir.write_json(place / "dataset.json", {"class_names": source.classes})
-    seen = audit.hashes_of_run(source.path)
-    if seen is not None:
-        workdir.write_json(place / audit.IMAGES_FILE, seen)
-    workdir.write_json(place / "config.json", workdir.flat(source.config))  # last: it marks the end
+    if jax.process_index() == 0 and not (place / WEIGHTS).exists():
+        place.mkdir(exist_ok=True)
+        seen = audit.hashes_of_run(source.path)
+        if seen is not None:
+            workdir.write_json(place / audit.IMAGES_FILE, seen)
+        draft = place / f"{WEIGHTS}.tmp"
+        pretrained.save_file(draft, source)
+        os.replace(draft, place / WEIGHTS)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("copy of the source")
 
 
 def require_source(source: pretrained.Pretrained | None, what: str) -> pretrained.Pretrained:

@@ -41,8 +41,12 @@ def random_resized_crop(
     size: jax.Array,
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    rejection: bool = True,
 ) -> Box:
-    """torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio, then the centre."""
+    """torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio, then the centre.
+
+    rejection=False: the first try, cut to the image where it does not fit (MAE's linear probe, after BYOL).
+    """
     height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
     k_area, k_ratio, k_top, k_left = jax.random.split(key, 4)
     area = (
@@ -52,6 +56,8 @@ def random_resized_crop(
     aspect = jnp.exp(jax.random.uniform(k_ratio, (CROP_TRIES,), minval=low, maxval=high))
     w = jnp.round(jnp.sqrt(area * aspect))
     h = jnp.round(jnp.sqrt(area / aspect))
+    if not rejection:
+        w, h = jnp.clip(w, 1, width), jnp.clip(h, 1, height)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = jnp.argmax(fits)
 
@@ -73,9 +79,10 @@ def random_resized_crop(
 def centre_crop(size: jax.Array, out: int, resize_to: int | None = None) -> Box:
     """The evaluation view: short side to `resize_to`, then the central `out` x `out` pixels.
 
-    resize_to defaults to out * 256 / 224, as in MAE's fine-tuning code.
+    resize_to defaults to out * 256 / 224, and to `out` above 224 pixels, as in MAE's fine-tuning code.
     """
-    resize_to = round(out * 256 / 224) if resize_to is None else resize_to
+    if resize_to is None:
+        resize_to = round(out * 256 / 224) if out <= 224 else out
     height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
     short = jnp.minimum(height, width)
     # torchvision truncates the long side and rounds the crop's corner, both in resized pixels.

@@ -4,10 +4,10 @@
     python scripts/compare_runs.py --folds --a runs/mae_fold* --b runs/d2mae_fold*
 
 Runs judged on the same test images are compared pair by pair: AUROC by DeLong's test, accuracy by McNemar's exact
-test, macro F1 by a bootstrap over patients; p-values are adjusted for the number of pairs by Holm's method. The last
-column of each test is the smallest difference that this test set would have shown with 80 % power: a larger set is
-needed to see a smaller one. With --folds, the two methods are compared over the folds of a cross-validation by the
-corrected resampled t-test (Nadeau and Bengio 2003).
+test, both per patient where patients have several images; macro F1 by a bootstrap over patients. P-values are
+adjusted for the number of pairs by Holm's method. The last column of each test is the smallest difference that this
+test set would have shown with 80 % power: a larger set is needed to see a smaller one. With --folds, the two methods
+are compared over the folds of a cross-validation by the corrected resampled t-test (Nadeau and Bengio 2003).
 """
 
 import argparse
@@ -69,7 +69,8 @@ def compare(arguments):
             print(f"  LEAK  {line}")
     for row in comparison.pairs(runs, arguments.resamples):
         print(
-            f"\n{row['a']} minus {row['b']}, {row['images']} images of {row['patients']} patients"
+            f"\n{row['a']} minus {row['b']}, {row['images']} images of {row['patients']} patients, "
+            f"tests per {row['unit']}"
         )
         if "auroc" in row:
             print(f"  AUROC     {_test(row['auroc'], row['auroc_holm'])}")

@@ -86,7 +86,7 @@ def slug(text):
 
 def plan(study, arguments):
     """Every run in order: (kind, method, seed, fold, folder, config file, overrides)."""
-    out = Path(arguments.output)
+    out = Path(arguments.output).resolve()
     seeds = [int(s) for s in arguments.seeds.split(",")] if arguments.seeds else study["seeds"]
     folds = [int(f) for f in arguments.folds.split(",")]
     only = [name.strip() for name in arguments.only.split(",") if name.strip()]
@@ -102,7 +102,7 @@ def plan(study, arguments):
             overrides = {**study["pretrain"], **method.get("pretrain_overrides", {}),
                          **_overrides(arguments.set_pretrain)}  # fmt: skip
             if arguments.pretrain_root:
-                overrides["data.root"] = arguments.pretrain_root
+                overrides["data.root"] = str(Path(arguments.pretrain_root).resolve())
             key = json.dumps([method["pretrain"], overrides], sort_keys=True, default=str)
             code = hashlib.sha256(key.encode()).hexdigest()[:8]
             source = out / f"pretrain_{slug(method['pretrain'])}_{code}"
@@ -116,13 +116,16 @@ def plan(study, arguments):
                              **method.get("finetune_overrides", {}),
                              **_overrides(arguments.set)}  # fmt: skip
                 if arguments.finetune_root:
-                    overrides["data.root"] = arguments.finetune_root
+                    overrides["data.root"] = str(Path(arguments.finetune_root).resolve())
                 if source:
                     overrides["init_from"] = str(source)
                 config = method.get(
                     "finetune", "finetune_folder" if source else "from_scratch_folder"
                 )
-                folder = out / f"{slug(name)}_fold{fold}_seed{seed}"
+                code = hashlib.sha256(
+                    json.dumps([config, overrides], sort_keys=True, default=str).encode()
+                )
+                folder = out / f"{slug(name)}_fold{fold}_seed{seed}_{code.hexdigest()[:8]}"
                 runs.append(("finetune", name, seed, fold, folder, config, overrides))
     return runs
 
@@ -137,7 +140,7 @@ def command(folder, config, overrides):
     """The command line of a run."""
     flags = [f"--config.{name}={value}" for name, value in overrides.items()]
     return [sys.executable, "main.py", f"--config=configs/{config}.py",
-            f"--workdir={folder.resolve()}", *flags]  # fmt: skip
+            f"--workdir={folder}", *flags]  # fmt: skip
 
 
 def execute(runs):
@@ -179,11 +182,13 @@ def collect(study, runs, folds):
             if not values:
                 continue
             if folds > 1:  # seeds are averaged within a fold, so that folds are what varies
+                n_train = np.mean([n["n_train"] for _, n in found])
+                n_test = np.mean([n["splits"][n["judged_on"]]["images"] for _, n in found])
                 by_fold = [
                     np.mean([v for g, v in values if g == f])
                     for f in sorted({f for f, _ in values})
                 ]
-                mean, sd, interval = statistics.over_folds(by_fold, 1 / max(folds, 2))
+                mean, sd, interval = statistics.over_folds(by_fold, n_train, n_test)
             else:
                 mean, sd, interval = statistics.over_runs([v for _, v in values])
             row[measure] = {"mean": 100 * mean, "sd": 100 * sd, "low": 100 * interval.low,

@@ -28,7 +28,7 @@ ALLOWED = {
         "sklearn", "imagehash",
         "deblur_mae_jax.errors",
     },
-    "optim.py": {"jax", "optax"},
+    "optim.py": {"jax", "optax", "deblur_mae_jax.errors"},
     "sharding.py": {"jax", "numpy"},
     "checkpoint.py": {"jax", "numpy", "orbax", "deblur_mae_jax.errors"},
     "augment.py": {"jax", "deblur_mae_jax.views", "deblur_mae_jax.errors"},

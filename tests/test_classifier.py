@@ -54,7 +54,7 @@ def test_three_fine_tuning_steps_with_layer_decay(golden):
     tx = optim.only(
         optim.adamw(
             lambda count: jnp.asarray(rates)[count], b2=0.999, weight_decay=weight_decay,
-            decay_tokens=False, layer_decay=layer_decay, depth=model.depth, b1=0.9,
+            decay_on="weights", layer_decay=layer_decay, depth=model.depth, b1=0.9,
         ),
         classify.trained(False),
     )  # fmt: skip
@@ -99,7 +99,7 @@ def test_layer_decay_groups(golden):
     )
     numbers = jax.tree.map(lambda x: np.zeros(x.shape[:0]), shapes)
     scales = jax.tree.map(lambda _, s: np.asarray(s), numbers, optim.layer_scales(shapes, 0.75, 12))
-    decayed = optim.decay_mask(shapes, tokens=False)
+    decayed = optim.decay_mask(shapes, on="weights")
     by_name = {
         pytorch.pytorch_name(tuple(k.key for k in path)): float(value)
         for path, value in jax.tree_util.tree_leaves_with_path(scales)
@@ -125,8 +125,10 @@ def test_the_blur_token_is_in_the_first_layer_and_not_decayed():
     assert shapes["pos_embed"].shape == (1, 18, 32)
     assert optim.layer_scales(shapes, 0.5, 2)["blur_token"] == 0.5**3
     assert optim.layer_scales(shapes, 0.5, 2)["head"]["kernel"] == 1
-    assert not optim.decay_mask(shapes, tokens=False)["blur_token"]
-    assert optim.decay_mask(shapes, tokens=True)["blur_token"]
+    assert not optim.decay_mask(shapes, on="weights")["blur_token"]
+    assert optim.decay_mask(shapes, on="weights_and_tokens")["blur_token"]
+    assert not optim.decay_mask(shapes, on="weights")["head"]["bias"]
+    assert optim.decay_mask(shapes, on="all")["head"]["bias"]
 
 
 @pytest.mark.parametrize("suffix", ["", "_wd0"])

@@ -121,7 +121,7 @@ def test_bootstrap_draws_whole_patients():
     width = [np.subtract(*statistics.over_patients(t, classification.accuracy, 300)[::-1])
              for t in (grouped, apart)]  # fmt: skip
     assert 2 < width[0] / width[1] < 4  # near the square root of 8
-    few = table(labels[:2], p[:2])
+    few = table(labels[:4], p[:4])
     assert np.isnan(statistics.over_patients(few, classification.accuracy)).all()
 
 
@@ -177,9 +177,9 @@ def test_seeds_and_folds_have_other_intervals():
     mean, sd, seeds = statistics.over_runs(values)
     assert mean == pytest.approx(0.81) and sd == pytest.approx(np.std(values, ddof=1))
     np.testing.assert_allclose(seeds, stats.t.interval(0.95, 4, mean, sd / np.sqrt(5)))
-    _, _, folds = statistics.over_folds(values, 0.2)
+    _, _, folds = statistics.over_folds(values, 60, 20)
     wider = (folds.high - folds.low) / (seeds.high - seeds.low)
-    assert wider == pytest.approx(np.sqrt((1 / 5 + 1 / 4) / (1 / 5)))
+    assert wider == pytest.approx(np.sqrt((1 / 5 + 1 / 3) / (1 / 5)))
     assert np.isnan(statistics.over_runs([0.5])[1])
 
 
@@ -222,7 +222,7 @@ def write_run(folder, t, judged="test"):
     t.write(folder / "predictions.csv")
     numbers = summary.summarise(t, 0)
     (folder / "metrics.json").write_text(
-        json.dumps({**numbers, "judged_on": judged, "leakage": []})
+        json.dumps({**numbers, "judged_on": judged, "leakage": [], "n_train": 120})
     )
 
 
@@ -253,6 +253,33 @@ def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
         comparison.pairs([*runs, comparison.read_run(tmp_path / "other")])
     with pytest.raises(UserError, match=r"holds no predictions\.csv"):
         comparison.read_run(tmp_path)
+
+
+def test_an_interval_has_a_width_or_there_is_none():
+    t = table(np.arange(40) % 2, two_columns((np.arange(40) % 2).astype(float)))
+    assert np.isnan(statistics.over_patients(t, classification.accuracy, 100)).all()
+
+
+def test_images_of_a_patient_are_not_independent():
+    """Two equal classifiers that err by patient: tests per image would find a difference too often."""
+    rng = np.random.default_rng(4)
+    small = 0
+    for _ in range(20):
+        labels = np.repeat(rng.integers(0, 2, 40), 6)
+        scores = [np.repeat(rng.random(40), 6) * 0.6 + labels * 0.4 for _ in range(2)]
+        runs = [
+            comparison.Run(
+                f"run {i}",
+                t := table(labels, two_columns(s), groups=[f"p{j // 6}" for j in range(240)]),
+                t,
+                {},
+            )
+            for i, s in enumerate(scores)
+        ]
+        [row] = comparison.pairs(runs, 1)
+        assert row["unit"] == "patient" and row["images"] == 240 and row["patients"] == 40
+        small += row["auroc"].p < 0.05
+    assert small <= 4  # 1 expected
 
 
 def test_methods_are_compared_over_folds(tmp_path):

@@ -75,12 +75,12 @@ def test_what_a_finished_classifier_leaves():
     folder, result = classifier()
     assert result.finished and np.isfinite(list(lines(folder, "loss").values())).all()
     for name in ("predictions.csv", "metrics.json", "leakage.csv", "blur_search.csv",
-                 "report/index.html", "report/figures.png", "pretrained/config.json"):  # fmt: skip
+                 "report/index.html", "report/figures.png", "pretrained/weights.safetensors"):  # fmt: skip
         assert (folder / name).stat().st_size > 0, name
     page = (folder / "report" / "index.html").read_text()
     assert 'src="http' not in page and "href=" not in page  # opens offline
     for part in (
-        "guessing",
+        "Balanced accuracy",
         "Confusion".lower(),
         "Most confident mistakes",
         "Leakage",
@@ -113,6 +113,8 @@ def test_the_degradation_and_the_sizes_are_inherited_and_said():
     _, _, said = transfer.resolve(tiny.config("finetune_folder", **fine()))
     assert "task.degrade=blur.gaussian_levels" in said[0] and len(said) == 1
     _, _, said = transfer.resolve(tiny.config("finetune_folder", **fine(task__degrade="none")))
+    never, _, _ = transfer.resolve(tiny.config("finetune_folder", **fine(data__max_side=0)))
+    assert never.data.max_side == 0 and never.data.bits16 == "minmax"
     assert said[1].startswith(
         "overridden: task.degrade=none (the checkpoint has blur.gaussian_levels"
     )
@@ -194,6 +196,38 @@ def test_four_devices_give_the_losses_of_one(tmp_path):
     ours, theirs = (predictions.read(f / "predictions.csv") for f in (folder, tmp_path))
     np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-4)
     assert config.optim.batch_size == 8
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_like_one(tmp_path):
+    """The copy of the source, the search, and the evaluation are shared work."""
+    import os
+    import socket
+    import subprocess
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    values = tiny.changed("finetune_folder", **fine(search__cache=str(tmp_path / "cache")))
+    flags = [f"--config.{k}={v}" for k, v in values.items()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT),
+                   "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "main.py"), "--config=configs/finetune_folder.py", *flags,
+             f"--workdir={tmp_path / 'run'}", f"--coordinator=localhost:{port}", "--num_processes=2",
+             f"--process_id={number}"],
+            env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=280)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    folder, _ = classifier()
+    one, two = lines(folder, "loss"), lines(tmp_path / "run", "loss")
+    np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=2e-5)
+    ours, theirs = (predictions.read(f / "predictions.csv") for f in (folder, tmp_path / "run"))
+    np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-4)
 
 
 @pytest.mark.parametrize("setting", ["online(2)", "oracle"])
@@ -367,6 +401,16 @@ def settings(**overrides):
 TWO = ["a", "b"] * 15
 
 
+def use(load, data):
+    """What a run does with its labels before it looks at pixels; the lines about missing classes."""
+    found = splits.labelled(load, data)
+    labels = np.array([found.classes.index(name) for name in found.source.labels])
+    positions = {name: np.flatnonzero(found.split == name) for name in splits.SPLITS}
+    positions = {name: part for name, part in positions.items() if len(part)}
+    splits.require(found.classes, labels, positions, data)
+    return splits.missing_classes(found.classes, labels, positions)
+
+
 @pytest.mark.parametrize(
     ("overrides", "labels", "message"),
     [
@@ -382,7 +426,7 @@ TWO = ["a", "b"] * 15
 )
 def test_bad_labels_are_one_clear_line(overrides, labels, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
-        splits.labelled(lambda split: source_of(labels), settings(**overrides))
+        use(lambda split: source_of(labels), settings(**overrides))
     assert "\n" not in str(caught.value)
 
 
@@ -395,7 +439,7 @@ def test_bad_splits_of_a_manifest_are_one_clear_line():
 
     named = {"split": "train", "val_split": "val"}
     with pytest.raises(UserError, match="no training image of class 'c'"):
-        splits.labelled(load, settings(**named, test_split="test"))
+        use(load, settings(**named, test_split="test"))
     with pytest.raises(UserError, match="have no labels"):
         splits.labelled(load, settings(**named, test_split="bare"))
     with pytest.raises(UserError, match="the same image is in two splits"):
@@ -404,9 +448,179 @@ def test_bad_splits_of_a_manifest_are_one_clear_line():
     assert set(found.split) == {"train", "val"}
     parts["val"] = ["a", "a"]
     found = splits.labelled(load, settings(**named, test_split="none"))
-    assert splits.missing_classes(found) == [
+    assert use(load, settings(**named, test_split="none")) == [
         "the val split has no image of class b; averages over classes leave it out"
     ]
+
+
+def test_automatic_splits_are_the_named_ones_where_there_are_any():
+    parts = {"train": TWO, "val": ["a", "b"], "test": ["b", "a"]}
+
+    def load(name):
+        if name not in parts:
+            raise UserError(f"config.data.split: '{name}' names no split")
+        return source_of(parts[name], names=[f"{name} {i}" for i in range(len(parts[name]))])
+
+    auto = settings(split="train", val_split="auto", test_split="auto")
+    found = splits.labelled(load, auto)
+    assert found.lines == [] and [str(s) for s in found.split[-4:]] == [
+        "val",
+        "val",
+        "test",
+        "test",
+    ]
+    del parts["test"]
+    found = splits.labelled(load, auto)
+    assert "test made from split 'train'" in found.lines[0] and "no groups known" in found.lines[0]
+    assert (found.split == "val").sum() == 2 and (found.split == "test").sum() == 6
+    flat = splits.labelled(
+        lambda name: source_of(TWO, ["p"] * 2 + [f"{i}" for i in range(28)]), auto
+    )
+    assert "val and test made" in flat.lines[0] and "whole patients" in flat.lines[0]
+    assert len(flat.split) == 30
+
+
+def test_the_seed_of_training_does_not_move_the_splits():
+    def split(seed, split_seed=0):
+        config = tiny.config("finetune_folder", seed=seed, data__split_seed=split_seed)
+        return splits.labelled(lambda _: source_of(TWO), config.data).split.tolist()
+
+    assert split(0) == split(1) and split(0) != split(0, 1)
+
+
+def test_every_class_keeps_an_image_in_a_fraction():
+    labels = np.array([0] * 40 + [1] * 3)
+    kept = splits.fraction(labels, 0.1, 0)
+    assert (labels[kept] == 0).sum() == 4 and (labels[kept] == 1).sum() == 1
+    with pytest.raises(UserError, match=r"data\.fraction=0 must be in"):
+        splits.fraction(labels, 0, 0)
+
+
+def test_a_split_that_damage_emptied_is_one_clear_line(tmp_path):
+    from PIL import Image
+
+    rows = ["path,label,split"]
+    for i in range(12):
+        Image.new("L", (20, 20), 20 * i).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{'ab'[i % 2]},{'val' if i > 9 else 'train'}")
+    for i in (10, 11):
+        (tmp_path / f"{i}.png").write_bytes(b"junk")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    with pytest.raises(
+        UserError, match=r"config\.data\.val_split: the val split has no labelled image"
+    ):
+        go(tmp_path / "run", init_from="", data__name="manifest", data__root=str(tmp_path / "list.csv"),
+           data__split="train", data__val_split="val", data__test_split="none")  # fmt: skip
+
+
+def test_edited_labels_are_other_data(tmp_path):
+    from PIL import Image
+
+    def write(change):
+        rows = ["path,label,group"]
+        for i in range(20):
+            Image.fromarray(np.full((20, 20), 9 * i, np.uint8)).save(tmp_path / f"{i}.png")
+            rows.append(f"{i}.png,{'ab'[(i + (i == change)) % 2]},p{i}")
+        (tmp_path / "list.csv").write_text("\n".join(rows))
+
+    def again():
+        return go(tmp_path / "run", init_from="", data__name="manifest", data__root=str(tmp_path / "list.csv"),
+                  optim__epochs=1.0, optim__warmup_epochs=0.1, data__folds=4)  # fmt: skip
+
+    write(None)
+    assert again().finished
+    write(3)
+    with pytest.raises(UserError, match="not those this run started with"):
+        again()
+
+
+def test_an_image_is_never_replaced_by_one_of_another_split(tmp_path):
+    from PIL import Image
+
+    from deblur_mae_jax.data import image_folder, index, loader
+
+    for i in range(6):
+        Image.fromarray(np.full((20, 20), 9 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    data = tiny.config(data__root=str(tmp_path)).data
+    usable = index.build(image_folder.source(data, 1))
+    (tmp_path / "1.png").write_bytes(b"junk")
+    reader = loader.Loader(usable, 1, parts=np.array([0, 0, 1, 1, 0, -1]))
+    assert reader.read(1)[0] == 4  # 2 and 3 test
+
+
+def test_a_level_must_mean_the_same_to_the_network_that_searches(tmp_path):
+    other = "blur.gaussian_levels(max_sigma=1.1, step=0.1, kernel='opencv_float')"
+    with pytest.raises(UserError, match="has other levels than the network"):
+        go(tmp_path, task__degrade=other)
+    with pytest.raises(UserError, match="a search uses the degradation that the network"):
+        go(tmp_path, "blur_search", task__degrade=other)
+
+
+def test_a_classifier_from_a_classifier(tmp_path):
+    """It has no network to search with, says so, keeps no head of other classes, and predicts."""
+    import deblur_mae_jax as dm
+    from deblur_mae_jax.data.phantoms import Phantoms
+
+    folder, _ = classifier()
+    go(tmp_path, init_from=str(folder), optim__epochs=1.0)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "there is no pre-training network to search with" in page
+    assert dm.predict(dm.load(tmp_path), Phantoms(2, 1, 40).read(0)).shape == (1, 2)
+    source = pretrained.load(folder)
+    network = source.network
+    shapes = jax.eval_shape(network.init)
+    _, same = pretrained.fit(source, shapes, network.model, True, ["benign", "malignant"])
+    _, other = pretrained.fit(source, shapes, network.model, True, ["no", "yes"])
+    assert same == [] and other == ["head"]
+
+
+def test_features_of_a_classifier_follow_its_setting(tmp_path):
+    import deblur_mae_jax as dm
+
+    folder, _ = classifier()
+    trained = dm.load(folder)
+    with trained.info.config.unlocked():
+        trained.info.config.search.setting = "fixed(0.6)"
+    pictures = [np.random.default_rng(i).integers(0, 255, (40, 40), np.uint8) for i in range(4)]
+    np.testing.assert_array_equal(
+        dm.encode(trained, pictures), dm.encode(trained, pictures, level=3)
+    )
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_a_search(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    cache = blur_search.Cache(str(tmp_path / "file" / "inside"), "key", 2)
+    cache.add(["a"], np.ones((1, 2), np.float32))
+    cache.add(["b"], np.ones((1, 2), np.float32))
+    assert set(cache.known) == {"a", "b"} and caplog.text.count("is not kept") == 1
+
+
+def test_a_probe_gives_classes_that_it_has_not_seen_no_chance():
+    from sklearn.linear_model import LogisticRegression
+
+    from deblur_mae_jax import probes
+
+    x, y = np.random.default_rng(0).normal(size=(30, 3)), np.array([0, 2] * 15)
+    p = probes.probabilities(LogisticRegression().fit(x, y), x, 4)
+    assert p.shape == (30, 4) and (p[:, [1, 3]] == 0).all()
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+
+
+def test_crops_of_a_linear_probe_are_cut_not_drawn_again():
+    from deblur_mae_jax import views
+
+    keys = jax.random.split(jax.random.key(0), 500)
+    size = np.array([30, 200], np.int32)
+
+    def crop(rejection):
+        return jax.vmap(
+            lambda k: views.random_resized_crop(k, size, (0.08, 1.0), rejection=rejection)
+        )(keys)
+
+    cut, drawn = crop(False), crop(True)
+    for box in (cut, drawn):
+        assert (box.height <= 30).all() and (box.width <= 200).all() and (box.top >= 0).all()
+    assert (cut.height == 30).mean() > (drawn.height == 30).mean() + 0.1
 
 
 def test_an_empty_test_split_names_the_choices(tmp_path):

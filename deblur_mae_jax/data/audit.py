@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.data.index import Index, pixel_hash
 from deblur_mae_jax.data.source import BadImage
 
 HASH_SIDE = 16
@@ -109,10 +109,17 @@ def compare(
         if split[i] != split[j] and (i, j) not in pairs:
             pairs[i, j] = Pair(kind, names[i], str(split[i]), names[j], str(split[j]), (i, j))
 
+    hashes = list(index.hashes)
+    for i in used:
+        if not hashes[i]:  # only headers were read before
+            try:
+                hashes[i] = pixel_hash(source.read(i))
+            except (BadImage, OSError):
+                continue
     by_hash: dict[str, list[int]] = {}
     for i in used:
-        if index.hashes[i]:
-            by_hash.setdefault(index.hashes[i], []).append(i)
+        if hashes[i]:
+            by_hash.setdefault(hashes[i], []).append(i)
     for same in by_hash.values():
         for a, i in enumerate(same):
             for j in same[a + 1 :]:
@@ -147,7 +154,7 @@ def compare(
                 for j in where[a + 1 :]:
                     note("same patient", i, j)
     judged = positions.get("test", positions.get("val", np.empty(0, int)))
-    seen = [names[i] for i in judged if pretrained and index.hashes[i] in pretrained]
+    seen = [names[i] for i in judged if pretrained and hashes[i] in pretrained]
     ordered = sorted(pairs.values(), key=lambda p: (p.kind, p.first, p.second))
     return Leaks(ordered, seen, pretrained is not None, near)
 

@@ -22,11 +22,18 @@ class Loader:
     A file that can no longer be read is replaced by the next one that can and reported once: a long
     run does not die of one image.
 
-    extras: further arrays with one row per image (labels, levels of blur), handed out with it.
+    extras: further arrays with one row per image (labels, levels of blur), handed out with it. parts: a
+    number for each image; it is replaced only by one with the same (no test image ever trains).
     """
 
-    def __init__(self, index: Index, channels: int, extras: dict[str, np.ndarray] | None = None):
-        self.index, self.channels, self.extras = index, channels, extras or {}
+    def __init__(
+        self,
+        index: Index,
+        channels: int,
+        extras: dict[str, np.ndarray] | None = None,
+        parts: np.ndarray | None = None,
+    ):
+        self.index, self.channels, self.extras, self.parts = index, channels, extras or {}, parts
         self.failed: list[Skipped] = []
         self.on_failure: Callable[[Skipped], None] | None = None
         self._lock = threading.Lock()
@@ -44,6 +51,8 @@ class Loader:
         """Image `number`, or the next readable one: its number and pixels uint8 `(H, W, C)`."""
         for offset in range(len(self)):
             position = (number + offset) % len(self)
+            if self.parts is not None and self.parts[position] != self.parts[number]:
+                continue
             try:
                 image = self.index.source.read(position)
                 height, width = self.index.canvas

@@ -71,7 +71,7 @@ class Labelled:
     source: Source
     split: np.ndarray  # of every image, "train", "val" or "test"
     classes: list[str]
-    made_here: list[str]  # the splits that no manifest named
+    lines: list[str]  # where the splits come from, in words
 
 
 def concatenate(parts: Sequence[Source]) -> Source:
@@ -111,12 +111,13 @@ class _Concatenated:  # a class, not a closure: worker processes must be able to
         return self.functions[part](position - int(self.ends[part - 1] if part else 0))
 
 
-def labelled(load: Callable[[str], Source], data, seed: int = 0) -> Labelled:
+def labelled(load: Callable[[str], Source], data) -> Labelled:
     """The classified images that `config.data` names, with their splits.
 
     load: split name -> source. `data.split`, `data.val_split` and `data.test_split` name splits of the
     source; where the last two are "" they are taken from `data.split`, whole patients at a time
-    (`data.folds`, `data.fold`); "none" leaves the test split out. Raises `UserError` without labels,
+    (`data.folds`, `data.fold`, `data.split_seed`); "auto" names "val" and "test" where the source has
+    them and takes them otherwise; "none" leaves the test split out. Raises `UserError` without labels,
     with one class, with an empty split, or with a class that no training image has.
     """
     named = {"train": data.split, "val": data.val_split, "test": data.test_split}
@@ -125,25 +126,15 @@ def labelled(load: Callable[[str], Source], data, seed: int = 0) -> Labelled:
             "config.data.val_split=none: the best weights are chosen on the validation images; "
             "'' takes them from the training split"
         )
-    sources, split = [], []
+    parts: dict[str, Source] = {}
     for name, wanted in named.items():
-        if wanted in ("", "none") and name != "train":
-            continue
-        try:
-            part = load(wanted)
-        except UserError as error:
-            field = "split" if name == "train" else f"{name}_split"
-            line = str(error).replace("config.data.split", f"config.data.{field}")
-            hint = "" if name == "train" else f" '' takes it from config.data.split={data.split}."
-            raise UserError(line + (hint if field in line else "")) from error
-        if part.labels is None or not any(part.labels):
-            raise UserError(
-                "config.data.root: the images have no labels: a folder needs one sub-folder per "
-                "class, a CSV a column 'label'"
-            )
-        sources.append(part)
-        split += [name] * len(part)
-    source = concatenate(sources) if len(sources) > 1 else sources[0]
+        if name == "train" or wanted not in ("", "none"):
+            part = _load(load, name, wanted, data, parts)
+            if part is None:
+                named[name] = ""
+            else:
+                parts[name] = part
+    source = concatenate(list(parts.values())) if len(parts) > 1 else parts["train"]
     if len(set(source.names)) < len(source.names):
         raise UserError(
             "config.data: the same image is in two splits; config.data.split="
@@ -152,13 +143,12 @@ def labelled(load: Callable[[str], Source], data, seed: int = 0) -> Labelled:
     labels = source.labels or []
     keep = np.array([i for i, name in enumerate(labels) if name])
     unlabelled = [Skipped(source.names[i], "no label") for i, name in enumerate(labels) if not name]
-    source = _only(source, keep, unlabelled)
-    names = np.array(split)[keep]
-    labels = source.labels or []
+    names = np.repeat(list(parts), [len(part) for part in parts.values()])[keep]
+    source = dataclasses.replace(subset(source, keep), skipped=[*source.skipped, *unlabelled])
     made_here = [n for n in ("val", "test") if named[n] == ""]
     if made_here:
-        names = _take(names, labels, source.groups, made_here, data, seed)
-    classes = sorted(set(labels))
+        names = _take(names, source.labels or [], source.groups, made_here, data)
+    classes = sorted(set(source.labels or []))
     if len(classes) < 2:
         raise UserError(
             f"config.data.root: only one class, '{classes[0]}', has images: nothing to tell apart"
@@ -170,33 +160,78 @@ def labelled(load: Callable[[str], Source], data, seed: int = 0) -> Labelled:
                 f"the classes are {', '.join(classes)}"
             )
         classes = [*(c for c in classes if c != data.positive), data.positive]
-    wanted = [n for n in SPLITS if named[n] != "none"]
-    for name in wanted:
-        if not (names == name).any():
-            raise UserError(f"config.data.{name}_split: the {name} split has no labelled image")
-    in_train = {labels[i] for i in np.flatnonzero(names == "train")}
-    absent = [c for c in classes if c not in in_train]
+    lines = []
+    if made_here:
+        grouped = (
+            "whole patients" if source.groups and any(source.groups) else "images (no groups known)"
+        )
+        lines.append(
+            f"{' and '.join(made_here)} made from split '{data.split}': stratified, {grouped}, fold "
+            f"{data.fold} of {data.folds}"
+        )
+    return Labelled(source, names, classes, lines)
+
+
+def _load(load, name: str, wanted: str, data, parts: dict[str, Source]) -> Source | None:
+    """One named split; `None` where "auto" finds that the source has no such split."""
+    automatic = wanted == "auto"
+    try:
+        part = load(name if automatic else wanted)
+    except UserError as error:
+        if automatic:
+            return None
+        field = "split" if name == "train" else f"{name}_split"
+        line = str(error).replace("config.data.split", f"config.data.{field}")
+        hint = "" if name == "train" else f" '' takes it from config.data.split={data.split}."
+        raise UserError(line + (hint if field in line else "")) from error
+    # A source without splits gives all its images whatever the name.
+    if automatic and (not part.names or set(part.names) & set(parts["train"].names)):
+        return None
+    if part.labels is None or not any(part.labels):
+        raise UserError(
+            "config.data.root: the images have no labels: a folder needs one sub-folder per "
+            "class, a CSV a column 'label'"
+        )
+    return part
+
+
+def require(classes: list[str], labels: np.ndarray, positions: dict[str, np.ndarray], data) -> None:
+    """Raise `UserError` for an empty split, or a class that no training image has."""
+    for name in SPLITS:
+        if not len(positions.get(name, ())) and not (name == "test" and data.test_split == "none"):
+            field = "split" if name == "train" else f"{name}_split"
+            raise UserError(
+                f"config.data.{field}: the {name} split has no labelled image that can be used"
+            )
+    absent = sorted(set(range(len(classes))) - set(labels[positions["train"]].tolist()))
     if absent:
         raise UserError(
-            f"config.data.split={data.split}: no training image of class '{absent[0]}', which the "
-            "other splits have"
+            f"config.data.split={data.split}: no training image of class '{classes[absent[0]]}', which "
+            "the other splits have"
         )
-    return Labelled(source, names, classes, made_here)
 
 
-def _only(source: Source, keep: np.ndarray, left_out: list[Skipped]) -> Source:
-    return dataclasses.replace(subset(source, keep), skipped=[*source.skipped, *left_out])
+def fraction(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Positions of a random share of every class, at least one image each, in order."""
+    if not 0 < share <= 1:
+        raise UserError(f"config.data.fraction={share} must be in (0, 1]")
+    generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 40]))
+    chosen = []
+    for number in np.unique(labels):
+        own = generator.permutation(np.flatnonzero(labels == number))
+        chosen.append(own[: max(1, round(share * len(own)))])
+    return np.sort(np.concatenate(chosen))
 
 
-def _take(names, labels, groups, missing: list[str], data, seed: int) -> np.ndarray:
+def _take(names, labels, groups, missing: list[str], data) -> np.ndarray:
     """Validation and/or test images out of the training images."""
     inside = np.flatnonzero(names == "train")
     own = [labels[i] for i in inside]
     patients = None if groups is None else [groups[i] for i in inside]
     if len(missing) == 2:
-        part = divide(own, patients, data.folds, data.fold, seed)
+        part = divide(own, patients, data.folds, data.fold, data.split_seed)
     else:
-        number = folds(own, patients, data.folds, seed)
+        number = folds(own, patients, data.folds, data.split_seed)
         if not 0 <= data.fold < data.folds:
             raise UserError(f"config.data.fold={data.fold} must be in 0..{data.folds - 1}")
         part = np.where(number == data.fold, missing[0], "train")
@@ -205,13 +240,14 @@ def _take(names, labels, groups, missing: list[str], data, seed: int) -> np.ndar
     return out
 
 
-def missing_classes(found: Labelled) -> list[str]:
-    """One line for every class that a split lacks."""
-    labels = np.array(found.source.labels)
+def missing_classes(
+    classes: list[str], labels: np.ndarray, positions: dict[str, np.ndarray]
+) -> list[str]:
+    """One line for every split that lacks classes."""
     lines = []
-    for name in SPLITS:
-        inside = set(labels[found.split == name])
-        absent = [c for c in found.classes if inside and c not in inside]
+    for name, part in positions.items():
+        inside = set(labels[part].tolist())
+        absent = [c for i, c in enumerate(classes) if i not in inside]
         if absent:
             lines.append(
                 f"the {name} split has no image of class {', '.join(absent)}; averages over classes "

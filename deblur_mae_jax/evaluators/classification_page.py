@@ -86,7 +86,10 @@ def verdict(numbers: dict[str, Any]) -> str:
     present = sum(n > 0 for n in judged["per_class"].values())
     chance = 1 / present if present else float("nan")
     if entry.get("low") is None:
-        return f"Balanced accuracy {entry['value']:.3f}; too few patients for an interval."
+        return (
+            f"Balanced accuracy {entry['value']:.3f} on {judged['images']} {numbers['judged_on']} images of "
+            f"{judged['patients']} patients; no interval (too few patients, or no resample differs)."
+        )
     said = (
         "above" if entry["low"] > chance else "below" if entry["high"] < chance else "not told from"
     )
@@ -146,7 +149,9 @@ def write(
     checked += (
         ", images of pre-training"
         if leaks.pretraining_known
-        else "; pre-training images are not known"
+        else "; the images of pre-training are not known"
+        if config.get("init_from")
+        else ""
     )
     parts = [
         report.head(notes.title),

@@ -47,6 +47,7 @@ def write(
     table = predictions.read(path)
     resamples, seed = notes.config["report.bootstrap"], notes.config["seed"]
     numbers = summary.summarise(table, resamples, seed)
+    numbers["n_train"] = int(notes.train_counts.sum())
     numbers |= {"best_step": notes.best_step, "setting": notes.setting}
     leaks = audit.compare(
         index,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.evaluators import classification, predictions, statistics
 from deblur_mae_jax.evaluators.predictions import Predictions
 
@@ -59,24 +59,34 @@ def aligned(a: Run, b: Run) -> tuple[Predictions, Predictions]:
 def pairs(runs: list[Run], resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
     """Every pair of runs on the same test images, p-values adjusted by Holm's method over the pairs.
 
-    AUROC by DeLong's test (two classes), accuracy by McNemar's, macro F1 by a bootstrap over patients.
+    AUROC by DeLong's test (two classes), accuracy by McNemar's, macro F1 by a bootstrap over patients. The
+    first two take their rows for independent, so with several images per patient they compare patients
+    (`unit`), by the mean of the probabilities of their images.
     """
     rows: list[dict[str, Any]] = []
     for a, b in itertools.combinations(runs, 2):
         first, second = aligned(a, b)
-        row: dict[str, Any] = {"a": a.name, "b": b.name, "images": len(first),
-                               "patients": len(first.by_patient)}  # fmt: skip
+        patients = first.by_patient
+        row: dict[str, Any] = {
+            "a": a.name,
+            "b": b.name,
+            "images": len(first),
+            "patients": len(patients),
+        }
+        row["unit"] = "image"
+        f1 = classification.f1_macro
+        row["f1_macro"] = f1(first.labels, first.probabilities) - f1(
+            second.labels, second.probabilities
+        )
+        row["f1_macro_interval"] = statistics.paired_patients(first, second, f1, resamples, seed)
+        if len(patients) < len(first):
+            first, second, row["unit"] = patients, second.by_patient, "patient"
         if len(first.classes) == 2 and len(np.unique(first.labels)) == 2:
             scores = first.probabilities[:, 1], second.probabilities[:, 1]
             row["auroc"] = statistics.delong(first.labels, *scores)
         row["accuracy"] = statistics.mcnemar(
             first.labels, first.probabilities.argmax(1), second.probabilities.argmax(1)
         )
-        f1 = classification.f1_macro
-        row["f1_macro"] = f1(first.labels, first.probabilities) - f1(
-            second.labels, second.probabilities
-        )
-        row["f1_macro_interval"] = statistics.paired_patients(first, second, f1, resamples, seed)
         rows.append(row)
     for test in ("auroc", "accuracy"):
         adjusted = statistics.holm([row[test].p if test in row else np.nan for row in rows])
@@ -91,6 +101,8 @@ def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> tuple[fl
         raise UserError(
             f"two methods over the same folds are needed, got {len(a)} and {len(b)} runs"
         )
+    if metric not in classification.METRICS:
+        raise unknown("--metric", metric, classification.METRICS)
     values = []
     for one, other in zip(a, b, strict=True):
         first, second = aligned(one, other)
@@ -102,9 +114,9 @@ def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> tuple[fl
             )
         )
     x, y = np.array(values).T
-    n_test = round(np.mean([len(run.judged) for run in a]))
-    everything = len({name for run in a for name in run.judged.names})
-    if everything <= n_test:
+    if len({frozenset(run.judged.names) for run in a}) < len(a):
         raise UserError("the folds have the same test images: these are seeds, not folds")
-    t, p = statistics.corrected_t_test(x, y, everything - n_test, n_test)
+    n_test = float(np.mean([len(run.judged) for run in a]))
+    n_train = float(np.mean([run.numbers["n_train"] for run in a]))
+    t, p = statistics.corrected_t_test(x, y, n_train, n_test)
     return float((x - y).mean()), t, p

@@ -95,30 +95,17 @@ class Live:
             logits.append(np.asarray(out))
             levels.append(np.asarray(level))
         count = len(positions)
-        return self._table(
-            positions, split, np.concatenate(logits)[:count], np.concatenate(levels)[:count]
+        found = predictions.of_index(
+            self.run.index,
+            self.known,
+            split,
+            predictions.probabilities_of(np.concatenate(logits)[:count]),
+            np.concatenate(levels)[:count],
+            blur_search.all_sigmas(self.run.network.inputs.degradation),
         )
-
-    def _table(self, positions, split, logits, level) -> Predictions:
-        source = self.run.index.source
-        groups = source.groups or [""] * len(source)
-        degradation = self.run.network.inputs.degradation
-        sigma = np.full(len(positions), np.nan)
-        if degradation.at_level is not None:
-            by_level = blur_search.sigmas(
-                degradation, blur_search.candidates(degradation.num_levels, 1)
-            )
-            sigma = by_level[level - 1]
-        return Predictions(
-            self.known.classes,
-            np.array([source.names[i] for i in positions]),
-            np.array([groups[i] for i in positions]),
-            np.full(len(positions), split),
-            self.known.labels[positions].astype(int),
-            predictions.probabilities_of(logits),
-            level.astype(int),
-            sigma,
-        )
+        # An image that can no longer be read was replaced by another: that is no prediction of it.
+        lost = {item.name for item in self.run.loader.failed}
+        return found.where(np.array([name not in lost for name in found.names])) if lost else found
 
     def evaluate(self, params: Any) -> Predictions:
         """The validation images; `latest` holds their measures and `score` the one that selects."""

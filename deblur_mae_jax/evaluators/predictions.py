@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -115,6 +116,38 @@ def read(path: Path) -> Predictions:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"'{path}' is not a table of predictions: {error}") from error
+
+
+def of_index(
+    index: Any,
+    known: Any,
+    split: str,
+    probabilities: np.ndarray,
+    levels: np.ndarray | None,
+    sigmas: np.ndarray,
+) -> Predictions:
+    """The images of a split of an index, in order.
+
+    known: `supervised.Supervision`; levels: of all images of the index, or of this split; sigmas: of
+    levels 1, 2, ..., empty where the degradation has none.
+    """
+    positions, source = known.positions[split], index.source
+    groups = source.groups or [""] * len(source)
+    level = np.zeros(len(positions), int)
+    sigma = np.full(len(positions), np.nan)
+    if levels is not None and len(sigmas):
+        level = (levels if len(levels) == len(positions) else levels[positions]).astype(int)
+        sigma = sigmas[level - 1]
+    return Predictions(
+        known.classes,
+        np.array([source.names[i] for i in positions]),
+        np.array([groups[i] for i in positions]),
+        np.full(len(positions), split),
+        known.labels[positions].astype(int),
+        probabilities,
+        level,
+        sigma,
+    )
 
 
 def probabilities_of(logits: np.ndarray) -> np.ndarray:

@@ -43,7 +43,8 @@ def strip(
     """
     T = len(table.levels)
     figure = Figure(figsize=(1.35 * (T + 1), 4.6), layout="constrained")
-    pictures, curve = figure.subfigures(2, 1, height_ratios=[2.1, 1])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2.1, 1])
+    pictures, curve = parts
     axes: Any = pictures.subplots(2, T + 1)
 
     def show(axis, picture, title=""):

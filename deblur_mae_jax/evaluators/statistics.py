@@ -19,6 +19,7 @@ from statsmodels.stats.multitest import multipletests
 from deblur_mae_jax.evaluators.predictions import Predictions
 
 LEVEL = 0.95
+MIN_PATIENTS = 5  # fewer say nothing about others
 POWER = 0.8
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -34,10 +35,11 @@ def over_patients(p: Predictions, metric: Metric, resamples: int = 1000, seed: i
     """BCa bootstrap (Efron 1987) over patients: whole patients are drawn again, with all their images.
 
     Where a resample lacks a class the measure may be undefined; such resamples have no place in the
-    interval, which then is the percentile interval of the others.
+    interval, which then is the percentile interval of the others. NaN for fewer than `MIN_PATIENTS`
+    patients, and where every resample gives the same.
     """
     patients, which = np.unique(p.patients, return_inverse=True)
-    if len(patients) < 3:
+    if len(patients) < MIN_PATIENTS:
         return Interval(np.nan, np.nan)
     order = np.argsort(which, kind="stable")
     rows = np.split(order, np.cumsum(np.bincount(which))[:-1])
@@ -57,6 +59,8 @@ def over_patients(p: Predictions, metric: Metric, resamples: int = 1000, seed: i
             method="BCa",
             rng=np.random.default_rng(seed),
         )
+    if np.ptp(found.bootstrap_distribution) == 0:  # all right, or all wrong: the width is not zero
+        return Interval(np.nan, np.nan)
     low, high = found.confidence_interval
     if not np.isfinite([low, high]).all():
         finite = found.bootstrap_distribution[np.isfinite(found.bootstrap_distribution)]
@@ -76,23 +80,25 @@ def over_runs(values: Sequence[float]) -> tuple[float, float, Interval]:
     return float(x.mean()), sd, Interval(float(x.mean() - half), float(x.mean() + half))
 
 
-def over_folds(values: Sequence[float], test_share: float) -> tuple[float, float, Interval]:
+def over_folds(
+    values: Sequence[float], n_train: float, n_test: float
+) -> tuple[float, float, Interval]:
     """The same over the folds of a cross-validation, whose training sets overlap.
 
-    The variance is that of Nadeau and Bengio (2003): (1 / k + n_test / n_train) s^2. test_share: n_test /
-    (n_test + n_train).
+    The variance is that of Nadeau and Bengio (2003): (1 / k + n_test / n_train) s^2, from the numbers of
+    images that train and test a fold.
     """
     x = np.asarray(values, float)
     if len(x) < 2:
         return float(x.mean()), float("nan"), Interval(np.nan, np.nan)
-    ratio = test_share / (1 - test_share)
+    ratio = n_test / n_train
     sd = float(x.std(ddof=1))
     half = stats.t.ppf((1 + LEVEL) / 2, len(x) - 1) * sd * np.sqrt(1 / len(x) + ratio)
     return float(x.mean()), sd, Interval(float(x.mean() - half), float(x.mean() + half))
 
 
 def corrected_t_test(
-    a: Sequence[float], b: Sequence[float], n_train: int, n_test: int
+    a: Sequence[float], b: Sequence[float], n_train: float, n_test: float
 ) -> tuple[float, float]:
     """(t, two-sided p) of the corrected resampled t-test over folds (Nadeau and Bengio 2003)."""
     difference = np.asarray(a, float) - np.asarray(b, float)

@@ -41,7 +41,8 @@ def summarise(p: Predictions, resamples: int = 1000, seed: int = 0) -> dict[str,
         "classes": p.classes,
         "judged_on": judged,
         "temperature": temperature,
-        "intervals": f"95 %, BCa bootstrap over patients, {resamples} resamples",
+        "intervals": f"95 %, bootstrap over patients (BCa; percentile where it is not defined), {resamples} "
+        "resamples",
         "splits": {},
     }
     for name, part in splits.items():
@@ -63,11 +64,6 @@ def summarise(p: Predictions, resamples: int = 1000, seed: int = 0) -> dict[str,
             }
         out["splits"][name] = entry
     return out
-
-
-def chance(p: Predictions) -> float:
-    """Balanced accuracy of guessing."""
-    return 1.0 / len(np.unique(p.labels))
 
 
 def _plain(value: float) -> float | None:
