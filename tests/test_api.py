@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tiny
-from test_transfer import classifier, pretraining
+from tiny_runs import classifier, pretraining
 
 import deblur_mae_jax as dm
 from deblur_mae_jax import lookup, train

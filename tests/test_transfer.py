@@ -1,34 +1,30 @@
 """From a pre-trained network to a judged classifier, end to end on phantoms."""
 
 import csv
-import functools
 import json
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from tiny_runs import classifier, fine, go, lines, pretraining
 
 from deblur_mae_jax import (
-    blur_search,
     experiment,
-    lookup,
     predict_run,
     pretrained,
-    run,
     train,
     transfer,
 )
-from deblur_mae_jax.data import splits
-from deblur_mae_jax.data.source import Source
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators import predictions, summary
 
 ROOT = Path(__file__).parent.parent
+
+
 TRANSFER = sorted(
     p.stem
     for p in (ROOT / "configs").glob("*.py")
@@ -36,39 +32,6 @@ TRANSFER = sorted(
     and "from configs import" in p.read_text()
     and any(kind in p.stem for kind in ("finetune", "probe", "scratch", "search"))
 )
-
-
-def new_folder(name):
-    return Path(tempfile.mkdtemp()) / name
-
-
-@functools.cache
-def pretraining(name="quickstart"):
-    """A tiny pre-training run; `d2mae` has a blur token, `mae` has not."""
-    folder = new_folder(name)
-    train.train_and_evaluate(tiny.config(name, optim__steps=4), folder)
-    return folder
-
-
-@functools.cache
-def classifier():
-    """A D2MAE classifier, fine-tuned for two epochs with everything switched on."""
-    folder = new_folder("classifier")
-    result = train.train_and_evaluate(tiny.config("finetune_folder", **fine()), folder)
-    return folder, result
-
-
-def fine(**overrides):
-    return {"init_from": str(pretraining()), "data__phantom_seed": 1} | overrides
-
-
-def go(folder, name="finetune_folder", **overrides):
-    return run.run(tiny.config(name, **fine(**overrides)), folder)
-
-
-def lines(folder, key):
-    found = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line[key] for line in found if key in line}
 
 
 def test_what_a_finished_classifier_leaves():
@@ -230,109 +193,6 @@ def test_two_processes_fine_tune_like_one(tmp_path):
     np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-4)
 
 
-@pytest.mark.parametrize("setting", ["online(2)", "oracle"])
-def test_settings_that_search_in_the_step(tmp_path, setting):
-    result = go(tmp_path, search__setting=setting, optim__epochs=1.0, report__audit="identical")
-    assert result.finished
-    page = (tmp_path / "report" / "index.html").read_text()
-    assert ("upper bound" in page) == (setting == "oracle")
-    table = predictions.read(tmp_path / "predictions.csv")
-    assert (table.level >= 1).all()
-
-
-def test_levels_of_the_settings_that_search_nothing():
-    degradation = lookup.degradation("blur.gaussian_levels(max_sigma=1.1, step=0.1)")
-
-    def levels(text, count=400):
-        setting = blur_search.parse(text, degradation)
-        return blur_search.assign(setting, degradation, count, 3, None)[0]
-
-    assert set(levels("none")) == {1}
-    assert set(levels("fixed(0.5)")) == {5} == set(levels("fixed(sigma=0.5)"))
-    assert set(levels("random")) == set(range(1, 12))
-    np.testing.assert_array_equal(levels("random"), levels("random"))
-    assert levels("oracle") is None and levels("online(2)") is None
-
-
-@pytest.mark.parametrize(
-    ("step", "want"),
-    [(1, list(range(1, 12))), (2, [1, 3, 5, 7, 9, 11]), (3, [1, 4, 7, 10]), (4, [1, 5, 9])],
-)
-def test_candidates(step, want):
-    assert blur_search.candidates(11, step).tolist() == want
-
-
-def test_the_smallest_level_wins_a_tie():
-    table = blur_search.Table(
-        ["a", "b"],
-        np.array([1, 3, 5]),
-        np.array([0.1, 0.3, 0.5]),
-        np.array([[2, 1, 1], [1, 1, 1.0]]),
-    )
-    assert table.best.tolist() == [3, 1] and table.best_sigma.tolist() == [0.3, 0.1]
-
-
-def test_a_search_is_what_the_network_says_and_is_kept(tmp_path):
-    """Against the network applied image by image, level by level; and the second time from the cache."""
-    from deblur_mae_jax import masking, sharding
-    from deblur_mae_jax.data import index as data_index
-    from deblur_mae_jax.data import phantoms as source
-    from deblur_mae_jax.inputs import stream_keys
-
-    trained = pretrained.load(pretraining())
-    data = trained.config.data
-    with data.ignore_type():
-        data.num_images, data.phantom_seed = 7, 5
-    index = data_index.build(source.source(data, 1))
-    mesh = sharding.make_mesh()
-
-    def search(folder=tmp_path, **kwargs):
-        return blur_search.search(
-            trained, index, mesh, step=5, batch_size=9, cache=str(folder), **kwargs
-        )
-
-    table = search()
-    assert table.levels.tolist() == [1, 6, 11] and table.searched == 7
-    network = trained.network
-    apply = jax.jit(
-        lambda x, level: network.model.apply({"params": trained.params}, x, None, 0.0, level)[0]
-    )
-    for position in range(7):
-        image = index.source.read(position)
-        example = {"image": image[None], "size": np.array([image.shape[:2]], np.int32)}
-        for column, level in enumerate(table.levels):
-            batch = network.inputs.evaluate(
-                example, stream_keys(0, 0, np.arange(1)), level=np.array([level], np.int32)
-            )
-            pred = apply(batch["inputs"], batch["level"])
-            goal = masking.patchify(batch["targets"], network.model.patch_size)
-            want = float(np.square(pred - goal).mean())
-            np.testing.assert_allclose(table.losses[position, column], want, rtol=1e-4)
-    again = search()
-    assert again.searched == 0
-    np.testing.assert_array_equal(again.losses, table.losses)
-    [file] = tmp_path.glob("*.csv")
-    rows = [line for line in file.read_text().splitlines() if line]
-    assert len(rows) == 7
-    file.write_text("\n".join(rows[:3]) + "\n" + rows[3][:40])  # killed in the middle of a line
-    resumed = search()
-    assert resumed.searched == 4
-    np.testing.assert_allclose(resumed.losses, table.losses, rtol=1e-6)
-    trained.params["cls_token"] = trained.params["cls_token"] + 1.0
-    assert search().searched == 7  # other weights
-
-
-def test_the_search_run(tmp_path):
-    result = go(
-        tmp_path / "a", "blur_search", search__cache=str(tmp_path / "cache"), data__num_images=9
-    )
-    assert result.table.searched == 9 and result.report.exists()
-    with open(tmp_path / "a" / "blur_search.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 9 and [int(r["level"]) for r in rows] == result.table.best.tolist()
-    assert (tmp_path / "a" / "report" / "histogram.png").stat().st_size > 0
-
-
 @pytest.mark.parametrize("kind", ["knn", "logistic"])
 def test_probes_of_frozen_features(tmp_path, kind):
     numbers = go(tmp_path, "knn_probe_folder", probe__kind=kind)
@@ -389,173 +249,6 @@ def test_the_published_recipe_is_a_config():
         defaults.get_config("mine")
 
 
-def source_of(labels, groups=None, names=None):
-    names = [f"{i}.png" for i in range(len(labels or TWO))] if names is None else names
-    return Source(names, lambda i: np.zeros((20, 20, 1), np.uint8), labels=labels, groups=groups)
-
-
-def settings(**overrides):
-    return tiny.config("finetune_folder", **{f"data__{k}": v for k, v in overrides.items()}).data
-
-
-TWO = ["a", "b"] * 15
-
-
-def use(load, data):
-    """What a run does with its labels before it looks at pixels; the lines about missing classes."""
-    found = splits.labelled(load, data)
-    labels = np.array([found.classes.index(name) for name in found.source.labels])
-    positions = {name: np.flatnonzero(found.split == name) for name in splits.SPLITS}
-    positions = {name: part for name, part in positions.items() if len(part)}
-    splits.require(found.classes, labels, positions, data)
-    return splits.missing_classes(found.classes, labels, positions)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "labels", "message"),
-    [
-        ({}, None, "have no labels: a folder needs one sub-folder per class"),
-        ({}, [""] * 30, "have no labels"),
-        ({}, ["a"] * 30, "only one class, 'a'"),
-        ({}, ["a"] * 27 + ["b"] * 3, "class 'b' has only 3 image"),
-        ({"val_split": "none"}, TWO, "val_split=none"),
-        ({"positive": "c"}, TWO, "positive='c' must be one of two classes"),
-        ({"fold": 7}, TWO, "fold=7"),
-        ({"folds": 2}, TWO, "folds=2 must be at least 3"),
-    ],
-)
-def test_bad_labels_are_one_clear_line(overrides, labels, message):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
-        use(lambda split: source_of(labels), settings(**overrides))
-    assert "\n" not in str(caught.value)
-
-
-def test_bad_splits_of_a_manifest_are_one_clear_line():
-    parts = {"train": ["a", "b"] * 5, "val": ["a", "b"], "test": ["a", "c"], "bare": []}
-
-    def load(name):
-        labels = parts[name]
-        return source_of(labels, names=[f"{name} {i}" for i in range(len(labels))])
-
-    named = {"split": "train", "val_split": "val"}
-    with pytest.raises(UserError, match="no training image of class 'c'"):
-        use(load, settings(**named, test_split="test"))
-    with pytest.raises(UserError, match="have no labels"):
-        splits.labelled(load, settings(**named, test_split="bare"))
-    with pytest.raises(UserError, match="the same image is in two splits"):
-        splits.labelled(load, settings(split="train", val_split="train", test_split="none"))
-    found = splits.labelled(load, settings(**named, test_split="none"))
-    assert set(found.split) == {"train", "val"}
-    parts["val"] = ["a", "a"]
-    found = splits.labelled(load, settings(**named, test_split="none"))
-    assert use(load, settings(**named, test_split="none")) == [
-        "the val split has no image of class b; averages over classes leave it out"
-    ]
-
-
-def test_automatic_splits_are_the_named_ones_where_there_are_any():
-    parts = {"train": TWO, "val": ["a", "b"], "test": ["b", "a"]}
-
-    def load(name):
-        if name not in parts:
-            raise UserError(f"config.data.split: '{name}' names no split")
-        return source_of(parts[name], names=[f"{name} {i}" for i in range(len(parts[name]))])
-
-    auto = settings(split="train", val_split="auto", test_split="auto")
-    found = splits.labelled(load, auto)
-    assert found.lines == [] and [str(s) for s in found.split[-4:]] == [
-        "val",
-        "val",
-        "test",
-        "test",
-    ]
-    del parts["test"]
-    found = splits.labelled(load, auto)
-    assert "test made from split 'train'" in found.lines[0] and "no groups known" in found.lines[0]
-    assert (found.split == "val").sum() == 2 and (found.split == "test").sum() == 6
-    flat = splits.labelled(
-        lambda name: source_of(TWO, ["p"] * 2 + [f"{i}" for i in range(28)]), auto
-    )
-    assert "val and test made" in flat.lines[0] and "whole patients" in flat.lines[0]
-    assert len(flat.split) == 30
-
-
-def test_the_seed_of_training_does_not_move_the_splits():
-    def split(seed, split_seed=0):
-        config = tiny.config("finetune_folder", seed=seed, data__split_seed=split_seed)
-        return splits.labelled(lambda _: source_of(TWO), config.data).split.tolist()
-
-    assert split(0) == split(1) and split(0) != split(0, 1)
-
-
-def test_every_class_keeps_an_image_in_a_fraction():
-    labels = np.array([0] * 40 + [1] * 3)
-    kept = splits.fraction(labels, 0.1, 0)
-    assert (labels[kept] == 0).sum() == 4 and (labels[kept] == 1).sum() == 1
-    with pytest.raises(UserError, match=r"data\.fraction=0 must be in"):
-        splits.fraction(labels, 0, 0)
-
-
-def test_a_split_that_damage_emptied_is_one_clear_line(tmp_path):
-    from PIL import Image
-
-    rows = ["path,label,split"]
-    for i in range(12):
-        Image.new("L", (20, 20), 20 * i).save(tmp_path / f"{i}.png")
-        rows.append(f"{i}.png,{'ab'[i % 2]},{'val' if i > 9 else 'train'}")
-    for i in (10, 11):
-        (tmp_path / f"{i}.png").write_bytes(b"junk")
-    (tmp_path / "list.csv").write_text("\n".join(rows))
-    with pytest.raises(
-        UserError, match=r"config\.data\.val_split: the val split has no labelled image"
-    ):
-        go(tmp_path / "run", init_from="", data__name="manifest", data__root=str(tmp_path / "list.csv"),
-           data__split="train", data__val_split="val", data__test_split="none")  # fmt: skip
-
-
-def test_edited_labels_are_other_data(tmp_path):
-    from PIL import Image
-
-    def write(change):
-        rows = ["path,label,group"]
-        for i in range(20):
-            Image.fromarray(np.full((20, 20), 9 * i, np.uint8)).save(tmp_path / f"{i}.png")
-            rows.append(f"{i}.png,{'ab'[(i + (i == change)) % 2]},p{i}")
-        (tmp_path / "list.csv").write_text("\n".join(rows))
-
-    def again():
-        return go(tmp_path / "run", init_from="", data__name="manifest", data__root=str(tmp_path / "list.csv"),
-                  optim__epochs=1.0, optim__warmup_epochs=0.1, data__folds=4)  # fmt: skip
-
-    write(None)
-    assert again().finished
-    write(3)
-    with pytest.raises(UserError, match="not those this run started with"):
-        again()
-
-
-def test_an_image_is_never_replaced_by_one_of_another_split(tmp_path):
-    from PIL import Image
-
-    from deblur_mae_jax.data import image_folder, index, loader
-
-    for i in range(6):
-        Image.fromarray(np.full((20, 20), 9 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    data = tiny.config(data__root=str(tmp_path)).data
-    usable = index.build(image_folder.source(data, 1))
-    (tmp_path / "1.png").write_bytes(b"junk")
-    reader = loader.Loader(usable, 1, parts=np.array([0, 0, 1, 1, 0, -1]))
-    assert reader.read(1)[0] == 4  # 2 and 3 test
-
-
-def test_a_level_must_mean_the_same_to_the_network_that_searches(tmp_path):
-    other = "blur.gaussian_levels(max_sigma=1.1, step=0.1, kernel='opencv_float')"
-    with pytest.raises(UserError, match="has other levels than the network"):
-        go(tmp_path, task__degrade=other)
-    with pytest.raises(UserError, match="a search uses the degradation that the network"):
-        go(tmp_path, "blur_search", task__degrade=other)
-
-
 def test_a_classifier_from_a_classifier(tmp_path):
     """It has no network to search with, says so, keeps no head of other classes, and predicts."""
     import deblur_mae_jax as dm
@@ -587,14 +280,6 @@ def test_features_of_a_classifier_follow_its_setting(tmp_path):
     )
 
 
-def test_a_cache_that_cannot_be_written_does_not_stop_a_search(tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    cache = blur_search.Cache(str(tmp_path / "file" / "inside"), "key", 2)
-    cache.add(["a"], np.ones((1, 2), np.float32))
-    cache.add(["b"], np.ones((1, 2), np.float32))
-    assert set(cache.known) == {"a", "b"} and caplog.text.count("is not kept") == 1
-
-
 def test_a_probe_gives_classes_that_it_has_not_seen_no_chance():
     from sklearn.linear_model import LogisticRegression
 
@@ -623,22 +308,6 @@ def test_crops_of_a_linear_probe_are_cut_not_drawn_again():
     assert (cut.height == 30).mean() > (drawn.height == 30).mean() + 0.1
 
 
-def test_an_empty_test_split_names_the_choices(tmp_path):
-    from PIL import Image
-
-    rows = ["path,label,split"]
-    for i in range(6):
-        Image.new("L", (20, 20), 40 * i).save(tmp_path / f"{i}.png")
-        rows.append(f"{i}.png,{'ab'[i % 2]},{'train' if i < 4 else 'val'}")
-    (tmp_path / "list.csv").write_text("\n".join(rows))
-    with pytest.raises(UserError) as caught:
-        go(tmp_path / "run", init_from="", data__name="manifest", data__root=str(tmp_path / "list.csv"),
-           data__split="train", data__val_split="val", data__test_split="test")  # fmt: skip
-    text = str(caught.value)
-    assert "config.data.test_split: 'test' names no split" in text and "train, val" in text
-    assert "'' takes it from config.data.split=train" in text
-
-
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
@@ -661,19 +330,6 @@ def test_bad_transfer_settings_are_one_clear_line(tmp_path, overrides, parts):
         go(tmp_path, **overrides)
     message = str(caught.value)
     assert "\n" not in message and all(part in message for part in parts), message
-
-
-def test_a_network_without_levels_is_not_searched(tmp_path):
-    mae = str(pretraining("mae_thyroid"))
-    with pytest.raises(UserError, match="needs a degradation with levels"):
-        go(tmp_path, init_from=mae, search__setting="search(2)")
-    with pytest.raises(UserError, match="needs a degradation with levels"):
-        go(tmp_path, "blur_search", init_from=mae)
-    with pytest.raises(UserError, match=r"config\.init_from is not set: a blur search needs"):
-        go(tmp_path, "blur_search", init_from="")
-    config = tiny.config("finetune_folder", **fine(init_from=mae))
-    resolved, _, _ = transfer.resolve(config)
-    assert resolved.task.degrade == "none" and resolved.model.conditioning == "none"
 
 
 def test_what_does_not_fit_can_be_left_out():
@@ -707,20 +363,3 @@ def test_weights_travel_in_one_file(tmp_path):
         pretrained.load(tmp_path / "bad.safetensors")
     with pytest.raises(UserError, match=r"holds no config\.json"):
         pretrained.load(tmp_path)
-
-
-def test_balance_and_fraction():
-    from deblur_mae_jax import supervised
-    from deblur_mae_jax.supervised import Supervision
-
-    labels = np.array([0] * 90 + [1] * 10, np.int32)
-    known = Supervision(["a", "b"], labels, {"train": np.arange(100)}, [])
-    config = tiny.config("finetune_folder", data__balance="loss")
-    weights = supervised.class_weights(config, known)
-    np.testing.assert_allclose(weights, [100 / 180, 5.0])
-    assert np.average(np.array(weights)[labels]) == pytest.approx(1)
-    order = supervised.train_order(tiny.config("finetune_folder", data__balance="sampling"), known)
-    drawn = np.concatenate([order.batch(step) for step in range(200)])
-    assert 0.45 < labels[drawn].mean() < 0.55
-    plain = supervised.train_order(tiny.config("finetune_folder"), known)
-    assert labels[np.concatenate([plain.batch(s) for s in range(12)])].sum() >= 6
