@@ -32,6 +32,8 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, with --coor
 
 def fail(message: object, status: int = 2) -> None:
     """One line on stderr, no traceback."""
+    if isinstance(message, KeyError) and message.args:  # its text is the repr of its argument
+        message = message.args[0]
     print("error:", " ".join(str(message).split()), file=sys.stderr)
     sys.exit(status)
 

@@ -352,22 +352,30 @@ def levels_for(trained: Trained, images: Sequence[np.ndarray]) -> np.ndarray | N
 def degrade(spec: str) -> Callable[..., np.ndarray]:
     """`degrade("blur.gaussian(sigma=1.1)")` is a function of images.
 
-    It takes images (here of one size), and `level` where the degradation has levels or `seed` where it
-    draws, and returns grey levels, float32 in 0..255, `(N, H, W, C)`.
+    It takes images, and `level` where the degradation has levels or `seed` where it draws, and returns
+    grey levels, float32 in 0..255: an array `(N, H, W, C)`, or a list where the sizes differ.
     """
     degradation = lookup.degradation(spec, "degrade")
 
-    def apply(images: Images, *, level: Any = None, seed: int = 0) -> np.ndarray:
+    def apply(images: Images, *, level: Any = None, seed: int = 0) -> Any:
         ready = _as_list(images)
         if len({image.shape for image in ready}) > 1:
-            raise UserError("degrade: the images must have one size; call it for each size")
+            levels = (
+                np.broadcast_to(np.asarray(level), (len(ready),)) if level is not None else None
+            )
+            return [
+                apply(
+                    _Ready([image]), level=None if levels is None else int(levels[i]), seed=seed + i
+                )[0]
+                for i, image in enumerate(ready)
+            ]
         stacked = jnp.asarray(np.stack(ready), jnp.float32)
         keys = stream_keys(seed, 0, jnp.arange(len(ready)))["degrade"]
         if level is not None:
             if degradation.at_level is None:
                 raise UserError(f"degrade: '{spec}' has no levels")
-            levels = jnp.broadcast_to(jnp.asarray(level, jnp.int32), (len(ready),))
-            params = jax.vmap(degradation.at_level)(levels)
+            every = jnp.broadcast_to(jnp.asarray(level, jnp.int32), (len(ready),))
+            params = jax.vmap(degradation.at_level)(every)
         else:
             params = jax.vmap(degradation.draw)(keys)
         return np.asarray(jax.vmap(lambda x, p: degradation.apply(x, p, None))(stacked, params))

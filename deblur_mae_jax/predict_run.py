@@ -36,6 +36,10 @@ def run(run_folder: str | Path, images: str, output: str | Path = "") -> Path:
     except OSError as error:
         raise UserError(f"--output: cannot write to '{path.parent}': {error.strerror}") from error
     root = existing_root(images, "input")
+    if root.is_file() and root.suffix.lower() != ".csv":
+        raise UserError(
+            f"--input: '{images}' is a file; name a folder of images, or a CSV manifest"
+        )
     config = ConfigDict(trained.info.config.to_dict(), type_safe=False)
     config.data.name = "image_folder" if root.is_dir() else "manifest"
     config.data.root, config.data.split = str(root), "all"

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +30,7 @@ from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.experiment import Experiment
 from deblur_mae_jax.network import task_module
 from deblur_mae_jax.progress import Progress, duration
+from deblur_mae_jax.stop import Stop
 
 DEFAULT_CACHE = "~/.cache/deblur_mae_jax/xla"
 
@@ -58,40 +57,6 @@ def use_compilation_cache(setting: str) -> None:
     if setting and not getattr(jax.config, "jax_compilation_cache_dir", None):
         folder = Path(DEFAULT_CACHE if setting == "auto" else setting).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-class _Stop:
-    """Notes SIGTERM and SIGINT, so that the loop can save and leave."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.requested = True
-        if number == signal.SIGINT:  # a second Ctrl-C stops at once
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def now(self, step: int) -> bool:
-        """Whether to stop after this step; all processes agree on it."""
-        if jax.process_count() > 1:
-            if step % 10:  # agreeing costs a round trip between the hosts
-                return False
-            from jax.experimental import multihost_utils
-
-            flags = multihost_utils.process_allgather(np.array([self.requested]))
-            return bool(np.any(flags))
-        return self.requested
 
 
 def train_and_evaluate(
@@ -217,6 +182,7 @@ class _Loop:
         self.best: dict[str, Any] | None = None  # step and score of the weights to keep
         self.peak = metrics.peak_flops(jax.devices()[0].device_kind)
         self.window = [time.monotonic(), 0, 0.0]  # start, steps, seconds waited for data
+        self.rate, self.fresh = 0.0, True
 
     def run(self, state: Any, start: int, first: Any, batches: Any) -> Result:
         run, config = self.run_, self.run_.config
@@ -227,7 +193,7 @@ class _Loop:
         batch = first
         if start == 0:
             self.report(0, state)
-        with _Stop() as stop:
+        with Stop() as stop:
             self.window = [time.monotonic(), 0, 0.0]
             while step < run.total_steps and not self.patience_is_over(step):
                 state, numbers = self.program.step(state, run.arrays, batch)
@@ -282,16 +248,20 @@ class _Loop:
         values = {k: np.asarray(v).item() for k, v in jax.device_get(numbers).items()}
         if not values.pop("healthy"):
             self.stop_non_finite(step, values, state)
-        self.window[1] += 1
         elapsed = max(time.monotonic() - self.window[0], 1e-9)
-        rate = self.window[1] * config.optim.batch_size / elapsed
+        if self.fresh and self.rate:  # this step ran, at least in part, before the window began
+            self.fresh, self.window[0] = False, time.monotonic()
+        else:
+            self.window[1] += 1
+            self.rate, self.fresh = self.window[1] * config.optim.batch_size / elapsed, False
+        rate = self.rate
         stall = self.window[2] / elapsed
         mfu = (
             run.network.flops_per_image * rate / (self.peak * run.mesh.size) if self.peak else None
         )
         epoch = step / run.steps_per_epoch
         if self.main:
-            left = (run.total_steps - step) * elapsed / self.window[1]
+            left = (run.total_steps - step) * config.optim.batch_size / rate
             line = (
                 f"step {step}/{run.total_steps}  epoch {epoch:.1f}  loss {values['loss']:.4f}  "
                 f"lr {values['learning_rate']:.2e}  {rate:.1f} img/s  data wait {stall:.0%}"
@@ -307,6 +277,7 @@ class _Loop:
                 with self.survive_full_disk(f"the metrics of step {step}"):
                     self.writer.write_scalars(step, values)
             self.window = [time.monotonic(), 0, 0.0]
+            self.fresh = False  # the next step runs whole inside the new window
 
     def save(self, step: int, state: Any) -> bool:
         """Save state and data position."""
@@ -324,7 +295,7 @@ class _Loop:
             for old in self.folder.glob(f"{checkpoint.BEST}_*"):
                 if old.name != f"{checkpoint.BEST}_{self.best['step']}":
                     shutil.rmtree(old, ignore_errors=True)
-        self.window = [time.monotonic(), 0, 0.0]
+        self.window, self.fresh = [time.monotonic(), 0, 0.0], True
         return done
 
     def report(self, step: int, state: Any) -> None:
@@ -335,7 +306,7 @@ class _Loop:
             with self.survive_full_disk(f"the report of step {step}"):
                 self.live.draw(step, arrays, len(self.skipped))
         self.keep_best(step, state)
-        self.window = [time.monotonic(), 0, 0.0]
+        self.window, self.fresh = [time.monotonic(), 0, 0.0], True
 
     @contextlib.contextmanager
     def survive_full_disk(self, what: str) -> Iterator[None]:

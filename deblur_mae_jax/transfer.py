@@ -76,8 +76,8 @@ def resolve(
     source itself. Returns the config, the source (or `None`) and lines that say what was inherited
     and what the user chose otherwise.
     """
-    copy = folder / SOURCE / WEIGHTS if folder is not None else None
     source = None
+    copy = folder / SOURCE / WEIGHTS if folder is not None and workdir.is_started(folder) else None
     if copy is not None and copy.exists():
         source = pretrained.load(copy)
     elif config.init_from:
@@ -94,7 +94,15 @@ def resolve(
         elif source is not None and value != offered:
             other.append(f"{name}={value} (the checkpoint has {offered})")
     lines = []
-    if source is not None:
+    if source is None:
+        size = (
+            config.model.variant if not config.model.embed_dim else f"{config.model.embed_dim} wide"
+        )
+        lines.append(
+            f"config.init_from is not set: from scratch, ViT-{size} with patches of {config.model.patch_size} at "
+            f"{config.image_size} pixels, degradation {config.task.degrade}"
+        )
+    else:
         lines.append(f"inherited from {config.init_from}: {', '.join(taken) or 'the defaults'}")
     if other:
         lines.append(f"overridden: {', '.join(other)}")
@@ -104,7 +112,7 @@ def resolve(
 def keep_copy(folder: Path, source: pretrained.Pretrained) -> None:
     """Copy what a later start, or a prediction, needs of the source. All processes call this."""
     place = folder / SOURCE
-    if jax.process_index() == 0 and not (place / WEIGHTS).exists():
+    if jax.process_index() == 0 and not workdir.is_started(folder):
         place.mkdir(exist_ok=True)
         seen = audit.hashes_of_run(source.path)
         if seen is not None:

@@ -83,8 +83,16 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(draft, path)
 
 
+def is_started(workdir: Path) -> bool:
+    """Whether a run left anything there that a new one must not lose."""
+    kept = ("checkpoints/step_*", "best_*", "predictions.csv", "blur_search.csv")
+    return any(next(workdir.glob(pattern), None) is not None for pattern in kept)
+
+
 def claim(workdir: Path, config: ConfigDict) -> None:
     """Take `workdir` for this config, or refuse it when another run lives there.
+
+    What a first try left that failed before its first checkpoint is taken over.
 
     Raises `UserError` showing what differs.
     """
@@ -94,7 +102,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         raise UserError(f"--workdir: cannot use '{workdir}': {error.strerror}") from error
     path = workdir / "config.json"
     new = json.loads(json.dumps(flat(config), default=str))
-    if path.exists():
+    if path.exists() and is_started(workdir):
         try:
             old = json.loads(path.read_text())
         except ValueError as error:
@@ -117,7 +125,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 def check_data(workdir: Path, fingerprint: str, num_images: int) -> None:
     """Refuse to go on in `workdir` with other images than the run started with."""
     path = workdir / "dataset.json"
-    if path.exists():
+    if path.exists() and is_started(workdir):
         before = json.loads(path.read_text())
         if before["fingerprint"] != fingerprint:
             raise UserError(

@@ -5,8 +5,7 @@
 
 The set is a folder with one sub-folder per class, or a CSV (`path,label,group`). Splits are stratified by class,
 whole patients (groups) stay together, five folds are 3:1:1, and the same seed gives the same splits. The CSV can
-be given to any run: --config.data.name=manifest --config.data.root=splits.csv --config.data.val_split=val
---config.data.test_split=test.
+be given to any run: --config.data.name=manifest --config.data.root=splits.csv.
 
 The audit compares the splits for identical pixels, for near-identical images (perceptual hash) and, with
 --init_from, for neighbours in the features of a trained network; it shows the pairs in a page beside the CSV.
@@ -74,6 +73,8 @@ def page(path, index, leaks, counts):
 
     parts = [report.head(f"{path.stem}: splits and leaks"), report.table_of(counts)]
     lines = leaks.lines() or ["No leak was found."]
+    if not index.source.groups or not any(index.source.groups):
+        lines.append("Which images are of one patient is not known, so that was not looked at.")
     parts += [
         f"<p class={'warn' if leaks.any else 'note'}>{report.html.escape(x)}</p>" for x in lines
     ]

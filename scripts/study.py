@@ -17,6 +17,7 @@ import hashlib
 import html
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -261,7 +262,11 @@ def main():
         sys.exit(2)
     if arguments.dry_run:
         for *_, folder, config, overrides in runs:
-            print(" ".join(command(folder, config, overrides)))
+            state = "# done before: " if finished(folder) else ""
+            print(state + shlex.join(command(folder, config, overrides)))
+        print(
+            f"# {len(runs)} runs: {sum(r[0] == 'pretrain' for r in runs)} of pre-training, the rest fine-tuning"
+        )
         return
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)

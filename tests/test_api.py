@@ -112,6 +112,9 @@ def test_degrade():
     np.testing.assert_allclose(blurred[0], want, atol=1e-4)
     levels = dm.degrade("blur.gaussian_levels(max_sigma=1.1)")
     assert np.abs(levels(pictures, level=11) - levels(pictures, level=1)).mean() > 1
+    several = levels([pictures[0], pictures[0][:30]], level=[11, 1])
+    np.testing.assert_allclose(several[0], levels(pictures[0], level=11)[0])
+    assert several[1].shape == (30, pictures.shape[2], 1)
     noise = dm.degrade("noise.gaussian_noise(0.1)")
     np.testing.assert_array_equal(noise(pictures, seed=1), noise(pictures, seed=1))
     assert not np.array_equal(noise(pictures, seed=1), noise(pictures, seed=2))

@@ -248,6 +248,15 @@ def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
     runs = [comparison.read_run(tmp_path / n) for n in ("good", "poor")]
     [row] = comparison.pairs(runs, 50)
     assert row["auroc"].p < 1e-6 and row["auroc"].difference > 0.2 and row["accuracy"].p < 1e-4
+    moved = [
+        f"elsewhere/{name}" for name in runs[0].judged.names
+    ]  # the same set, read from another folder
+    write_run(tmp_path / "moved", table(labels, two_columns(good), names=moved))
+    plain = [f"set/{name}" for name in runs[0].judged.names]
+    write_run(tmp_path / "plain", table(labels, two_columns(good), names=[f"a/{n}" for n in plain]))
+    write_run(tmp_path / "short", table(labels, two_columns(good), names=plain))
+    same = [comparison.read_run(tmp_path / n) for n in ("plain", "short")]
+    assert comparison.pairs(same, 5)[0]["accuracy"].difference == 0
     write_run(tmp_path / "other", table(labels[:60], two_columns(good[:60])))
     with pytest.raises(UserError, match="not judged on the same images"):
         comparison.pairs([*runs, comparison.read_run(tmp_path / "other")])

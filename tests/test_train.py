@@ -398,6 +398,7 @@ def test_bad_settings_are_one_clear_line(tmp_path, overrides, parts):
     ("flags", "parts"),
     [
         (["--config.task.mask_ration=0.5"], ["Did you mean", "mask_ratio"]),
+        (["--config.optim.epoch=3"], ['Did you mean "epochs"']),
         (["--config.optim.batch_size=many"], ["batch_size"]),
         (["--config=configs/no_such.py"], ["no_such.py"]),
         (["--config.data.name=image_folder", "--config.data.root=/no/such"], ["'/no/such'"]),

@@ -60,7 +60,7 @@ def test_every_number_follows_from_the_table():
     again = summary.summarise(predictions.read(folder / "predictions.csv"), 20, 0)
     for key, value in again.items():
         assert numbers[key] == json.loads(json.dumps(value)), key
-    assert numbers["judged_on"] == "test" and numbers["temperature"] > 0
+    assert numbers["judged_on"] == "test" and "temperature" in numbers
     table = predictions.read(folder / "predictions.csv")
     assert set(table.split) == {"val", "test"} and (table.level >= 1).all()
     patients = {s: set(part.patients) for s, part in table.of_split.items()}
@@ -237,6 +237,21 @@ def test_from_scratch_and_best_weights_with_patience(tmp_path):
     assert best.name == f"best_{json.loads((tmp_path / 'metrics.json').read_text())['best_step']}"
     again = train.train_and_evaluate(config, tmp_path)
     assert again.step == result.step and again.params_fingerprint == result.params_fingerprint
+
+
+def test_what_failed_before_it_began_does_not_hold_its_workdir(tmp_path):
+    with pytest.raises(UserError, match="patch_size=3"):
+        go(tmp_path, model__patch_size=3)
+    with pytest.raises(UserError, match="the weights do not fit"):
+        go(tmp_path, model__depth=2)
+    assert go(tmp_path, optim__epochs=1.0).finished
+    with pytest.raises(UserError, match="belongs to a run with another config"):
+        go(tmp_path, optim__epochs=2.0)
+
+
+def test_without_a_source_it_says_that_it_starts_from_scratch():
+    _, source, said = transfer.resolve(tiny.config("finetune_folder"))
+    assert source is None and "config.init_from is not set: from scratch, ViT-32 wide" in said[0]
 
 
 def test_the_published_recipe_is_a_config():

@@ -145,8 +145,11 @@ def measure(labels: np.ndarray, p: np.ndarray) -> dict[str, float]:
     return {name: METRICS[name](labels, p) for name in names}
 
 
-def fit_temperature(labels: np.ndarray, p: np.ndarray) -> float:
-    """The temperature that minimises the cross-entropy (Guo et al. 2017); fit it on validation images."""
+def fit_temperature(labels: np.ndarray, p: np.ndarray) -> float | None:
+    """The temperature that minimises the cross-entropy (Guo et al. 2017); fit it on validation images.
+
+    `None` where there is none between 0.05 and 20, as for probabilities that are all 0 or 1.
+    """
     logits = np.log(np.maximum(p, 1e-300))
 
     def loss(log_t):
@@ -154,7 +157,10 @@ def fit_temperature(labels: np.ndarray, p: np.ndarray) -> float:
             np.arange(len(labels)), labels
         ].mean()
 
-    found = optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    low, high = np.log(0.05), np.log(20.0)
+    found = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded")
+    if min(found.x - low, high - found.x) < 1e-2:
+        return None
     return float(np.exp(found.x))
 
 

@@ -15,6 +15,7 @@ from deblur_mae_jax.evaluators.predictions import Predictions
 
 GRID = np.linspace(0, 1, 101)
 BAND_DRAWS = 200
+MIN_IN_BIN = 3
 
 
 def _curves(labels: np.ndarray, p: np.ndarray, kind: str) -> np.ndarray:
@@ -102,14 +103,18 @@ def judgement(p: Predictions, temperature: float | None) -> Figure:
     for name, values, color in versions:
         confidence, right = values.max(1), values.argmax(1) == p.labels
         which = np.clip(np.ceil(confidence * classification.BINS).astype(int), 1, None)
-        bins = [b for b in range(1, classification.BINS + 1) if (which == b).any()]
+        bins = [b for b in range(1, classification.BINS + 1) if (which == b).sum() >= MIN_IN_BIN]
         x = [confidence[which == b].mean() for b in bins]
         y = [right[which == b].mean() for b in bins]
         size = [8 + 120 * (which == b).mean() for b in bins]
         reliability.plot(x, y, color=color, lw=0.8)
         reliability.scatter(x, y, s=size, color=color, label=name)
     reliability.plot([0, 1], [0, 1], ls="--", color="gray", lw=0.8)
-    reliability.set(title="reliability (size: images)", xlabel="confidence", ylabel="share right")
+    reliability.set(
+        title=f"reliability (bins of {MIN_IN_BIN} images and more)",
+        xlabel="confidence",
+        ylabel="share right",
+    )
     reliability.legend(fontsize=8, loc="upper left")
     return figure
 

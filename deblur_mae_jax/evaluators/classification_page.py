@@ -79,6 +79,13 @@ def counts(numbers: dict[str, Any], train_counts: np.ndarray) -> str:
     return f"<table><thead><tr><th></th>{head}</tr></thead>{''.join(rows)}</table>"
 
 
+def of_patients(judged: dict[str, Any]) -> str:
+    """Whose images they are, in words."""
+    if judged["patients_known"]:
+        return f"of {judged['patients']} patients"
+    return "(patients unknown: every image counts as one)"
+
+
 def verdict(numbers: dict[str, Any]) -> str:
     """One sentence: is it better than guessing, and does the interval say so?"""
     judged = numbers["splits"][numbers["judged_on"]]
@@ -87,15 +94,15 @@ def verdict(numbers: dict[str, Any]) -> str:
     chance = 1 / present if present else float("nan")
     if entry.get("low") is None:
         return (
-            f"Balanced accuracy {entry['value']:.3f} on {judged['images']} {numbers['judged_on']} images of "
-            f"{judged['patients']} patients; no interval (too few patients, or no resample differs)."
+            f"Balanced accuracy {entry['value']:.3f} on {judged['images']} {numbers['judged_on']} images "
+            f"{of_patients(judged)}; no interval (too few patients, or no resample differs)."
         )
     said = (
         "above" if entry["low"] > chance else "below" if entry["high"] < chance else "not told from"
     )
     return (
         f"Balanced accuracy {cell(entry)} is {said} guessing ({chance:.3f}) on {judged['images']} "
-        f"{numbers['judged_on']} images of {judged['patients']} patients."
+        f"{numbers['judged_on']} images {of_patients(judged)}."
     )
 
 
@@ -134,7 +141,8 @@ def write(
     box = "".join(f"<p>{html.escape(line)}</p>" for line in warnings)
     facts = {
         "task": f"{len(table.classes)} classes: {', '.join(table.classes)}",
-        "judged on": f"{len(judged)} {judged_name} images, {len(judged.by_patient)} patients",
+        "judged on": f"{len(judged)} {judged_name} images "
+        + of_patients(numbers["splits"][judged_name]),
         "weights": "frozen encoder"
         if numbers["best_step"] is None
         else f"step {numbers['best_step']}, the best {config['select.metric']} on validation",
@@ -144,7 +152,8 @@ def write(
         "intervals": numbers["intervals"],
     }
     looked = "with leakage found" if leaks.any else "none found"
-    checked = "identical pixels, patients in two splits"
+    checked = "identical pixels"
+    checked += ", patients in two splits" if judged.patients_known else " (patients are not known)"
     checked += ", perceptual hashes" if leaks.near_checked else ""
     checked += (
         ", images of pre-training"
@@ -178,6 +187,7 @@ def write(
     parts += [
         "<h2>Leakage</h2>",
         f"<p>Looked for: {html.escape(checked)}; {looked}. Pairs: <code>leakage.csv</code>.</p>",
+        "<h2>How it was made</h2>",
         "".join(f"<p class=note>{html.escape(line)}</p>" for line in notes.lines),
         "<p class=note>Every number here follows from <code>predictions.csv</code>. For research; "
         "not a medical device.</p>",

@@ -38,19 +38,30 @@ def read_run(folder: Path) -> Run:
     return Run(folder.name, table, judged, numbers)
 
 
+def _short_names(p: Predictions) -> Any:
+    """Folder and file of every image, `None` where that does not tell them apart."""
+    names = np.array(["/".join(name.split("/")[-2:]) for name in p.names])
+    return names if len(set(names)) == len(names) else None
+
+
 def aligned(a: Run, b: Run) -> tuple[Predictions, Predictions]:
     """The judged images of two runs in the same order. Raises `UserError` if they are not the same."""
     if a.table.classes != b.table.classes:
         raise UserError(
             f"{a.name} and {b.name} have other classes: {a.table.classes}, {b.table.classes}"
         )
+    tables = [a.judged, b.judged]
     if set(a.judged.names) != set(b.judged.names):
-        both = len(set(a.judged.names) & set(b.judged.names))
-        raise UserError(
-            f"{a.name} and {b.name} were not judged on the same images ({len(a.judged)} and "
-            f"{len(b.judged)}, {both} in common): a paired comparison needs the same ones"
-        )
-    first, second = (p.where(np.argsort(p.names)) for p in (a.judged, b.judged))
+        # One run may have read a folder and the other a manifest that lies elsewhere.
+        short = [_short_names(p) for p in tables]
+        if any(names is None for names in short) or set(short[0]) != set(short[1]):
+            both = len(set(a.judged.names) & set(b.judged.names))
+            raise UserError(
+                f"{a.name} and {b.name} were not judged on the same images ({len(a.judged)} and "
+                f"{len(b.judged)}, {both} in common): a paired comparison needs the same ones"
+            )
+        tables = [dataclasses.replace(p, names=n) for p, n in zip(tables, short, strict=True)]
+    first, second = (p.where(np.argsort(p.names)) for p in tables)
     if (first.labels != second.labels).any():
         raise UserError(f"{a.name} and {b.name} disagree about the labels of the images")
     return first, second
@@ -73,7 +84,7 @@ def pairs(runs: list[Run], resamples: int = 1000, seed: int = 0) -> list[dict[st
             "images": len(first),
             "patients": len(patients),
         }
-        row["unit"] = "image"
+        row["unit"] = "image" if first.patients_known else "image, patients unknown"
         f1 = classification.f1_macro
         row["f1_macro"] = f1(first.labels, first.probabilities) - f1(
             second.labels, second.probabilities

@@ -45,6 +45,11 @@ class Predictions:
         return {str(name): self.where(self.split == name) for name in dict.fromkeys(self.split)}
 
     @property
+    def patients_known(self) -> bool:
+        """Whether it is known which images are of one patient."""
+        return bool((self.groups != "").any())
+
+    @property
     def patients(self) -> np.ndarray:
         """A group for every image: its own name where it has none."""
         return np.where(self.groups == "", self.names, self.groups)

@@ -59,7 +59,9 @@ def over_patients(p: Predictions, metric: Metric, resamples: int = 1000, seed: i
             method="BCa",
             rng=np.random.default_rng(seed),
         )
-    if np.ptp(found.bootstrap_distribution) == 0:  # all right, or all wrong: the width is not zero
+    if (
+        np.ptp(found.bootstrap_distribution) < 1e-9
+    ):  # all right, or all wrong: the width is not zero
         return Interval(np.nan, np.nan)
     low, high = found.confidence_interval
     if not np.isfinite([low, high]).all():

@@ -51,6 +51,7 @@ def summarise(p: Predictions, resamples: int = 1000, seed: int = 0) -> dict[str,
         entry: dict[str, Any] = {
             "images": len(part),
             "patients": len(patients),
+            "patients_known": part.patients_known,
             "per_class": {c: int((part.labels == i).sum()) for i, c in enumerate(p.classes)},
             "per_image": one(part, draws, seed),
         }
