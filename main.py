@@ -96,6 +96,9 @@ def parse(argv: list[str]) -> list[str]:
     except (
         Exception
     ) as error:  # absl, ml_collections and the config file itself each raise their own
+        text = str(error)
+        if "Traceback" in text:  # of a config file: what it raised stands in the last line
+            error = Exception(text.strip().splitlines()[-1].split(": ", 1)[-1])
         fail(error)
         raise AssertionError from error
 

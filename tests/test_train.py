@@ -401,6 +401,10 @@ def test_bad_settings_are_one_clear_line(tmp_path, overrides, parts):
         (["--config.optim.epoch=3"], ['Did you mean "epochs"']),
         (["--config.optim.batch_size=many"], ["batch_size"]),
         (["--config=configs/no_such.py"], ["no_such.py"]),
+        (
+            ["--config=configs/finetune_folder.py:mine"],
+            ["unknown recipe 'mine'. Choices: paper, repo"],
+        ),
         (["--config.data.name=image_folder", "--config.data.root=/no/such"], ["'/no/such'"]),
         (["extra"], ["unexpected argument 'extra'"]),
     ],
