@@ -11,6 +11,10 @@ def get_config() -> ConfigDict:
     # Where compiled programs are kept between runs: "auto" is the user's cache folder, "" is nowhere.
     config.compilation_cache = "auto"
 
+    # Weights to start from: the workdir of a run, or a file of ours, MAE, DeblurringMIM, timm or Hugging Face; "": none.
+    config.init_from = ""
+    config.init_strict = True  # False: take what fits and leave the rest
+
     config.task = ConfigDict()
     config.task.name = "masked_recon"
     # What is done to the input, "|" between several: blur.gaussian(sigma=1.1), speckle.srad(40, 0.1),

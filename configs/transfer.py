@@ -12,10 +12,9 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     decay, no mixing, weight decay 0.01, stop 200 epochs after the best).
     """
     config = common.get_config()
-    # Workdir of a run, or a .safetensors file; "": from scratch. Everything that says "inherit" (and 0 or
-    # () in the fields below) is taken from it: degradation, sizes, normalisation.
+    # Everything that says "inherit" (and 0 or () in the fields below) is taken from config.init_from:
+    # degradation, sizes, normalisation. "": from scratch.
     config.init_from = ""
-    config.init_strict = True  # False: take what fits and leave the rest
 
     config.image_size = 0
     config.task = ConfigDict()

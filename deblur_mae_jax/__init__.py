@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-INTERFACE = ("load", "encode", "reconstruct", "search_blur", "predict", "degrade")
-__all__ = [*INTERFACE]
+INTERFACE = ("load", "prepare", "encode", "reconstruct", "search_blur", "predict", "degrade")
+__all__ = [*INTERFACE, "export_to_pytorch"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,8 +14,12 @@ def __getattr__(name: str) -> Any:
         from deblur_mae_jax import api
 
         return getattr(api, name)
+    if name == "export_to_pytorch":
+        from deblur_mae_jax.pytorch.export import export
+
+        return export
     raise AttributeError(f"module 'deblur_mae_jax' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *INTERFACE])
+    return sorted([*globals(), *__all__])

@@ -4,7 +4,7 @@
     dm.degrade("blur.gaussian(sigma=1.1)")(images)
     dm.reconstruct(trained, images, mask_ratio=0.75, level=3)
     dm.search_blur(trained, images).best_sigma
-    dm.encode(trained, images)
+    dm.prepare(trained, images), dm.encode(trained, images)
     dm.predict(dm.load("runs/classifier"), images)
 
 Images are one array `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`, one image without N, or a list of
@@ -60,15 +60,15 @@ class Trained(NamedTuple):
 
 
 def load(run_or_file: str | Path) -> Trained:
-    """A run's workdir (its best weights) or a .safetensors file. Raises `UserError`."""
+    """A run's workdir (its best weights), or weights of ours, MAE, timm or Hugging Face. Raises `UserError`."""
     return of(pretrained.load(run_or_file, "run"))
 
 
 def of(found: pretrained.Pretrained) -> Trained:
     """The same from what was loaded before."""
     searcher = None
-    copy = found.path / transfer.SOURCE / transfer.WEIGHTS
-    if found.classes and copy.exists():
+    copy = transfer.copy_of_source(found.path)
+    if found.classes and copy is not None:
         searcher = load(copy)
     info = Info(found.path, found.config, found.classes, found.network, searcher)
     return Trained(found.network.model, jax.tree.map(jnp.asarray, found.params), info)
@@ -185,6 +185,20 @@ def _view(network: Any, examples: Any, start: jax.Array) -> tuple[Any, Any]:
     return network.inputs.evaluate(examples, keys), keys
 
 
+def prepare(
+    trained: Trained, images: Images, *, level: Any = None, batch: int = BATCH
+) -> np.ndarray:
+    """What the network sees: the degraded, resized, cropped and normalised view `(N, S, S, C)` float32.
+
+    level: as for `encode`.
+    """
+
+    def program(params, examples, start):
+        return _view(trained.info.network, examples, start)[0]["inputs"]
+
+    return _run(trained, images, level, trained.info.jitted("prepare", program), batch)
+
+
 def encode(
     trained: Trained, images: Images, *, level: Any = None, pool: str = "mean", batch: int = BATCH
 ) -> np.ndarray:
@@ -192,7 +206,7 @@ def encode(
 
     The images are degraded as the network was trained. level: of the blur, for networks with levels; one
     number or one per image, `None` searches the best. pool: "mean" of the patch tokens, "cls", or "none".
-    A classifier gives what its head sees, whatever `pool` says.
+    A network without a decoder gives what its head sees, whatever `pool` says.
     """
     if pool not in ("mean", "cls", "none"):
         raise UserError(f"pool='{pool}'. Choices: mean, cls, none.")
@@ -201,10 +215,11 @@ def encode(
 
     def features(params, examples, start):
         data, _ = _view(network, examples, start)
-        method = model.features if trained.info.classes else model.encode
-        arguments = (data["inputs"],) if trained.info.classes else (data["inputs"], None)
+        whole = not hasattr(model, "decode")
+        method = model.features if whole else model.encode
+        arguments = (data["inputs"],) if whole else (data["inputs"], None)
         x = model.apply({"params": params}, *arguments, data.get("level"), method=method)
-        if trained.info.classes or pool == "none":
+        if whole or pool == "none":
             return x.astype(jnp.float32)
         x = x.astype(jnp.float32)
         return x[:, model.num_prefix :].mean(axis=1) if pool == "mean" else x[:, 0]
@@ -215,7 +230,9 @@ def encode(
 
 def _need_decoder(trained: Trained, what: str) -> None:
     if not hasattr(trained.model, "decode"):
-        raise UserError(f"{what}: '{trained.info.path}' is a classifier; load a pre-training run")
+        raise UserError(
+            f"{what}: '{trained.info.path}' has no decoder; load a pre-training run, not a classifier"
+        )
 
 
 def reconstruct(

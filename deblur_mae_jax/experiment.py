@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import (
     dataset,
     optim,
-    pretrained,
     sharding,
     steps,
     stores,
     supervised,
+    warm_start,
     workdir,
 )
 from deblur_mae_jax.data import index as data_index
@@ -135,6 +135,7 @@ class Experiment:
     source: Any = None  # the run it starts from
     supervision: Supervision | None = None
     choose_level: Any = None  # the search inside the step: params -> inputs.ChooseLevel
+    notes: list[str] = dataclasses.field(default_factory=list)  # for the user, at the start
 
     @property
     def steps_per_epoch(self) -> float:
@@ -155,7 +156,7 @@ def build(
 ) -> Experiment:
     """Check the config, index the images, build the steps. Raises `UserError`.
 
-    source: for a run with labels, the pre-trained network it starts from (`transfer.resolve`).
+    source: the trained network it starts from (`transfer.resolve`).
     """
     check(config)
     mesh = sharding.make_mesh()
@@ -211,15 +212,13 @@ def build(
 
     train_step = steps.make_train_step(prepare, network.loss, tx, schedule, config.seed)
     taken: Any = {}
-    if source is not None and supervision is not None:
+    lines = [] if supervision is None else supervision.lines
+    if source is not None:
         shapes = jax.eval_shape(network.init)
-        taken, new = pretrained.fit(
-            source, shapes, network.model, config.init_strict, supervision.classes
-        )
-        supervision.lines.append(
-            f"took {len(jax.tree.leaves(taken))} of {len(jax.tree.leaves(shapes))} arrays from "
-            f"{source.path}; new: {', '.join(new) or 'none'}"
-        )
+        classes = None if supervision is None else supervision.classes
+        found = warm_start.fit(source, shapes, network, config.init_strict, classes)
+        taken = found.params
+        lines = [*lines, *found.table(source)]
     make_state = jax.jit(
         lambda taken: steps.create_state(steps.merged(network.init(), taken), tx),
         out_shardings=sharding.replicated(mesh),
@@ -240,4 +239,5 @@ def build(
         source,
         supervision,
         choose,
+        lines,
     )

@@ -1,4 +1,4 @@
-"""Trained networks to start from: a workdir of ours, or a file of weights."""
+"""Trained networks to start from: a workdir of ours, or a file of weights, ours or PyTorch's."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import checkpoint, pytorch, workdir
+from deblur_mae_jax import checkpoint, workdir
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models import position
 from deblur_mae_jax.network import build_network, is_supervised
-
-# Parts of a pre-training network that a classifier does not have.
-DECODER = ("decoder_", "mask_token")
+from deblur_mae_jax.pytorch import files, foreign, names
 
 
 @dataclasses.dataclass
 class Pretrained:
-    """A network with its weights. classes: names, for a classifier."""
+    """A network with its weights. classes: names, for a classifier; format: of a file that is not ours;
+    notes: what had to be assumed of it."""
 
     path: Path
     config: ConfigDict
     network: Any
     params: Any
     classes: list[str]
+    format: str = ""
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def weights_hash(self) -> str:
@@ -54,11 +55,14 @@ def read_config(folder: Path) -> ConfigDict:
 
 
 def load(path: str | Path, field: str = "config.init_from") -> Pretrained:
-    """Config, network and weights of a run, the best ones for a classifier. Raises `UserError`."""
+    """Config, network and weights of a run, the best ones for a classifier; or of a file of weights.
+
+    Files: our exports, MAE and DeblurringMIM checkpoints, timm and Hugging Face ViTs. Raises `UserError`.
+    """
     path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"{field}: '{path}' does not exist")
-    if path.is_file() and path.suffix == ".safetensors":
+    if files.is_weights(path):
         return _from_file(path, field)
     folder = path.parent if path.name == "config.json" else path
     try:
@@ -81,87 +85,76 @@ def load(path: str | Path, field: str = "config.init_from") -> Pretrained:
 
 
 def _from_file(path: Path, field: str) -> Pretrained:
-    from safetensors import SafetensorError, safe_open
-
+    weights = files.read(path, field)
+    state = weights.state
+    notes: list[str] = []
     try:
-        with safe_open(path, framework="numpy") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            header = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{field}: cannot read '{path}': {error}") from error
-    if "config" not in header:
-        raise UserError(
-            f"{field}: '{path}' does not say what network it belongs to (no 'config' in its header)"
-        )
-    config = workdir.nested(json.loads(header["config"]))
-    classes = json.loads(header.get("classes", "[]"))
-    network = build_network(config, len(classes))
-    try:
-        params = pytorch.params_from_state_dict(state, jax.eval_shape(network.init))
+        if "config" in weights.header:
+            config = workdir.nested(json.loads(weights.header["config"]))
+            classes = json.loads(weights.header.get("classes", "[]"))
+            if not is_supervised(config) and "decoder_pred.weight" not in state:
+                config = _encoder_only(weights, config)
+        else:
+            values, classes, notes = foreign.describe(weights)
+            config = workdir.nested(values)
+        network = build_network(config, len(classes))
+        shapes = jax.eval_shape(network.init)
+        if is_supervised(config) and not classes:  # the empty head of a network without one
+            empty = np.zeros((0, network.model.embed_dim), np.float32)
+            state = state | {"head.weight": empty, "head.bias": empty[:, 0]}
+        params = names.params_from_state_dict(state, shapes)
+        notes += _moved_tables(state, network.model)
     except UserError as error:
         raise UserError(f"{field}: '{path}': {error}") from error
-    return Pretrained(path, config, network, params, classes)
+    own = "config" in weights.header
+    return Pretrained(path, config, network, params, classes, "" if own else weights.format, notes)
+
+
+def _encoder_only(weights: files.Weights, config: ConfigDict) -> ConfigDict:
+    """The config of an exported encoder whose decoder was left behind."""
+    values, _, _ = foreign.describe(weights)
+    known = workdir.flat(config)
+    kept = {k: v for k, v in known.items() if k in values and not k.startswith("task.name")}
+    return workdir.nested(values | {k: v for k, v in kept.items() if k != "model.name"})
+
+
+def _moved_tables(state: dict[str, np.ndarray], model: Any) -> list[str]:
+    """A note where fixed position tables of a file are not the ones this network has."""
+    if not hasattr(model, "decode"):
+        return []
+    ours = {
+        "pos_embed": position.sincos_2d(model.embed_dim, model.grid, model.num_prefix),
+        "decoder_pos_embed": position.sincos_2d(
+            model.decoder_embed_dim, model.grid, model.num_decoder_prefix
+        ),
+    }
+    out = []
+    for name, table in ours.items():
+        if name not in state:
+            continue
+        if state[name].shape[1:] != table.shape:
+            raise UserError(f"'{name}': shape {state[name].shape} does not fit {(1, *table.shape)}")
+        difference = float(np.abs(state[name][0] - table).max())
+        if difference > 1e-4:
+            out.append(
+                f"{name} of the file is not MAE's fixed table (they differ by up to {difference:.2g}); "
+                "the fixed one is used"
+            )
+    return out
 
 
 def save_file(path: Path, trained: Pretrained) -> None:
     """Weights under PyTorch's names, with config and classes in the header, for `load`."""
     from safetensors.numpy import save_file as save
 
-    state = pytorch.state_dict_from_params(trained.params)
-    header = {
+    state = names.state_dict_from_params(trained.params)
+    save({k: np.ascontiguousarray(v) for k, v in state.items()}, path, metadata=header(trained))
+
+
+def header(trained: Pretrained) -> dict[str, str]:
+    """What a file of ours says of its network."""
+    return {
+        "format": "pt",
         "config": json.dumps(workdir.flat(trained.config), default=str),
         "classes": json.dumps(trained.classes),
     }
-    save({k: np.ascontiguousarray(v) for k, v in state.items()}, path, metadata=header)
-
-
-def fit(
-    trained: Pretrained,
-    shapes: Any,
-    model: Any,
-    strict: bool = True,
-    classes: list[str] | None = None,
-) -> tuple[Any, list[str]]:
-    """The weights that the classifier `model` with parameters of these `shapes` can take.
-
-    A head is taken only from a classifier of the same `classes`.
-
-    The position table is resized to the model's grid as MAE's code does it. Returns a nested dict and
-    the names of the parts that start anew. Raises `UserError` listing what does not fit, unless
-    `strict` is off.
-    """
-    have = traverse_util.flatten_dict(trained.params, sep="/")
-    if trained.classes != classes:
-        have = {name: value for name, value in have.items() if not name.startswith("head")}
-    need = traverse_util.flatten_dict(shapes, sep="/")
-    before = trained.network.model
-    table = have.get("pos_embed")
-    if table is None:  # pre-training networks have a fixed one
-        table = position.sincos_2d(before.embed_dim, before.grid, model.num_prefix)[None]
-    have["pos_embed"] = position.resize_table(np.asarray(table), model.grid, model.num_prefix)
-    taken = {k: v for k, v in have.items() if k in need and v.shape == tuple(need[k].shape)}
-    fresh = ("head", "fc_norm")
-    missing = sorted(k for k in need if k not in have and not k.startswith(fresh))
-    ignored = (*DECODER, "head", "fc_norm", "norm/")
-    extra = sorted(k for k in have if k not in need and not k.startswith(ignored))
-    shape = sorted(
-        f"{k} {tuple(have[k].shape)} instead of {tuple(need[k].shape)}"
-        for k in have
-        if k in need and k not in taken and not k.startswith("head")
-    )
-    if (missing or extra or shape) and strict:
-        parts = [
-            f"{name} {_some(items)}"
-            for name, items in (("missing", missing), ("extra", extra), ("other shape", shape))
-            if items
-        ]
-        raise UserError(
-            f"config.init_from: the weights do not fit the network: {'; '.join(parts)}. "
-            "--config.init_strict=False takes what fits"
-        )
-    new = sorted({k.split("/")[0] for k in need} - {k.split("/")[0] for k in taken})
-    return traverse_util.unflatten_dict(taken, sep="/"), new
-
-
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:6]) + (f" and {len(items) - 6} more" if len(items) > 6 else "")

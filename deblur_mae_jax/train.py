@@ -71,14 +71,11 @@ def train_and_evaluate(
     say = Progress()
     main_process = jax.process_index() == 0
     use_compilation_cache(config.compilation_cache)
-    source: Any = None
-    notes: list[str] = []
-    if transfer.wants_source(config):
-        config, source, notes = transfer.resolve(config, None if dry_run else folder)
+    config, source, notes = transfer.resolve(config, None if dry_run else folder)
     experiment.check(config)
     if not dry_run:
         workdir.claim(folder, config)
-        if source is not None:
+        if source is not None and transfer.inherits(config):
             transfer.keep_copy(folder, source)
     run = experiment.build(
         config,
@@ -87,9 +84,9 @@ def train_and_evaluate(
         source,
         lambda done, total: say.show(f"blur search: {done} of {total} images"),
     )
+    notes += run.notes
     if run.supervision is not None:
-        run.supervision.lines[:0] = notes
-        notes = run.supervision.lines
+        run.supervision.lines[:] = notes
     if main_process:
         for line in notes:
             say.say(line)

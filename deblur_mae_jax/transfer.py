@@ -35,6 +35,7 @@ INHERITED: dict[str, Any] = {
 # In the workdir: the network a run started from, so that it needs nothing outside its own folder.
 SOURCE = "pretrained"
 WEIGHTS = "weights.safetensors"
+EXPORTED = "searcher.safetensors"  # the same beside an exported classifier
 
 
 def get(config: ConfigDict, name: str) -> Any:
@@ -62,9 +63,9 @@ def _is_unset(name: str, value: Any) -> bool:
     return value in ("inherit", 0, ())
 
 
-def wants_source(config: ConfigDict) -> bool:
-    """Whether this kind of run can start from another one."""
-    return "init_from" in config
+def inherits(config: ConfigDict) -> bool:
+    """Whether this kind of run stands on a trained network: transfer, probes, a blur search."""
+    return "search" in config
 
 
 def resolve(
@@ -73,10 +74,15 @@ def resolve(
     """Fill in what `config` inherits from `config.init_from`.
 
     folder: the workdir; a copy of the source that an earlier start left there is used before the
-    source itself. Returns the config, the source (or `None`) and lines that say what was inherited
-    and what the user chose otherwise.
+    source itself. A pre-training run takes weights and inherits nothing. Returns the config, the source (or
+    `None`) and lines that say what was inherited and what the user chose otherwise.
     """
     source = None
+    if not inherits(config):
+        going_on = folder is not None and workdir.is_started(folder)  # its checkpoint has it all
+        if config.init_from and not going_on:
+            source = pretrained.load(config.init_from)
+        return config, source, [] if source is None else list(source.notes)
     copy = folder / SOURCE / WEIGHTS if folder is not None and workdir.is_started(folder) else None
     if copy is not None and copy.exists():
         source = pretrained.load(copy)
@@ -93,7 +99,11 @@ def resolve(
                 taken.append(f"{name}={offered}")
         elif source is not None and value != offered:
             other.append(f"{name}={value} (the checkpoint has {offered})")
-    lines = []
+    lines = [] if source is None else list(source.notes)
+    if source is not None and config.model.in_chans != source.config.model.in_chans:
+        for name in ("mean", "std"):  # of other channels than the images have now
+            if config.data[name] == source.config.data[name]:
+                config.data[name] = ()
     if source is None:
         size = (
             config.model.variant if not config.model.embed_dim else f"{config.model.embed_dim} wide"
@@ -107,6 +117,13 @@ def resolve(
     if other:
         lines.append(f"overridden: {', '.join(other)}")
     return config, source, lines
+
+
+def copy_of_source(path: Path) -> Path | None:
+    """The weights of the network that the classifier at `path` started from, where they were kept."""
+    folder = path if path.is_dir() else path.parent
+    places = (folder / SOURCE / WEIGHTS, folder / EXPORTED)
+    return next((place for place in places if place.exists()), None)
 
 
 def keep_copy(folder: Path, source: pretrained.Pretrained) -> None:

@@ -21,6 +21,7 @@ def images(count=5):
 def test_names():
     assert set(dm.INTERFACE) == {
         "load",
+        "prepare",
         "encode",
         "reconstruct",
         "search_blur",
@@ -131,7 +132,7 @@ def test_degrade():
         (lambda t, c: dm.encode(t, images(1), level=12), "level=12 must be in 1..11"),
         (lambda t, c: dm.encode(t, images(1), pool="max"), "Choices: mean, cls, none"),
         (lambda t, c: dm.reconstruct(t, images(1), mask_ratio=1.0), "mask_ratio=1.0"),
-        (lambda t, c: dm.reconstruct(c, images(1)), "is a classifier; load a pre-training run"),
+        (lambda t, c: dm.reconstruct(c, images(1)), "has no decoder; load a pre-training run"),
         (lambda t, c: dm.predict(t, images(1)), "is no classifier"),
         (lambda t, c: dm.search_blur(t, images(1), step=40), "step=40 must be in 1..11"),
         (lambda t, c: dm.degrade("blur.gausian(1.1)"), "blur.gaussian"),

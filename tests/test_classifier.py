@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from deblur_mae_jax import augment, optim, pytorch, steps
+from deblur_mae_jax import augment, optim, steps
 from deblur_mae_jax.models import layers, position, vit
+from deblur_mae_jax.pytorch import names as pytorch
 from deblur_mae_jax.tasks import classify
 
 HERE = Path(__file__).parent / "golden"

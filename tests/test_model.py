@@ -10,9 +10,10 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from deblur_mae_jax import lookup, losses, masking, optim, pytorch
+from deblur_mae_jax import lookup, losses, masking, optim
 from deblur_mae_jax.models import position, vit_mae
 from deblur_mae_jax.network import build_network
+from deblur_mae_jax.pytorch import names as pytorch
 
 HERE = Path(__file__).parent / "golden"
 SIZES = {

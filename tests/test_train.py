@@ -25,7 +25,7 @@ CONFIGS = sorted(
     p.stem
     for p in (ROOT / "configs").glob("*.py")
     if p.stem not in ("__init__", "common", "transfer")
-    and not hasattr(importlib.import_module(f"configs.{p.stem}").get_config(), "init_from")
+    and not hasattr(importlib.import_module(f"configs.{p.stem}").get_config(), "search")
 )
 
 

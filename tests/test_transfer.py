@@ -18,6 +18,7 @@ from deblur_mae_jax import (
     pretrained,
     train,
     transfer,
+    warm_start,
 )
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators import predictions, summary
@@ -222,7 +223,8 @@ def test_every_transfer_config_can_be_built(name):
         experiment.check(resolved)
         network = experiment.build_network(resolved, 2)
         shapes = jax.eval_shape(network.init)
-        taken, new = pretrained.fit(source, shapes, network.model)
+        found = warm_start.fit(source, shapes, network)
+        taken, new = found.params, found.new
         assert set(new) <= {"head", "head_0", "head_1", "fc_norm"} and taken["blocks_0"]
 
 
@@ -277,8 +279,8 @@ def test_a_classifier_from_a_classifier(tmp_path):
     source = pretrained.load(folder)
     network = source.network
     shapes = jax.eval_shape(network.init)
-    _, same = pretrained.fit(source, shapes, network.model, True, ["benign", "malignant"])
-    _, other = pretrained.fit(source, shapes, network.model, True, ["no", "yes"])
+    same = warm_start.fit(source, shapes, network, True, ["benign", "malignant"]).new
+    other = warm_start.fit(source, shapes, network, True, ["no", "yes"]).new
     assert same == [] and other == ["head"]
 
 
@@ -351,7 +353,8 @@ def test_what_does_not_fit_can_be_left_out():
     source = pretrained.load(pretraining())
     config, _, _ = transfer.resolve(tiny.config("finetune_folder", **fine(model__depth=2)))
     network = experiment.build_network(config, 2)
-    taken, new = pretrained.fit(source, jax.eval_shape(network.init), network.model, strict=False)
+    found = warm_start.fit(source, jax.eval_shape(network.init), network, strict=False)
+    taken, new = found.params, found.new
     assert "blocks_0" in taken and "blocks_1" in new
 
 
@@ -362,7 +365,7 @@ def test_another_image_size_resizes_the_positions():
     config, _, lines = transfer.resolve(tiny.config("finetune_folder", **fine(image_size=24)))
     assert "image_size=24 (the checkpoint has 16)" in lines[1]
     network = experiment.build_network(config, 2)
-    taken, _ = pretrained.fit(source, jax.eval_shape(network.init), network.model)
+    taken = warm_start.fit(source, jax.eval_shape(network.init), network).params
     want = position.resize_table(position.sincos_2d(32, 4, 2)[None], 6, 2)
     np.testing.assert_array_equal(taken["pos_embed"], want)
 
@@ -374,7 +377,7 @@ def test_weights_travel_in_one_file(tmp_path):
     assert again.weights_hash == source.weights_hash
     assert again.config.task.degrade == source.config.task.degrade
     (tmp_path / "bad.safetensors").write_bytes(b"not weights")
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="cannot be read"):
         pretrained.load(tmp_path / "bad.safetensors")
     with pytest.raises(UserError, match=r"holds no config\.json"):
         pretrained.load(tmp_path)

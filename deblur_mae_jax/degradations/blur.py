@@ -152,7 +152,9 @@ def gaussian(
         )
     _check_positive(sigma=sigma)
     table = gaussian_taps(float(sigma), gaussian_radius(sigma, kernel), kernel)
-    return _gaussian(lambda params: jnp.asarray(table), lambda key: {}, border)
+    return _gaussian(
+        lambda params: jnp.asarray(table), lambda key: {"sigma": jnp.float32(sigma)}, border
+    )
 
 
 def gaussian_levels(

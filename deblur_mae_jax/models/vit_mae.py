@@ -1,6 +1,6 @@
 """Masked autoencoder with a ViT encoder and decoder (He et al. 2022), and D2MAE's blur token.
 
-Parameter names and layouts are PyTorch's up to a rename and a transpose (`pytorch.py`). The position
+Parameter names and layouts are PyTorch's up to a rename and a transpose (`pytorch/names.py`). The position
 tables are constants, not parameters. The network does not know which method trains it: it sees
 images, masking noise and, if the method has one, a level.
 """

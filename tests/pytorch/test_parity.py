@@ -21,9 +21,10 @@ import tiny
 from test_views import crop_box, on_canvas, render
 
 from benchmarks.torch_mae import TorchMAE, TorchStep
-from deblur_mae_jax import losses, masking, optim, pytorch, views
+from deblur_mae_jax import losses, masking, optim, views
 from deblur_mae_jax.data.phantoms import Phantoms
 from deblur_mae_jax.network import build_network
+from deblur_mae_jax.pytorch import names as pytorch
 
 
 def load(net, params, model):

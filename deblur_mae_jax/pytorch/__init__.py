@@ -1,0 +1,1 @@
+"""Weights in and out of PyTorch: names, file formats, export with a certificate, import."""

@@ -1,0 +1,161 @@
+"""The model card of an export: what it is, how to open it, what to do to an image first, how well it agrees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NAME = "README.md"
+
+
+def text(certificate: dict[str, Any]) -> str:
+    """Markdown."""
+    network, source = certificate["network"], certificate["source"]
+    classify = network["task"] == "classify"
+    chans = "one gray channel" if network["in_chans"] == 1 else "three channels"
+    what = (
+        f"a classifier of {', '.join(network['classes'])}"
+        if network["classes"]
+        else "an encoder"
+        if classify
+        else "an encoder and decoder, pre-trained by masked reconstruction"
+    )
+    lines = [
+        f"# {what[0].upper()}{what[1:]}",
+        "",
+        f"ViT, {network['embed_dim']} wide, {network['depth']} deep, {network['num_heads']} heads, patches of "
+        f"{network['patch_size']} at {network['image_size']} pixels, {chans}. Trained with deblur_mae_jax, "
+        f"written for {_reader(certificate)}. Not a medical device.",
+        "",
+        "## Open it",
+        "",
+        "```python",
+        *_snippet(certificate),
+        "```",
+        "",
+        "## Before the network",
+        "",
+        *(f"{i}. {step}" for i, step in enumerate(_steps(certificate["preprocessing"]), 1)),
+        "",
+        "Without the same preparation the numbers mean nothing.",
+        "",
+        "## Agreement with JAX",
+        "",
+        *_agreement(certificate),
+        "",
+        "## Origin",
+        "",
+        f"- File `{certificate['file']['name']}`, SHA-256 `{certificate['file']['sha256']}`, "
+        f"{certificate['file']['tensors']} tensors, {certificate['file']['numbers']:,} numbers",
+        *(f"- Changed: {line}" for line in certificate["changed"]),
+        *(f"- Left out: {line}" for line in certificate["left_out"]),
+        f"- Weights `{source['weights']}`, exported {certificate['exported']}",
+    ]
+    if "fingerprint" in source:
+        lines.append(
+            f"- Trained on {source.get('num_images', '?')} images, fingerprint `{source['fingerprint']}`"
+        )
+    if source.get("git", {}).get("commit"):
+        changed = ", modified" if source["git"].get("modified") else ""
+        lines.append(f"- Code `{source['git']['commit']}`{changed}")
+    lines.append("- All settings of the run: `source.config` in `certificate.json`")
+    return "\n".join(lines) + "\n"
+
+
+def _reader(certificate: dict[str, Any]) -> str:
+    return {
+        "mae": "the code of MAE and DeblurringMIM",
+        "timm": "timm",
+        "hf": "Hugging Face transformers",
+        "d2mae": "PyTorch alone",
+    }[certificate["format"]]
+
+
+def _snippet(certificate: dict[str, Any]) -> list[str]:
+    opens, name = certificate["opens_with"], certificate["file"]["name"]
+    network = certificate["network"]
+    read = (
+        ["from safetensors.torch import load_file", f'state = load_file("{name}")']
+        if name.endswith(".safetensors")
+        else [f'state = torch.load("{name}", weights_only=True)']
+    )
+    if certificate["format"] == "timm":
+        arguments = ", ".join(f"{k}={v!r}" for k, v in opens["arguments"].items())
+        return [
+            "import timm, torch",
+            *read,
+            f'model = timm.create_model("{opens["model"]}", pretrained=False, {arguments})',
+            "model.load_state_dict(state, strict=True)",
+        ]
+    if certificate["format"] == "hf":
+        return [
+            f"from transformers import {opens['class']}",
+            f'model = {opens["class"]}.from_pretrained(".")',
+        ]
+    if certificate["format"] == "mae":
+        inner = "" if name.endswith(".safetensors") else '["model"]'
+        model = "models_vit.VisionTransformer" if network["task"] == "classify" else (
+            "models_mae.MaskedAutoencoderViT"
+        )  # fmt: skip
+        return [
+            "import torch",
+            *read,
+            f"model = {model}(...)  # of MAE's code, with the sizes above",
+            f"model.load_state_dict(state{inner}, strict=True)",
+        ]
+    lines = ["import torch", "from modeling_d2mae import load"]
+    lines.append(
+        'model = load(".")' if name == "d2mae.safetensors" else f'model = load(".", "{name}")'
+    )
+    lines.append("image = torch.from_numpy(array)  # (H, W), grey levels 0..255")
+    if network["sigmas"] and network["task"] != "classify":
+        lines.append("level, errors = model.search(image)")
+    if network["task"] == "classify" and network["classes"]:
+        return [*lines, "probabilities = model.predict(image)"]
+    seen = ", level" if network["sigmas"] else ""
+    told = ", level" if network["conditioning"] != "none" else ""
+    call = "features" if network["task"] == "classify" else "encode"
+    lines.append(f"out = model.{call}(model.view(image{seen}){told})")
+    return lines
+
+
+def _steps(p: dict[str, Any]) -> list[str]:
+    gray = "8 bits, gray" if p["channels"] == 1 else "8 bits, RGB"
+    steps = [f"Read the image as {gray} (16-bit images: `{p['bits16']}`)."]
+    if p["max_side"]:
+        steps.append(f"Shrink it to at most {p['max_side']} pixels on its long side (Lanczos).")
+    if p["degrade"] != "none":
+        where = "at its own resolution" if p["where"] == "native" else "after the crop"
+        known = (
+            f" Sigma of levels 1, 2, ...: {', '.join(f'{s:g}' for s in p['sigmas'])}."
+            if p["sigmas"]
+            else ""
+        )
+        steps.append(f"Degrade it {where} with `{p['degrade']}`, as in training.{known}")
+    steps += [
+        f"Resize the short side to {p['resize_short_side']} ({p['interpolation']}), and cut the central "
+        f"{p['centre_crop']} x {p['centre_crop']} pixels.",
+        f"Divide by 255, subtract {p['mean']}, divide by {p['std']}"
+        + (
+            ", every channel the same gray image unless it has colours."
+            if p["channels"] == 3
+            else "."
+        ),
+    ]
+    return steps
+
+
+def _agreement(certificate: dict[str, Any]) -> list[str]:
+    found = certificate["agreement"]
+    if found["status"] != "measured":
+        return [f"{found['status'].capitalize()}: {found['why']}."]
+    versions = ", ".join(f"{k} {v}" for k, v in certificate["versions"].items())
+    return [
+        f"The same weights on fixed inputs, {found['precision']}, CPU; {versions}.",
+        "",
+        "| output | largest difference | largest value |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {item['max_difference']:.1e} | {item['max_value']:.2f} |"
+            for name, item in found["outputs"].items()
+        ),
+    ]

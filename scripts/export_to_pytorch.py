@@ -1,0 +1,56 @@
+"""Write a trained network for PyTorch, with a certificate of how well it agrees.
+
+    python scripts/export_to_pytorch.py RUN --format=timm
+    python scripts/export_to_pytorch.py RUN --format=hf --output=my_model --in_chans=3
+
+RUN is the workdir of a run, or a file of weights. Formats: mae (the names of MAE's and DeblurringMIM's code), timm,
+hf (a Hugging Face folder), d2mae (any run; with the network in one file of plain PyTorch beside it).
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.pytorch import card, formats, torch_side
+from deblur_mae_jax.pytorch.export import export
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="workdir of a run, or a file of weights")
+    parser.add_argument("--format", default="timm", help=" | ".join(formats.FORMATS))
+    parser.add_argument("--output", default="", help="a folder, or a .safetensors or .pth file")
+    parser.add_argument("--in_chans", type=int, default=0, help="1 or 3; 0: as trained")
+    options = parser.parse_args(arguments)
+    folder = export(options.run, options.format, options.output, options.in_chans)
+    certificate = json.loads((folder / torch_side.CERTIFICATE).read_text())
+    print(f"{folder / certificate['file']['name']}: {certificate['file']['tensors']} tensors")
+    for line in certificate["changed"]:
+        print(f"changed: {line}")
+    for line in certificate["left_out"]:
+        print(f"left out: {line}")
+    found = certificate["agreement"]
+    if found["status"] != "measured":
+        print(f"agreement with PyTorch {found['status']}: {found['why']}")
+    for name, item in found.get("outputs", {}).items():
+        print(
+            f"{name}: largest difference between JAX and PyTorch {item['max_difference']:.1e} "
+            f"(values up to {item['max_value']:.2f})"
+        )
+    print(f"how to open it: {folder / card.NAME}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print("error:", error, file=sys.stderr)
+        sys.exit(2)

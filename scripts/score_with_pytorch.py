@@ -1,0 +1,81 @@
+"""Classify images with a timm export in PyTorch, without JAX, and write the probabilities as a CSV.
+
+    python scripts/score_with_pytorch.py EXPORT_FOLDER --input=IMAGES --output=scores.csv
+
+EXPORT_FOLDER is what `export_to_pytorch.py --format=timm` wrote for a fine-tuned run; IMAGES a folder. To copy and
+change: it shows all that happens to an image, for networks trained on sharp images or with a fixed Gaussian blur.
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+
+KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+def view(path, p):
+    """One image as the network saw it in training `(1, C, S, S)`; p: `preprocessing` of the certificate."""
+    blurred = p["degrade"] != "none" and p["where"] == "native"
+    image = Image.open(path).convert("L" if p["channels"] == 1 or p["taps"] else "RGB")
+    shrink = p["max_side"] / max(image.size) if p["max_side"] else 1.0
+    if shrink < 1:
+        image = image.resize([max(1, round(n * shrink)) for n in image.size], Image.LANCZOS)
+    x = torch.tensor(np.atleast_3d(np.asarray(image)), dtype=torch.float32).permute(2, 0, 1)[None]
+    height, width = x.shape[2:]
+    x = blur(x, p["taps"]) if blurred else x
+    to, short = p["resize_short_side"], min(height, width)
+    tall, wide = (to if n == short else to * n // short for n in (height, width))
+    resize = {"mode": "bicubic", "antialias": True}
+    x = F.interpolate(x, (height, wide), **resize)
+    x = F.interpolate(x if blurred else x.clamp(0, 255), (tall, wide), **resize).clamp(0, 255)
+    size = p["centre_crop"]
+    top, left = round((tall - size) / 2), round((wide - size) / 2)
+    x = x[:, :, top : top + size, left : left + size]
+    x = x if blurred else blur(x, p["taps"])
+    mean, std = (torch.tensor(p[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
+    return (x.expand(-1, p["channels"], -1, -1) / 255 - mean) / std
+
+
+def blur(x, taps):
+    """Correlate rows and columns with `taps`, reflected at the border."""
+    if not taps:
+        return x
+    kernel = torch.tensor(taps).reshape(1, 1, 1, -1)
+    x = F.conv2d(F.pad(x, (len(taps) // 2,) * 4, mode="reflect"), kernel)
+    return F.conv2d(x, kernel.transpose(2, 3))
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("export", type=Path)
+    parser.add_argument("--input", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("scores.csv"))
+    options = parser.parse_args(arguments)
+    certificate = json.loads((options.export / "certificate.json").read_text())
+    opens, network = certificate["opens_with"], certificate["network"]
+    if opens["library"] != "timm" or not network["classes"]:
+        parser.error(f"'{options.export}' is no timm export of a classifier")
+    if network["degradation"] not in ("none", "gaussian"):
+        parser.error(f"the network was trained with {network['degrade']}: degrade the images first")
+    model = timm.create_model(opens["model"], pretrained=False, **opens["arguments"]).eval()
+    model.load_state_dict(load_file(options.export / certificate["file"]["name"]), strict=True)
+    with open(options.output, "w", newline="", encoding="utf-8") as file, torch.inference_mode():
+        out = csv.writer(file)
+        out.writerow(["image", *(f"p_{name}" for name in network["classes"])])
+        for path in sorted(p for p in options.input.rglob("*") if p.suffix.lower() in KINDS):
+            found = model(view(path, certificate["preprocessing"])).softmax(1)[0]
+            out.writerow(
+                [path.relative_to(options.input).as_posix(), *(f"{v:.9g}" for v in found.tolist())]
+            )
+
+
+if __name__ == "__main__":
+    main()
