@@ -21,12 +21,17 @@ $(VENV)/.dev: requirements-dev.txt | $(VENV)/.ready
 	touch $@
 
 # Torch for Linux and Python 3.11, CPU build where the index has one; timm and torchvision without
-# their dependencies, which would replace it by another build.
-$(VENV)-pytorch/.ready: requirements-dev.txt
+# their dependencies, which would replace it by another build. That torchvision fails on a file that
+# registers operators nobody here calls, so the environment starts with that file stubbed out.
+STUB = import sys, types; name = "torchvision._meta_registrations"; sys.modules.setdefault(name, types.ModuleType(name))
+$(VENV)-pytorch/.ready: requirements-dev.txt Makefile
 	$(PYTHON) -m venv $(VENV)-pytorch
 	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q torch==2.13.0
 	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q -r requirements-dev.txt
-	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q --no-deps torchvision==0.28.0 timm==1.0.31 huggingface_hub pyyaml
+	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q --no-deps torchvision==0.28.0 timm==1.0.31
+	echo torch==2.13.0 > $(VENV)-pytorch/constraints.txt
+	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q -c $(VENV)-pytorch/constraints.txt transformers==5.23.0 pyyaml
+	echo '$(STUB)' > $$($(VENV)-pytorch/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py
 	touch $@
 
 demo: setup
@@ -45,7 +50,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 test-pytorch: $(VENV)-pytorch/.ready
-	$(VENV)-pytorch/bin/python -m pytest tests/pytorch
+	$(VENV)-pytorch/bin/python -m pytest -n 2 tests/pytorch "tests/test_notebooks.py::test_a_notebook_runs[export_to_pytorch]"
 
 lock:
 	uv pip compile --universal --python-version 3.11 --constraint requirements.in --generate-hashes pyproject.toml -o requirements.txt --no-header --no-annotate

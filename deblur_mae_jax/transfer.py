@@ -100,6 +100,11 @@ def resolve(
         elif source is not None and value != offered:
             other.append(f"{name}={value} (the checkpoint has {offered})")
     lines = [] if source is None else list(source.notes)
+    if source is not None and source.format == "mae" and source.config.task.degrade == "none":
+        lines.append(
+            "the file does not say what its images were degraded with, so not at all; for a DeblurringMIM "
+            "checkpoint add --config.task.degrade='blur.gaussian(sigma=1.1)'"
+        )
     if source is not None and config.model.in_chans != source.config.model.in_chans:
         for name in ("mean", "std"):  # of other channels than the images have now
             if config.data[name] == source.config.data[name]:

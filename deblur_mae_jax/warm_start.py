@@ -131,7 +131,8 @@ def _same_channels(source: Pretrained, network: Network) -> tuple[Any, str]:
         (before.in_chans, after.in_chans),
         source.config.task.get("norm_pix_loss", False),
     )
-    return params, f"patch_embed from {before.in_chans} channels to {after.in_chans}"
+    parts = "patch_embed, decoder_pred" if hasattr(network.model, "decode") else "patch_embed"
+    return params, f"{parts} from {before.in_chans} channels to {after.in_chans}"
 
 
 def _decodes(name: str) -> bool:

@@ -16,7 +16,7 @@ from deblur_mae_jax.pytorch.torch_side import Opened
 MASK_RATIO = 0.75
 
 
-def fixed_inputs(trained: Pretrained, count: int = 2) -> dict[str, Any]:
+def fixed_inputs(trained: Pretrained, count: int = 4) -> dict[str, Any]:
     """Network inputs, masking noise and levels that are always the same."""
     model = trained.network.model
     rng = np.random.default_rng(20230713)  # any number, always the same

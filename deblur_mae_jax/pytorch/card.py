@@ -123,25 +123,23 @@ def _steps(p: dict[str, Any]) -> list[str]:
     steps = [f"Read the image as {gray} (16-bit images: `{p['bits16']}`)."]
     if p["max_side"]:
         steps.append(f"Shrink it to at most {p['max_side']} pixels on its long side (Lanczos).")
-    if p["degrade"] != "none":
-        where = "at its own resolution" if p["where"] == "native" else "after the crop"
-        known = (
-            f" Sigma of levels 1, 2, ...: {', '.join(f'{s:g}' for s in p['sigmas'])}."
-            if p["sigmas"]
-            else ""
-        )
-        steps.append(f"Degrade it {where} with `{p['degrade']}`, as in training.{known}")
-    steps += [
+    resize = (
         f"Resize the short side to {p['resize_short_side']} ({p['interpolation']}), and cut the central "
-        f"{p['centre_crop']} x {p['centre_crop']} pixels.",
-        f"Divide by 255, subtract {p['mean']}, divide by {p['std']}"
-        + (
-            ", every channel the same gray image unless it has colours."
-            if p["channels"] == 3
-            else "."
-        ),
-    ]
-    return steps
+        f"{p['centre_crop']} x {p['centre_crop']} pixels."
+    )
+    if p["degrade"] == "none":
+        steps.append(resize)
+    else:
+        native = p["where"] == "native"
+        sigmas = ", ".join(f"{sigma:g}" for sigma in p["sigmas"])
+        known = f" Sigma of levels 1, 2, ...: {sigmas}." if sigmas else ""
+        where = "at its own resolution" if native else "the result"
+        degrade = f"Degrade {'it ' if native else ''}{where} with `{p['degrade']}`, as in training.{known}"
+        steps += [degrade, resize] if native else [resize, degrade]
+    colour = (
+        ", every channel the same gray image unless it has colours" if p["channels"] == 3 else ""
+    )
+    return [*steps, f"Divide by 255, subtract {p['mean']}, divide by {p['std']}{colour}."]
 
 
 def _agreement(certificate: dict[str, Any]) -> list[str]:

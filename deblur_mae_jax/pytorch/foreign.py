@@ -95,11 +95,6 @@ def describe(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]]:
     if degrade:
         values["task.degrade"] = degrade
         notes.append(f"its training arguments say it learned to deblur: degradation {degrade}")
-    elif weights.format == "mae":
-        notes.append(
-            "the file does not say what its images were degraded with, so not at all; for a DeblurringMIM "
-            "checkpoint add --config.task.degrade='blur.gaussian(sigma=1.1)'"
-        )
     return values, classes, notes
 
 
