@@ -1,0 +1,170 @@
+"""Blocks of a 3-D U-Net with MONAI's parameter names; channels last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+EPSILON = 1e-5
+
+
+def torch_uniform(fan_in: int):
+    """PyTorch's default for linear layers and convolutions: uniform in +-1/sqrt(fan_in)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def instance_norm(x: jax.Array) -> jax.Array:
+    """Every channel of every example to zero mean and unit variance; statistics in float32."""
+    wide = x.astype(jnp.float32)
+    axes = tuple(range(1, x.ndim - 1))
+    mean = wide.mean(axes, keepdims=True)
+    var = jnp.square(wide - mean).mean(axes, keepdims=True)
+    return ((wide - mean) * jax.lax.rsqrt(var + EPSILON)).astype(x.dtype)
+
+
+def leaky_relu(x: jax.Array) -> jax.Array:
+    """Slope 0.01."""
+    return nn.leaky_relu(x, 0.01)
+
+
+class Conv(nn.Module):
+    """A convolution inside a module of its own, as MONAI names it: `<name>.conv.weight`."""
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        k, fan_in = self.kernel, x.shape[-1] * self.kernel**3
+        return nn.Conv(
+            self.features, (k, k, k), (self.stride,) * 3, padding=k // 2, use_bias=self.use_bias,
+            kernel_init=torch_uniform(fan_in), bias_init=torch_uniform(fan_in), dtype=self.dtype,
+            name="conv",
+        )(x)  # fmt: skip
+
+
+class TransposedConv(nn.Module):
+    """Doubles every side: one matrix product and a rearrangement, no overlap.
+
+    The kernel `(2, 2, 2, out, in)` is PyTorch's `(in, out, 2, 2, 2)`, not flipped.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        fan_in = self.features * 8  # PyTorch counts a transposed kernel's second axis
+        kernel = _Kernel((2, 2, 2, self.features, x.shape[-1]), fan_in, name="conv")()
+        B, D, H, W, _ = x.shape
+        out = jnp.einsum("bdhwi,xyzoi->bdxhywzo", x, kernel.astype(self.dtype))
+        return out.reshape(B, 2 * D, 2 * H, 2 * W, self.features)
+
+
+class _Kernel(nn.Module):
+    shape: tuple[int, ...]
+    fan_in: int
+
+    @nn.compact
+    def __call__(self):
+        return self.param("kernel", torch_uniform(self.fan_in), self.shape)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3x3 convolutions, each normalised, and a skip that is projected where the channels differ."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        skip = x
+        y = leaky_relu(instance_norm(Conv(self.features, dtype=self.dtype, name="conv1")(x)))
+        y = instance_norm(Conv(self.features, dtype=self.dtype, name="conv2")(y))
+        if x.shape[-1] != self.features:
+            skip = instance_norm(Conv(self.features, 1, dtype=self.dtype, name="conv3")(x))
+        return leaky_relu(y + skip)
+
+
+class EncoderBlock(nn.Module):
+    """A residual block on a skip connection: MONAI's `UnetrBasicBlock`."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        return ResidualBlock(self.features, self.dtype, name="layer")(x)
+
+
+class UpBlock(nn.Module):
+    """Up-sample, join with the skip connection, residual block: MONAI's `UnetrUpBlock`.
+
+    Without a skip (`None`) the block works on what it up-sampled alone.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, skip):
+        x = TransposedConv(self.features, self.dtype, name="transp_conv")(x)
+        if skip is not None:
+            x = jnp.concatenate([x, skip], axis=-1)
+        return ResidualBlock(self.features, self.dtype, name="conv_block")(x)
+
+
+class OutBlock(nn.Module):
+    """A 1x1x1 convolution with bias, in float32."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.astype(jnp.float32)
+        return Conv(self.features, 1, use_bias=True, name="conv")(x)
+
+
+class AffineNorm(nn.Module):
+    """Instance norm with a learned scale and shift."""
+
+    @nn.compact
+    def __call__(self, x):
+        C = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (C,))
+        bias = self.param("bias", nn.initializers.zeros, (C,))
+        return (instance_norm(x) * scale + bias).astype(x.dtype)
+
+
+class BasicStem(nn.Module):
+    """DAE's patch embedding: two 3x3x3 convolutions, the first with stride 2, each with an affine norm."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        x = Conv(self.features, stride=2, dtype=self.dtype, name="conv1")(x)
+        x = leaky_relu(AffineNorm(name="norm1")(x))
+        x = Conv(self.features, dtype=self.dtype, name="conv2")(x)
+        return leaky_relu(AffineNorm(name="norm2")(x))
+
+
+def channel_norm(x: jax.Array) -> jax.Array:
+    """LayerNorm over channels without parameters, which MONAI applies to what the decoder gets."""
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    var = jnp.square(wide - mean).mean(-1, keepdims=True)
+    return ((wide - mean) * jax.lax.rsqrt(var + np.float32(EPSILON))).astype(x.dtype)

@@ -1,0 +1,199 @@
+"""The 3-D Swin Transformer of MONAI's Swin-UNETR, channels last, with MONAI's parameter names.
+
+Quirks of the original that weights depend on, all kept here and nowhere else:
+
+- tokens are padded with zeros after the norm to whole windows, and the padding takes part in attention;
+- a window is cut to the volume where the volume is smaller, and then not shifted; its relative bias is read
+  from the top-left corner of the index of the full window, which is not the offset between its tokens;
+- merging joins eight neighbours in an order in which two come twice and two never (`legacy`: DAE and MONAI up
+  to 1.4); MONAI 1.5 changed that order (`monai15`), and has one of its own (`v2`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deblur_mae_jax.models import layers
+from deblur_mae_jax.models.conv3d import EPSILON, torch_uniform
+
+WINDOW = 7
+# Which of the eight neighbours (depth, height, width) are joined, in this order.
+MERGE_ORDERS = {
+    "legacy": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
+    "monai15": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
+    "v2": ((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)),
+}  # fmt: skip
+Triple = tuple[int, int, int]
+
+
+def relative_index(window: Triple) -> np.ndarray:
+    """Row of the bias table for every pair of tokens of a window `(N, N)`."""
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in window), indexing="ij")).reshape(3, -1)
+    offset = grid[:, :, None] - grid[:, None, :]
+    _, h, w = (2 * n - 1 for n in window)
+    moved = [offset[i] + window[i] - 1 for i in range(3)]
+    return (moved[0] * h * w + moved[1] * w + moved[2]).astype(np.int32)
+
+
+def fitted(size: Triple, shift: int) -> tuple[Triple, Triple]:
+    """(window, shift) for a volume of this size: cut to it, and then not shifted, where it is smaller."""
+    window = tuple(min(n, WINDOW) for n in size)
+    return window, tuple(0 if n <= WINDOW else shift for n in size)  # type: ignore[return-value]
+
+
+def to_windows(x: jax.Array, window: Triple) -> jax.Array:
+    """`(B, D, H, W, C)` -> `(B * windows, tokens, C)`."""
+    B, D, H, W, C = x.shape
+    d, h, w = window
+    x = x.reshape(B, D // d, d, H // h, h, W // w, w, C)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, d * h * w, C)
+
+
+def from_windows(x: jax.Array, window: Triple, size: Triple) -> jax.Array:
+    """The inverse of `to_windows`."""
+    (D, H, W), (d, h, w) = size, window
+    x = x.reshape(-1, D // d, H // h, W // w, d, h, w, x.shape[-1])
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, D, H, W, x.shape[-1])
+
+
+def regions(size: Triple, window: Triple, shift: Triple) -> np.ndarray:
+    """Number of the region that every token of every window belongs to `(windows, tokens)`.
+
+    After a cyclic shift a window may hold tokens from opposite ends of the volume; only tokens of one
+    region may see each other.
+    """
+    number = np.zeros(size, np.int32)
+    for axis in range(3):
+        place = np.arange(size[axis])
+        part = (place >= size[axis] - window[axis]).astype(int) + (
+            place >= size[axis] - shift[axis]
+        )
+        part = part if shift[axis] else np.zeros_like(part)
+        number = number * 3 + part.reshape([-1 if i == axis else 1 for i in range(3)])
+    blocks = number[None, ..., None]
+    D, H, W = size
+    d, h, w = window
+    blocks = blocks.reshape(D // d, d, H // h, h, W // w, w).transpose(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(-1, d * h * w)
+
+
+class WindowAttention(nn.Module):
+    """Attention within windows, with a learned bias for every offset between tokens."""
+
+    num_heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, region=None):
+        """x `(B * windows, N, C)`; region `(windows, N)`: tokens of different regions do not see each other."""
+        M, N, C = x.shape
+        heads, width = self.num_heads, C // self.num_heads
+        table = self.param(
+            "relative_position_bias_table",
+            nn.initializers.truncated_normal(0.02),
+            ((2 * WINDOW - 1) ** 3, heads),
+        )
+        index = relative_index((WINDOW,) * 3)[:N, :N]
+        bias = jnp.take(table, index.reshape(-1), axis=0).reshape(N, N, heads).transpose(2, 0, 1)
+        qkv = linear(3 * C, C, self.dtype, "qkv")(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(M, N, 3, heads, width), 2, 0)
+        q = q * jnp.asarray(width**-0.5, self.dtype)
+        scores = jnp.einsum("mnhd,mkhd->mhnk", q, k, preferred_element_type=jnp.float32) + bias
+        if region is not None:
+            apart = jnp.asarray(region)[:, :, None] != jnp.asarray(region)[:, None, :]
+            mask = jnp.where(apart, -100.0, 0.0)[None, :, None]
+            scores = (scores.reshape(-1, len(region), heads, N, N) + mask).reshape(M, heads, N, N)
+        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        out = jnp.einsum("mhnk,mkhd->mnhd", weights, v).reshape(M, N, C)
+        return linear(C, C, self.dtype, "proj")(out)
+
+
+def linear(features: int, fan_in: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
+    """A linear layer with PyTorch's default initialisation."""
+    init = torch_uniform(fan_in)
+    return nn.Dense(
+        features, use_bias=use_bias, dtype=dtype, kernel_init=init, bias_init=init, name=name
+    )
+
+
+def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
+    """Statistics in float32."""
+    return nn.LayerNorm(epsilon=EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        C = x.shape[-1]
+        x = layers.gelu(linear(self.hidden, C, self.dtype, "linear1")(x))
+        return linear(C, self.hidden, self.dtype, "linear2")(x)
+
+
+class Block(nn.Module):
+    """Window attention and MLP with residuals; `shift` moves the windows by half their side."""
+
+    num_heads: int
+    shift: int = 0
+    mlp_ratio: float = 4.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        size = x.shape[1:4]
+        window, shift = fitted(size, self.shift)
+        y = layer_norm(self.dtype, "norm1")(x)
+        extra = [-n % w for n, w in zip(size, window, strict=True)]
+        y = jnp.pad(y, ((0, 0), *((0, e) for e in extra), (0, 0)))
+        padded = y.shape[1:4]
+        shifted = any(shift)
+        if shifted:
+            y = jnp.roll(y, tuple(-s for s in shift), (1, 2, 3))
+        region = regions(padded, window, shift) if shifted else None
+        attend = WindowAttention(self.num_heads, self.dtype, name="attn")
+        y = from_windows(attend(to_windows(y, window), region), window, padded)
+        if shifted:
+            y = jnp.roll(y, shift, (1, 2, 3))
+        x = x + y[:, : size[0], : size[1], : size[2]]
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
+        return x + mlp(layer_norm(self.dtype, "norm2")(x))
+
+
+class PatchMerging(nn.Module):
+    """Half the sides, twice the channels."""
+
+    order: str = "monai15"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        C = x.shape[-1]
+        x = jnp.pad(x, ((0, 0), *((0, n % 2) for n in x.shape[1:4]), (0, 0)))
+        parts = [x[:, i::2, j::2, k::2] for i, j, k in MERGE_ORDERS[self.order]]
+        x = layer_norm(self.dtype, "norm")(jnp.concatenate(parts, axis=-1))
+        return linear(2 * C, 8 * C, self.dtype, "reduction", use_bias=False)(x)
+
+
+class Stage(nn.Module):
+    """Blocks, every second one shifted, then merging."""
+
+    depth: int
+    num_heads: int
+    merge_order: str = "monai15"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        for number in range(self.depth):
+            shift = WINDOW // 2 if number % 2 else 0
+            x = Block(self.num_heads, shift, dtype=self.dtype, name=f"blocks_{number}")(x)
+        return PatchMerging(self.merge_order, self.dtype, name="downsample")(x)

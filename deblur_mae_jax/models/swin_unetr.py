@@ -1,0 +1,223 @@
+"""Swin-UNETR (Hatamizadeh et al. 2022) in 3-D, as MONAI and Disruptive Autoencoders have it; channels last.
+
+Parameter names are MONAI's (`swinViT/layers1/0/blocks_0/attn/qkv`), so that weights travel by a rename and a transpose.
+Two published networks differ in switches of one class:
+
+| | MONAI (fine-tuning) | DAE pre-training |
+|---|---|---|
+| patch_embed | `conv`: 2x2x2 | `unet_basic`: two 3x3x3 convolutions with norms |
+| normalize | yes: LayerNorm on what the decoder gets | no |
+| merge_order | `monai15` (`legacy` up to 1.4) | `legacy` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.models import conv3d, swin
+
+PATCH_EMBEDS = ("conv", "unet_basic")
+SKIPS = ("disrupted", "none")
+LAYOUTS = ("intended", "as_coded")
+
+
+class PatchEmbed(nn.Module):
+    """A volume to tokens at half its side."""
+
+    features: int
+    kind: str = "conv"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        if self.kind == "unet_basic":
+            return conv3d.BasicStem(self.features, self.dtype, name="proj")(x)
+        init = conv3d.torch_uniform(8 * x.shape[-1])
+        return nn.Conv(
+            self.features, (2, 2, 2), (2, 2, 2), padding="VALID", kernel_init=init, bias_init=init,
+            dtype=self.dtype, name="proj",
+        )(x)  # fmt: skip
+
+
+class _Layers(nn.Module):
+    """One entry of MONAI's `layersN`: a list that holds a single stage."""
+
+    stage: dict[str, Any]
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        kind = nn.remat(swin.Stage) if self.remat else swin.Stage
+        return kind(**self.stage, name="0")(x)
+
+
+class SwinEncoder(nn.Module):
+    """The hierarchy of hidden states: at 1/2, 1/4, 1/8, 1/16 and 1/32 of the side."""
+
+    feature_size: int
+    depths: Sequence[int]
+    num_heads: Sequence[int]
+    patch_embed: str
+    merge_order: str
+    layout: str
+    dtype: Any
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x, disrupt=None):
+        """`(B, D, H, W, C)` -> five tensors. disrupt: applied to the first, before the stages."""
+        x = PatchEmbed(self.feature_size, self.patch_embed, self.dtype, name="patch_embed")(x)
+        if self.layout == "as_coded":
+            x = jnp.moveaxis(x, 1, -1)  # depth taken for channels
+        if disrupt is not None:
+            x = disrupt(x)
+        hidden = [x]
+        for i, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True)):
+            stage = {
+                "depth": depth,
+                "num_heads": heads,
+                "merge_order": self.merge_order,
+                "dtype": self.dtype,
+            }
+            x = _Layers(stage, self.remat, name=f"layers{i + 1}")(x)
+            hidden.append(x)
+        return hidden
+
+
+class SwinUNETR(nn.Module):
+    """Encoder and decoder. Build it with `Model`."""
+
+    in_chans: int = 1
+    out_chans: int = 1
+    feature_size: int = 48
+    depths: Sequence[int] = (2, 2, 2, 2)
+    num_heads: Sequence[int] = (3, 6, 12, 24)
+    patch_embed: str = "conv"
+    merge_order: str = "monai15"
+    normalize: bool = True
+    skip_input: str = "disrupted"
+    layout: str = "intended"
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def setup(self):
+        F, dtype = self.feature_size, self.dtype
+        self.swinViT = SwinEncoder(
+            F, self.depths, self.num_heads, self.patch_embed, self.merge_order, self.layout, dtype,
+            self.remat,
+        )  # fmt: skip
+        encoder = nn.remat(conv3d.EncoderBlock) if self.remat else conv3d.EncoderBlock
+        up = nn.remat(conv3d.UpBlock) if self.remat else conv3d.UpBlock
+        if self.skip_input != "none":
+            self.encoder1 = encoder(F, dtype)
+        self.encoder2, self.encoder3 = encoder(F, dtype), encoder(2 * F, dtype)
+        self.encoder4, self.encoder10 = encoder(4 * F, dtype), encoder(16 * F, dtype)
+        self.decoder5, self.decoder4 = up(8 * F, dtype), up(4 * F, dtype)
+        self.decoder3, self.decoder2, self.decoder1 = up(2 * F, dtype), up(F, dtype), up(F, dtype)
+        self.out = conv3d.OutBlock(self.out_chans)
+
+    def encode(self, x, disrupt=None):
+        """`(B, D, H, W, C)`, sides multiples of 32 -> hidden states 0 to 4, as the stages give them."""
+        return self.swinViT(x.astype(self.dtype), disrupt)
+
+    def decode(self, x, hidden):
+        """The input and its hidden states -> `(B, D, H, W, out_chans)` float32."""
+        h = [conv3d.channel_norm(t) for t in hidden] if self.normalize else hidden
+        y = self.encoder10(h[4])
+        y = self.decoder5(y, h[3])
+        y = self.decoder4(y, self.encoder4(h[2]))
+        y = self.decoder3(y, self.encoder3(h[1]))
+        y = self.decoder2(y, self.encoder2(h[0]))
+        skip = None if self.skip_input == "none" else self.encoder1(x.astype(self.dtype))
+        return self.out(self.decoder1(y, skip))
+
+    def __call__(self, x, disrupt=None):
+        """Output volume `(B, D, H, W, out_chans)` float32, and the hidden states.
+
+        disrupt: a function of the patch embedding `(B, D/2, H/2, W/2, C)`, for local masking.
+        """
+        hidden = self.encode(x, disrupt)
+        return self.decode(x, hidden), hidden
+
+
+def Model(
+    variant: str = "48",
+    *,
+    patch_embed: str = "conv",
+    merge_order: str = "monai15",
+    skip_input: str = "disrupted",
+    layout: str = "intended",
+    dtype: str = "float32",
+    **fields: Any,
+) -> SwinUNETR:
+    """A Swin-UNETR by feature size: variant "12", "24" or "48"; other fields of `SwinUNETR` by name."""
+    if variant not in ("12", "24", "48"):
+        raise unknown("config.model.variant", variant, ("12", "24", "48"))
+    for name, value, choices in (
+        ("patch_embed", patch_embed, PATCH_EMBEDS),
+        ("merge_order", merge_order, tuple(swin.MERGE_ORDERS)),
+        ("skip_input", skip_input, SKIPS),
+        ("layout", layout, LAYOUTS),
+        ("dtype", dtype, ("float32", "bfloat16")),
+    ):
+        if value not in choices:
+            raise unknown(f"config.model.{name}", value, choices)
+    size = fields.pop("feature_size", 0) or int(variant)
+    heads = fields.get("num_heads", SwinUNETR.num_heads)
+    if any((size << stage) % number for stage, number in enumerate(heads)):
+        raise UserError(
+            f"config.model.feature_size={size}: every stage, twice as wide as the one before, must be divisible "
+            f"by its heads, config.model.num_heads={tuple(heads)}"
+        )
+    return SwinUNETR(
+        feature_size=size,
+        patch_embed=patch_embed,
+        merge_order=merge_order,
+        skip_input=skip_input,
+        layout=layout,
+        dtype=jnp.dtype(dtype),
+        **fields,
+    )
+
+
+def check_side(side: int, field: str = "config.image_size") -> None:
+    """Raise `UserError` unless five halvings leave whole voxels."""
+    if side % 32:
+        raise UserError(f"{field}={side} must be a multiple of 32 voxels (five halvings)")
+
+
+def flops_per_image(model: SwinUNETR, side: int, training: bool = True) -> float:
+    """Operations of the convolutions and matrix products for one cube (2 per multiply-add)."""
+    F = model.feature_size
+    half = (side // 2) ** 3
+    stem = half * F * 8 * model.in_chans
+    if model.patch_embed == "unet_basic":
+        stem = half * F * 27 * (model.in_chans + F)
+    total = float(stem)
+    for stage, depth in enumerate(model.depths):
+        C, n = F * 2**stage, side // 2 ** (stage + 1)
+        window = min(n, swin.WINDOW)
+        padded = (-(-n // window) * window) ** 3
+        attention = 4 * C * C * padded + 2 * padded * window**3 * C
+        total += depth * (attention + 8 * C * C * n**3) + (n // 2) ** 3 * 8 * C * 2 * C
+
+    def residual(channels_in, channels, voxels):
+        extra = channels_in * channels if channels_in != channels else 0
+        return voxels * (27 * channels * (channels_in + channels) + extra)
+
+    skip = model.skip_input != "none"
+    if skip:
+        total += residual(model.in_chans, F, side**3)
+    for level, width in ((1, F), (2, 2 * F), (3, 4 * F), (5, 16 * F)):
+        total += residual(width, width, (side // 2**level) ** 3)
+    for level, before, after in ((4, 16, 8), (3, 8, 4), (2, 4, 2), (1, 2, 1), (0, 1, 1)):
+        voxels = (side // 2**level) ** 3
+        joined = 2 * after * F if level or skip else after * F
+        total += voxels * before * after * F * F + residual(joined, after * F, voxels)
+    total += side**3 * F * model.out_chans
+    return 2.0 * total * (3 if training else 1)
