@@ -40,9 +40,10 @@ def relative_index(window: Triple) -> np.ndarray:
     return (moved[0] * h * w + moved[1] * w + moved[2]).astype(np.int32)
 
 
-def fitted(size: Triple, shift: int) -> tuple[Triple, Triple]:
+def fitted(size: tuple[int, ...], shift: int) -> tuple[Triple, Triple]:
     """(window, shift) for a volume of this size: cut to it, and then not shifted, where it is smaller."""
-    window = tuple(min(n, WINDOW) for n in size)
+    d, h, w = size
+    window = (min(d, WINDOW), min(h, WINDOW), min(w, WINDOW))
     return window, tuple(0 if n <= WINDOW else shift for n in size)  # type: ignore[return-value]
 
 
@@ -54,14 +55,14 @@ def to_windows(x: jax.Array, window: Triple) -> jax.Array:
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, d * h * w, C)
 
 
-def from_windows(x: jax.Array, window: Triple, size: Triple) -> jax.Array:
+def from_windows(x: jax.Array, window: Triple, size: tuple[int, ...]) -> jax.Array:
     """The inverse of `to_windows`."""
     (D, H, W), (d, h, w) = size, window
     x = x.reshape(-1, D // d, H // h, W // w, d, h, w, x.shape[-1])
     return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, D, H, W, x.shape[-1])
 
 
-def regions(size: Triple, window: Triple, shift: Triple) -> np.ndarray:
+def regions(size: tuple[int, ...], window: Triple, shift: Triple) -> np.ndarray:
     """Number of the region that every token of every window belongs to `(windows, tokens)`.
 
     After a cyclic shift a window may hold tokens from opposite ends of the volume; only tokens of one
