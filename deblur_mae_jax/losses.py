@@ -35,3 +35,39 @@ def patch_mse(pred: jax.Array, target: jax.Array, weight: jax.Array | None = Non
     if weight is None:
         return error.mean(axis=1)
     return (error * weight).sum(axis=1) / weight.sum(axis=1)
+
+
+CONTRASTS = ("paper", "bce", "code", "none")
+
+
+def contrast(
+    features: jax.Array, modality: jax.Array, temperature: float = 0.07, form: str = "paper"
+) -> jax.Array:
+    """Cross-modal contrastive loss of Disruptive Autoencoders (MIDL 2024, section 3.3), per example `(B,)`.
+
+    features `(B, ...)`: the last hidden states, flattened here; modality `(B,)`: integers. The mean of the
+    result is the loss; it is a function of the whole batch, wherever its examples lie.
+
+    paper: features of length one, logits S = z z^T exp(t), and along rows and columns the cross-entropy to "same
+    modality", each row's target summing to one. bce: the same logits against the same matrix, element by element
+    (the paper's words, "binary cross entropy"). code: the published code, for comparison only: features as
+    they are, and the rank of the modality taken for a column of the logits.
+    """
+    z = features.reshape(features.shape[0], -1).astype(jnp.float32)
+    if form != "code":
+        z = z * jax.lax.rsqrt(jnp.square(z).sum(axis=1, keepdims=True) + 1e-12)
+    scale = jnp.exp(jnp.float32(temperature))
+    logits = jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST) * scale
+    same = (modality[:, None] == modality[None]).astype(jnp.float32)
+    if form == "bce":
+        return jax.nn.softplus(logits).mean(axis=1) - (same * logits).mean(axis=1)
+    if form == "code":
+        B = len(z)
+        first = jnp.argmax(same, axis=1) == jnp.arange(B)  # one example of every modality
+        rank = ((modality[None] < modality[:, None]) & first[None]).sum(axis=1)
+        target = jax.nn.one_hot(rank, B)
+    else:
+        target = same / same.sum(axis=1, keepdims=True)
+    rows = -(target * jax.nn.log_softmax(logits, axis=1)).sum(axis=1)
+    columns = -(target * jax.nn.log_softmax(logits.T, axis=1)).sum(axis=1)
+    return (rows + columns) / 2

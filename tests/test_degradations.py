@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deblur_mae_jax import lookup
-from deblur_mae_jax.degradations import blur, borders, contract, noise, speckle
+from deblur_mae_jax.degradations import blur, borders, contract, noise, resample, speckle
 
 FACTORIES = lookup.degradation_factories()
 SPACES = {2: (19, 23, 1), 3: (9, 10, 11, 1)}
@@ -30,6 +30,7 @@ def test_the_papers_degradations_are_all_there():
     expected = {
         "blur.gaussian", "blur.gaussian_levels", "blur.mean", "blur.median", "blur.motion",
         "blur.defocus", "speckle.srad", "noise.gaussian_noise", "contract.none",
+        "resample.down_up",
     }  # fmt: skip
     assert expected <= set(FACTORIES)
 
@@ -306,3 +307,31 @@ def test_none_is_the_identity():
     image = speckled((8, 8, 1))
     assert contract.none().identity
     np.testing.assert_array_equal(run(contract.none(), image), image)
+
+
+@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize("method", resample.METHODS)
+def test_down_up_equals_pytorchs_interpolation(golden, case, method):
+    z = golden("dae_resample")
+    name = {"linear": "trilinear"}.get(method, method)
+    x, low, up = z[f"x{case}"], z[f"low{case}_{name}"], z[f"up{case}_{name}"]
+    got = x
+    for shape, want in ((low.shape, low), (up.shape, up)):
+        for axis in (2, 3, 4):
+            n, out = got.shape[axis], shape[axis]
+            matrix = np.asarray(resample.interpolation(out, n, out, n, method))
+            got = np.moveaxis(np.tensordot(matrix, got, (1, axis)), 0, axis)
+        np.testing.assert_allclose(got, want, atol=8e-6)
+
+
+def test_down_up_of_a_cube_is_the_published_disruption(golden):
+    z = golden("dae_resample")
+    for method, name in (("linear", "trilinear"), ("nearest", "nearest")):
+        image = jnp.asarray(z["x0"][0, 0, ..., None])
+        out = run(resample.down_up(4, method), image)
+        np.testing.assert_allclose(out[..., 0], z[f"up0_{name}"][0, 0], atol=2e-6)
+
+
+def test_noise_by_its_variance():
+    noisy = run(noise.gaussian_noise(variance=0.1, clip=False), jnp.zeros((40, 40, 40, 1)))
+    assert abs(float((noisy / 255).var()) - 0.1) < 0.002

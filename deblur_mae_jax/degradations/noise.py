@@ -8,14 +8,15 @@ import jax.numpy as jnp
 from deblur_mae_jax.degradations.contract import Degradation
 
 
-def gaussian_noise(std: float = 0.25, clip: bool = True) -> Degradation:
+def gaussian_noise(std: float = 0.25, clip: bool = True, variance: float = 0.0) -> Degradation:
     """x + N(0, std^2) on the 0..1 grey scale, clipped back into it.
 
     DeblurrMAE does not print the strength of its denoising baseline; 0.25 is the value of the
-    denoising MAE of Wu et al. (2022).
+    denoising MAE of Wu et al. (2022). variance: instead of `std`; Disruptive Autoencoders use 0.1, not clipped.
     """
-    if not std > 0:
-        raise ValueError(f"std={std} must be greater than 0")
+    if not std > 0 or variance < 0:
+        raise ValueError(f"std={std} must be greater than 0, and variance={variance} not negative")
+    std = variance**0.5 or std
 
     def apply(image, params, size):
         noisy = image + 255.0 * std * jax.random.normal(params["key"], image.shape, image.dtype)
