@@ -37,7 +37,8 @@ def build_index(
     data = config.data
     whole = split is not None or source is not None
     name = "index.json" if split is None else f"index_{split}.json"
-    settings = [data[k] for k in ("max_pixels", "max_side", "min_side", "bits16")]
+    keys = ("max_pixels", "max_side", "min_side", "bits16", "spacing", "ct_window")
+    settings = [data.get(k) for k in keys if k in data]
     return data_index.build(
         load_source(config, split) if source is None else source,
         check=check or data.check,

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -27,10 +28,17 @@ from deblur_mae_jax import (
 )
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.loader import Loader
+from deblur_mae_jax.data.nifti import MODALITIES
 from deblur_mae_jax.data.order import Order
 from deblur_mae_jax.dataset import Progress
 from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.network import Network, build_network, is_supervised, task_module
+from deblur_mae_jax.network import (
+    Network,
+    build_network,
+    is_supervised,
+    num_axes,
+    task_module,
+)
 from deblur_mae_jax.supervised import Supervision
 
 OPTIMIZERS = ("adamw", "lars")
@@ -54,14 +62,8 @@ def check(config: ConfigDict) -> None:
     for name in ("b1", "b2"):
         _require(f"optim.{name}", o[name], 0 <= o[name] < 1, "in [0, 1)")
     _require("model.in_chans", c.model.in_chans, c.model.in_chans in (1, 3), "1 or 3")
-    low, high = c.data.crop_scale
-    _require("data.crop_scale", (low, high), 0 < low <= high <= 1, "(low, high) within (0, 1]")
-    low, high = c.data.crop_ratio
-    _require("data.crop_ratio", (low, high), 0 < low <= high, "(low, high), greater than 0")
     bad = c.data.max_bad_fraction
     _require("data.max_bad_fraction", bad, 0 <= bad < 1, "in [0, 1)")
-    if c.task.blur_site not in ("native", "network"):
-        raise unknown("config.task.blur_site", c.task.blur_site, ("native", "network"))
     if o.name not in OPTIMIZERS:
         raise unknown("config.optim.name", o.name, OPTIMIZERS)
     share = jax.device_count() * o.accum_steps
@@ -71,6 +73,18 @@ def check(config: ConfigDict) -> None:
             f"config.optim.batch_size={o.batch_size} is not divisible by {jax.device_count()} "
             f"device(s) x config.optim.accum_steps={o.accum_steps}; try {near}"
         )
+    if num_axes(config) == 2:
+        _check_views(config)
+
+
+def _check_views(c: ConfigDict) -> None:
+    """The part of `check` that is about pictures."""
+    low, high = c.data.crop_scale
+    _require("data.crop_scale", (low, high), 0 < low <= high <= 1, "(low, high) within (0, 1]")
+    low, high = c.data.crop_ratio
+    _require("data.crop_ratio", (low, high), 0 < low <= high, "(low, high), greater than 0")
+    if c.task.blur_site not in ("native", "network"):
+        raise unknown("config.task.blur_site", c.task.blur_site, ("native", "network"))
     for name in ("mean", "std"):
         values = c.data[name]
         if values and len(values) not in (1, c.model.in_chans):
@@ -85,7 +99,8 @@ def schedule_lengths(config: ConfigDict, steps_per_epoch: float) -> tuple[int, f
     o = config.optim
     if o.steps:
         epochs = o.steps / steps_per_epoch
-        return o.steps, min(o.warmup_epochs, 0.1 * epochs)
+        warmup = o.get("warmup_steps", 0) / steps_per_epoch or o.warmup_epochs
+        return o.steps, min(warmup, 0.1 * epochs)
     _require(
         "optim.warmup_epochs", o.warmup_epochs, 0 <= o.warmup_epochs < o.epochs,
         f"at least 0 and less than config.optim.epochs={o.epochs:g}",
@@ -147,6 +162,30 @@ class Experiment:
         return max(1, round(epochs * self.steps_per_epoch))
 
 
+def modality_of(index: data_index.Index) -> dict[str, np.ndarray]:
+    """`modality` `(N,)`, numbers, of the images that have one; as a `Loader` takes it."""
+    if index.source.modalities is None:
+        return {}
+    numbers = [MODALITIES.index(name) for name in index.source.modalities]
+    return {"modality": np.array(numbers, np.int32)}
+
+
+def _order(config: ConfigDict, index: data_index.Index) -> Order:
+    """Every image once an epoch, or the modalities in the stated ratio."""
+    shares, modalities = dict(config.data.get("ratio", {})), index.source.modalities
+    if not shares:
+        return Order(len(index), config.optim.batch_size, config.seed)
+    present = sorted(set(modalities or []))
+    if set(present) != set(shares) or min(shares.values()) <= 0:
+        raise UserError(
+            f"config.data.ratio={shares} must name every modality with a number above 0; the data have "
+            f"{', '.join(present) or 'none'}"
+        )
+    labels = np.array(modalities)
+    seed, batch = config.seed, config.optim.batch_size
+    return Order(len(index), batch, seed, labels=labels, shares=shares)
+
+
 def build(
     config: ConfigDict,
     folder: Path | None,
@@ -174,20 +213,25 @@ def build(
     else:
         network = build_network(config)
         index = dataset.build_index(config, folder, progress=progress)
-        order = Order(len(index), config.optim.batch_size, config.seed)
+        order = _order(config, index)
+        extras |= modality_of(index)
     if folder is not None:
         workdir.check_data(folder, index.fingerprint, len(index))
     total_steps, warmup = schedule_lengths(config, order.steps_per_epoch)
     o = config.optim
-    lr, epochs = o.base_lr * o.batch_size / 256, total_steps / order.steps_per_epoch
+    lr = o.base_lr * (o.batch_size / 256 if o.get("scale_lr", True) else 1.0)
+    epochs = total_steps / order.steps_per_epoch
 
     def schedule(step):
+        if o.get("schedule", "cosine") == "timm":
+            warm = warmup * order.steps_per_epoch
+            return optim.timm_learning_rate(step, lr, o.min_lr, o.warmup_lr, warm, total_steps)
         if o.get("schedule", "cosine") == "constant":
             epoch = jnp.minimum(step / order.steps_per_epoch, warmup)
             return optim.mae_learning_rate(epoch, lr, lr, warmup, epochs)
         return optim.mae_learning_rate(step / order.steps_per_epoch, lr, o.min_lr, warmup, epochs)
 
-    tx = build_optimizer(config, schedule, network.model.depth)
+    tx = build_optimizer(config, schedule, getattr(network.model, "depth", 0))
     parts = None if supervision is None else supervision.parts
     loader = Loader(index, config.model.in_chans, extras, parts)
     store = stores.make(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import augment, inputs, lookup
+from deblur_mae_jax import augment, inputs, lookup, volumes
 from deblur_mae_jax.errors import UserError
 
 IMAGENET = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -23,7 +23,7 @@ class Network:
 
     model: Any
     loss: Any
-    inputs: inputs.Inputs
+    inputs: Any  # inputs.Inputs, or volumes.Cubes for volumes
     init: Callable[[], Any]
     flops_per_image: float
 
@@ -38,18 +38,24 @@ def is_supervised(config: ConfigDict) -> bool:
     return getattr(task_module(config), "SUPERVISED", False)
 
 
+def num_axes(config: ConfigDict) -> int:
+    """Spatial axes of the images that the network of this config is for: 2 or 3."""
+    factory = lookup.function("models", config.model.name, "Model", "config.model.name")
+    return getattr(inspect.getmodule(factory), "NDIM", 2)
+
+
 def build_network(
     config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, ...] = ()
 ) -> Network:
     """The parts of a run that need no images. Raises `UserError`."""
-    degradation = lookup.degradation(config.task.degrade)
-    if 2 not in degradation.ndim:
+    degradation, axes = lookup.degradation(config.task.degrade), num_axes(config)
+    if axes not in degradation.ndim:
         raise UserError(
-            f"config.task.degrade='{config.task.degrade}' is not defined for 2-D images"
+            f"config.task.degrade='{config.task.degrade}' is not defined for {axes}-D images"
         )
     settings = config.model.to_dict()
     factory = lookup.function("models", settings.pop("name"), "Model", "config.model.name")
-    if settings["conditioning"] != "none" and not degradation.num_levels:
+    if settings.get("conditioning", "none") != "none" and not degradation.num_levels:
         raise UserError(
             f"config.model.conditioning={settings['conditioning']} needs a degradation with levels, "
             f"such as blur.gaussian_levels; config.task.degrade='{config.task.degrade}' has none. "
@@ -73,6 +79,15 @@ def build_network(
     accepted = inspect.signature(make_task).parameters
     loss = make_task(model, **{k: v for k, v in task.items() if k in accepted})
 
+    count = lookup.function("models", config.model.name, "flops_per_image", "config.model.name")
+    if axes == 3:
+        cubes = volumes.Cubes(degradation, config.image_size, config.model.in_chans)
+
+        def init_cube():
+            shape = (1, *(config.image_size,) * 3, config.model.in_chans)
+            return model.init(_init_key(config), jnp.zeros(shape))["params"]
+
+        return Network(model, loss, cubes, init_cube, count(model))
     data, channels = config.data, config.model.in_chans
     mean, std = IMAGENET[channels]
     mean, std = tuple(data.mean) or mean, tuple(data.std) or std
@@ -99,8 +114,7 @@ def build_network(
     mask_ratio = 0.0 if supervised else config.task.mask_ratio
 
     def init():
-        # A step number that no run reaches, so that no training draw is shared with it.
-        key = jax.random.fold_in(jax.random.key(config.seed), 0xFFFFFFFF)
+        key = _init_key(config)
         image = jnp.zeros((1, config.image_size, config.image_size, channels))
         level = jnp.ones((1,), jnp.int32)
         if supervised:
@@ -108,5 +122,9 @@ def build_network(
         noise = jnp.zeros((1, model.grid**2))
         return model.init(key, image, noise, mask_ratio, level)["params"]
 
-    count = lookup.function("models", config.model.name, "flops_per_image", "config.model.name")
     return Network(model, loss, network_inputs, init, count(model, mask_ratio))
+
+
+def _init_key(config: ConfigDict) -> jax.Array:
+    """A step number that no run reaches, so that no training draw is shared with it."""
+    return jax.random.fold_in(jax.random.key(config.seed), 0xFFFFFFFF)

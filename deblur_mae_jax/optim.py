@@ -17,7 +17,7 @@ from deblur_mae_jax.errors import unknown
 
 Schedule = Callable[[Any], Any]
 # The first layer of layer-wise decay; in fine-tuning the tokens and tables are not decayed.
-TOKENS = ("cls_token", "pos_embed", "blur_token", "level_embed")
+TOKENS = ("cls_token", "pos_embed", "blur_token", "level_embed", "mask_token")
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -30,6 +30,16 @@ def mae_learning_rate(
     progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
     cosine = min_lr + (lr - min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
     return jnp.where(epoch < warmup_epochs, warm, cosine)
+
+
+def timm_learning_rate(
+    step: Any, lr: float, min_lr: float, warmup_lr: float, warmup_steps: float, steps: float
+) -> jax.Array:
+    """The schedule of DAE's code, timm's: a linear warm-up from `warmup_lr` takes the place of a cosine's beginning."""
+    step = jnp.asarray(step, jnp.float32)
+    warm = warmup_lr + (lr - warmup_lr) * step / max(warmup_steps, 1e-12)
+    cosine = min_lr + (lr - min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * step / steps))
+    return jnp.where(step < warmup_steps, warm, jnp.where(step < steps, cosine, min_lr))
 
 
 def _keys(path: tuple[Any, ...]) -> list[str]:
@@ -56,7 +66,8 @@ def decay_mask(params: Any, on: str = "weights_and_tokens") -> Any:
     def decayed(path, value):
         if on == "all":
             return True
-        return is_decayed(path, value) and (on != "weights" or _keys(path)[0] not in TOKENS)
+        tokens = TOKENS if on == "weights" else ()
+        return is_decayed(path, value) and not any(key in tokens for key in _keys(path))
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 

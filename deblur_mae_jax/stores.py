@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deblur_mae_jax import sharding
-from deblur_mae_jax.data.loader import Loader, stream
+from deblur_mae_jax.data.loader import Loader, put, stream
 from deblur_mae_jax.data.order import InOrder, Order
 from deblur_mae_jax.errors import UserError, unknown
 
@@ -31,7 +31,7 @@ Precompute = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Resident:
-    """The whole set, decoded, uint8, in device memory, split over the devices along the images.
+    """The whole set, decoded, in device memory, split over the devices along the images.
 
     Only the image numbers of a batch travel.
     """
@@ -50,12 +50,13 @@ class Resident:
         self.order, self.mesh, self.accum_steps = order, mesh, accum_steps
         count = len(loader)
         padded = -(-count // mesh.size) * mesh.size
-        height, width = loader.index.canvas
-        shapes = {"image": (padded, height, width, loader.channels), "size": (padded, 2)}
+        canvas = loader.index.canvas
+        shapes = {"image": (padded, *canvas, loader.channels), "size": (padded, len(canvas))}
         if precompute is not None:
-            shapes["degraded"] = (padded, height, width, 1)
+            shapes["degraded"] = (padded, *canvas, 1)
         shapes |= {name: (padded, *values.shape[1:]) for name, values in loader.extras.items()}
-        types: dict[str, Any] = {"image": np.uint8, "size": np.int32, "degraded": np.uint8}
+        types: dict[str, Any] = {"size": np.int32, "degraded": np.uint8}
+        types["image"] = loader.index.source.dtype
         types |= {name: values.dtype for name, values in loader.extras.items()}
         cache: dict[tuple[int, int], dict[str, np.ndarray]] = {}
 
@@ -70,9 +71,8 @@ class Resident:
 
             def one(number: int) -> None:
                 position, image = loader.read(number)
-                h, w = image.shape[:2]
-                part["image"][number - first, :h, :w] = image
-                part["size"][number - first] = h, w
+                put(part["image"][number - first], image)
+                part["size"][number - first] = image.shape[:-1]
                 for name, values in loader.extras.items():
                     part[name][number - first] = values[position]
 
@@ -170,8 +170,9 @@ class Streaming:
 
 def resident_bytes(loader: Loader, with_degraded: bool) -> int:
     """Bytes of the whole set on its canvas."""
-    height, width = loader.index.canvas
-    return len(loader) * height * width * (loader.channels + with_degraded)
+    voxels = int(np.prod(loader.index.canvas))
+    itemsize = np.dtype(loader.index.source.dtype).itemsize
+    return len(loader) * voxels * (loader.channels * itemsize + with_degraded)
 
 
 def _budget(mesh: Mesh) -> int:

@@ -93,10 +93,8 @@ def train_and_evaluate(
     skipped = list(run.index.skipped)
     if main_process:
         left_out = f", {len(skipped)} files left out" if skipped else ""
-        height, width = run.index.canvas
-        say.say(
-            f"{len(run.index)} images up to {width} x {height}{left_out}; {run.store.name} store"
-        )
+        sides = " x ".join(str(side) for side in reversed(run.index.canvas))
+        say.say(f"{len(run.index)} images up to {sides}{left_out}; {run.store.name} store")
 
     state = run.make_state()
     if dry_run:

@@ -25,7 +25,7 @@ ALLOWED = {
     },
     "data": {
         "numpy", "scipy", "PIL", "grain", "absl", "tensorflow_datasets", "deblur_mae_jax.data",
-        "sklearn", "imagehash",
+        "sklearn", "imagehash", "nibabel",
         "deblur_mae_jax.errors",
     },
     "optim.py": {"jax", "optax", "deblur_mae_jax.errors"},

@@ -26,7 +26,7 @@ CHECKS = ("pixels", "header")
 class Index:
     """Usable images of a source.
 
-    source: only the usable images; sizes `(N, 2)`: their (H, W); skipped: the others;
+    source: only the usable images; sizes `(N, 2)`: their (H, W), or `(N, 3)`; skipped: the others;
     fingerprint: changes with any name, size or (with check="pixels") any pixel; hashes: of the pixels
     of each image, "" with check="header".
     """
@@ -41,10 +41,9 @@ class Index:
         return len(self.source)
 
     @property
-    def canvas(self) -> tuple[int, int]:
-        """The smallest (H, W) that holds every image."""
-        height, width = self.sizes.max(axis=0)
-        return int(height), int(width)
+    def canvas(self) -> tuple[int, ...]:
+        """The smallest (H, W), or (D, H, W), that holds every image."""
+        return tuple(int(side) for side in self.sizes.max(axis=0))
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
@@ -56,13 +55,13 @@ def pixel_hash(pixels: np.ndarray) -> str:
 
 def _check_one(source: Source, position: int, check: str) -> dict:
     try:
-        height, width = source.size_of(position)
+        size = source.size_of(position)
         digest = ""
         if check == "pixels":
             pixels = source.read(position)
-            height, width = pixels.shape[:2]
+            size = pixels.shape[:-1]
             digest = pixel_hash(pixels)
-        return {"size": [int(height), int(width)], "hash": digest}
+        return {"size": [int(side) for side in size], "hash": digest}
     except BadImage as error:
         return {"reason": str(error)}
     except OSError as error:

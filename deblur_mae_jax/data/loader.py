@@ -17,7 +17,7 @@ Example = dict[str, np.ndarray]
 
 
 class Loader:
-    """Reads the images of an index into the corner of a `(Hc, Wc, C)` canvas.
+    """Reads the images of an index into the corner of a `(Hc, Wc, C)`, or `(Dc, Hc, Wc, C)`, canvas.
 
     A file that can no longer be read is replaced by the next one that can and reported once: a long
     run does not die of one image.
@@ -48,15 +48,15 @@ class Loader:
         return len(self.index)
 
     def read(self, number: int) -> tuple[int, np.ndarray]:
-        """Image `number`, or the next readable one: its number and pixels uint8 `(H, W, C)`."""
+        """Image `number`, or the next readable one: its number and pixels `(*space, C)`."""
         for offset in range(len(self)):
             position = (number + offset) % len(self)
             if self.parts is not None and self.parts[position] != self.parts[number]:
                 continue
             try:
                 image = self.index.source.read(position)
-                height, width = self.index.canvas
-                if image.shape[0] > height or image.shape[1] > width:
+                canvas = self.index.canvas
+                if any(side > room for side, room in zip(image.shape, canvas, strict=False)):
                     raise BadImage("it grew since the run started")
                 return position, image
             except (BadImage, OSError) as error:
@@ -73,12 +73,17 @@ class Loader:
             self.on_failure(skipped)
 
     def example(self, number: int) -> Example:
-        """`image` on the canvas, its true `size` (H, W), and the extras."""
+        """`image` on the canvas, its true `size`, and the extras."""
         position, image = self.read(number)
-        canvas = np.zeros((*self.index.canvas, self.channels), np.uint8)
-        canvas[: image.shape[0], : image.shape[1]] = image
+        canvas = np.zeros((*self.index.canvas, self.channels), self.index.source.dtype)
+        put(canvas, image)
         extras = {name: values[position] for name, values in self.extras.items()}
-        return {"image": canvas, "size": np.array(image.shape[:2], np.int32), **extras}
+        return {"image": canvas, "size": np.array(image.shape[:-1], np.int32), **extras}
+
+
+def put(canvas: np.ndarray, image: np.ndarray) -> None:
+    """Lay `image` `(*space, C)` into the first corner of `canvas`."""
+    canvas[tuple(slice(0, side) for side in image.shape[:-1])] = image
 
 
 @dataclasses.dataclass

@@ -14,7 +14,7 @@ class Order:
 
     positions `(num_images,)`: the numbers that take part, all of 0..num_images - 1 by default.
     labels `(num_images,)`: if given, an epoch is as many draws with replacement, each class as
-    likely as any other.
+    likely as any other, or as `shares` (relative, by label) says.
     """
 
     def __init__(
@@ -24,13 +24,15 @@ class Order:
         seed: int,
         positions: np.ndarray | None = None,
         labels: np.ndarray | None = None,
+        shares: dict[str, float] | None = None,
     ):
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.positions = np.arange(num_images) if positions is None else np.asarray(positions)
         self.chances: np.ndarray | None = None
         if labels is not None:
-            _, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
-            self.chances = 1.0 / (len(counts) * counts[which])
+            names, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
+            share = np.array([1.0 if shares is None else shares[str(name)] for name in names])
+            self.chances = (share / share.sum() / counts)[which]
         drop = num_images % batch_size if num_images >= batch_size else 0
         self.epoch_length = num_images - drop
         self._cached: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))

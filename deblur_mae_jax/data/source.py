@@ -26,31 +26,34 @@ class Source:
     """A list of images.
 
     names:  identifiers, relative paths where there are files; unique.
-    read:   position -> uint8 `(H, W, C)`; raises `BadImage`.
-    header: position -> (H, W) without reading the pixels, if that is possible.
+    read:   position -> uint8 `(H, W, C)`, or float16 `(D, H, W, C)` for volumes; raises `BadImage`.
+    header: position -> (H, W) or (D, H, W) without reading the pixels, if that is possible.
     stamp:  position -> something that changes when the file does (size, time), for caching.
-    labels, groups: class name and patient of each image, where known.
-    masks:  position -> uint8 `(H, W)`, where known.
+    labels, groups: class name and patient of each image, where known; modalities: "ct", "mr", ...
+    masks:  position -> uint8 `(*space)`, class numbers, where known.
+    dtype:  of what `read` gives.
     skipped: what was seen on the way and is not an image.
     """
 
     names: list[str]
     read: Callable[[int], np.ndarray]
-    header: Callable[[int], tuple[int, int]] | None = None
+    header: Callable[[int], tuple[int, ...]] | None = None
     stamp: Callable[[int], Any] | None = None
     labels: list[str] | None = None
     groups: list[str] | None = None
     masks: Callable[[int], np.ndarray] | None = None
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
+    modalities: list[str] | None = None
+    dtype: Any = np.uint8
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def size_of(self, position: int) -> tuple[int, int]:
-        """(H, W) of an image, from its header where that is possible."""
+    def size_of(self, position: int) -> tuple[int, ...]:
+        """(H, W) or (D, H, W) of an image, from its header where that is possible."""
         if self.header is not None:
             return self.header(position)
-        return self.read(position).shape[:2]  # type: ignore[return-value]
+        return self.read(position).shape[:-1]
 
 
 def subset(source: Source, positions: np.ndarray) -> Source:
@@ -72,6 +75,8 @@ def subset(source: Source, positions: np.ndarray) -> Source:
         groups=pick(source.groups),
         masks=through(source.masks),
         skipped=source.skipped,
+        modalities=pick(source.modalities),
+        dtype=source.dtype,
     )
 
 

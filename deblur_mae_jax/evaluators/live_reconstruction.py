@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deblur_mae_jax import dataset, metrics, sharding, workdir
 from deblur_mae_jax.data.loader import Loader
-from deblur_mae_jax.evaluators import reconstruction, report
-from deblur_mae_jax.experiment import Experiment
+from deblur_mae_jax.evaluators import reconstruction, report, volume_reconstruction
+from deblur_mae_jax.experiment import Experiment, modality_of
+from deblur_mae_jax.network import num_axes
 
 
 def _everywhere(value: np.ndarray, sharding_: jax.sharding.Sharding) -> jax.Array:
@@ -30,6 +30,7 @@ class Live:
         self.score: float | None = None  # no checkpoint is better than the last
         self.conclusion = ""  # the pictures say it
         config, network = run.config, run.network
+        self.kind: Any = reconstruction if num_axes(config) == 2 else volume_reconstruction
         split = config.report.eval_split
         self.index = run.index if not split else dataset.build_index(config, folder, split)
         count = min(config.report.num_eval_images, len(self.index))
@@ -37,7 +38,7 @@ class Live:
         numbers = np.unique(np.linspace(0, len(self.index) - 1, count).astype(int))
         loader = run.loader
         if split:
-            loader = Loader(self.index, config.model.in_chans)
+            loader = Loader(self.index, config.model.in_chans, modality_of(self.index))
         examples = [loader.example(int(n)) for n in numbers]
         stacked = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
         if network.inputs.precomputes:
@@ -48,37 +49,21 @@ class Live:
         everywhere = sharding.replicated(run.mesh)
         self.examples = {k: _everywhere(v, everywhere) for k, v in stacked.items()}
         self._evaluate = jax.jit(
-            reconstruction.make(
-                network.inputs,
-                network.model,
-                network.loss,
-                loss_on=config.task.loss_on,
-                norm_pix_loss=config.task.norm_pix_loss,
-            ),
+            self.kind.make(network, config),
             out_shardings=everywhere,
         )
 
     def evaluate(self, params: Any) -> dict[str, np.ndarray]:
         """Numbers and pictures of the fixed images; `latest` holds their means."""
         arrays = {k: np.asarray(v) for k, v in self._evaluate(params, self.examples).items()}
-        self.latest = reconstruction.summary(arrays)
+        self.latest = self.kind.summary(arrays)
         return arrays
 
     def draw(self, step: int, arrays: dict[str, np.ndarray], skipped: int) -> None:
         """Numbers and pictures of an evaluation, to files."""
         run, config = self.run, self.run.config
         self.writer.write_scalars(step, self.latest)
-        size = 0.0
-        degradation = run.network.inputs.degradation
-        if degradation.at_level is not None:
-            size = float(degradation.at_level(jnp.int32(1)).get("sigma", 0.0))
-        picture = report.reconstruction_sheet(
-            arrays,
-            config.report.num_images,
-            self.names,
-            degradation.num_levels,
-            size,
-        )
+        picture = self.kind.picture(arrays, config, self.names, run.network.inputs.degradation)
         path = self.folder / f"reconstructions_{step:07d}.png"
         picture.save(path)
         self.writer.write_images(step, {"reconstructions": np.asarray(picture)})

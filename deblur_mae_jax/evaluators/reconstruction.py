@@ -9,9 +9,11 @@ import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from deblur_mae_jax import losses, masking, views
-from deblur_mae_jax.inputs import Inputs, stream_keys
+from deblur_mae_jax.evaluators import report
+from deblur_mae_jax.inputs import stream_keys
 
 # Masks and degradations of the evaluation never change: they belong to this step of their own seed.
 EVALUATION_STEP = 0
@@ -19,14 +21,7 @@ EVALUATION_STEP = 0
 Arrays = dict[str, np.ndarray]
 
 
-def make(
-    inputs: Inputs,
-    model: Any,
-    loss: Callable[..., Any],
-    *,
-    loss_on: str = "all",
-    norm_pix_loss: bool = False,
-) -> Callable[[Any, Any], dict[str, jax.Array]]:
+def make(network: Any, config: Any) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """`evaluate(params, examples) -> arrays`, to be jitted.
 
     Per image `(B,)`: `loss` (what training minimises), `loss_of_mean` (the error of predicting every
@@ -36,7 +31,8 @@ def make(
     Pictures `(B, S, S, C)` in grey levels: `clean`, `degraded`, `masked`, `reconstructed` (from
     the visible patches, as in training), `restored` (with nothing masked).
     """
-
+    inputs, model, loss = network.inputs, network.model, network.loss
+    loss_on, norm_pix_loss = config.task.loss_on, config.task.norm_pix_loss
     mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
 
     def pixels(patches, goal):
@@ -97,6 +93,15 @@ def make(
         }
 
     return evaluate
+
+
+def picture(arrays: Arrays, config: Any, names: list[str], degradation: Any) -> Image.Image:
+    """Clean, degraded, masked and reconstructed views of the first images."""
+    size = 0.0
+    if degradation.at_level is not None:
+        size = float(degradation.at_level(jnp.int32(1)).get("sigma", 0.0))
+    count, levels = config.report.num_images, degradation.num_levels
+    return report.reconstruction_sheet(arrays, count, names, levels, size)
 
 
 def summary(arrays: Arrays) -> dict[str, float]:

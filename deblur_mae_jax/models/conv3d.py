@@ -36,6 +36,35 @@ def leaky_relu(x: jax.Array) -> jax.Array:
     return nn.leaky_relu(x, 0.01)
 
 
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """`(B, D, H, W, I)` with `(k, k, k, I, O)`, zeros around the volume, as PyTorch pads by k // 2.
+
+    On a CPU as one 2-D convolution per plane of the kernel: XLA's 3-D convolution takes three to five times
+    as long there, forward and backward, for the same values.
+    """
+    k = kernel.shape[0]
+    pad = k // 2
+    if jax.default_backend() != "cpu" or k == 1:
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride,) * 3,
+            [(pad, pad)] * 3,
+            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        )
+    B, D = x.shape[:2]
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0), (0, 0)))
+    out: Any = 0
+    for number in range(k):
+        part = padded[:, number : number + D : stride]
+        planes = part.reshape(-1, *x.shape[2:])
+        out = out + jax.lax.conv_general_dilated(
+            planes, kernel[number], (stride,) * 2, [(pad, pad)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+    return out.reshape(B, -1, *out.shape[1:])
+
+
 class Conv(nn.Module):
     """A convolution inside a module of its own, as MONAI names it: `<name>.conv.weight`."""
 
@@ -47,12 +76,27 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        return _Convolution(
+            self.features, self.kernel, self.stride, self.use_bias, self.dtype, name="conv"
+        )(x)
+
+
+class _Convolution(nn.Module):
+    features: int
+    kernel: int
+    stride: int
+    use_bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
         k, fan_in = self.kernel, x.shape[-1] * self.kernel**3
-        return nn.Conv(
-            self.features, (k, k, k), (self.stride,) * 3, padding=k // 2, use_bias=self.use_bias,
-            kernel_init=torch_uniform(fan_in), bias_init=torch_uniform(fan_in), dtype=self.dtype,
-            name="conv",
-        )(x)  # fmt: skip
+        init = torch_uniform(fan_in)
+        kernel = self.param("kernel", init, (k, k, k, x.shape[-1], self.features))
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        if self.use_bias:
+            y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
+        return y
 
 
 class TransposedConv(nn.Module):

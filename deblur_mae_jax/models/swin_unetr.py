@@ -24,6 +24,7 @@ from deblur_mae_jax.models import conv3d, swin
 PATCH_EMBEDS = ("conv", "unet_basic")
 SKIPS = ("disrupted", "none")
 LAYOUTS = ("intended", "as_coded")
+NDIM = 3
 
 
 class PatchEmbed(nn.Module):
@@ -65,15 +66,24 @@ class SwinEncoder(nn.Module):
     patch_embed: str
     merge_order: str
     layout: str
+    mask_token: bool
     dtype: Any
     remat: bool
 
     @nn.compact
-    def __call__(self, x, disrupt=None):
-        """`(B, D, H, W, C)` -> five tensors. disrupt: applied to the first, before the stages."""
+    def __call__(self, x, disrupt=None, masked=None):
+        """`(B, D, H, W, C)` -> five tensors. disrupt: applied to the first, before the stages.
+
+        masked `(B, D/2, H/2, W/2, 1)`: 1 where the learned mask token stands for the embedding.
+        """
         x = PatchEmbed(self.feature_size, self.patch_embed, self.dtype, name="patch_embed")(x)
         if self.layout == "as_coded":
             x = jnp.moveaxis(x, 1, -1)  # depth taken for channels
+        if self.mask_token:
+            init = nn.initializers.truncated_normal(0.02)
+            token = self.param("mask_token", init, (1, 1, x.shape[-1])).astype(x.dtype)
+            if masked is not None:
+                x = jnp.where(masked > 0, token, x)
         if disrupt is not None:
             x = disrupt(x)
         hidden = [x]
@@ -102,14 +112,16 @@ class SwinUNETR(nn.Module):
     normalize: bool = True
     skip_input: str = "disrupted"
     layout: str = "intended"
+    mask_token: bool = False
+    image_size: int = 96
     dtype: Any = jnp.float32
     remat: bool = False
 
     def setup(self):
         F, dtype = self.feature_size, self.dtype
         self.swinViT = SwinEncoder(
-            F, self.depths, self.num_heads, self.patch_embed, self.merge_order, self.layout, dtype,
-            self.remat,
+            F, self.depths, self.num_heads, self.patch_embed, self.merge_order, self.layout,
+            self.mask_token, dtype, self.remat,
         )  # fmt: skip
         encoder = nn.remat(conv3d.EncoderBlock) if self.remat else conv3d.EncoderBlock
         up = nn.remat(conv3d.UpBlock) if self.remat else conv3d.UpBlock
@@ -121,9 +133,9 @@ class SwinUNETR(nn.Module):
         self.decoder3, self.decoder2, self.decoder1 = up(2 * F, dtype), up(F, dtype), up(F, dtype)
         self.out = conv3d.OutBlock(self.out_chans)
 
-    def encode(self, x, disrupt=None):
+    def encode(self, x, disrupt=None, masked=None):
         """`(B, D, H, W, C)`, sides multiples of 32 -> hidden states 0 to 4, as the stages give them."""
-        return self.swinViT(x.astype(self.dtype), disrupt)
+        return self.swinViT(x.astype(self.dtype), disrupt, masked)
 
     def decode(self, x, hidden):
         """The input and its hidden states -> `(B, D, H, W, out_chans)` float32."""
@@ -136,12 +148,13 @@ class SwinUNETR(nn.Module):
         skip = None if self.skip_input == "none" else self.encoder1(x.astype(self.dtype))
         return self.out(self.decoder1(y, skip))
 
-    def __call__(self, x, disrupt=None):
+    def __call__(self, x, disrupt=None, masked=None):
         """Output volume `(B, D, H, W, out_chans)` float32, and the hidden states.
 
-        disrupt: a function of the patch embedding `(B, D/2, H/2, W/2, C)`, for local masking.
+        disrupt: a function of the patch embedding `(B, D/2, H/2, W/2, C)`, for local masking. masked: tokens
+        that the mask token stands for, for a network with one.
         """
-        hidden = self.encode(x, disrupt)
+        hidden = self.encode(x, disrupt, masked)
         return self.decode(x, hidden), hidden
 
 
@@ -152,10 +165,18 @@ def Model(
     merge_order: str = "monai15",
     skip_input: str = "disrupted",
     layout: str = "intended",
+    image_size: int = 96,
+    num_levels: int = 0,
     dtype: str = "float32",
     **fields: Any,
 ) -> SwinUNETR:
     """A Swin-UNETR by feature size: variant "12", "24" or "48"; other fields of `SwinUNETR` by name."""
+    if image_size % 32:
+        raise UserError(
+            f"config.image_size={image_size} must be a multiple of 32 voxels (five halvings)"
+        )
+    if num_levels:
+        raise UserError("config.task.degrade: a degradation with levels does not fit a Swin-UNETR")
     if variant not in ("12", "24", "48"):
         raise unknown("config.model.variant", variant, ("12", "24", "48"))
     for name, value, choices in (
@@ -180,20 +201,15 @@ def Model(
         merge_order=merge_order,
         skip_input=skip_input,
         layout=layout,
+        image_size=image_size,
         dtype=jnp.dtype(dtype),
         **fields,
     )
 
 
-def check_side(side: int, field: str = "config.image_size") -> None:
-    """Raise `UserError` unless five halvings leave whole voxels."""
-    if side % 32:
-        raise UserError(f"{field}={side} must be a multiple of 32 voxels (five halvings)")
-
-
-def flops_per_image(model: SwinUNETR, side: int, training: bool = True) -> float:
+def flops_per_image(model: SwinUNETR, mask_ratio: float = 0.0, training: bool = True) -> float:
     """Operations of the convolutions and matrix products for one cube (2 per multiply-add)."""
-    F = model.feature_size
+    F, side = model.feature_size, model.image_size
     half = (side // 2) ** 3
     stem = half * F * 8 * model.in_chans
     if model.patch_embed == "unet_basic":

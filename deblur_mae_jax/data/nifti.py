@@ -1,0 +1,287 @@
+"""CT and MR volumes in NIfTI files: a folder, or a CSV that lists them.
+
+Every volume is turned to RAS orientation, resampled where a spacing is asked for, and scaled as Disruptive
+Autoencoders do it: CT values clipped to a window and mapped to 0..1, MR standardised over its non-zero voxels.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.data.image_folder import existing_root
+from deblur_mae_jax.data.source import BadImage, Source
+from deblur_mae_jax.errors import UserError
+
+MODALITIES = ("ct", "mr")
+SUFFIXES = (".nii", ".nii.gz")
+COLUMNS = ("path", "file", "filename", "image")
+
+
+def source(data, channels: int) -> Source:
+    """The volumes of `data.root`: one place or several joined by ";", each a folder or a CSV.
+
+    A CSV (or the `manifest.csv` of a folder) has a column path, file, filename or image, and may have `modality`,
+    `mask`, `label`, `group` and `split` (see `data.split`). A place followed by "=ct" or "=mr" holds that modality;
+    a folder without a CSV and without it is taken apart by its sub-folders `ct` and `mr`. The modality is never
+    guessed from other parts of a path.
+    """
+    if channels != 1:
+        raise UserError(f"config.model.in_chans={channels}: volumes have one channel")
+    rows: list[dict[str, str]] = []
+    for place in (p.strip() for p in str(data.root).split(";")):
+        rows += _rows_of(place, data.split)
+    if not rows:
+        raise UserError(
+            f"config.data.root: no volume ({', '.join(SUFFIXES)}) found in '{data.root}'"
+        )
+    rows.sort(key=lambda row: row["name"])
+    twice = next((a["name"] for a, b in itertools.pairwise(rows) if a["path"] == b["path"]), None)
+    if twice is not None:
+        raise UserError(f"config.data.root: '{twice}' is listed twice")
+    low, high = data.ct_window
+    if not low < high:
+        raise UserError(f"config.data.ct_window=({low:g}, {high:g}) must be (low, high)")
+    volumes = Volumes(
+        [row["path"] for row in rows],
+        [row["mask"] for row in rows],
+        [row["modality"] for row in rows],
+        tuple(float(s) for s in data.spacing),
+        (float(low), float(high)),
+        int(data.max_pixels),
+        str(data.decoded),
+    )
+    has = lambda key: any(row[key] for row in rows)
+    return Source(
+        [row["name"] for row in rows],
+        volumes.read,
+        volumes.header,
+        volumes.stamp,
+        labels=[row["label"] for row in rows] if has("label") else None,
+        groups=[row["group"] for row in rows] if has("group") else None,
+        masks=volumes.mask if has("mask") else None,
+        modalities=[row["modality"] for row in rows],
+        dtype=np.float16,
+    )
+
+
+def _rows_of(place: str, split: str) -> list[dict[str, str]]:
+    path, _, modality = place.partition("=")
+    root = existing_root(path)
+    modality = modality.strip().lower()
+    if modality and modality not in MODALITIES:
+        raise UserError(
+            f"config.data.root: '{place}' names the modality '{modality}'. Choices: {', '.join(MODALITIES)}."
+        )
+    listing = root / "manifest.csv" if root.is_dir() else root
+    if not listing.exists():
+        return _rows_of_folder(root, modality)
+    try:
+        with open(listing, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            found, columns = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"config.data.root: cannot read '{listing}' as CSV: {error}") from error
+    column = next((c for c in COLUMNS if c in columns), None)
+    if column is None:
+        raise UserError(
+            f"config.data.root: '{listing}' has no column {' or '.join(COLUMNS)}; its columns are {', '.join(columns)}"
+        )
+    wanted = {name for name in split.split("+") if name and name != "all"}
+    if wanted and "split" in columns:
+        present = {row["split"] for row in found}
+        if not wanted & present:
+            raise UserError(
+                f"config.data.split: '{split}' names no split of '{listing}'. "
+                f"Choices: {', '.join(sorted(present))}, all."
+            )
+        found = [row for row in found if row["split"] in wanted]
+    rows = []
+    for row in found:
+        kind = (row.get("modality") or modality).lower()
+        if kind not in MODALITIES:
+            raise UserError(
+                f"config.data.root: '{row[column]}' of '{listing}' has no modality; give a column `modality` "
+                f"or write {path}=mr. Choices: {', '.join(MODALITIES)}."
+            )
+        mask = row.get("mask") or ""
+        rows.append({
+            "name": f"{root.name if root.is_dir() else root.stem}/{row[column]}",
+            "path": str(listing.parent / row[column]),
+            "mask": str(listing.parent / mask) if mask else "",
+            "modality": kind,
+            "label": row.get("label") or "",
+            "group": row.get("group") or "",
+        })  # fmt: skip
+    return rows
+
+
+def _rows_of_folder(root: Path, modality: str) -> list[dict[str, str]]:
+    rows = []
+    for path in sorted(p for p in root.rglob("*") if p.name.endswith(SUFFIXES)):
+        first = path.relative_to(root).parts[0].lower()
+        kind = modality or (first if first in MODALITIES else "")
+        if not kind:
+            raise UserError(
+                f"config.data.root: the modality of '{path}' is not known: use sub-folders ct and mr, or "
+                f"write {root}=ct. Choices: {', '.join(MODALITIES)}."
+            )
+        name = f"{root.name}/{path.relative_to(root).as_posix()}"
+        rows.append(
+            {
+                "name": name,
+                "path": str(path),
+                "mask": "",
+                "modality": kind,
+                "label": "",
+                "group": "",
+            }
+        )
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Volumes:
+    """Reads a list of NIfTI files; shared with worker processes, so it holds plain values only.
+
+    spacing: of a voxel in mm, () keeps the file's own; decoded: a folder where decoded volumes are kept.
+    """
+
+    paths: list[str]
+    masks: list[str]
+    modalities: list[str]
+    spacing: tuple[float, ...]
+    ct_window: tuple[float, float]
+    max_voxels: int
+    decoded: str
+
+    def header(self, position: int) -> tuple[int, ...]:
+        """(D, H, W) after orientation and resampling, from the header alone."""
+        image = self._open(self.paths[position])
+        return self._resampled_shape(image.shape, image.header.get_zooms()[:3])
+
+    def stamp(self, position: int) -> list[int] | None:
+        """Size and modification time."""
+        try:
+            stat = os.stat(self.paths[position])
+        except OSError:
+            return None
+        return [stat.st_size, stat.st_mtime_ns]
+
+    def read(self, position: int) -> np.ndarray:
+        """float16 `(D, H, W, 1)`, scaled."""
+        kept = self._kept(position)
+        if kept is not None and kept.exists():
+            try:
+                return np.load(kept, mmap_mode="r")
+            except (OSError, ValueError):
+                pass  # cut short by a kill: decoded again
+        volume = self._decode(position)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            draft = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
+            with open(draft, "wb") as file:
+                np.save(file, volume)
+            os.replace(draft, kept)
+        return volume
+
+    def mask(self, position: int) -> np.ndarray:
+        """uint8 `(D, H, W)`, class numbers, on the grid of `read`."""
+        if not self.masks[position]:
+            raise BadImage("it has no mask")
+        image = self._open(self.masks[position])
+        values = self._values(image)
+        if values.min() < 0 or values.max() > 255 or not np.array_equal(values, np.rint(values)):
+            raise BadImage("its mask holds values that are no class numbers (0 to 255)")
+        return self._resampled(values, image.header.get_zooms()[:3], order=0).astype(np.uint8)
+
+    def _kept(self, position: int) -> Path | None:
+        if not self.decoded:
+            return None
+        spec = (self.paths[position], self.stamp(position), self.spacing, self.ct_window,
+                self.modalities[position])  # fmt: skip
+        name = hashlib.blake2b(repr(spec).encode(), digest_size=12).hexdigest()
+        return Path(self.decoded).expanduser() / f"{name}.npy"
+
+    def _open(self, path: str) -> Any:
+        import nibabel as nib
+
+        try:
+            if os.path.getsize(path) == 0:
+                raise BadImage("empty file (0 bytes)")
+            image: Any = nib.load(path)
+            shape = image.shape
+        except BadImage:
+            raise
+        except FileNotFoundError as error:
+            raise BadImage("there is no such file") from error
+        except Exception as error:  # headers are damaged in as many ways as there are files
+            raise BadImage(f"not a NIfTI file, or damaged: {_one_line(error)}") from error
+        if len(shape) == 4 and shape[3] == 1:
+            image = image.slicer[..., 0]
+        elif len(shape) != 3:
+            raise BadImage(f"{len(shape)} dimensions {shape}; expected a volume of 3")
+        if 0 in shape:
+            raise BadImage(f"no voxels: its shape is {shape}")
+        if int(np.prod(image.shape)) > self.max_voxels:
+            raise BadImage(f"{image.shape} voxels, over data.max_pixels={self.max_voxels}")
+        affine = image.affine
+        if (
+            affine is None
+            or not np.isfinite(affine).all()
+            or abs(np.linalg.det(affine[:3, :3])) < 1e-9
+        ):
+            raise BadImage("its affine is singular or not finite, so its orientation is unknown")
+        return nib.as_closest_canonical(image)
+
+    def _values(self, image: Any) -> np.ndarray:
+        try:
+            values = np.asarray(image.dataobj, np.float32)
+        except Exception as error:  # truncated gzip streams and the like
+            raise BadImage(f"damaged: {_one_line(error)}") from error
+        if not np.isfinite(values).all():
+            raise BadImage("holds NaN or infinite values")
+        return values
+
+    def _decode(self, position: int) -> np.ndarray:
+        image = self._open(self.paths[position])
+        windowed = (
+            image.get_data_dtype() == np.uint8
+        )  # no CT value fits in 8 bits: it was windowed before
+        values = self._resampled(self._values(image), image.header.get_zooms()[:3], order=1)
+        if self.modalities[position] == "ct":
+            low, high = (0.0, 255.0) if windowed else self.ct_window
+            scaled = (np.clip(values, low, high) - low) / (high - low)
+        else:
+            inside = values != 0
+            spread = float(values[inside].std()) if inside.any() else 0.0
+            if spread <= 0:
+                raise BadImage("all its voxels have the same value")
+            scaled = np.where(inside, (values - values[inside].mean()) / spread, 0.0)
+        return scaled.astype(np.float16)[..., None]
+
+    def _resampled_shape(self, shape: tuple[int, ...], zooms: Any) -> tuple[int, ...]:
+        if not self.spacing:
+            return tuple(int(n) for n in shape)
+        pairs = zip(shape, zooms, self.spacing, strict=True)
+        return tuple(max(1, round(n * float(own) / wanted)) for n, own, wanted in pairs)
+
+    def _resampled(self, values: np.ndarray, zooms: Any, order: int) -> np.ndarray:
+        shape = self._resampled_shape(values.shape, zooms)
+        if shape == values.shape:
+            return values
+        from scipy import ndimage
+
+        factors = [new / old for new, old in zip(shape, values.shape, strict=True)]
+        return ndimage.zoom(values, factors, order=order, mode="nearest", grid_mode=True)
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

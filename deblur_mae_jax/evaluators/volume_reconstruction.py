@@ -1,0 +1,101 @@
+"""How well a fixed set of volumes is rebuilt, in numbers and in pictures: `reconstruction` in 3-D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from deblur_mae_jax.data.nifti import MODALITIES
+from deblur_mae_jax.evaluators import report
+from deblur_mae_jax.evaluators.reconstruction import EVALUATION_STEP, Arrays
+from deblur_mae_jax.inputs import stream_keys
+
+COLUMNS = {
+    "clean": "clean",
+    "degraded": "input",
+    "reconstructed": "rebuilt",
+    "difference": "|difference| x 2",
+}
+PLANES = ("axial", "coronal", "sagittal")
+
+
+def make(network: Any, config: Any) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """`evaluate(params, examples) -> arrays`, to be jitted.
+
+    Per volume `(B,)`: `loss` (what training minimises), `loss_of_mean` (the L1 error of predicting every
+    cube by its own median, the floor any network must beat), `reconstruction` and `contrast` (its parts),
+    `mse_degraded` and `mse_restored`, the latter with nothing masked. Pictures: the three middle planes
+    `(B, 3, S, S)` of `clean`, `degraded`, `reconstructed`.
+    """
+    inputs, model, loss = network.inputs, network.model, network.loss
+
+    def evaluate(params, examples):
+        count = examples["size"].shape[0]
+        keys = stream_keys(0, EVALUATION_STEP, jnp.arange(count))
+        batch = inputs.evaluate(examples, keys)
+        per_volume, out = loss(params, batch, keys)
+        restored, _ = model.apply({"params": params}, batch["inputs"])
+        clean, degraded = batch["targets"], batch["inputs"] * (1 - out["mask"])
+        middle = jnp.median(clean, axis=(1, 2, 3), keepdims=True)
+
+        def mse(volume):
+            return jnp.square(volume - clean).mean(axis=(1, 2, 3, 4))
+
+        return {
+            "loss": per_volume,
+            "loss_of_mean": jnp.abs(clean - middle).mean(axis=(1, 2, 3, 4)),
+            "reconstruction": out["reconstruction"],
+            "contrast": jnp.broadcast_to(out["contrast"], (count,)),
+            "mse_degraded": mse(degraded),
+            "mse_restored": mse(restored),
+            "modality": batch.get("modality", jnp.zeros(count, jnp.int32)),
+            "clean": planes(clean),
+            "degraded": planes(degraded),
+            "reconstructed": planes(out["pred"]),
+        }
+
+    return evaluate
+
+
+def planes(volume: jax.Array) -> jax.Array:
+    """The middle planes of `(B, S, S, S, 1)`: across the third, second and first axis, `(B, 3, S, S)`."""
+    x, half = volume[..., 0], volume.shape[1] // 2
+    cuts = (x[:, :, :, half], x[:, :, half], x[:, half])
+    return jnp.stack([jnp.swapaxes(cut, 1, 2)[:, ::-1] for cut in cuts], axis=1)
+
+
+def summary(arrays: Arrays) -> dict[str, float]:
+    """Means over the volumes; PSNR against the 0..1 scale."""
+
+    def psnr(mse):
+        return float(-10 * np.log10(np.maximum(np.mean(mse), 1e-12)))
+
+    return {
+        "eval_loss": float(arrays["loss"].mean()),
+        "eval_loss_of_mean": float(arrays["loss_of_mean"].mean()),
+        "eval_reconstruction": float(arrays["reconstruction"].mean()),
+        "eval_contrast": float(arrays["contrast"].mean()),
+        "psnr_degraded": psnr(arrays["mse_degraded"]),
+        "psnr_restored": psnr(arrays["mse_restored"]),
+    }
+
+
+def picture(arrays: Arrays, config: Any, names: list[str], degradation: Any) -> Image.Image:
+    """The middle planes of the first volumes, each scaled to the range of its clean cube."""
+    rows, labels = [], []
+    for i in range(min(config.report.num_images, len(arrays["clean"]))):
+        low, high = np.percentile(arrays["clean"][i], (0.5, 99.5))
+        for number, plane in enumerate(PLANES):
+            shown = {k: arrays[k][i, number] for k in ("clean", "degraded", "reconstructed")}
+            grey = {k: 255 * (v - low) / max(high - low, 1e-6) for k, v in shown.items()}
+            grey["difference"] = 2 * np.abs(grey["reconstructed"] - grey["clean"])
+            rows.append([grey[k][..., None] for k in COLUMNS])
+            modality = MODALITIES[int(arrays["modality"][i])]
+            labels.append(f"{Path(names[i]).name[:16]}\n{modality}, {plane}")
+    return report.sheet(rows, list(COLUMNS.values()), labels)

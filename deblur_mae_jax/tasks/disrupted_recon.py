@@ -1,0 +1,123 @@
+"""Disruptive Autoencoders: rebuild a volume from noise, lost resolution and local masking (MIDL 2024).
+
+Noise and down-sampling are the degradation of the input (`config.task.degrade`); local masking happens here, inside the
+encoder, on the channels of the patch embedding. The last hidden states are contrasted by modality.
+
+| method | degrade | local_mask | block_mask |
+|---|---|---|---|
+| DAE, all disruptions | noise and down_up | 0.6 | 0 |
+| one disruption | one of them, or none | 0 or 0.6 | 0 |
+| 3-D MAE (SimMIM) | none | 0 | 0.6 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deblur_mae_jax import losses
+from deblur_mae_jax.errors import UserError, unknown
+
+EVALUATOR = "live_reconstruction"
+SCOPES = ("batch", "sample", "token")
+LOSS_ON = ("all", "masked")
+# Side of the blocks that are masked together, in voxels.
+BLOCK = 16
+
+Loss = Callable[[Any, dict[str, jax.Array], dict[str, jax.Array]], tuple[jax.Array, dict]]
+
+
+def channel_mask(
+    key: jax.Array, shape: tuple[int, ...], ratio: float, scope: str = "sample"
+) -> jax.Array:
+    """1 for the channels that are masked, int(ratio * C) of every token; broadcasts to `shape` `(D, H, W, C)`.
+
+    scope: "token" draws anew for every token, "sample" and "batch" (by the key) share one set.
+    """
+    C = shape[-1]
+    where = shape if scope == "token" else (1, 1, 1, C)
+    order = jnp.argsort(jnp.argsort(jax.random.uniform(key, where), axis=-1), axis=-1)
+    return (order < int(ratio * C)).astype(jnp.float32)
+
+
+def block_mask(key: jax.Array, side: int, ratio: float) -> jax.Array:
+    """1 for the masked voxels `(S, S, S, 1)`: ceil(ratio * blocks) of the blocks of 16 voxels."""
+    count = side // BLOCK
+    total = count**3
+    masked = -int(-ratio * total // 1)
+    order = jnp.argsort(jnp.argsort(jax.random.uniform(key, (total,))))
+    blocks = (order < masked).astype(jnp.float32).reshape(count, count, count, 1)
+    for axis in range(3):
+        blocks = jnp.repeat(blocks, BLOCK, axis=axis)
+    return blocks
+
+
+def make(
+    model: Any,
+    *,
+    local_mask: float = 0.6,
+    local_mask_scope: str = "sample",
+    block_mask_ratio: float = 0.0,
+    loss_on: str = "all",
+    contrast: str = "paper",
+    contrast_weight: float = 0.05,
+    temperature: float = 0.07,
+) -> Loss:
+    """`loss(params, batch, keys) -> (loss (B,), out)`: L1 to the clean cube, and the contrast of modalities.
+
+    batch: `inputs`, `targets` `(B, S, S, S, C)` and, for the contrast, `modality` `(B,)`. The contrast is a
+    function of the whole batch, over all devices and hosts. out: `pred`, `mask` `(B, S, S, S, 1)` of masked
+    voxels (zeros for local masking, which hides no voxel), `reconstruction` and `contrast` `(B,)`.
+    """
+    if local_mask_scope not in SCOPES:
+        raise unknown("config.task.local_mask_scope", local_mask_scope, SCOPES)
+    if contrast not in losses.CONTRASTS:
+        raise unknown("config.task.contrast", contrast, losses.CONTRASTS)
+    if loss_on not in LOSS_ON:
+        raise unknown("config.task.loss_on", loss_on, LOSS_ON)
+    for name, value in (("local_mask", local_mask), ("block_mask_ratio", block_mask_ratio)):
+        if not 0 <= value < 1:
+            raise UserError(f"config.task.{name}={value} must be in [0, 1)")
+    if block_mask_ratio and not model.mask_token:
+        raise UserError(
+            "config.task.block_mask_ratio needs config.model.mask_token=True, the token that stands for what is masked"
+        )
+    if loss_on == "masked" and not block_mask_ratio:
+        raise UserError(
+            "config.task.loss_on=masked needs config.task.block_mask_ratio: no voxel is masked"
+        )
+
+    def loss(params, batch, keys):
+        x, goal = batch["inputs"], batch["targets"]
+        side = x.shape[1]
+        hidden = jnp.zeros((*x.shape[:4], 1))
+        if block_mask_ratio:
+            hidden = jax.vmap(lambda key: block_mask(key, side, block_mask_ratio))(keys["mask"])
+            x = x * (1 - hidden)
+
+        def disrupt(tokens):
+            draw = lambda key: channel_mask(key, tokens.shape[1:], local_mask, local_mask_scope)
+            own = keys["mask"][:1] if local_mask_scope == "batch" else keys["mask"]
+            dropped = jax.vmap(draw)(own)
+            return tokens * (1 - dropped).astype(tokens.dtype)
+
+        pred, states = model.apply(
+            {"params": params}, x, disrupt if local_mask else None,
+            hidden[:, ::2, ::2, ::2] if block_mask_ratio else None,
+        )  # fmt: skip
+        error = jnp.abs(pred - goal.astype(jnp.float32))
+        if loss_on == "masked":
+            counted = jnp.broadcast_to(hidden, error.shape)
+            error = (error * counted).sum((1, 2, 3, 4)) / counted.sum((1, 2, 3, 4))
+        else:
+            error = error.mean((1, 2, 3, 4))
+        apart = jnp.zeros(())
+        if contrast != "none":
+            apart = losses.contrast(states[-1], batch["modality"], temperature, contrast)
+        out = {"pred": pred, "mask": hidden, "reconstruction": error, "contrast": apart}
+        return error + contrast_weight * apart, out
+
+    return loss
