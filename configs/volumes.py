@@ -53,9 +53,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.data.name = "nifti"  # nifti | phantoms3d
     # Folders or CSVs joined by ";", each may say its modality: "/data/lung=ct;/data/brain=mr".
     config.data.root = ""
-    config.data.ratio = (
-        ConfigDict()
-    )  # of the modalities drawn, such as {"ct": 1.0, "mr": 1.0}; {}: as they are
+    config.data.ratio = ""  # of the modalities drawn, such as "ct=1,mr=3"; "": as they are
     config.data.spacing = ()  # mm, such as (2.0, 2.0, 2.0); (): the files' own
     config.data.ct_window = (-1000.0, 1000.0)
     config.data.decoded = ""  # a folder where decoded volumes are kept between epochs and runs

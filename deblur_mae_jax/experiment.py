@@ -172,14 +172,19 @@ def modality_of(index: data_index.Index) -> dict[str, np.ndarray]:
 
 def _order(config: ConfigDict, index: data_index.Index) -> Order:
     """Every image once an epoch, or the modalities in the stated ratio."""
-    shares, modalities = dict(config.data.get("ratio", {})), index.source.modalities
-    if not shares:
+    text, modalities = config.data.get("ratio", ""), index.source.modalities
+    if not text:
         return Order(len(index), config.optim.batch_size, config.seed)
     present = sorted(set(modalities or []))
-    if set(present) != set(shares) or min(shares.values()) <= 0:
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        shares = {name.strip(): float(share) for name, share in pairs}
+    except ValueError:
+        shares = {}
+    if sorted(shares) != present or not all(share > 0 for share in shares.values()):
+        example = ",".join(f"{name}=1" for name in present or MODALITIES)
         raise UserError(
-            f"config.data.ratio={shares} must name every modality with a number above 0; the data have "
-            f"{', '.join(present) or 'none'}"
+            f"config.data.ratio='{text}' must give every modality of the data a number above 0, such as {example}"
         )
     labels = np.array(modalities)
     seed, batch = config.seed, config.optim.batch_size
