@@ -24,13 +24,13 @@ KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 def view(path, p):
     """One image as the network saw it in training `(1, C, S, S)`; p: `preprocessing` of the certificate."""
     blurred = p["degrade"] != "none" and p["where"] == "native"
-    image = Image.open(path).convert("L" if p["channels"] == 1 or p["taps"] else "RGB")
+    image = Image.open(path).convert("L" if p["channels"] == 1 else "RGB")
     shrink = p["max_side"] / max(image.size) if p["max_side"] else 1.0
     if shrink < 1:
         image = image.resize([max(1, round(n * shrink)) for n in image.size], Image.LANCZOS)
     x = torch.tensor(np.atleast_3d(np.asarray(image)), dtype=torch.float32).permute(2, 0, 1)[None]
     height, width = x.shape[2:]
-    x = blur(x, p["taps"]) if blurred else x
+    x = blur(gray(x), p["taps"]) if blurred else x
     to, short = p["resize_short_side"], min(height, width)
     tall, wide = (to if n == short else to * n // short for n in (height, width))
     resize = {"mode": "bicubic", "antialias": True}
@@ -39,15 +39,20 @@ def view(path, p):
     size = p["centre_crop"]
     top, left = round((tall - size) / 2), round((wide - size) / 2)
     x = x[:, :, top : top + size, left : left + size]
-    x = x if blurred else blur(x, p["taps"])
+    if not blurred:
+        x = blur(gray(x), p["taps"]) if p["taps"] else gray(x) if p["gray"] else x
     mean, std = (torch.tensor(p[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
     return (x.expand(-1, p["channels"], -1, -1) / 255 - mean) / std
 
 
+def gray(x):
+    """Three channels to one, in whole grey levels."""
+    weights = torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
+    return x if x.shape[1] == 1 else torch.floor((x * weights).sum(1, keepdim=True) + 0.5)
+
+
 def blur(x, taps):
     """Correlate rows and columns with `taps`, reflected at the border."""
-    if not taps:
-        return x
     kernel = torch.tensor(taps).reshape(1, 1, 1, -1)
     x = F.conv2d(F.pad(x, (len(taps) // 2,) * 4, mode="reflect"), kernel)
     return F.conv2d(x, kernel.transpose(2, 3))

@@ -273,7 +273,7 @@ def test_images_of_a_patient_are_not_independent():
     """Two equal classifiers that err by patient: tests per image would find a difference too often."""
     rng = np.random.default_rng(4)
     small = 0
-    for _ in range(20):
+    for _ in range(10):
         labels = np.repeat(rng.integers(0, 2, 40), 6)
         scores = [np.repeat(rng.random(40), 6) * 0.6 + labels * 0.4 for _ in range(2)]
         runs = [
@@ -288,7 +288,7 @@ def test_images_of_a_patient_are_not_independent():
         [row] = comparison.pairs(runs, 1)
         assert row["unit"] == "patient" and row["images"] == 240 and row["patients"] == 40
         small += row["auroc"].p < 0.05
-    assert small <= 4  # 1 expected
+    assert small <= 3  # one in twenty expected
 
 
 def test_methods_are_compared_over_folds(tmp_path):

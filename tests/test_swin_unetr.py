@@ -136,7 +136,10 @@ def check_hidden(z, prefix, hidden):
     assert seen >= 3
 
 
-@pytest.mark.parametrize("order", swin.MERGE_ORDERS)
+@pytest.mark.parametrize(
+    "order",
+    ["monai15", *(pytest.param(order, marks=pytest.mark.slow) for order in ("legacy", "v2"))],
+)
 def test_monais_network(golden, order):
     z = golden("monai_swinunetr")
     model = swin_unetr.Model("12", out_chans=3, merge_order=order)
@@ -167,9 +170,8 @@ def zero_channels(channels):
     return lambda x: x.at[..., np.asarray(channels)].set(0)
 
 
-@pytest.mark.parametrize(
-    "case", ["dae_model", pytest.param("dae_model_ascoded", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["dae_model", "dae_model_ascoded"])
 def test_daes_pre_training_network(golden, case):
     z = golden(case)
     coded = case.endswith("ascoded")

@@ -128,6 +128,7 @@ def preprocessing(trained: Pretrained, network: dict[str, Any]) -> dict[str, Any
     taps = blur.gaussian_taps(sigma, blur.gaussian_radius(sigma, kernel), kernel) if fixed else None
     return {
         "channels": network["in_chans"],
+        "gray": network["gray_target"],
         "max_side": data.get("max_side", 0),
         "bits16": data.get("bits16", "minmax"),
         "degrade": network["degrade"],

@@ -241,7 +241,7 @@ class D2MAE(nn.Module):
         """
         c = self.config
         x = image.float()[None] if image.ndim == 2 else image.float().permute(2, 0, 1)
-        x = to_gray(x) if c["in_chans"] == 1 or c["gray_target"] else x
+        x = to_gray(x) if c["in_chans"] == 1 else x.expand(3, -1, -1)
         sigma = None if level == 0 else c["sigma"] if level is None else self.sigmas[level - 1]
         if level is None and degraded is None and c["degradation"] not in ("none", "gaussian"):
             raise ValueError(f"trained with {c['degrade']}: pass level=0 or the `degraded` image")
@@ -253,6 +253,7 @@ class D2MAE(nn.Module):
         else:
             x = self._resize(x)
             x = x if sigma is None else gaussian_blur(to_gray(x), sigma, c["kernel"])
+        x = to_gray(x) if c["gray_target"] else x
         x = x.expand(c["in_chans"], -1, -1) / 255
         mean, std = (torch.tensor(c[name]).reshape(-1, 1, 1) for name in ("mean", "std"))
         return ((x - mean) / std)[None]

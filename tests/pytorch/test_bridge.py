@@ -342,6 +342,31 @@ def test_the_search_of_the_torch_file(runs, tmp_path):
         assert level == best
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"model__conditioning": "addition"}, {"model__level_code": "table"}, {"model__level_code": "mlp"},
+     {"model__decoder_level_token": False}, {"task__blur_site": "network", "model__in_chans": 3},
+     {"model__in_chans": 3, "data__gray_target": True}, {"data__mean": (0.3,), "data__std": (0.2,)},
+     {"task__norm_pix_loss": True}],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("in_chans", [0, 3])
+def test_every_kind_of_d2mae(tmp_path, fields, in_chans):
+    config = tiny.config("d2mae_thyroid", **fields)
+    network = build_network(config)
+    params = jax.jit(network.init)()
+    trained = stirred(pretrained.Pretrained(tmp_path, config, network, params, []))
+    folder = export.export(trained, "d2mae", tmp_path / "out", in_chans)
+    outputs = json.loads((folder / "certificate.json").read_text())["agreement"]["outputs"]
+    assert max(item["max_difference"] for item in outputs.values()) <= TOLERANCE
+    model, back = torch_side.modeling().load(folder), dm.load(folder)
+    images = phantoms(tmp_path / "images", 2)
+    table = dm.search_blur(back, images)
+    for image, row in zip(images, table.losses, strict=True):
+        _, errors = model.search(torch.tensor(image[:, :, 0]))
+        np.testing.assert_allclose(list(errors.values()), row, rtol=2e-5)
+
+
 @pytest.mark.parametrize("run", ["d2mae classifier", "mean", "probe"])
 @pytest.mark.parametrize("in_chans", [0, 3])
 def test_the_torch_file_predicts_as_we_do(runs, tmp_path, run, in_chans):
