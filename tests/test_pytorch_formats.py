@@ -14,10 +14,11 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tiny_runs import go, pretraining
 
-from deblur_mae_jax import experiment, pretrained, train, warm_start
+from deblur_mae_jax import predict_run, pretrained, run, train, warm_start
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models import vit, vit_mae
 from deblur_mae_jax.network import build_network
@@ -235,6 +236,10 @@ def test_an_encoder_alone_and_a_classifier(golden, tmp_path):
     np.testing.assert_allclose(logits, z["logits"], atol=1e-5)
     assert found.classes == ["a", "b", "c"]
     assert dm.predict(dm.load(tmp_path / "f"), picture).shape == (1, 3)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(picture).save(tmp_path / "images" / "a.png")
+    table = predict_run.run(tmp_path / "f", str(tmp_path / "images"), tmp_path / "out.csv")
+    assert table.read_text().splitlines()[0].endswith("p_a,p_b,p_c,level,sigma")
 
 
 @pytest.mark.parametrize(("name", "depth"), [("mae_p8c3", 3), ("mae_p8c1", 2)])
@@ -403,11 +408,8 @@ def test_the_wrong_architecture_and_a_missing_decoder(tmp_path):
         )
     folder = export.export(pretraining("mae_thyroid"), "timm", tmp_path / "timm")
     with pytest.raises(UserError, match="has no decoder"):
-        experiment_search = tiny.config("blur_search", init_from=str(folder), data__phantom_seed=1)
-        from deblur_mae_jax import run
-
-        run.run(experiment_search, tmp_path / "search")
-    assert experiment is not None
+        config = tiny.config("blur_search", init_from=str(folder), data__phantom_seed=1)
+        run.run(config, tmp_path / "search")
 
 
 def test_the_library_works_without_torch(tmp_path):

@@ -36,6 +36,7 @@ def text(certificate: dict[str, Any]) -> str:
         "",
         *(f"{i}. {step}" for i, step in enumerate(_steps(certificate["preprocessing"]), 1)),
         "",
+        *_search_of(network),
         "Without the same preparation the numbers mean nothing.",
         "",
         "## Agreement with JAX",
@@ -140,6 +141,18 @@ def _steps(p: dict[str, Any]) -> list[str]:
         ", every channel the same gray image unless it has colours" if p["channels"] == 3 else ""
     )
     return [*steps, f"Divide by 255, subtract {p['mean']}, divide by {p['std']}{colour}."]
+
+
+def _search_of(network: dict[str, Any]) -> list[str]:
+    """How the level of blur of a new image is found, for a classifier that has levels."""
+    kind, value = network.get("setting") or ["", 0.0]
+    how = {
+        "search": f"a search in steps of {value:g} with the pre-trained network, `searcher.safetensors`",
+        "fixed": f"always sigma {value:g}",
+        "none": "always level 1",
+        "random": "at random, as in training",
+    }.get(kind)
+    return [f"The level of blur of an image: {how}.", ""] if how else []
 
 
 def _agreement(certificate: dict[str, Any]) -> list[str]:

@@ -67,6 +67,15 @@ def describe(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]]:
         "data.gray_target": False,
         "data.max_side": 1024,
         "data.bits16": "minmax",
+        "data.name": "image_folder",
+        "data.root": "",
+        "data.split": "",
+        "data.fraction": 1.0,
+        "data.max_pixels": 50_000_000,
+        "data.min_side": 16,
+        "data.num_threads": 4,
+        "data.check": "pixels",
+        "data.max_bad_fraction": 0.2,
     }
     if mlp != 4:
         values["model.mlp_ratio"] = mlp
