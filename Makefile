@@ -39,7 +39,7 @@ demo: setup
 	$(BIN)/python main.py --config=configs/quickstart_finetune.py --config.init_from=$(DEMO_DIR) --workdir=$(DEMO_DIR)_classifier
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m slow

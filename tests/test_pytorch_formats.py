@@ -156,7 +156,7 @@ def gray(size, channels_, seed, mean, std):
     return ((np.repeat(level, channels_, -1) - np.array(mean)) / np.array(std)).astype(np.float32)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.integers(0, 99), st.sampled_from([(1, 3), (3, 1)]), st.booleans())
 def test_another_number_of_channels_sees_gray_images_alike(seed, change, imagenet):
     from deblur_mae_jax.network import IMAGENET

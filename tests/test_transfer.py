@@ -138,6 +138,7 @@ def test_a_resumed_classifier_ends_with_the_same_weights_and_predictions(tmp_pat
     assert (copy / "predictions.csv").read_text() == (folder / "predictions.csv").read_text()
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_losses_of_one(tmp_path):
     """Also for mixing, whose partners lie on other devices."""
     import os

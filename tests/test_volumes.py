@@ -4,6 +4,7 @@ import gzip
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -327,14 +328,24 @@ def a_run(tmp_path_factory):
     return folder, train.train_and_evaluate(config_of(), folder)
 
 
-def test_a_run_trains_resumes_and_reports(a_run):
+def test_a_run_trains_and_reports(a_run):
     folder, result = a_run
     assert result.finished and (folder / "report" / "index.html").exists()
     assert list((folder / "report").glob("reconstructions_*.png"))
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert np.isfinite(losses).all() and any("eval_contrast" in line for line in lines)
-    assert train.train_and_evaluate(config_of(), folder).step == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_bit_exactly(tmp_path):
+    config = config_of(optim__steps=4)  # checkpoints after steps 3 and 4
+    whole = train.train_and_evaluate(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "checkpoints" / "step_3").exists()
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step_4")
+    again = train.train_and_evaluate(config, tmp_path / "stopped")
+    assert again.step == 4 and again.params_fingerprint == whole.params_fingerprint
 
 
 def test_the_stores_agree():
