@@ -35,11 +35,16 @@ class Files:
 
     def stamp(self, position: int) -> list[int] | None:
         """Size and modification time."""
-        try:
-            stat = os.stat(self.paths[position])
-        except OSError:
-            return None
-        return [stat.st_size, stat.st_mtime_ns]
+        return stamp_of(self.paths[position])
+
+
+def stamp_of(path: str) -> list[int] | None:
+    """Size and modification time of a file; `None` where it is not there."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def existing_root(root: str, field: str = "config.data.root") -> Path:

@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import csv
 import itertools
+from pathlib import Path
 
 from deblur_mae_jax.data.image_folder import Files, decoder_of, existing_root
 from deblur_mae_jax.data.source import Source
 from deblur_mae_jax.errors import UserError
 
 PATH_COLUMNS = ("path", "file", "filename", "image")
+
+
+def read_rows(path: Path, split: str) -> tuple[list[dict[str, str]], str, list[str]]:
+    """The rows of a CSV whose split is named in `split`, the column of their paths, and all columns."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            columns = list(reader.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"config.data.root: cannot read '{path}' as CSV: {error}") from error
+    column = next((c for c in PATH_COLUMNS if c in columns), None)
+    if column is None:
+        raise UserError(
+            f"config.data.root: '{path}' has no column {' or '.join(PATH_COLUMNS)}; "
+            f"its columns are {', '.join(columns)}"
+        )
+    wanted = {name for name in split.split("+") if name and name != "all"}
+    if wanted and "split" in columns:
+        present = {row["split"] for row in rows}
+        # A default of several names takes what there is; a name that is nowhere is a mistake.
+        if not wanted & present:
+            raise UserError(
+                f"config.data.split: '{split}' names no split of '{path}'. "
+                f"Choices: {', '.join(sorted(present))}, all."
+            )
+        rows = [row for row in rows if row["split"] in wanted]
+    return rows, column, columns
 
 
 def source(data, channels: int) -> Source:
@@ -24,29 +53,7 @@ def source(data, channels: int) -> Source:
         root = root / "manifest.csv"
         if not root.exists():
             raise UserError(f"config.data.root: '{data.root}' holds no manifest.csv; name the CSV")
-    try:
-        with open(root, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            columns = reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"config.data.root: cannot read '{root}' as CSV: {error}") from error
-    column = next((c for c in PATH_COLUMNS if c in columns), None)
-    if column is None:
-        raise UserError(
-            f"config.data.root: '{root}' has no column {' or '.join(PATH_COLUMNS)}; "
-            f"its columns are {', '.join(columns)}"
-        )
-    wanted = {name for name in data.split.split("+") if name and name != "all"}
-    if wanted and "split" in columns:
-        present = {row["split"] for row in rows}
-        # A default of several names takes what there is; a name that is nowhere is a mistake.
-        if not wanted & present:
-            raise UserError(
-                f"config.data.split: '{data.split}' names no split of '{root}'. "
-                f"Choices: {', '.join(sorted(present))}, all."
-            )
-        rows = [row for row in rows if row["split"] in wanted]
+    rows, column, columns = read_rows(root, data.split)
     rows = [row for row in rows if row[column]]
     rows.sort(key=lambda row: row[column])
     names = [row[column] for row in rows]

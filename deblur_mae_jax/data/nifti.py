@@ -6,7 +6,6 @@ Autoencoders do it: CT values clipped to a window and mapped to 0..1, MR standar
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import itertools
@@ -16,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data.image_folder import existing_root
+from deblur_mae_jax.data.image_folder import existing_root, stamp_of
+from deblur_mae_jax.data.manifest import read_rows
 from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.errors import UserError
 
 MODALITIES = ("ct", "mr")
 SUFFIXES = (".nii", ".nii.gz")
-COLUMNS = ("path", "file", "filename", "image")
 
 
 def source(data, channels: int) -> Source:
@@ -83,26 +82,7 @@ def _rows_of(place: str, split: str) -> list[dict[str, str]]:
     listing = root / "manifest.csv" if root.is_dir() else root
     if not listing.exists():
         return _rows_of_folder(root, modality)
-    try:
-        with open(listing, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            found, columns = list(reader), reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"config.data.root: cannot read '{listing}' as CSV: {error}") from error
-    column = next((c for c in COLUMNS if c in columns), None)
-    if column is None:
-        raise UserError(
-            f"config.data.root: '{listing}' has no column {' or '.join(COLUMNS)}; its columns are {', '.join(columns)}"
-        )
-    wanted = {name for name in split.split("+") if name and name != "all"}
-    if wanted and "split" in columns:
-        present = {row["split"] for row in found}
-        if not wanted & present:
-            raise UserError(
-                f"config.data.split: '{split}' names no split of '{listing}'. "
-                f"Choices: {', '.join(sorted(present))}, all."
-            )
-        found = [row for row in found if row["split"] in wanted]
+    found, column, _ = read_rows(listing, split)
     rows = []
     for row in found:
         kind = (row.get("modality") or modality).lower()
@@ -169,11 +149,7 @@ class Volumes:
 
     def stamp(self, position: int) -> list[int] | None:
         """Size and modification time."""
-        try:
-            stat = os.stat(self.paths[position])
-        except OSError:
-            return None
-        return [stat.st_size, stat.st_mtime_ns]
+        return stamp_of(self.paths[position])
 
     def read(self, position: int) -> np.ndarray:
         """float16 `(D, H, W, 1)`, scaled."""
