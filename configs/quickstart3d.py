@@ -2,7 +2,8 @@
 
     python main.py --config=configs/quickstart3d.py --workdir=runs/quickstart3d
 
-Expected: on two CPU cores a few minutes; the rebuilt volumes are sharper than the disrupted input (PSNR above it by some dB).
+Expected: about four minutes on two CPU cores, L1 error 0.31 where every cube's own median gives 0.49. Too short a training
+for the rebuilt volumes to have a better PSNR than their input.
 """
 
 from configs import volumes

@@ -104,11 +104,13 @@ def picture(arrays: Arrays, config: Any, names: list[str], degradation: Any) -> 
     return report.reconstruction_sheet(arrays, count, names, levels, size)
 
 
+def psnr(mse: np.ndarray) -> float:
+    """Of the mean squared error over all images, in dB, against the 0..1 scale."""
+    return float(-10 * np.log10(np.maximum(np.mean(mse), 1e-12)))
+
+
 def summary(arrays: Arrays) -> dict[str, float]:
     """Means over the images, with PSNR in dB."""
-
-    def psnr(mse):
-        return float(-10 * np.log10(np.maximum(np.mean(mse), 1e-12)))
 
     return {
         "eval_loss": float(arrays["loss"].mean()),

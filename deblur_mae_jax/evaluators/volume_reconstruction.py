@@ -13,7 +13,7 @@ from PIL import Image
 
 from deblur_mae_jax.data.nifti import MODALITIES
 from deblur_mae_jax.evaluators import report
-from deblur_mae_jax.evaluators.reconstruction import EVALUATION_STEP, Arrays
+from deblur_mae_jax.evaluators.reconstruction import EVALUATION_STEP, Arrays, psnr
 from deblur_mae_jax.inputs import stream_keys
 
 COLUMNS = {
@@ -72,9 +72,6 @@ def planes(volume: jax.Array) -> jax.Array:
 
 def summary(arrays: Arrays) -> dict[str, float]:
     """Means over the volumes; PSNR against the 0..1 scale."""
-
-    def psnr(mse):
-        return float(-10 * np.log10(np.maximum(np.mean(mse), 1e-12)))
 
     return {
         "eval_loss": float(arrays["loss"].mean()),
