@@ -272,6 +272,24 @@ class RandomErasing(NamedTuple):
         return jnp.where((inside & erase)[..., None], noise, image)
 
 
+class Intensity(NamedTuple):
+    """MONAI's random scaling (by 1 +- `scale`) and shift (by +- `shift`), each with its own chance.
+
+    Works on any values, also those of volumes: `(*space, C)`.
+    """
+
+    scale: float = 0.1
+    shift: float = 0.1
+    probability: float = 0.1
+
+    def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """The image, perhaps brighter, darker, of more or less contrast."""
+        k_apply, k_value = jax.random.split(key)
+        applied = jax.random.bernoulli(k_apply, self.probability, (2,))
+        drawn = jax.random.uniform(k_value, (2,), minval=-1.0, maxval=1.0) * applied
+        return image * (1 + self.scale * drawn[0]) + self.shift * drawn[1]
+
+
 class Mix(NamedTuple):
     """How the images of a batch are mixed: each with its partner, the same place counted from the end."""
 

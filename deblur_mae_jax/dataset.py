@@ -29,10 +29,11 @@ def build_index(
     progress: Progress | None = None,
     source: Source | None = None,
     check: str = "",
+    masks: bool = False,
 ) -> data_index.Index:
     """Pre-flight check of the training images, of another `split`, or of a `source` made before.
 
-    check: instead of `config.data.check`.
+    check: instead of `config.data.check`. masks: read the masks too.
     """
     data = config.data
     whole = split is not None or source is not None
@@ -49,4 +50,5 @@ def build_index(
         cache=folder / name if folder is not None and jax.process_index() == 0 else None,
         settings=repr((*settings, config.model.in_chans)),
         progress=progress,
+        masks=masks,
     )

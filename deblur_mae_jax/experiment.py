@@ -212,7 +212,8 @@ def build(
         weights = supervised.class_weights(config, supervision)
         network = build_network(config, len(supervision.classes), weights)
         order = supervised.train_order(config, supervision)
-        extras["label"] = supervision.labels
+        if supervision.mask_values is None:
+            extras["label"] = supervision.labels
         if supervision.levels is not None:
             extras["level"] = supervision.levels
     else:
@@ -231,6 +232,9 @@ def build(
         if o.get("schedule", "cosine") == "timm":
             warm = warmup * order.steps_per_epoch
             return optim.timm_learning_rate(step, lr, o.min_lr, o.warmup_lr, warm, total_steps)
+        if o.get("schedule", "cosine") == "by_epoch":
+            epoch = jnp.floor(step / order.steps_per_epoch)
+            return optim.monai_learning_rate(epoch, lr, o.min_lr, warmup, epochs)
         if o.get("schedule", "cosine") == "constant":
             epoch = jnp.minimum(step / order.steps_per_epoch, warmup)
             return optim.mae_learning_rate(epoch, lr, lr, warmup, epochs)
@@ -238,7 +242,8 @@ def build(
 
     tx = build_optimizer(config, schedule, getattr(network.model, "depth", 0))
     parts = None if supervision is None else supervision.parts
-    loader = Loader(index, config.model.in_chans, extras, parts)
+    mask_classes = None if supervision is None else supervision.mask_classes
+    loader = Loader(index, config.model.in_chans, extras, parts, mask_classes)
     store = stores.make(
         config.data.store,
         loader,
@@ -265,7 +270,8 @@ def build(
     if source is not None:
         shapes = jax.eval_shape(network.init)
         classes = None if supervision is None else supervision.classes
-        found = warm_start.fit(source, shapes, network, config.init_strict, classes)
+        part = config.get("init_parts", "both")
+        found = warm_start.fit(source, shapes, network, config.init_strict, classes, part)
         taken = found.params
         lines = [*lines, *found.table(source)]
     make_state = jax.jit(

@@ -45,8 +45,8 @@ class Inputs:
     DeblurrMAE code does (sigma is in native pixels); "network" degrades the resized crop.
     gray_target: with three channels, the degraded input is gray, as in that code, while the target
     keeps its colours unless this is set.
-    augment, erase: `(key, image (S, S, C)) -> image`, for training views only: after the degradation
-    and before the normalisation, and after it.
+    augment, erase, intensity: `(key, image (S, S, C)) -> image`, for training views only: after the degradation
+    and before the normalisation, and after it. The `mask` `(Hc, Wc)` of an example becomes `mask` int32 `(B, S, S)`.
     """
 
     degradation: Degradation
@@ -62,6 +62,7 @@ class Inputs:
     crop_rejection: bool = True
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     erase: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    intensity: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     @property
     def precomputes(self) -> bool:
@@ -117,7 +118,16 @@ class Inputs:
         inputs = views.normalise(degraded, mean, std)
         if keys is not None and self.erase is not None:
             inputs = jax.vmap(self.erase)(keys["erase"], inputs)
+        if keys is not None and self.intensity is not None:
+            inputs = jax.vmap(self.intensity)(keys["augment"], inputs)
         batch = {k: v for k, v in examples.items() if k not in ("image", "size", "degraded")}
+        if "mask" in batch:
+
+            def seen(mask, box, size, flip):
+                return views.sample(mask, box, size, self.image_size, flip)
+
+            mask = jax.vmap(seen)(batch["mask"], boxes, examples["size"], flips)
+            batch["mask"] = mask.astype(jnp.int32)
         batch |= {"inputs": inputs, "targets": views.normalise(clean, mean, std)}
         if "level" in params:
             batch["level"] = params["level"]
@@ -161,6 +171,14 @@ class Inputs:
     ) -> Batch:
         """The deterministic central view; `level` `(B,)` replaces the drawn or stored one."""
         boxes, flips = self.central(examples)
+        return self._batch(examples, boxes, flips, self._params(examples, keys, level))
+
+    def whole(
+        self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None
+    ) -> Batch:
+        """All of every image, its sides brought to the same length: what a segmentation is judged on."""
+        boxes = jax.vmap(views.whole)(examples["size"])
+        flips = jnp.zeros(examples["size"].shape[0], bool)
         return self._batch(examples, boxes, flips, self._params(examples, keys, level))
 
     def at_levels(

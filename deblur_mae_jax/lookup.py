@@ -36,6 +36,16 @@ def function(package: str, name: str, attribute: str, field: str) -> Callable[..
     return getattr(load(name), attribute)
 
 
+def modules_with(package: str, attribute: str, value: Any) -> list[str]:
+    """Names of the modules of a package whose tuple `attribute` holds `value`."""
+    found = []
+    for name in module_names(package):
+        module = importlib.import_module(f"deblur_mae_jax.{package}.{name}")
+        if value in getattr(module, attribute, ()):
+            found.append(name)
+    return found
+
+
 def degradation_factories() -> dict[str, Callable[..., contract.Degradation]]:
     """Every function of the degradations package that returns a `Degradation`, by `module.name`."""
     found: dict[str, Callable[..., contract.Degradation]] = {}

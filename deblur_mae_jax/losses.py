@@ -71,3 +71,55 @@ def contrast(
     rows = -(target * jax.nn.log_softmax(logits, axis=1)).sum(axis=1)
     columns = -(target * jax.nn.log_softmax(logits.T, axis=1)).sum(axis=1)
     return (rows + columns) / 2
+
+
+def dice(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    include_background: bool = True,
+    squared: bool = False,
+    over_batch: bool = False,
+    smooth_top: float = 1e-5,
+    smooth_bottom: float = 1e-5,
+) -> jax.Array:
+    """Soft Dice loss of segmentations, per example `(B,)`: 1 - 2 |A B| / (|A| + |B|), the mean over classes (MONAI's).
+
+    logits `(B, *space, K)`; labels `(B, *space)` integers. squared: squares in the denominator. over_batch: overlap
+    and sizes are summed over all examples first.
+    """
+    K = logits.shape[-1]
+    p = jax.nn.softmax(logits.astype(jnp.float32))
+    truth = jax.nn.one_hot(labels, K)
+    space = tuple(range(1, logits.ndim - 1))
+    power = 2 if squared else 1
+    overlap = (p * truth).sum(space)
+    size = (p**power).sum(space) + truth.sum(space)
+    if over_batch:
+        overlap, size = overlap.sum(0, keepdims=True), size.sum(0, keepdims=True)
+    loss = 1.0 - (2.0 * overlap + smooth_top) / (size + smooth_bottom)
+    loss = loss if include_background else loss[:, 1:]
+    return jnp.broadcast_to(loss.mean(axis=1), logits.shape[:1])
+
+
+def voxel_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy of `(B, *space, K)` logits, the mean over the voxels of each example `(B,)`."""
+    scores = jax.nn.log_softmax(logits.astype(jnp.float32))
+    truth = jax.nn.one_hot(labels, logits.shape[-1])
+    return -(truth * scores).sum(-1).mean(axis=tuple(range(1, logits.ndim - 1)))
+
+
+def nt_xent(a: jax.Array, b: jax.Array, temperature: float = 0.5) -> jax.Array:
+    """Contrast of two views of every example (SimCLR's), per example `(B,)`; a function of the whole batch.
+
+    a, b `(B, D)`: embeddings of the first and the second views, of any length. Every embedding has its other view
+    as the right answer among all others of both views.
+    """
+    z = jnp.concatenate([a, b]).astype(jnp.float32)
+    z = z * jax.lax.rsqrt(jnp.square(z).sum(axis=1, keepdims=True) + 1e-12)
+    B = len(a)
+    scores = jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    scores = jnp.where(jnp.eye(2 * B, dtype=bool), -jnp.inf, scores)
+    other = jnp.concatenate([jnp.arange(B, 2 * B), jnp.arange(B)])
+    loss = -jnp.take_along_axis(jax.nn.log_softmax(scores), other[:, None], axis=1)[:, 0]
+    return (loss[:B] + loss[B:]) / 2

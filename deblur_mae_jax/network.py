@@ -63,11 +63,12 @@ def build_network(
         )
     if settings["dtype"] == "auto":
         settings["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    supervised = is_supervised(config)
-    if supervised != ("num_classes" in inspect.signature(factory).parameters):
+    supervised, kind = is_supervised(config), task_module(config).KIND
+    fitting = lookup.modules_with("models", "KINDS", kind)
+    if config.model.name not in fitting:
         raise UserError(
-            f"config.model.name={config.model.name} does not fit config.task.name={config.task.name}: a task "
-            "with labels needs a network with a head (vit), another one a decoder (vit_mae)"
+            f"config.model.name={config.model.name} does not fit config.task.name={config.task.name}. "
+            f"Choices: {', '.join(fitting)}"
         )
     if supervised:
         settings["num_classes"] = num_classes
@@ -81,7 +82,9 @@ def build_network(
 
     count = lookup.function("models", config.model.name, "flops_per_image", "config.model.name")
     if axes == 3:
-        cubes = volumes.Cubes(degradation, config.image_size, config.model.in_chans)
+        cubes = volumes.Cubes(
+            degradation, config.image_size, config.model.in_chans, **_augmentation(config)
+        )
 
         def init_cube():
             shape = (1, *(config.image_size,) * 3, config.model.in_chans)
@@ -89,14 +92,21 @@ def build_network(
 
         return Network(model, loss, cubes, init_cube, count(model))
     data, channels = config.data, config.model.in_chans
+    if data.get("crop_ratio") is None:
+        raise UserError(
+            f"config.model.name={config.model.name} is for pictures, this config for volumes"
+        )
     mean, std = IMAGENET[channels]
     mean, std = tuple(data.mean) or mean, tuple(data.std) or std
     augmentation: dict[str, Any] = {}
     if "augment" in config:
         a = config.augment
-        augmentation["augment"] = augment.rand_augment(a.rand_augment, mean)
-        if a.erase_probability:
+        if "rand_augment" in a:
+            augmentation["augment"] = augment.rand_augment(a.rand_augment, mean)
+        if a.get("erase_probability"):
             augmentation["erase"] = augment.RandomErasing(a.erase_probability)
+        if "intensity_scale" in a:
+            augmentation["intensity"] = augment.Intensity(**_intensity(a))
     network_inputs = inputs.Inputs(
         degradation,
         image_size=config.image_size,
@@ -123,6 +133,28 @@ def build_network(
         return model.init(key, image, noise, mask_ratio, level)["params"]
 
     return Network(model, loss, network_inputs, init, count(model, mask_ratio))
+
+
+def _intensity(a: ConfigDict) -> dict[str, float]:
+    """The fields of `augment.Intensity` in `config.augment`."""
+    return {
+        "scale": a.intensity_scale,
+        "shift": a.intensity_shift,
+        "probability": a.intensity_probability,
+    }
+
+
+def _augmentation(config: ConfigDict) -> dict[str, Any]:
+    """The fields of `volumes.Cubes` that a config with augmentation sets."""
+    if "augment" not in config:
+        return {}
+    a = config.augment
+    return {
+        "foreground": config.data.foreground,
+        "flip": a.flip_probability,
+        "rotate": a.rotate_probability,
+        "intensity": augment.Intensity(**_intensity(a)),
+    }
 
 
 def _init_key(config: ConfigDict) -> jax.Array:

@@ -42,6 +42,25 @@ def timm_learning_rate(
     return jnp.where(step < warmup_steps, warm, jnp.where(step < steps, cosine, min_lr))
 
 
+def monai_learning_rate(
+    epoch: Any,
+    lr: float,
+    min_lr: float,
+    warmup_epochs: float,
+    epochs: float,
+    warmup_lr: float = 0.0,
+) -> jax.Array:
+    """The schedule of DAE's fine-tuning code, MONAI's: per whole epoch, the first at `warmup_lr`.
+
+    `lr` is reached in epoch `warmup_epochs - 1`, and half a cosine leads from epoch `warmup_epochs` to `epochs`.
+    """
+    epoch = jnp.asarray(epoch, jnp.float32)
+    warm = warmup_lr + (lr - warmup_lr) * epoch / max(warmup_epochs - 1, 1e-12)
+    progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
+    cosine = min_lr + (lr - min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return jnp.where(epoch < warmup_epochs, warm, cosine)
+
+
 def _keys(path: tuple[Any, ...]) -> list[str]:
     return [str(getattr(part, "key", part)) for part in path]
 

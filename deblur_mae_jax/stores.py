@@ -54,8 +54,10 @@ class Resident:
         shapes = {"image": (padded, *canvas, loader.channels), "size": (padded, len(canvas))}
         if precompute is not None:
             shapes["degraded"] = (padded, *canvas, 1)
+        if loader.classes is not None:
+            shapes["mask"] = (padded, *canvas)
         shapes |= {name: (padded, *values.shape[1:]) for name, values in loader.extras.items()}
-        types: dict[str, Any] = {"size": np.int32, "degraded": np.uint8}
+        types: dict[str, Any] = {"size": np.int32, "degraded": np.uint8, "mask": np.uint8}
         types["image"] = loader.index.source.dtype
         types |= {name: values.dtype for name, values in loader.extras.items()}
         cache: dict[tuple[int, int], dict[str, np.ndarray]] = {}
@@ -70,8 +72,10 @@ class Resident:
             part["size"][:] = 1  # rows of padding are never drawn, but must not divide by zero
 
             def one(number: int) -> None:
-                position, image = loader.read(number)
+                position, image, mask = loader.read(number)
                 put(part["image"][number - first], image)
+                if mask is not None:
+                    put(part["mask"][number - first], mask)
                 part["size"][number - first] = image.shape[:-1]
                 for name, values in loader.extras.items():
                     part[name][number - first] = values[position]
@@ -172,7 +176,8 @@ def resident_bytes(loader: Loader, with_degraded: bool) -> int:
     """Bytes of the whole set on its canvas."""
     voxels = int(np.prod(loader.index.canvas))
     itemsize = np.dtype(loader.index.source.dtype).itemsize
-    return len(loader) * voxels * (loader.channels * itemsize + with_degraded)
+    beside = int(with_degraded) + (loader.classes is not None)
+    return len(loader) * voxels * (loader.channels * itemsize + beside)
 
 
 def _budget(mesh: Mesh) -> int:

@@ -17,9 +17,11 @@ from deblur_mae_jax.data import splits
 from deblur_mae_jax.data.order import Order
 from deblur_mae_jax.dataset import Progress
 from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.evaluators import classification
+from deblur_mae_jax.evaluators import classification, segmentation
+from deblur_mae_jax.network import task_module
 
 BALANCE = ("none", "sampling", "loss")
+MAX_CLASSES = 64
 
 
 @dataclasses.dataclass
@@ -33,6 +35,16 @@ class Supervision:
     setting: blur_search.Setting | None = None
     levels: np.ndarray | None = None
     table: blur_search.Table | None = None
+    mask_values: list[int] | None = None  # in the mask files, of each class of a segmentation
+
+    @property
+    def mask_classes(self) -> np.ndarray | None:
+        """The class of every value of a mask file `(256,)` uint8."""
+        if self.mask_values is None:
+            return None
+        out = np.zeros(256, np.uint8)
+        out[self.mask_values] = np.arange(len(self.mask_values))
+        return out
 
     @property
     def parts(self) -> np.ndarray:
@@ -52,24 +64,23 @@ def prepare(
     search_progress: Progress | None = None,
 ) -> tuple[data_index.Index, Supervision]:
     """Index the images of all splits, and settle their levels of blur. Raises `UserError`."""
-    if config.data.balance not in BALANCE:
-        raise unknown("config.data.balance", config.data.balance, BALANCE)
-    metric = config.select.metric
-    if metric not in classification.METRICS:
-        raise unknown("config.select.metric", metric, classification.METRICS)
+    by_mask = task_module(config).KIND == "segment"
+    _check(config, by_mask)
     degradation = lookup.degradation(config.task.degrade)
     can_search = source is not None and hasattr(source.network.model, "decode")
-    setting = blur_search.parse(config.search.setting, degradation, can_search)
+    setting = None
+    if "search" in config:
+        setting = blur_search.parse(config.search.setting, degradation, can_search)
     if setting is not None and setting.kind in ("search", "online"):
         _require_same_levels(config, degradation, source)
-    found = splits.labelled(lambda split: dataset.load_source(config, split), config.data)
-    if metric == "f1_binary" and len(found.classes) != 2:
+    found = splits.labelled(lambda split: dataset.load_source(config, split), config.data, by_mask)
+    if config.select.metric == "f1_binary" and len(found.classes) != 2:
         raise UserError(
             f"config.select.metric=f1_binary needs two classes; there are {len(found.classes)}: use f1_macro"
         )
     # A prediction must be of the image it names, so every pixel is read whatever config.data.check says.
     index = dataset.build_index(
-        config, folder, source=found.source, progress=progress, check="pixels"
+        config, folder, source=found.source, progress=progress, check="pixels", masks=by_mask
     )
     where = {name: i for i, name in enumerate(found.source.names)}
     kept = found.split[np.array([where[name] for name in index.source.names])]
@@ -78,16 +89,22 @@ def prepare(
     positions = {name: np.flatnonzero(kept == name) for name in splits.SPLITS}
     positions = {name: part for name, part in positions.items() if len(part)}
     splits.require(found.classes, labels, positions, config.data)
+    lines = list(found.lines)
+    classes, values = found.classes, None
+    if by_mask:
+        classes, values = _classes_of_masks(config, index, positions)
+    else:
+        lines += splits.missing_classes(classes, labels, positions)
     if config.data.fraction != 1:
         train = positions["train"]
         share = splits.fraction(labels[train], config.data.fraction, config.data.split_seed)
         positions["train"] = train[share]
+        lines.append(f"{len(share)} of {len(train)} training images (config.data.fraction)")
     digest = hashlib.sha256(index.fingerprint.encode())
     groups = index.source.groups or [""] * len(index)
     for row in zip(index.source.names, names, kept, groups, strict=True):
         digest.update("\0".join(row).encode())
     index = dataclasses.replace(index, fingerprint=digest.hexdigest()[:16])
-    lines = [*found.lines, *splits.missing_classes(found.classes, labels, positions)]
     if setting is not None:
         why = (
             ""
@@ -97,7 +114,7 @@ def prepare(
         lines.append(
             f"blur of the images: {setting.kind}{f' {setting.value:g}' if setting.value else ''}{why}"
         )
-    supervision = Supervision(found.classes, labels, positions, lines, setting)
+    supervision = Supervision(classes, labels, positions, lines, setting, mask_values=values)
     if setting is not None:
 
         def run_search(step: int) -> blur_search.Table:
@@ -118,6 +135,56 @@ def prepare(
     return index, supervision
 
 
+def _check(config: ConfigDict, by_mask: bool) -> None:
+    """What can be known to be wrong before any image is read."""
+    measures: Any = segmentation.MEASURES if by_mask else classification.METRICS
+    if config.select.metric not in measures:
+        raise unknown("config.select.metric", config.select.metric, measures)
+    if by_mask:
+        crops = config.data.crops_per_image
+        if crops < 1:
+            raise UserError(f"config.data.crops_per_image={crops} must be at least 1")
+        setting = config.search.setting if "search" in config else "auto"
+        if not setting.startswith(("auto", "none", "search", "fixed", "random")):
+            raise UserError(
+                f"config.search.setting={setting} is for classifiers. Choices: auto, none, search(step), "
+                "fixed(sigma), random"
+            )
+    elif config.data.balance not in BALANCE:
+        raise unknown("config.data.balance", config.data.balance, BALANCE)
+
+
+def _classes_of_masks(
+    config: ConfigDict, index: data_index.Index, positions: dict[str, np.ndarray]
+) -> tuple[list[str], list[int]]:
+    """(names of the classes, background first; the value of each in the mask files)."""
+    values = sorted({0}.union(*(set(v) for v in index.mask_values)))
+    if len(values) > MAX_CLASSES:
+        raise UserError(
+            f"config.data.root: the masks hold {len(values)} different values; a mask has one whole number per class. "
+            "A mask that was saved as JPEG has lost its values: save it as PNG"
+        )
+    if len(values) == 1:
+        raise UserError("config.data.root: the masks are all empty: nothing to segment")
+    learnt = {0}.union(*(set(index.mask_values[i]) for i in positions["train"]))
+    absent = [v for v in values if v not in learnt]
+    if absent:
+        raise UserError(
+            f"config.data.split={config.data.split}: no training mask holds the value {absent[0]}, which those of the "
+            "other splits do"
+        )
+    names = list(config.data.label_names)
+    if not names:
+        numbers = [1] if len(values) == 2 else values[1:]
+        names = [f"label {v}" for v in numbers]
+    if len(names) != len(values) - 1 or len(set(names)) < len(names):
+        raise UserError(
+            f"config.data.label_names={tuple(names)} must be {len(values) - 1} different names, one for each of the "
+            f"values {', '.join(str(v) for v in values[1:])} of the masks"
+        )
+    return ["background", *names], values
+
+
 def _require_same_levels(config: ConfigDict, degradation: Any, source: Any) -> None:
     """Raise `UserError` where a level means another sigma than the searching network learnt."""
     before = source.network.inputs.degradation
@@ -131,7 +198,7 @@ def _require_same_levels(config: ConfigDict, degradation: Any, source: Any) -> N
 
 def class_weights(config: ConfigDict, supervision: Supervision) -> tuple[float, ...]:
     """Weight of each class in the loss, 1 on average over the training images; () for none."""
-    if config.data.balance != "loss":
+    if supervision.mask_values is not None or config.data.balance != "loss":
         return ()
     train = supervision.labels[supervision.positions["train"]]
     counts = np.bincount(train, minlength=len(supervision.classes))
@@ -139,8 +206,11 @@ def class_weights(config: ConfigDict, supervision: Supervision) -> tuple[float, 
 
 
 def train_order(config: ConfigDict, supervision: Supervision) -> Order:
-    """The order of the training images, balanced where the config says so."""
+    """The order of the training images, balanced where the config says so; several crops of each in an epoch."""
     train = supervision.positions["train"]
+    if supervision.mask_values is not None:
+        train = np.repeat(train, config.data.crops_per_image)
+        return Order(len(train), config.optim.batch_size, config.seed, train)
     labels = supervision.labels[train] if config.data.balance == "sampling" else None
     return Order(len(train), config.optim.batch_size, config.seed, train, labels)
 

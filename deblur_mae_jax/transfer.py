@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import pretrained, workdir
 from deblur_mae_jax.data import audit
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.network import num_axes
 
 # Field: its value when there is nothing to inherit from (ViT-B/16 on clean gray images).
 INHERITED: dict[str, Any] = {
@@ -31,6 +32,15 @@ INHERITED: dict[str, Any] = {
     "data.max_side": 1024,
     "data.bits16": "minmax",
     "data.gray_target": False,
+}
+# The same for volumes. Windows and spacing are of the images, not of the network.
+INHERITED_3D: dict[str, Any] = {
+    "image_size": 96,
+    "model.variant": "48",
+    "model.in_chans": 1,
+    "model.patch_embed": "conv",
+    "model.merge_order": "monai15",
+    "model.layout": "intended",
 }
 # In the workdir: the network a run started from, so that it needs nothing outside its own folder.
 SOURCE = "pretrained"
@@ -64,8 +74,8 @@ def _is_unset(name: str, value: Any) -> bool:
 
 
 def inherits(config: ConfigDict) -> bool:
-    """Whether this kind of run stands on a trained network: transfer, probes, a blur search."""
-    return "search" in config
+    """Whether this kind of run stands on a trained network: transfer, segmentation, probes, a blur search."""
+    return "select" in config
 
 
 def resolve(
@@ -88,9 +98,17 @@ def resolve(
         source = pretrained.load(copy)
     elif config.init_from:
         source = pretrained.load(config.init_from)
+    axes = num_axes(config)
+    if source is not None and num_axes(source.config) != axes:
+        kinds = {2: "pictures", 3: "volumes"}
+        raise UserError(
+            f"config.init_from: '{config.init_from}' is a network for {kinds[5 - axes]}, this config is for "
+            f"{kinds[axes]}"
+        )
     config = ConfigDict(config.to_dict(), type_safe=False)
+    inherited = INHERITED if axes == 2 else INHERITED_3D
     taken, other = [], []
-    for name, default in INHERITED.items():
+    for name, default in inherited.items():
         value = get(config, name)
         offered = default if source is None else get(source.config, name)
         if _is_unset(name, value):
@@ -105,13 +123,20 @@ def resolve(
             "the file does not say what its images were degraded with, so not at all; for a DeblurringMIM "
             "checkpoint add --config.task.degrade='blur.gaussian(sigma=1.1)'"
         )
-    if source is not None and config.model.in_chans != source.config.model.in_chans:
+    if axes == 2 and source is not None and config.model.in_chans != source.config.model.in_chans:
         for name in ("mean", "std"):  # of other channels than the images have now
             if config.data[name] == source.config.data[name]:
                 config.data[name] = ()
-    if source is None:
+    if source is None and axes == 3:
+        lines.append(
+            f"config.init_from is not set: from scratch, Swin-UNETR {config.model.variant} wide, cubes of "
+            f"{config.image_size} voxels"
+        )
+    elif source is None:
         size = (
-            config.model.variant if not config.model.embed_dim else f"{config.model.embed_dim} wide"
+            config.model.variant
+            if not config.model.get("embed_dim")
+            else f"{config.model.embed_dim} wide"
         )
         lines.append(
             f"config.init_from is not set: from scratch, ViT-{size} with patches of {config.model.patch_size} at "

@@ -192,6 +192,24 @@ def render(image: jax.Array, rows: jax.Array, cols: jax.Array, blurred: bool = F
     return jnp.clip(jnp.einsum("oh,hpc->opc", rows, wide), 0.0, 255.0)
 
 
+def sample(
+    mask: jax.Array, box: Box, size: jax.Array, out: int, flip: jax.Array | bool
+) -> jax.Array:
+    """A mask `(Hc, Wc)` in the view of `matrices`: the nearest pixel of every one of the `(out, out)`."""
+    index = jnp.arange(out)
+    across = jnp.where(flip, out - 1 - index, index)
+    rows = jnp.floor(box.top + (index + 0.5) * (box.height / out)).astype(int)
+    cols = jnp.floor(box.left + (across + 0.5) * (box.width / out)).astype(int)
+    return mask[jnp.clip(rows, 0, size[0] - 1)][:, jnp.clip(cols, 0, size[1] - 1)]
+
+
+def whole(size: jax.Array) -> Box:
+    """All of the image; its sides are brought to the same length."""
+    height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
+    zero = jnp.zeros(())
+    return Box(zero, zero, height, width, (zero, height, zero, width))
+
+
 def to_gray(image: jax.Array) -> jax.Array:
     """RGB grey levels -> one channel with OpenCV's weights, rounded to whole levels."""
     if image.shape[-1] == 1:

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.models import position
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.pretrained import Pretrained
 from deblur_mae_jax.pytorch import channels
 
+INIT_PARTS = ("both", "encoder", "decoder")  # of a network for volumes
 # Parts of a pre-training network that a classifier does not have, and parts that may start anew.
 DECODER = ("decoder_", "mask_token")
-HEADS = ("head", "fc_norm")
+HEADS = ("head", "fc_norm", "segmenter", "norm/")
+SSL_HEADS = ("rotation_head/", "contrastive_head/", "conv_")
 CODES = ("blur_token", "level_embed")
 
 
@@ -43,15 +45,19 @@ def fit(
     network: Network,
     strict: bool = True,
     classes: list[str] | None = None,
+    parts: str = "both",
 ) -> Fit:
     """The weights of `source` that `network` with parameters of these `shapes` can take.
 
     A head is taken only from a classifier of the same `classes`; a decoder by a pre-training network, whole or
     not at all. Another number of channels is converted (`pytorch/channels.py`); the position table is
-    resized to the network's grid as MAE's code does it. Raises `UserError` listing what does not fit, unless
-    `strict` is off.
+    resized to the network's grid as MAE's code does it. parts: of a network for volumes, "encoder" or "decoder" alone
+    are taken on request; its output layer only between networks for the same. Raises `UserError` listing what does not
+    fit, unless `strict` is off.
     """
     model, before = network.model, source.network.model
+    if "swinViT" in shapes:
+        return _fit_volumes(source, shapes, strict, classes, parts)
     pretraining = hasattr(model, "decode")
     params, converted = _same_channels(source, network)
     have = traverse_util.flatten_dict(params, sep="/")
@@ -93,16 +99,7 @@ def fit(
         for k in have
         if k in need and k not in taken and not k.startswith("head")
     )
-    if (missing or extra or shape) and strict:
-        parts = [
-            f"{name} {_some(items)}"
-            for name, items in (("missing", missing), ("extra", extra), ("other shape", shape))
-            if items
-        ]
-        raise UserError(
-            f"config.init_from: the weights do not fit the network: {'; '.join(parts)}. "
-            "--config.init_strict=False takes what fits"
-        )
+    _refuse(missing, extra, shape, strict)
     left |= {part(k) for k in have if k not in taken}
     fresh = {part(k) for k in need if k not in taken}
     rows = [
@@ -116,6 +113,67 @@ def fit(
         traverse_util.unflatten_dict(taken, sep="/"),
         sorted({k.split("/")[0] for k in need} - {k.split("/")[0] for k in taken}),
         [row for row in rows if row[1]],
+    )
+
+
+def _fit_volumes(
+    source: Pretrained, shapes: Any, strict: bool, classes: list[str] | None, parts: str
+) -> Fit:
+    """`fit` for a Swin-UNETR, from a Swin-UNETR or an encoder alone."""
+    if parts not in INIT_PARTS:
+        raise unknown("config.init_parts", parts, INIT_PARTS)
+    have = traverse_util.flatten_dict(source.params, sep="/")
+    need = traverse_util.flatten_dict(shapes, sep="/")
+    encodes = lambda name: name.startswith("swinViT/")
+    wanted = {
+        k: v
+        for k, v in have.items()
+        if (parts != "decoder" or not encodes(k)) and (parts != "encoder" or encodes(k))
+    }
+    # A token that nothing of this network stands for, heads of pretext tasks, the layer of another output.
+    heads = ("out/", *SSL_HEADS) if source.classes != (classes or []) else ()
+    wanted = {k: v for k, v in wanted.items() if not k.startswith(heads)}
+    if "swinViT/mask_token" not in need:
+        wanted.pop("swinViT/mask_token", None)
+    taken = {k: v for k, v in wanted.items() if k in need and v.shape == tuple(need[k].shape)}
+    # What the source may lack: the output, the token, the skip of the full resolution, a whole decoder.
+    optional = ("out/", "swinViT/mask_token", "encoder1/", *SSL_HEADS)
+    has_decoder = any(not encodes(k) for k in wanted)
+    missing = sorted(
+        k
+        for k in need
+        if k not in wanted
+        and not k.startswith(optional)
+        and (parts != "decoder" if encodes(k) else has_decoder)
+    )
+    extra = sorted(k for k in wanted if k not in need and not k.startswith(optional))
+    shape = sorted(
+        f"{k} {tuple(wanted[k].shape)} instead of {tuple(need[k].shape)}"
+        for k in wanted
+        if k in need and k not in taken
+    )
+    _refuse(missing, extra, shape, strict)
+    rows = [
+        ("taken", _parts({part(k) for k in taken})),
+        ("left out", _parts({part(k) for k in have if k not in taken})),
+        ("new", _parts({part(k) for k in need if k not in taken})),
+    ]
+    return Fit(
+        traverse_util.unflatten_dict(taken, sep="/"),
+        sorted({part(k) for k in need if k not in taken}),
+        [row for row in rows if row[1]],
+    )
+
+
+def _refuse(missing: list[str], extra: list[str], shape: list[str], strict: bool) -> None:
+    """Raise `UserError` with what does not fit, unless `strict` is off."""
+    if not (missing or extra or shape) or not strict:
+        return
+    found = (("missing", missing), ("extra", extra), ("other shape", shape))
+    parts = [f"{name} {_some(items)}" for name, items in found if items]
+    raise UserError(
+        f"config.init_from: the weights do not fit the network: {'; '.join(parts)}. "
+        "--config.init_strict=False takes what fits"
     )
 
 

@@ -56,7 +56,7 @@ def changed(name, **overrides):
     """What is changed in `configs/<name>.py`, by dotted names."""
     out = importlib.import_module(f"configs.{name}").get_config()
     own = {k.replace("__", "."): v for k, v in overrides.items()}
-    kind = "search" in out and ("inherits" if own.get("init_from") else "scratch")
+    kind = "select" in out and ("inherits" if own.get("init_from") else "scratch")
     return shrunk(name, kind) | own
 
 

@@ -80,6 +80,25 @@ class Decoder:
         array = np.asarray(image)
         return array[:, :, None] if array.ndim == 2 else array
 
+    def mask(self, path: Path, image_path: Path) -> np.ndarray:
+        """uint8 `(H, W)`: the values of a mask file (a palette's numbers) on the pixels of the decoded image."""
+        with self._open(path) as mask, self._open(image_path) as image:
+            turn = image.getexif().get(_EXIF_ORIENTATION, 1)
+            if mask.size != image.size:
+                raise BadImage(
+                    f"its mask is {mask.width} x {mask.height} pixels, the image {image.width} x {image.height}"
+                )
+            try:
+                mask.load()
+                mask.getexif()[_EXIF_ORIENTATION] = turn
+                mask = ImageOps.exif_transpose(mask)
+            except Exception as error:  # Pillow's decoders raise many kinds on damaged data
+                raise BadImage(f"its mask is damaged: {_one_line(error)}") from error
+        values = np.asarray(mask if mask.mode in ("L", "P", "1") else mask.convert("L"))
+        height, width = self._shrunk(*values.shape)
+        out = Image.fromarray(values.astype(np.uint8) * (255 if mask.mode == "1" else 1))
+        return np.asarray(out.resize((width, height), Image.Resampling.NEAREST))
+
     def _open(self, path: Path | bytes) -> Image.Image:
         try:
             if isinstance(path, bytes):

@@ -18,6 +18,10 @@ SPLIT_FOLDERS = {
 }  # fmt: skip
 
 
+# A folder that holds the masks of the images beside it, under the same names.
+MASK_FOLDER = "masks"
+
+
 @dataclasses.dataclass(frozen=True)
 class Files:
     """Read and stamp a list of files; shared by all sources made of files."""
@@ -36,6 +40,22 @@ class Files:
     def stamp(self, position: int) -> list[int] | None:
         """Size and modification time."""
         return stamp_of(self.paths[position])
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    """Reads the mask of each of `images`; "" where there is none."""
+
+    paths: list[str]
+    images: Files
+
+    def read(self, position: int) -> np.ndarray:
+        """uint8 `(H, W)`, the values of the file on the pixels that `images.read` gives."""
+        if not self.paths[position]:
+            raise BadImage("it has no mask")
+        return self.images.decoder.mask(
+            Path(self.paths[position]), Path(self.images.paths[position])
+        )
 
 
 def stamp_of(path: str) -> list[int] | None:
@@ -63,7 +83,8 @@ def source(data, channels: int) -> Source:
     Files without an image's extension are opened to see whether they are one; those that are not are
     listed as skipped and otherwise ignored. The class of an image is its first sub-folder. Where all
     the first sub-folders are splits (train, val, test, pool), only those named in `data.split` are
-    taken, and the class is the second.
+    taken, and the class is the second. A sub-folder `masks` holds masks, not images: that of `benign/a.jpg` or
+    `images/a.jpg` is `masks/benign/a.png` or `masks/a.png`, of any suffix.
     """
     root = existing_root(data.root)
     if not root.is_dir():
@@ -71,7 +92,7 @@ def source(data, channels: int) -> Source:
             f"config.data.root: '{data.root}' is a file; for a CSV add --config.data.name=manifest"
         )
     decoder = decoder_of(data, channels)
-    names, skipped = [], []
+    names, skipped, masks = [], [], {}
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(d for d in folders if not d.startswith("."))
         for file in sorted(files):
@@ -79,6 +100,12 @@ def source(data, channels: int) -> Source:
                 continue
             path = Path(folder, file)
             name = path.relative_to(root).as_posix()
+            parts = name.split("/")
+            if MASK_FOLDER in parts[:-1]:
+                masks[Path(*(p for p in parts if p != MASK_FOLDER)).with_suffix("").as_posix()] = (
+                    path
+                )
+                continue
             if path.suffix.lower() not in EXTENSIONS:
                 try:
                     decoder.header(path)
@@ -105,12 +132,15 @@ def source(data, channels: int) -> Source:
             names = [n for n in names if SPLIT_FOLDERS[n.split("/")[0].lower()] in wanted]
     reader = Files([str(root / name) for name in names], decoder)
     labelled = [n.split("/")[depth] if n.count("/") > depth else "" for n in names]
+    cases = [Path(name).with_suffix("").as_posix() for name in names]
+    own = [masks.get(case) or masks.get(case.replace("images/", "", 1)) or "" for case in cases]
     return Source(
         names,
         reader.read,
         reader.header,
         reader.stamp,
         labels=labelled if any(labelled) else None,
+        masks=Masks([str(path) for path in own], reader).read if any(own) else None,
         skipped=skipped,
     )
 

@@ -28,7 +28,7 @@ class Index:
 
     source: only the usable images; sizes `(N, 2)`: their (H, W), or `(N, 3)`; skipped: the others;
     fingerprint: changes with any name, size or (with check="pixels") any pixel; hashes: of the pixels
-    of each image, "" with check="header".
+    of each image, "" with check="header". mask_values: of each image, where masks were asked for.
     """
 
     source: Source
@@ -36,6 +36,7 @@ class Index:
     skipped: list[Skipped]
     fingerprint: str
     hashes: list[str]
+    mask_values: list[list[int]] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -53,7 +54,8 @@ def pixel_hash(pixels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _check_one(source: Source, position: int, check: str) -> dict:
+def _check_one(source: Source, position: int, check: str, masks: bool) -> dict:
+    entry: dict = {}
     try:
         size = source.size_of(position)
         digest = ""
@@ -61,7 +63,13 @@ def _check_one(source: Source, position: int, check: str) -> dict:
             pixels = source.read(position)
             size = pixels.shape[:-1]
             digest = pixel_hash(pixels)
-        return {"size": [int(side) for side in size], "hash": digest}
+        if masks:
+            assert source.masks is not None
+            mask = source.masks(position)
+            if mask.shape != tuple(size):
+                raise BadImage(f"its mask has the shape {mask.shape}, the image {tuple(size)}")
+            entry = {"mask": pixel_hash(mask), "values": [int(v) for v in np.unique(mask)]}
+        return {"size": [int(side) for side in size], "hash": digest, **entry}
     except BadImage as error:
         return {"reason": str(error)}
     except OSError as error:
@@ -79,10 +87,12 @@ def build(
     cache: Path | None = None,
     settings: str = "",
     progress: Callable[[int, int], None] | None = None,
+    masks: bool = False,
 ) -> Index:
     """Check every image of `source` and keep the usable ones.
 
     fraction: train on a random share of the images, the same for the same seed.
+    masks: read the masks too; an image without one is not usable.
     cache: a JSON file; entries whose stamp and `settings` did not change are not read again.
     Raises `UserError` when nothing is usable or more than `max_bad_fraction` is not.
     """
@@ -100,11 +110,12 @@ def build(
         chosen = np.random.Generator(np.random.Philox(key=[seed, 1 << 40])).permutation(len(source))
         source = subset(source, np.sort(chosen[:count]))
 
+    kept = [check, settings, masks, 3]
     known: dict[str, dict] = {}
     if cache is not None and cache.exists():
         try:
             stored = json.loads(cache.read_text())
-            known = stored["entries"] if stored["settings"] == [check, settings, 2] else {}
+            known = stored["entries"] if stored["settings"] == kept else {}
         except (ValueError, KeyError, TypeError):
             known = {}  # a damaged cache is only a slower start
 
@@ -113,7 +124,7 @@ def build(
         entry = known.get(source.names[position])
         if entry is not None and stamp is not None and entry.get("stamp") == stamp:
             return entry
-        return {**_check_one(source, position, check), "stamp": stamp}
+        return {**_check_one(source, position, check, masks), "stamp": stamp}
 
     results = []
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
@@ -123,7 +134,7 @@ def build(
                 progress(done, len(source))
     if cache is not None:
         entries = dict(zip(source.names, results, strict=True))
-        cache.write_text(json.dumps({"settings": [check, settings, 2], "entries": entries}))
+        cache.write_text(json.dumps({"settings": kept, "entries": entries}))
 
     good = [i for i, r in enumerate(results) if "reason" not in r]
     bad = [Skipped(source.names[i], r["reason"]) for i, r in enumerate(results) if "reason" in r]
@@ -140,11 +151,14 @@ def build(
         )
     digest = hashlib.sha256()
     for i in good:
-        digest.update(f"{source.names[i]}\0{results[i]['size']}\0{results[i]['hash']}\n".encode())
+        entry = results[i]
+        digest.update(f"{source.names[i]}\0{entry['size']}\0{entry['hash']}".encode())
+        digest.update(f"\0{entry['mask']}\n".encode() if masks else b"\n")
     sizes = np.array([results[i]["size"] for i in good], np.int32)
     usable = subset(source, np.array(good))
     hashes = [results[i]["hash"] for i in good]
-    return Index(usable, sizes, [*bad, *source.skipped], digest.hexdigest()[:16], hashes)
+    values = [results[i]["values"] for i in good] if masks else []
+    return Index(usable, sizes, [*bad, *source.skipped], digest.hexdigest()[:16], hashes, values)
 
 
 def write_skipped(path: Path, skipped: list[Skipped]) -> None:

@@ -23,7 +23,8 @@ class Loader:
     run does not die of one image.
 
     extras: further arrays with one row per image (labels, levels of blur), handed out with it. parts: a
-    number for each image; it is replaced only by one with the same (no test image ever trains).
+    number for each image; it is replaced only by one with the same (no test image ever trains). classes `(256,)`
+    uint8: the class of every value of a mask; with it, an example has its `mask`.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Loader:
         channels: int,
         extras: dict[str, np.ndarray] | None = None,
         parts: np.ndarray | None = None,
+        classes: np.ndarray | None = None,
     ):
         self.index, self.channels, self.extras, self.parts = index, channels, extras or {}, parts
+        self.classes = classes
         self.failed: list[Skipped] = []
         self.on_failure: Callable[[Skipped], None] | None = None
         self._lock = threading.Lock()
@@ -47,8 +50,8 @@ class Loader:
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, number: int) -> tuple[int, np.ndarray]:
-        """Image `number`, or the next readable one: its number and pixels `(*space, C)`."""
+    def read(self, number: int) -> tuple[int, np.ndarray, np.ndarray | None]:
+        """Image `number`, or the next readable one: its number, pixels `(*space, C)` and mask of classes `(*space)`."""
         for offset in range(len(self)):
             position = (number + offset) % len(self)
             if self.parts is not None and self.parts[position] != self.parts[number]:
@@ -58,12 +61,22 @@ class Loader:
                 canvas = self.index.canvas
                 if any(side > room for side, room in zip(image.shape, canvas, strict=False)):
                     raise BadImage("it grew since the run started")
-                return position, image
+                return position, image, self._mask(position, image)
             except (BadImage, OSError) as error:
-                self._report(Skipped(self.index.source.names[position], str(error)))
+                self.report(Skipped(self.index.source.names[position], str(error)))
         raise BadImage("no image can be read any more")
 
-    def _report(self, skipped: Skipped) -> None:
+    def _mask(self, position: int, image: np.ndarray) -> np.ndarray | None:
+        if self.classes is None:
+            return None
+        assert self.index.source.masks is not None
+        mask = self.index.source.masks(position)
+        if mask.shape != image.shape[:-1]:
+            raise BadImage("its mask changed since the run started")
+        return self.classes[mask]
+
+    def report(self, skipped: Skipped) -> None:
+        """Note an image that could not be read, once."""
         with self._lock:
             if any(s.name == skipped.name for s in self.failed):
                 return
@@ -73,17 +86,23 @@ class Loader:
             self.on_failure(skipped)
 
     def example(self, number: int) -> Example:
-        """`image` on the canvas, its true `size`, and the extras."""
-        position, image = self.read(number)
+        """`image` on the canvas, its true `size`, its `mask` where there are classes, and the extras."""
+        return self.placed(*self.read(number))
+
+    def placed(self, position: int, image: np.ndarray, mask: np.ndarray | None = None) -> Example:
+        """The example of an image that was read."""
         canvas = np.zeros((*self.index.canvas, self.channels), self.index.source.dtype)
         put(canvas, image)
         extras = {name: values[position] for name, values in self.extras.items()}
+        if mask is not None:
+            extras["mask"] = np.zeros(self.index.canvas, np.uint8)
+            put(extras["mask"], mask)
         return {"image": canvas, "size": np.array(image.shape[:-1], np.int32), **extras}
 
 
 def put(canvas: np.ndarray, image: np.ndarray) -> None:
-    """Lay `image` `(*space, C)` into the first corner of `canvas`."""
-    canvas[tuple(slice(0, side) for side in image.shape[:-1])] = image
+    """Lay `image` `(*space, C)`, or a mask `(*space)`, into the first corner of `canvas`."""
+    canvas[tuple(slice(0, side) for side in image.shape)] = image
 
 
 @dataclasses.dataclass

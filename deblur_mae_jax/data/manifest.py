@@ -1,4 +1,4 @@
-"""A CSV file that lists images: `path,label,split,group`, further columns ignored."""
+"""A CSV file that lists images: `path,label,split,group,mask`, further columns ignored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import itertools
 from pathlib import Path
 
-from deblur_mae_jax.data.image_folder import Files, decoder_of, existing_root
+from deblur_mae_jax.data.image_folder import Files, Masks, decoder_of, existing_root
 from deblur_mae_jax.data.source import Source
 from deblur_mae_jax.errors import UserError
 
@@ -61,6 +61,8 @@ def source(data, channels: int) -> Source:
     if twice is not None:
         raise UserError(f"config.data.root: '{root}' lists '{twice}' twice")
     files = Files([str(root.parent / name) for name in names], decoder_of(data, channels))
+    named = [row.get("mask") or "" for row in rows]
+    masks = Masks([str(root.parent / name) if name else "" for name in named], files)
     return Source(
         names,
         files.read,
@@ -68,4 +70,5 @@ def source(data, channels: int) -> Source:
         files.stamp,
         labels=[row["label"] or "" for row in rows] if "label" in columns else None,
         groups=[row["group"] or "" for row in rows] if "group" in columns else None,
+        masks=masks.read if any(row.get("mask") for row in rows) else None,
     )

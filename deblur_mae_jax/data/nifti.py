@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from deblur_mae_jax.data.grid import Grid, save_volume
 from deblur_mae_jax.data.image_folder import existing_root, stamp_of
 from deblur_mae_jax.data.manifest import read_rows
 from deblur_mae_jax.data.source import BadImage, Source
@@ -22,6 +23,8 @@ from deblur_mae_jax.errors import UserError
 
 MODALITIES = ("ct", "mr")
 SUFFIXES = (".nii", ".nii.gz")
+# Folders that hold the masks of the volumes beside them, under the same names.
+MASK_FOLDERS = ("masks", "labels", "labelstr")
 
 
 def source(data, channels: int) -> Source:
@@ -30,7 +33,8 @@ def source(data, channels: int) -> Source:
     A CSV (or the `manifest.csv` of a folder) has a column path, file, filename or image, and may have `modality`,
     `mask`, `label`, `group` and `split` (see `data.split`). A place followed by "=ct" or "=mr" holds that modality;
     a folder without a CSV and without it is taken apart by its sub-folders `ct` and `mr`. The modality is never
-    guessed from other parts of a path.
+    guessed from other parts of a path. In a folder, masks are found by name: `images/a.nii.gz` and `masks/a.nii.gz`, or
+    nnU-Net's `imagesTr/a_0000.nii.gz` and `labelsTr/a.nii.gz`.
     """
     if channels != 1:
         raise UserError(f"config.model.in_chans={channels}: volumes have one channel")
@@ -66,6 +70,7 @@ def source(data, channels: int) -> Source:
         labels=[row["label"] for row in rows] if has("label") else None,
         groups=[row["group"] for row in rows] if has("group") else None,
         masks=volumes.mask if has("mask") else None,
+        grids=volumes.grid,
         modalities=[row["modality"] for row in rows],
         dtype=np.float16,
     )
@@ -105,7 +110,12 @@ def _rows_of(place: str, split: str) -> list[dict[str, str]]:
 
 def _rows_of_folder(root: Path, modality: str) -> list[dict[str, str]]:
     rows = []
-    for path in sorted(p for p in root.rglob("*") if p.name.endswith(SUFFIXES)):
+    found = sorted(p for p in root.rglob("*") if p.name.endswith(SUFFIXES))
+    is_mask = lambda path: any(
+        part.lower() in MASK_FOLDERS for part in path.relative_to(root).parts[:-1]
+    )
+    masks = {_case(path): path for path in found if is_mask(path)}
+    for path in (p for p in found if not is_mask(p)):
         first = path.relative_to(root).parts[0].lower()
         kind = modality or (first if first in MODALITIES else "")
         if not kind:
@@ -118,13 +128,18 @@ def _rows_of_folder(root: Path, modality: str) -> list[dict[str, str]]:
             {
                 "name": name,
                 "path": str(path),
-                "mask": "",
+                "mask": str(masks.get(_case(path), "")),
                 "modality": kind,
                 "label": "",
                 "group": "",
             }
         )
     return rows
+
+
+def _case(path: Path) -> str:
+    """The name that a volume shares with its mask."""
+    return path.name.removesuffix(".gz").removesuffix(".nii").removesuffix("_0000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +185,41 @@ class Volumes:
 
     def mask(self, position: int) -> np.ndarray:
         """uint8 `(D, H, W)`, class numbers, on the grid of `read`."""
+        truth = self._truth(position)
+        zooms = self._open(self.paths[position]).header.get_zooms()[:3]
+        return self._resampled(truth, zooms, order=0)
+
+    def grid(self, position: int) -> Grid:
+        """The file's own voxels, turned to RAS; what is saved is turned back."""
+        image = self._open(self.paths[position])
+
+        def finish(labels: np.ndarray) -> np.ndarray:
+            return labels if labels.shape == image.shape else _zoomed(labels, image.shape, order=0)
+
+        def save(labels: np.ndarray, path: Path) -> Path:
+            import nibabel as nib
+            from nibabel import orientations
+
+            own: Any = nib.load(self.paths[position])
+            turn = orientations.ornt_transform(
+                orientations.axcodes2ornt("RAS"), orientations.io_orientation(own.affine)
+            )
+            return save_volume(orientations.apply_orientation(labels, turn), path, own.affine)
+
+        spacing = tuple(float(s) for s in image.header.get_zooms()[:3])
+        return Grid(spacing, "mm", lambda: self._truth(position), finish, save)
+
+    def _truth(self, position: int) -> np.ndarray:
+        """uint8, the mask in RAS, not resampled; it must lie on the voxels of its volume."""
         if not self.masks[position]:
             raise BadImage("it has no mask")
-        image = self._open(self.masks[position])
+        image, volume = self._open(self.masks[position]), self._open(self.paths[position])
+        if image.shape != volume.shape:
+            raise BadImage(f"its mask has the shape {image.shape}, the volume {volume.shape}")
         values = self._values(image)
         if values.min() < 0 or values.max() > 255 or not np.array_equal(values, np.rint(values)):
             raise BadImage("its mask holds values that are no class numbers (0 to 255)")
-        return self._resampled(values, image.header.get_zooms()[:3], order=0).astype(np.uint8)
+        return values.astype(np.uint8)
 
     def _kept(self, position: int) -> Path | None:
         if not self.decoded:
@@ -253,10 +296,14 @@ class Volumes:
         shape = self._resampled_shape(values.shape, zooms)
         if shape == values.shape:
             return values
-        from scipy import ndimage
+        return _zoomed(values, shape, order)
 
-        factors = [new / old for new, old in zip(shape, values.shape, strict=True)]
-        return ndimage.zoom(values, factors, order=order, mode="nearest", grid_mode=True)
+
+def _zoomed(values: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
+    from scipy import ndimage
+
+    factors = [new / old for new, old in zip(shape, values.shape, strict=True)]
+    return ndimage.zoom(values, factors, order=order, mode="nearest", grid_mode=True)
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from deblur_mae_jax.data import grid
+
 
 class BadImage(Exception):
     """An image that cannot be used; the message says why, for `skipped.csv`."""
@@ -30,7 +32,8 @@ class Source:
     header: position -> (H, W) or (D, H, W) without reading the pixels, if that is possible.
     stamp:  position -> something that changes when the file does (size, time), for caching.
     labels, groups: class name and patient of each image, where known; modalities: "ct", "mr", ...
-    masks:  position -> uint8 `(*space)`, class numbers, where known.
+    masks:  position -> uint8 `(*space)`, the values of its mask on the grid of `read`, where known; raises `BadImage`.
+    grids:  position -> the image's own `Grid`, where that is not the one of `read`.
     dtype:  of what `read` gives.
     skipped: what was seen on the way and is not an image.
     """
@@ -42,6 +45,7 @@ class Source:
     labels: list[str] | None = None
     groups: list[str] | None = None
     masks: Callable[[int], np.ndarray] | None = None
+    grids: Callable[[int], grid.Grid] | None = None
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
     modalities: list[str] | None = None
     dtype: Any = np.uint8
@@ -54,6 +58,17 @@ class Source:
         if self.header is not None:
             return self.header(position)
         return self.read(position).shape[:-1]
+
+    def grid_of(self, position: int) -> grid.Grid:
+        """The grid that a segmentation of this image is judged and written on."""
+        if self.grids is not None:
+            return self.grids(position)
+        masks = self.masks if self.masks is not None else _no_mask
+        return grid.plain(masks, len(self.size_of(position)), position)
+
+
+def _no_mask(position: int) -> np.ndarray:
+    raise BadImage("it has no mask")
 
 
 def subset(source: Source, positions: np.ndarray) -> Source:
@@ -74,6 +89,7 @@ def subset(source: Source, positions: np.ndarray) -> Source:
         labels=pick(source.labels),
         groups=pick(source.groups),
         masks=through(source.masks),
+        grids=through(source.grids),
         skipped=source.skipped,
         modalities=pick(source.modalities),
         dtype=source.dtype,

@@ -12,6 +12,8 @@ from deblur_mae_jax.data.source import Skipped, Source, subset
 from deblur_mae_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
+# The only class of images that are told apart by their masks.
+ANY = "image"
 
 
 def folds(
@@ -34,8 +36,9 @@ def folds(
     rarest = min((list(labels).count(name), name) for name in set(labels))
     if rarest[0] < num_folds:
         raise UserError(
-            f"config.data.folds={num_folds}: class '{rarest[1]}' has only {rarest[0]} image(s), fewer "
-            "than the folds; use fewer folds, or name the splits in a manifest"
+            f"config.data.folds={num_folds}: "
+            + (f"class '{rarest[1]}' has" if rarest[1] != ANY else "there are")
+            + f" only {rarest[0]} image(s), fewer than the folds; use fewer folds, or name the splits in a manifest"
         )
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
     fold = np.empty(len(known), int)
@@ -97,7 +100,10 @@ def concatenate(parts: Sequence[Source]) -> Source:
         labels=joined("labels"),
         groups=joined("groups"),
         masks=through("masks"),
+        grids=through("grids"),
         skipped=list(seen.values()),
+        modalities=joined("modalities"),
+        dtype=parts[0].dtype,
     )
 
 
@@ -111,8 +117,8 @@ class _Concatenated:  # a class, not a closure: worker processes must be able to
         return self.functions[part](position - int(self.ends[part - 1] if part else 0))
 
 
-def labelled(load: Callable[[str], Source], data) -> Labelled:
-    """The classified images that `config.data` names, with their splits.
+def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labelled:
+    """The classified images, or with `by_mask` those with masks, that `config.data` names, with their splits.
 
     load: split name -> source. `data.split`, `data.val_split` and `data.test_split` name splits of the
     source; where the last two are "" they are taken from `data.split`, whole patients at a time
@@ -129,7 +135,7 @@ def labelled(load: Callable[[str], Source], data) -> Labelled:
     parts: dict[str, Source] = {}
     for name, wanted in named.items():
         if name == "train" or wanted not in ("", "none"):
-            part = _load(load, name, wanted, data, parts)
+            part = _load(load, name, wanted, data, parts, by_mask)
             if part is None:
                 named[name] = ""
             else:
@@ -140,6 +146,8 @@ def labelled(load: Callable[[str], Source], data) -> Labelled:
             "config.data: the same image is in two splits; config.data.split="
             f"{data.split}, val_split={data.val_split}, test_split={data.test_split}"
         )
+    if by_mask:
+        source = dataclasses.replace(source, labels=[ANY] * len(source))
     labels = source.labels or []
     keep = np.array([i for i, name in enumerate(labels) if name])
     unlabelled = [Skipped(source.names[i], "no label") for i, name in enumerate(labels) if not name]
@@ -149,11 +157,11 @@ def labelled(load: Callable[[str], Source], data) -> Labelled:
     if made_here:
         names = _take(names, source.labels or [], source.groups, made_here, data)
     classes = sorted(set(source.labels or []))
-    if len(classes) < 2:
+    if len(classes) < 2 and not by_mask:
         raise UserError(
             f"config.data.root: only one class, '{classes[0]}', has images: nothing to tell apart"
         )
-    if data.positive:
+    if not by_mask and data.positive:
         if len(classes) != 2 or data.positive not in classes:
             raise UserError(
                 f"config.data.positive='{data.positive}' must be one of two classes; "
@@ -172,7 +180,9 @@ def labelled(load: Callable[[str], Source], data) -> Labelled:
     return Labelled(source, names, classes, lines)
 
 
-def _load(load, name: str, wanted: str, data, parts: dict[str, Source]) -> Source | None:
+def _load(
+    load, name: str, wanted: str, data, parts: dict[str, Source], by_mask: bool
+) -> Source | None:
     """One named split; `None` where "auto" finds that the source has no such split."""
     automatic = wanted == "auto"
     try:
@@ -187,6 +197,13 @@ def _load(load, name: str, wanted: str, data, parts: dict[str, Source]) -> Sourc
     # A source without splits gives all its images whatever the name.
     if automatic and (not part.names or set(part.names) & set(parts["train"].names)):
         return None
+    if by_mask:
+        if part.masks is None:
+            raise UserError(
+                "config.data.root: the images have no masks: a folder needs sub-folders `images` and `masks` with the "
+                "same file names, a CSV a column 'mask'"
+            )
+        return part
     if part.labels is None or not any(part.labels):
         raise UserError(
             "config.data.root: the images have no labels: a folder needs one sub-folder per "

@@ -192,7 +192,7 @@ def write(
         "<p class=note>Every number here follows from <code>predictions.csv</code>. For research; "
         "not a medical device.</p>",
         f"<details><summary>Config</summary>{report.table_of(config)}</details>",
-        f"<details><summary>Environment</summary>{report.table_of(_flat(workdir.environment()))}</details>",
+        f"<details><summary>Environment</summary>{report.table_of(flat(workdir.environment()))}</details>",
         "</html>",
     ]
     path = folder / "index.html"
@@ -200,11 +200,11 @@ def write(
     return path
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{key} ")
+            out |= flat(value, f"{prefix}{key} ")
         else:
             out[f"{prefix}{key}"] = value
     return out

@@ -38,15 +38,29 @@ def over_patients(p: Predictions, metric: Metric, resamples: int = 1000, seed: i
     interval, which then is the percentile interval of the others. NaN for fewer than `MIN_PATIENTS`
     patients, and where every resample gives the same.
     """
-    patients, which = np.unique(p.patients, return_inverse=True)
+    return _bootstrap(
+        p.patients, lambda rows: metric(p.labels[rows], p.probabilities[rows]), resamples, seed
+    )
+
+
+def of_mean(
+    values: np.ndarray, patients: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """The same interval of the mean of one number per case."""
+    return _bootstrap(patients, lambda rows: float(values[rows].mean()), resamples, seed)
+
+
+def _bootstrap(
+    groups: np.ndarray, measure: Callable[[np.ndarray], float], resamples: int, seed: int
+) -> Interval:
+    patients, which = np.unique(groups, return_inverse=True)
     if len(patients) < MIN_PATIENTS:
         return Interval(np.nan, np.nan)
     order = np.argsort(which, kind="stable")
     rows = np.split(order, np.cumsum(np.bincount(which))[:-1])
 
     def statistic(drawn):
-        chosen = np.concatenate([rows[int(i)] for i in drawn])
-        return metric(p.labels[chosen], p.probabilities[chosen])
+        return measure(np.concatenate([rows[int(i)] for i in drawn]))
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # about degenerate resamples, which are handled below

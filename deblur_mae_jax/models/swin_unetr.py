@@ -25,6 +25,7 @@ PATCH_EMBEDS = ("conv", "unet_basic")
 SKIPS = ("disrupted", "none")
 LAYOUTS = ("intended", "as_coded")
 NDIM = 3
+KINDS = ("rebuild", "segment")
 
 
 class PatchEmbed(nn.Module):
@@ -148,6 +149,10 @@ class SwinUNETR(nn.Module):
         skip = None if self.skip_input == "none" else self.encoder1(x.astype(self.dtype))
         return self.out(self.decoder1(y, skip))
 
+    def segment(self, x, level=None):
+        """`(B, D, H, W, C)` -> logits `(B, D, H, W, K)` float32; there are no levels."""
+        return self(x)[0]
+
     def __call__(self, x, disrupt=None, masked=None):
         """Output volume `(B, D, H, W, out_chans)` float32, and the hidden states.
 
@@ -167,10 +172,16 @@ def Model(
     layout: str = "intended",
     image_size: int = 96,
     num_levels: int = 0,
+    num_classes: int = 0,
     dtype: str = "float32",
     **fields: Any,
 ) -> SwinUNETR:
-    """A Swin-UNETR by feature size: variant "12", "24" or "48"; other fields of `SwinUNETR` by name."""
+    """A Swin-UNETR by feature size: variant "12", "24" or "48"; other fields of `SwinUNETR` by name.
+
+    num_classes: of a segmentation; the output then has as many channels.
+    """
+    if num_classes:
+        fields["out_chans"] = num_classes
     if image_size % 32:
         raise UserError(
             f"config.image_size={image_size} must be a multiple of 32 voxels (five halvings)"

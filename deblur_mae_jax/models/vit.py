@@ -19,6 +19,7 @@ from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.models import embed, layers, position
 
 POOLS = ("mean", "cls")
+KINDS = ("classify",)
 
 
 def drop_path_rates(rate: float, depth: int) -> np.ndarray:
@@ -66,6 +67,10 @@ class ViT(nn.Module):
         return 2 if self.conditioning == "token" else 1
 
     def setup(self):
+        self._encoder()
+        self._head()
+
+    def _encoder(self):
         block = nn.remat(layers.Block) if self.remat else layers.Block
         self.cls_token = self.param("cls_token", embed.token_init, (1, 1, self.embed_dim))
 
@@ -85,6 +90,8 @@ class ViT(nn.Module):
             block(self.num_heads, self.mlp_ratio, self.dtype, self.attention)
             for _ in range(self.depth)
         ]
+
+    def _head(self):
         if self.pool == "mean":
             self.fc_norm = layers.layer_norm(None, jnp.float32)  # type: ignore[arg-type]
         else:
@@ -101,8 +108,8 @@ class ViT(nn.Module):
             code = code + self.blur_token[:, 0]
         return code
 
-    def features(self, images, level=None, mix=None, drop_path_keys=None):
-        """`(B, H, W, C)` -> pooled and normalised features `(B, D)` float32.
+    def hidden(self, images, level=None, mix=None, drop_path_keys=None):
+        """`(B, H, W, C)` -> the tokens after each block, a list of `(B, num_prefix + L, D)`.
 
         level `(B,)`: the blur level of each image, needed where the model is conditioned. mix
         `(levels (B,), weights (B,))`: of the images mixed into these; the codes are mixed alike.
@@ -130,8 +137,15 @@ class ViT(nn.Module):
         if drop_path_keys is not None and self.drop_path > 0:
             scales = drop_path_scales(drop_path_keys, self.drop_path, self.depth)
             scales = scales.astype(self.dtype)
+        states = []
         for number, block in enumerate(self.blocks):
             x = block(x) if scales is None else block(x, scales[:, number])
+            states.append(x)
+        return states
+
+    def features(self, images, level=None, mix=None, drop_path_keys=None):
+        """`(B, H, W, C)` -> pooled and normalised features `(B, D)` float32; arguments as of `hidden`."""
+        x = self.hidden(images, level, mix, drop_path_keys)[-1]
         if self.pool == "mean":
             return self.fc_norm(x[:, self.num_prefix :].astype(jnp.float32).mean(axis=1))
         return self.norm(x[:, 0].astype(jnp.float32))

@@ -16,6 +16,8 @@ from deblur_mae_jax import masking
 from deblur_mae_jax.errors import unknown
 from deblur_mae_jax.models import embed, layers, position
 
+KINDS = ("reconstruct",)
+
 
 class ViTMAE(nn.Module):
     """Encoder and decoder. Build it with `Model`."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from deblur_mae_jax import augment
 from deblur_mae_jax.errors import UserError
 
+KIND = "classify"
 EVALUATOR = "live_classification"
 SUPERVISED = True
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from deblur_mae_jax import losses
 from deblur_mae_jax.errors import UserError, unknown
 
+KIND = "rebuild"
 EVALUATOR = "live_reconstruction"
 SCOPES = ("batch", "sample", "token")
 LOSS_ON = ("all", "masked")

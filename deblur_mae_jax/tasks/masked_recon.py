@@ -18,6 +18,7 @@ import jax
 from deblur_mae_jax import losses, masking
 from deblur_mae_jax.errors import UserError, unknown
 
+KIND = "reconstruct"
 EVALUATOR = "live_reconstruction"
 LOSS_ON = ("all", "masked")
 TARGETS = ("clean", "degraded")

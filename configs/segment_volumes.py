@@ -1,0 +1,16 @@
+"""Segment your own CT or MR volumes, from a pre-trained Swin-UNETR or from scratch.
+
+    python main.py --config=configs/segment_volumes.py --config.init_from=runs/dae \\
+      --config.data.root="/my/volumes=mr" --workdir=runs/segmenter
+
+The folder holds `images/` and `masks/` with the same file names (or `imagesTr/` and `labelsTr/`), or a CSV
+`path,mask,modality,group,split`. Splits that are not there are made, 3:1:1, whole patients at a time.
+`--config.init_from=""` starts from scratch (then say the size: --config.model.variant=48, --config.image_size=96).
+"""
+
+from configs import segmentation
+
+
+def get_config(recipe="paper"):
+    """The paper's recipe on any volumes."""
+    return segmentation.of_volumes(recipe)

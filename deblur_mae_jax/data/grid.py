@@ -1,0 +1,57 @@
+"""The grid that a mask was drawn on, and the way back to it from the grid that `Source.read` gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """One image's own grid.
+
+    spacing: of its voxels or pixels, in `unit` ("mm", or "px" where the size of a pixel is not known).
+    truth:  () -> uint8 `(*space)`, the values of the mask file on this grid; raises `BadImage` without one.
+    finish: a label map on the grid of `read` -> the same on this grid (nearest neighbour).
+    save:   (label map on this grid, path without suffix) -> the file written, which lies over the image's own file.
+    """
+
+    spacing: tuple[float, ...]
+    unit: str
+    truth: Callable[[], np.ndarray]
+    finish: Callable[[np.ndarray], np.ndarray]
+    save: Callable[[np.ndarray, Path], Path]
+
+
+def save_picture(labels: np.ndarray, path: Path) -> Path:
+    """An 8-bit PNG that holds the values of the map."""
+    path = path.with_name(path.name + ".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(labels.astype(np.uint8)).save(path)
+    return path
+
+
+def save_volume(labels: np.ndarray, path: Path, affine: np.ndarray | None = None) -> Path:
+    """A compressed NIfTI file of 8-bit values."""
+    import nibabel as nib
+
+    path = path.with_name(path.name + ".nii.gz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(labels.astype(np.uint8), np.eye(4) if affine is None else affine)  # type: ignore[no-untyped-call]
+    nib.save(image, path)
+    return path
+
+
+def plain(masks: Callable[[int], np.ndarray], axes: int, position: int) -> Grid:
+    """The grid of an image whose masks lie on what `read` gives: pictures, and simulated images."""
+
+    def save(labels: np.ndarray, path: Path) -> Path:
+        return save_picture(labels, path) if labels.ndim == 2 else save_volume(labels, path)
+
+    # Nothing says how large a pixel of a picture is; simulated volumes are of 1 mm.
+    unit = "px" if axes == 2 else "mm"
+    return Grid((1.0,) * axes, unit, lambda: masks(position), lambda labels: labels, save)

@@ -1,0 +1,162 @@
+"""A ViT encoder with a convolutional decoder for segmentation: the UNETR of Hatamizadeh et al. (2022), for pictures.
+
+The encoder is that of `vit`, name for name, so that any pre-trained ViT fits. Its last hidden state and those at
+even distances before it are brought to finer and finer grids and joined, as in a U-Net; the finest one also
+sees the picture itself. Everything that is new is under `segmenter`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from deblur_mae_jax.models import embed, layers, vit
+from deblur_mae_jax.models.conv3d import leaky_relu
+
+NDIM = 2
+KINDS = ("segment",)
+
+
+def factors(patch_size: int) -> list[int]:
+    """The steps from the grid of patches to pixels: prime factors of the patch size, the largest first."""
+    out, rest, prime = [], patch_size, 2
+    while rest > 1:
+        while rest % prime == 0:
+            out.append(prime)
+            rest //= prime
+        prime += 1
+    return sorted(out, reverse=True)
+
+
+class Expand(nn.Module):
+    """`(B, H, W, C)` -> `(B, fH, fW, features)`: a transposed convolution whose kernel is its stride."""
+
+    features: int
+    factor: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        B, H, W, _ = x.shape
+        f = self.factor
+        x = layers.dense(f * f * self.features, self.dtype)(x)
+        x = x.reshape(B, H, W, f, f, self.features).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(B, H * f, W * f, self.features)
+
+
+class Refine(nn.Module):
+    """Two 3x3 convolutions with norms over each example, and a projected skip."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        def convolve(x, side, name):
+            y = nn.Conv(self.features, (side, side), use_bias=False, dtype=self.dtype, name=name)(x)
+            return nn.GroupNorm(
+                num_groups=None, group_size=max(1, self.features // 4), dtype=self.dtype,
+                use_fast_variance=False, name=f"{name}_norm",
+            )(y)  # fmt: skip
+
+        y = convolve(leaky_relu(convolve(x, 3, "conv1")), 3, "conv2")
+        return leaky_relu(y + convolve(x, 1, "skip"))
+
+
+class Segmenter(nn.Module):
+    """From hidden states `(B, g, g, D)`, the deepest first, and the picture to logits `(B, S, S, K)` float32."""
+
+    num_classes: int
+    patch_size: int
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, hidden, images):
+        steps = factors(self.patch_size)
+        width = self.features * 2 ** len(steps)
+        x = Refine(width, self.dtype, name="bottom")(hidden[0])
+        scale = 1
+        for number, factor in enumerate(steps):
+            scale, width = scale * factor, width // 2
+            x = Expand(width, factor, self.dtype, name=f"up_{number}")(x)
+            if number < len(steps) - 1:
+                skip = Expand(width, scale, self.dtype, name=f"skip_{number}")(hidden[number + 1])
+            else:
+                skip = Refine(width, self.dtype, name="picture")(images.astype(self.dtype))
+            x = Refine(width, self.dtype, name=f"refine_{number}")(jnp.concatenate([x, skip], -1))
+        return nn.Dense(self.num_classes, name="out")(x.astype(jnp.float32))
+
+
+class ViTUNETR(vit.ViT):
+    """Encoder and segmenter. Build it with `Model`."""
+
+    width: int = 16  # channels at full resolution
+
+    def _head(self):
+        self.norm = layers.layer_norm(None, self.dtype)  # type: ignore[arg-type]
+        self.segmenter = Segmenter(self.num_classes, self.patch_size, self.width, self.dtype)
+
+    def segment(self, images, level=None):
+        """`(B, S, S, C)` -> logits `(B, S, S, K)` float32. level `(B,)`: where the model is conditioned."""
+        states = self.hidden(images, level)
+        wanted = len(factors(self.patch_size))
+        chosen = [max(1, round(self.depth * (wanted - i) / wanted)) - 1 for i in range(wanted)]
+        kept = [self.norm(states[-1]), *(states[number] for number in chosen[1:])]
+
+        def on_grid(tokens):
+            return tokens[:, self.num_prefix :].reshape(-1, self.grid, self.grid, self.embed_dim)
+
+        return self.segmenter([on_grid(tokens) for tokens in kept], images)
+
+    def __call__(self, images, level=None):  # type: ignore[override]
+        """The same."""
+        return self.segment(images, level)
+
+
+def Model(
+    variant: str = "B",
+    *,
+    num_classes: int,
+    image_size: int = 224,
+    patch_size: int = 16,
+    conditioning: str = "none",
+    level_code: str = "learned",
+    attention: str = "xla",
+    dtype: str = "float32",
+    **kwargs: Any,
+) -> ViTUNETR:
+    """A segmentation network by the size of its ViT; other fields of `ViTUNETR` by name."""
+    sizes, rest = embed.encoder_sizes(variant, kwargs)
+    embed.check(image_size, patch_size, conditioning, attention, dtype)
+    return ViTUNETR(
+        num_classes=num_classes, image_size=image_size, patch_size=patch_size, conditioning=conditioning,
+        level_code=level_code, attention=attention, dtype=jnp.dtype(dtype), **sizes, **rest,
+    )  # fmt: skip
+
+
+def flops_per_image(model: ViTUNETR, mask_ratio: float = 0.0, training: bool = True) -> float:
+    """Floating-point operations of the products and convolutions for one image (2 per multiply-add)."""
+    L, D = model.grid**2, model.embed_dim
+    total = 2.0 * L * model.patch_size**2 * model.in_chans * D
+    total += embed.block_flops(model.num_prefix + L, D, model.depth, model.mlp_ratio)
+
+    def refine(before, after, pixels):
+        return 2 * pixels * (9 * before * after + 9 * after * after + before * after)
+
+    steps = factors(model.patch_size)
+    width, side = model.width * 2 ** len(steps), model.grid
+    total += refine(D, width, L)
+    for number, factor in enumerate(steps):
+        before, width = width, width // 2
+        side *= factor
+        total += 2 * side**2 * before * width
+        if number < len(steps) - 1:
+            total += 2 * side**2 * D * width
+        else:
+            total += refine(model.in_chans, width, side**2)
+        total += refine(2 * width, width, side**2)
+    total += 2 * side**2 * width * model.num_classes
+    return total * (3 if training else 1)
