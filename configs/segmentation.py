@@ -7,6 +7,11 @@ from configs import transfer, volumes
 RECIPES = ("paper", "upstream")
 
 
+def get_config(recipe: str = "paper") -> ConfigDict:
+    """Segmentation of volumes."""
+    return of_volumes(recipe)
+
+
 def _shared(config: ConfigDict) -> None:
     """What volumes and pictures have in common."""
     config.init_from = (

@@ -35,6 +35,11 @@ def get_config(preset: str = "paper") -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "swin_unetr"
     config.model.variant = "48"  # 12 | 24 | 48: channels of the first stage
+    config.model.feature_size = (
+        0  # another width; 0: as the variant says; likewise () for the next two
+    )
+    config.model.depths = ()
+    config.model.num_heads = ()
     config.model.in_chans = 1
     config.model.out_chans = 1
     config.model.patch_embed = "unet_basic"  # unet_basic (DAE) | conv (MONAI)

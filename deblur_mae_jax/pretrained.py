@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import checkpoint, workdir
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models import position
-from deblur_mae_jax.network import build_network, is_supervised
-from deblur_mae_jax.pytorch import files, foreign, names
+from deblur_mae_jax.network import build_network, is_supervised, num_axes
+from deblur_mae_jax.pytorch import files, foreign, foreign_volumes, names
 
 
 @dataclasses.dataclass
@@ -92,14 +92,18 @@ def _from_file(path: Path, field: str) -> Pretrained:
         if "config" in weights.header:
             config = workdir.nested(json.loads(weights.header["config"]))
             classes = json.loads(weights.header.get("classes", "[]"))
-            if not is_supervised(config) and "decoder_pred.weight" not in state:
+            flat = num_axes(config) == 2
+            if flat and not is_supervised(config) and "decoder_pred.weight" not in state:
                 config = _encoder_only(weights, config)
         else:
-            values, classes, notes = foreign.describe(weights)
+            reader = foreign_volumes if _is_volume(state) else foreign
+            values, classes, notes = reader.describe(weights)
             config = workdir.nested(values)
         network = build_network(config, len(classes))
         shapes = jax.eval_shape(network.init)
-        if is_supervised(config) and not classes:  # the empty head of a network without one
+        if _is_volume(state) and not any(k.startswith("encoder2.") for k in state):
+            shapes = {"swinViT": shapes["swinViT"]}  # a self-supervised encoder alone
+        elif is_supervised(config) and not classes:  # the empty head of a network without one
             empty = np.zeros((0, network.model.embed_dim), np.float32)
             state = state | {"head.weight": empty, "head.bias": empty[:, 0]}
         params = names.params_from_state_dict(state, shapes)
@@ -108,6 +112,10 @@ def _from_file(path: Path, field: str) -> Pretrained:
         raise UserError(f"{field}: '{path}': {error}") from error
     own = "config" in weights.header
     return Pretrained(path, config, network, params, classes, "" if own else weights.format, notes)
+
+
+def _is_volume(state: dict[str, np.ndarray]) -> bool:
+    return any(name.startswith("swinViT.") for name in state)
 
 
 def _encoder_only(weights: files.Weights, config: ConfigDict) -> ConfigDict:
@@ -120,7 +128,7 @@ def _encoder_only(weights: files.Weights, config: ConfigDict) -> ConfigDict:
 
 def _moved_tables(state: dict[str, np.ndarray], model: Any) -> list[str]:
     """A note where fixed position tables of a file are not the ones this network has."""
-    if not hasattr(model, "decode"):
+    if not hasattr(model, "decode") or not hasattr(model, "grid"):
         return []
     ours = {
         "pos_embed": position.sincos_2d(model.embed_dim, model.grid, model.num_prefix),

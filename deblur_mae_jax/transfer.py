@@ -37,6 +37,9 @@ INHERITED: dict[str, Any] = {
 INHERITED_3D: dict[str, Any] = {
     "image_size": 96,
     "model.variant": "48",
+    "model.feature_size": 0,
+    "model.depths": (),
+    "model.num_heads": (),
     "model.in_chans": 1,
     "model.patch_embed": "conv",
     "model.merge_order": "monai15",

@@ -36,6 +36,7 @@ ALLOWED = {
     "pytorch/channels.py": {"numpy", "flax"},
     "pytorch/formats.py": {"numpy", "deblur_mae_jax.errors"},
     "pytorch/modeling_d2mae.py": {"torch"},
+    "pytorch/modeling_swin.py": {"torch", "monai"},
     "errors.py": set(),
     "progress.py": set(),
 }  # fmt: skip
@@ -46,6 +47,7 @@ ONLY_IN = {
     "torch": {"pytorch"},
     "timm": {"pytorch"},
     "transformers": {"pytorch"},
+    "monai": {"pytorch"},
     "flax": {"models", "steps.py", "pytorch", "pretrained.py", "warm_start.py"},
     "sklearn": {"data", "evaluators", "probes.py"},
     "statsmodels": {"evaluators"},

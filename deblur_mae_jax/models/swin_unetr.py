@@ -200,7 +200,9 @@ def Model(
         if value not in choices:
             raise unknown(f"config.model.{name}", value, choices)
     size = fields.pop("feature_size", 0) or int(variant)
-    heads = fields.get("num_heads", SwinUNETR.num_heads)
+    for name in ("depths", "num_heads"):
+        fields[name] = tuple(fields.get(name) or getattr(SwinUNETR, name))
+    heads = fields["num_heads"]
     if any((size << stage) % number for stage, number in enumerate(heads)):
         raise UserError(
             f"config.model.feature_size={size}: every stage, twice as wide as the one before, must be divisible "

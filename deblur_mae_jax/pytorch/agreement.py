@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.models.conv3d import channel_norm
 from deblur_mae_jax.pretrained import Pretrained
 from deblur_mae_jax.pytorch import names
 from deblur_mae_jax.pytorch.torch_side import Opened
@@ -68,6 +69,8 @@ def in_torch(opened: Opened, data: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def measure(trained: Pretrained, opened: Opened) -> dict[str, dict[str, float]]:
     """Per output that both have: the largest difference, and the largest value beside it."""
+    if opened.volume is not None:
+        return _measure_volumes(trained, opened)
     data = fixed_inputs(trained)
     ours, theirs = in_jax(trained, data), in_torch(opened, data)
     return {
@@ -77,6 +80,31 @@ def measure(trained: Pretrained, opened: Opened) -> dict[str, dict[str, float]]:
         }
         for name in ours
         if name in theirs
+    }
+
+
+def _measure_volumes(trained: Pretrained, opened: Opened) -> dict[str, dict[str, float]]:
+    """The same of a Swin-UNETR: the output and the five hidden states, on one cube of noise."""
+    assert opened.volume is not None
+    model = trained.network.model.clone(dtype=jnp.float32, remat=False)
+    side = max(
+        model.image_size, 64
+    )  # PyTorch's instance norm refuses the single voxel that 32 end in
+    rng = np.random.default_rng(20240703)  # any number, always the same
+    x = rng.standard_normal((1, side, side, side, model.in_chans)).astype(np.float32)
+    with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
+        out, hidden = jax.jit(model.apply)({"params": trained.params}, x)
+        if model.normalize:
+            hidden = [channel_norm(h) for h in hidden]
+    theirs, states = opened.volume(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+    ours = {"output": out} | {f"hidden state {i}": h for i, h in enumerate(hidden)}
+    others = [theirs, *states]
+    return {
+        name: {
+            "max_difference": float(np.abs(np.moveaxis(np.asarray(a), -1, 1) - b).max()),
+            "max_value": float(np.abs(a).max()),
+        }
+        for (name, a), b in zip(ours.items(), others, strict=True)
     }
 
 

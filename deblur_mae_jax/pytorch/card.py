@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from deblur_mae_jax.pytorch import volume_exports
+
 NAME = "README.md"
 
 
 def text(certificate: dict[str, Any]) -> str:
     """Markdown."""
-    network, source = certificate["network"], certificate["source"]
+    network = certificate["network"]
+    if certificate["format"] in volume_exports.FORMATS:
+        what, about = volume_exports.introduction(certificate)
+        before = volume_exports.steps(network)
+        return _page(certificate, what, about, volume_exports.snippet(certificate), before, [])
     classify = network["task"] == "classify"
     chans = "one gray channel" if network["in_chans"] == 1 else "three channels"
     what = (
@@ -19,24 +25,40 @@ def text(certificate: dict[str, Any]) -> str:
         if classify
         else "an encoder and decoder, pre-trained by masked reconstruction"
     )
+    about = (
+        f"ViT, {network['embed_dim']} wide, {network['depth']} deep, {network['num_heads']} heads, patches of "
+        f"{network['patch_size']} at {network['image_size']} pixels, {chans}. Trained with deblur_mae_jax, "
+        f"written for {_reader(certificate)}. Not a medical device."
+    )
+    before = _steps(certificate["preprocessing"])
+    return _page(certificate, what, about, _snippet(certificate), before, _search_of(network))
+
+
+def _page(
+    certificate: dict[str, Any],
+    what: str,
+    about: str,
+    snippet: list[str],
+    before: list[str],
+    search: list[str],
+) -> str:
+    source = certificate["source"]
     lines = [
         f"# {what[0].upper()}{what[1:]}",
         "",
-        f"ViT, {network['embed_dim']} wide, {network['depth']} deep, {network['num_heads']} heads, patches of "
-        f"{network['patch_size']} at {network['image_size']} pixels, {chans}. Trained with deblur_mae_jax, "
-        f"written for {_reader(certificate)}. Not a medical device.",
+        about,
         "",
         "## Open it",
         "",
         "```python",
-        *_snippet(certificate),
+        *snippet,
         "```",
         "",
         "## Before the network",
         "",
-        *(f"{i}. {step}" for i, step in enumerate(_steps(certificate["preprocessing"]), 1)),
+        *(f"{i}. {step}" for i, step in enumerate(before, 1)),
         "",
-        *_search_of(network),
+        *search,
         "Without the same preparation the numbers mean nothing.",
         "",
         "## Agreement with JAX",

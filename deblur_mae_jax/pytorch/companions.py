@@ -8,16 +8,24 @@ from typing import Any
 
 from deblur_mae_jax import workdir
 from deblur_mae_jax.pretrained import Pretrained
-from deblur_mae_jax.pytorch import torch_side
+from deblur_mae_jax.pytorch import torch_side, volume_exports
 
 
 def write(
-    place: Path, trained: Pretrained, format: str, network: dict[str, Any], opens: dict[str, Any]
+    place: Path,
+    trained: Pretrained,
+    format: str,
+    network: dict[str, Any],
+    opens: dict[str, Any],
+    weights: str,
 ) -> None:
-    """`config.json` and its like for timm and Hugging Face; for our own format the model file too."""
+    """`config.json` and its like; for formats that need one the model file too. weights: the name of their file."""
     if format == "d2mae":
         workdir.write_json(place / "config.json", network)
         shutil.copyfile(torch_side.MODELING, place / torch_side.MODELING.name)
+    if format in volume_exports.FORMATS:
+        workdir.write_json(place / "config.json", network | {"weights": weights})
+        shutil.copyfile(torch_side.MODELING_SWIN, place / torch_side.MODELING_SWIN.name)
     if format == "hf":
         workdir.write_json(place / "config.json", _hf_config(trained, network, opens["class"]))
         workdir.write_json(place / "preprocessor_config.json", _hf_preprocessor(network))

@@ -31,6 +31,7 @@ from deblur_mae_jax.pytorch import (
     formats,
     names,
     torch_side,
+    volume_exports,
 )
 
 NOT_MEASURED = "not measured"
@@ -47,20 +48,43 @@ def export(
     """Write the network of `run`, a workdir or a file, for PyTorch; returns the folder.
 
     format: "mae" (the names of MAE's and DeblurringMIM's code), "timm", "hf" (a Hugging Face folder) or "d2mae" (with
-    a file that holds the network in plain PyTorch). output: a folder, or a .safetensors or .pth file in a folder
-    of its own; the run's `export/<format>` by default. in_chans: 1 or 3, converted as `channels.py` says.
+    a file that holds the network in plain PyTorch); for volumes "monai" or "dae" (DAE's own layout). output: a folder,
+    or a .safetensors or .pth file in a folder of its own; the run's `export/<format>` by default. in_chans: 1 or 3,
+    converted as `channels.py` says.
     Beside the weights lie `certificate.json`, with the differences between JAX and PyTorch measured now, and a
     `README.md`. Raises `UserError`.
     """
-    if format not in formats.FORMATS:
-        raise unknown("--format", format, formats.FORMATS)
+    every = (*formats.FORMATS, *volume_exports.FORMATS)
+    if format not in every:
+        raise unknown("--format", format, every)
     trained = run if isinstance(run, Pretrained) else pretrained.load(run, "RUN")
-    trained, changed = _with_channels(trained, in_chans)
-    state, left_out, more = _convert(trained, format)
+    is_volume = networks.num_axes(trained.config) == 3
+    fitting = volume_exports.FORMATS if is_volume else formats.FORMATS
+    if format not in fitting:
+        kind = "volumes" if is_volume else "pictures"
+        raise UserError(
+            f"--format={format}: the network is for {kind}. Choices: {', '.join(fitting)}"
+        )
+    if trained.config.task.name == "segment" and not is_volume:
+        raise UserError(
+            "--format: a ViT with a segmentation decoder has no format yet. Choices: none"
+        )
     folder, name = _target(trained, format, output)
-
-    opens = description.opens_with(trained, format)
-    network = description.describe_network(trained)
+    changed: list[str] = []
+    if is_volume:
+        if in_chans not in (0, trained.config.model.in_chans):
+            raise UserError(f"--in_chans={in_chans}: volumes keep their channels")
+        state, left_out = volume_exports.state_of(trained, format)
+        more: list[str] = []
+        network = volume_exports.describe(trained)
+        opens = volume_exports.opens_with(network, format)
+        before = {k: network[k] for k in ("spacing", "ct_window", "image_size")}
+    else:
+        trained, changed = _with_channels(trained, in_chans)
+        state, left_out, more = _convert(trained, format)
+        opens = description.opens_with(trained, format)
+        network = description.describe_network(trained)
+        before = description.preprocessing(trained, network)
     certificate = {
         "format": format,
         "opens_with": opens,
@@ -68,7 +92,7 @@ def export(
         "left_out": left_out,
         "changed": changed + more,
         "source": _source(trained),
-        "preprocessing": description.preprocessing(trained, network),
+        "preprocessing": before,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as draft:
@@ -76,7 +100,7 @@ def export(
         _write_weights(place / name, state, trained, format)
         if format == "d2mae":
             _write_searcher(place, trained, in_chans)
-        companions.write(place, trained, format, network, opens)
+        companions.write(place, trained, format, network, opens, name)
         certificate["file"] = _fingerprint(place / name, state)
         certificate["agreement"], used = _agreement(trained, format, place / name, certificate)
         certificate["versions"] = {
@@ -238,7 +262,7 @@ def _write_weights(path: Path, state: formats.State, trained: Pretrained, format
     if path.suffix == ".pth":
         torch = files.need_torch(".pth files")
         tensors = {name: torch.from_numpy(value.copy()) for name, value in state.items()}
-        torch.save({"model": tensors} if format == "mae" else tensors, path)
+        torch.save({"model": tensors} if format in ("mae", "dae") else tensors, path)
         return
     from safetensors.numpy import save_file
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.pytorch import formats
+from deblur_mae_jax.pytorch import formats, swin_formats
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 IN_FOLDERS = (
@@ -71,7 +71,8 @@ def read(path: Path, field: str) -> Weights:
         damaged = sorted(k for k, v in state.items() if not np.isfinite(v).all())
         if damaged:
             raise UserError(f"NaN or infinite values in {', '.join(damaged[:3])}")
-        state, kind = formats.to_ours(state)
+        to_ours = swin_formats.to_ours if swin_formats.is_swin(state) else formats.to_ours
+        state, kind = to_ours(state)
     except UserError as error:
         raise UserError(f"{field}: '{path}': {error}") from error
     return Weights(path, state, kind, header, _config_beside(folder, path), arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,8 +12,13 @@ from deblur_mae_jax.pytorch.formats import State
 
 # Computed, not learned; and layers that MONAI 0.8, which DAE pins, creates and never uses.
 _UNUSED = re.compile(
-    r"relative_position_index$|^encoder(2|3|4|10)\.layer\.conv3\.|^(encoder|swinViT)\.norm\.|mask_token$"
+    r"relative_position_index$|^encoder(2|3|4|10)\.layer\.conv3\.|^(encoder|swinViT)\.norm\.|^encoder\.mask_token$"
 )
+
+
+def is_swin(names: Iterable[str]) -> bool:
+    """Whether a state dict of these names holds a Swin-UNETR, or its encoder."""
+    return any(re.match(r"(module\.)?(swinViT\.|encoder\.)?layers1\.0\.", n) for n in names)
 
 
 def recognise(names: set[str]) -> str:

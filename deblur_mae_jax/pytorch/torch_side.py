@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +19,12 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pytorch.files import EXTRA, need_torch
 
 MODELING = Path(__file__).with_name("modeling_d2mae.py")
+MODELING_SWIN = Path(__file__).with_name("modeling_swin.py")
 CERTIFICATE = "certificate.json"
 SEARCHER = ("searcher.safetensors", "searcher.json")  # as in `modeling_d2mae.py`
 # What each format is opened with.
 NEEDS = {"mae": ("torch",), "d2mae": ("torch",), "timm": ("torch", "timm"),
-         "hf": ("torch", "transformers")}  # fmt: skip
+         "hf": ("torch", "transformers"), "monai": ("torch", "monai"), "dae": ("torch", "monai")}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -36,6 +38,9 @@ class Opened:
     features: Callable[..., np.ndarray] | None = None  # (x, level): what the head sees
     logits: Callable[..., np.ndarray] | None = None  # (x, level)
     layers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    volume: Callable[..., Any] | None = (
+        None  # x -> (output, hidden states as the decoder gets them)
+    )
 
 
 def missing(kind: str) -> list[str]:
@@ -79,6 +84,8 @@ def open_file(kind: str, file: Path, certificate: dict[str, Any]) -> Opened:
             return _timm(torch, file, certificate["opens_with"])
         if kind == "hf":
             return _hf(torch, file.parent, certificate["opens_with"]["class"])
+        if kind in ("monai", "dae"):
+            return _swin(torch, file, certificate)
         return _ours(torch, file, certificate["network"])
     finally:
         torch.set_grad_enabled(True)
@@ -123,6 +130,29 @@ def _ours(torch: Any, file: Path, network: dict[str, Any]) -> Opened:
         "reconstruct": lambda x, level, ratio, noise: model(x, level, ratio, noise)[0],
     }
     return Opened(model, layers=layers, **_calls(torch, **functions))
+
+
+def _swin(torch: Any, file: Path, certificate: dict[str, Any]) -> Opened:
+    """Both layouts through the file beside the weights; MONAI's also through MONAI alone, where it can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's own, of what it imports
+        module = modeling(MODELING_SWIN)
+        opens = certificate["opens_with"]
+        order = opens["merge_order"]
+        if certificate["format"] == "monai" and order != "legacy":
+            arguments = opens["arguments"] | ({"downsample": "mergingv2"} if order == "v2" else {})
+            model = module.SwinUNETR(**arguments).eval()
+            model.load_state_dict(_state(torch, file), strict=True)
+        else:
+            model = module.load(file.parent, file.name)
+
+    def volume(x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        data = torch.tensor(x)
+        with torch.inference_mode():
+            hidden = model.swinViT(data, model.normalize)
+            return model(data).numpy(), [h.numpy() for h in hidden]
+
+    return Opened(model, volume=volume)
 
 
 def _timm(torch: Any, file: Path, opens: dict[str, Any]) -> Opened:
