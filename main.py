@@ -16,7 +16,14 @@ MODE = flags.DEFINE_enum(
     "mode", "run", ["run", "predict"], "What a config says, or predictions of the run in --workdir."
 )
 INPUT = flags.DEFINE_string("input", "", "With --mode=predict: a folder of images, or a CSV.")
-OUTPUT = flags.DEFINE_string("output", "", "With --mode=predict: the CSV to write.")
+OUTPUT = flags.DEFINE_string(
+    "output", "", "With --mode=predict: the CSV to write; of a segmentation, the folder."
+)
+INFER = flags.DEFINE_string(
+    "infer",
+    "",
+    "With --mode=predict of a segmentation: fields of config.infer, 'flips=True,overlap=0.7'.",
+)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile, print the cost, take one step, exit.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several hosts that find each other (TPU pods)."
@@ -66,7 +73,7 @@ def main(argv: list[str]) -> None:
 
     try:
         if predicting:
-            predict_run.run(WORKDIR.value, INPUT.value, OUTPUT.value)
+            predict_run.run(WORKDIR.value, INPUT.value, OUTPUT.value, INFER.value)
             return
         result = run.run(CONFIG.value, WORKDIR.value or "", DRY_RUN.value)
     except UserError as error:

@@ -97,3 +97,21 @@ def get_config(preset: str = "paper") -> ConfigDict:
     elif preset != "paper":
         raise ValueError(f"--config: unknown preset '{preset}'. Choices: paper, upstream.")
     return config
+
+
+def pretext() -> ConfigDict:
+    """The three-part pre-training of Swin-UNETR (Tang et al. 2022) at the size and rates of DAE's paper."""
+    config = get_config()
+    config.task = ConfigDict()
+    config.task.name = "pretext"
+    config.task.degrade = "none"  # the views are made by the task
+    config.task.rotation_weight = 1.0
+    config.task.contrast_weight = 1.0
+    config.task.reconstruction_weight = 1.0
+    config.task.temperature = 0.5
+    config.model.name = "swin_ssl"
+    config.model.rebuilds = True  # whether there is a decoder for the reconstruction
+    config.model.patch_embed = "conv"
+    for name in ("out_chans", "normalize", "skip_input", "mask_token"):
+        del config.model[name]
+    return config

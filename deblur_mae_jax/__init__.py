@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-INTERFACE = ("load", "prepare", "encode", "reconstruct", "search_blur", "predict", "degrade")
+INTERFACE = (
+    "load",
+    "prepare",
+    "encode",
+    "reconstruct",
+    "search_blur",
+    "predict",
+    "segment",
+    "degrade",
+)
 __all__ = [*INTERFACE, "export_to_pytorch"]
 
 

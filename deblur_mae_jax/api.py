@@ -6,6 +6,7 @@
     dm.search_blur(trained, images).best_sigma
     dm.prepare(trained, images), dm.encode(trained, images)
     dm.predict(dm.load("runs/classifier"), images)
+    dm.segment(dm.load("runs/segmenter"), images)
 
 Images are one array `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`, one image without N, or a list of
 images of different sizes; uint8, or float between 0 and 1. Any number of them.
@@ -21,12 +22,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
-from deblur_mae_jax import blur_search, lookup, losses, masking, pretrained, transfer, views
+from deblur_mae_jax import (
+    blur_search,
+    lookup,
+    losses,
+    masking,
+    pretrained,
+    sharding,
+    transfer,
+    views,
+)
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators.predictions import probabilities_of
 from deblur_mae_jax.inputs import stream_keys
+from deblur_mae_jax.network import kind, num_axes
+from deblur_mae_jax.segmenter import Segmenter
 
 BATCH = 32
 Images = Any  # an array or a list of arrays
@@ -34,14 +47,15 @@ Images = Any  # an array or a list of arrays
 
 @dataclasses.dataclass
 class Info:
-    """What is known of a loaded network. classes: names, for a classifier; searcher: the pre-training
-    network that finds the blur of a classifier's images."""
+    """What is known of a loaded network. classes: names, for a classifier or a segmentation (background first);
+    mask_values: of each class in mask files; searcher: the pre-training network that finds the blur of images."""
 
     path: Path
     config: Any
     classes: list[str]
     network: Any
     searcher: Trained | None = None
+    mask_values: list[int] = dataclasses.field(default_factory=list)
     programs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def jitted(self, name: str, function: Callable) -> Any:
@@ -68,9 +82,10 @@ def of(found: pretrained.Pretrained) -> Trained:
     """The same from what was loaded before."""
     searcher = None
     copy = transfer.copy_of_source(found.path)
-    if found.classes and copy is not None:
+    if found.classes and copy is not None and num_axes(found.config) == 2:
         searcher = load(copy)
-    info = Info(found.path, found.config, found.classes, found.network, searcher)
+    values = found.mask_values
+    info = Info(found.path, found.config, found.classes, found.network, searcher, values)
     return Trained(found.network.model, jax.tree.map(jnp.asarray, found.params), info)
 
 
@@ -165,6 +180,10 @@ def _levels(trained: Trained, images: Images, level: Any, count: int) -> np.ndar
 
 def _run(trained: Trained, images: Images, level: Any, program: Any, batch: int) -> Any:
     """`program(params, batch of network inputs, keys)` over all images, results concatenated."""
+    if num_axes(trained.info.config) == 3:
+        raise UserError(
+            f"'{trained.info.path}' is a network for volumes: only dm.segment is for them"
+        )
     images = _as_list(images)
     network = trained.info.network
     levels = _levels(trained, images, level, len(images))
@@ -333,6 +352,8 @@ def predict(
     level: as the run's own setting finds it, if `None` (a search, for D2MAE).
     """
     info = trained.info
+    if kind(info.config) == "segment":
+        raise UserError(f"predict: '{info.path}' segments; use dm.segment")
     if not info.classes:
         raise UserError(f"predict: '{info.path}' is no classifier; fine-tune it first")
     network = info.network
@@ -344,10 +365,52 @@ def predict(
     return probabilities_of(_run(trained, images, level, info.jitted("predict", program), batch))
 
 
+def segment(
+    trained: Trained, images: Images, *, level: Any = None, **infer: Any
+) -> list[np.ndarray]:
+    """The class of every pixel or voxel, uint8 `(*space)`, numbers into `trained.info.classes`.
+
+    Pictures as for `predict`. Volumes: a list of float arrays `(D, H, W)` in RAS, scaled as a run scales them
+    (CT window to 0..1; MR standardised over its non-zero voxels). infer: fields of `config.infer`, such as flips=True.
+    """
+    info = trained.info
+    if kind(info.config) != "segment":
+        raise UserError(f"segment: '{info.path}' is no segmentation run")
+    strange = sorted(set(infer) - set(info.config.infer))
+    if strange:
+        raise UserError(
+            f"segment: no field '{strange[0]}'. Choices: {', '.join(info.config.infer)}"
+        )
+    fields = ConfigDict(info.config.infer.to_dict() | infer)
+    segmenter = Segmenter(info.network, sharding.make_mesh(), fields)
+    if num_axes(info.config) == 3:
+        volumes = [np.asarray(v, np.float32) for v in images]
+        for number, volume in enumerate(volumes):
+            if volume.ndim != 3 or not np.isfinite(volume).all():
+                raise UserError(
+                    f"images: volume {number} of shape {volume.shape} must be finite and have 3 axes"
+                )
+        return [segmenter.of_volume([trained.params], v[..., None]) for v in volumes]
+    ready = _as_list(images)
+    levels = _levels(trained, ready, level, len(ready))
+    out: list[np.ndarray] = []
+    for start, count, examples in _batches(
+        ready, info.network.inputs.in_chans, segmenter.batch_size
+    ):
+        rows = [{k: v[i] for k, v in examples.items()} for i in range(count)]
+        for i, row in enumerate(rows):
+            if levels is not None:
+                row["level"] = np.int32(levels[start + i])
+        out += segmenter.of_pictures([trained.params], rows)
+    return out
+
+
 def levels_for(trained: Trained, images: Sequence[np.ndarray]) -> np.ndarray | None:
     """The level of blur of new images, found as `config.search.setting` of a classifier says."""
     info = trained.info
     degradation = info.network.inputs.degradation
+    if not degradation.num_levels:
+        return None
     can_search = info.searcher is not None and hasattr(info.searcher.model, "decode")
     setting = blur_search.parse(info.config.search.setting, degradation, can_search)
     if setting is None:

@@ -38,6 +38,12 @@ def is_supervised(config: ConfigDict) -> bool:
     return getattr(task_module(config), "SUPERVISED", False)
 
 
+def kind(config: ConfigDict) -> str:
+    """What the task learns ("classify", "segment", ...); "" for programs that train nothing."""
+    known = config.task.name in lookup.module_names("tasks")
+    return task_module(config).KIND if known else ""
+
+
 def num_axes(config: ConfigDict) -> int:
     """Spatial axes of the images that the network of this config is for: 2 or 3."""
     factory = lookup.function("models", config.model.name, "Model", "config.model.name")
@@ -63,8 +69,8 @@ def build_network(
         )
     if settings["dtype"] == "auto":
         settings["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    supervised, kind = is_supervised(config), task_module(config).KIND
-    fitting = lookup.modules_with("models", "KINDS", kind)
+    supervised = is_supervised(config)
+    fitting = lookup.modules_with("models", "KINDS", kind(config))
     if config.model.name not in fitting:
         raise UserError(
             f"config.model.name={config.model.name} does not fit config.task.name={config.task.name}. "

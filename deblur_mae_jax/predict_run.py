@@ -1,4 +1,5 @@
-"""Classify new images: `main.py --mode=predict --workdir=RUN --input=FOLDER --output=FILE.csv`."""
+"""Classify (or segment, see `segment_run`) new images: `main.py --mode=predict --workdir=RUN --input=FOLDER
+--output=FILE.csv`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import api, blur_search, dataset
+from deblur_mae_jax import api, blur_search, dataset, network, pretrained, segment_run
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.image_folder import existing_root
 from deblur_mae_jax.errors import UserError
@@ -17,7 +18,20 @@ from deblur_mae_jax.progress import Progress
 CHUNK = 256
 
 
-def run(run_folder: str | Path, images: str, output: str | Path = "") -> Path:
+def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str = "") -> Path:
+    """Label maps (`segment_run`) or predictions (`classify`), as the run learnt it; "a,b,c" are several runs of
+    one kind."""
+    folders = [name.strip() for name in str(run_folder).split(",") if name.strip()]
+    if network.kind(pretrained.read_config(Path(folders[0]))) == "segment":
+        return segment_run.run(folders, images, str(output), infer)
+    if infer:
+        raise UserError("--infer: only a segmentation has these fields")
+    if len(folders) > 1:
+        raise UserError("--workdir: several runs are averaged only where they segment")
+    return classify(run_folder, images, output)
+
+
+def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Path:
     """Predictions of the classifier in `run_folder` for every image of a folder or CSV manifest.
 
     The images are blurred as the run's setting says, a D2MAE classifier's by a search. Files that

@@ -22,8 +22,8 @@ from deblur_mae_jax.pytorch import files, foreign, foreign_volumes, names
 
 @dataclasses.dataclass
 class Pretrained:
-    """A network with its weights. classes: names, for a classifier; format: of a file that is not ours;
-    notes: what had to be assumed of it."""
+    """A network with its weights. classes: names, of a classifier or a segmentation (background first); mask_values: of
+    each class in mask files; format: of a file that is not ours; notes: what had to be assumed of it."""
 
     path: Path
     config: ConfigDict
@@ -32,6 +32,7 @@ class Pretrained:
     classes: list[str]
     format: str = ""
     notes: list[str] = dataclasses.field(default_factory=list)
+    mask_values: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def weights_hash(self) -> str:
@@ -70,24 +71,27 @@ def load(path: str | Path, field: str = "config.init_from") -> Pretrained:
     except UserError as error:
         raise UserError(f"{field}: {error}") from error
     classes: list[str] = []
+    values: list[int] = []
     if is_supervised(config):
         record = folder / "dataset.json"
         if not record.exists():
             raise UserError(f"{field}: '{folder}' holds no dataset.json: the run never started")
-        classes = json.loads(record.read_text())["class_names"]
+        known = json.loads(record.read_text())
+        classes, values = known["class_names"], known.get("mask_values") or []
     network = build_network(config, len(classes))
     shapes = jax.eval_shape(network.init)
     try:
         params = checkpoint.load_params(folder, shapes)
     except UserError as error:
         raise UserError(f"{field}: {error}") from error
-    return Pretrained(folder, config, network, params, classes)
+    return Pretrained(folder, config, network, params, classes, mask_values=values)
 
 
 def _from_file(path: Path, field: str) -> Pretrained:
     weights = files.read(path, field)
     state = weights.state
     notes: list[str] = []
+    reader: Any = None
     try:
         if "config" in weights.header:
             config = workdir.nested(json.loads(weights.header["config"]))
@@ -101,7 +105,11 @@ def _from_file(path: Path, field: str) -> Pretrained:
             config = workdir.nested(values)
         network = build_network(config, len(classes))
         shapes = jax.eval_shape(network.init)
-        if _is_volume(state) and not any(k.startswith("encoder2.") for k in state):
+        if (
+            reader is not None
+            and _is_volume(state)
+            and "encoder2.layer.conv1.conv.weight" not in state
+        ):
             shapes = {"swinViT": shapes["swinViT"]}  # a self-supervised encoder alone
         elif is_supervised(config) and not classes:  # the empty head of a network without one
             empty = np.zeros((0, network.model.embed_dim), np.float32)
@@ -111,7 +119,9 @@ def _from_file(path: Path, field: str) -> Pretrained:
     except UserError as error:
         raise UserError(f"{field}: '{path}': {error}") from error
     own = "config" in weights.header
-    return Pretrained(path, config, network, params, classes, "" if own else weights.format, notes)
+    values = json.loads(weights.header.get("mask_values", "[]")) or list(range(len(classes)))
+    format = "" if own else weights.format
+    return Pretrained(path, config, network, params, classes, format, notes, values)
 
 
 def _is_volume(state: dict[str, np.ndarray]) -> bool:
@@ -165,4 +175,5 @@ def header(trained: Pretrained) -> dict[str, str]:
         "format": "pt",
         "config": json.dumps(workdir.flat(trained.config), default=str),
         "classes": json.dumps(trained.classes),
+        "mask_values": json.dumps(trained.mask_values),
     }

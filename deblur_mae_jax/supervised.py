@@ -18,7 +18,7 @@ from deblur_mae_jax.data.order import Order
 from deblur_mae_jax.dataset import Progress
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.evaluators import classification, segmentation
-from deblur_mae_jax.network import task_module
+from deblur_mae_jax.network import kind
 
 BALANCE = ("none", "sampling", "loss")
 MAX_CLASSES = 64
@@ -64,7 +64,7 @@ def prepare(
     search_progress: Progress | None = None,
 ) -> tuple[data_index.Index, Supervision]:
     """Index the images of all splits, and settle their levels of blur. Raises `UserError`."""
-    by_mask = task_module(config).KIND == "segment"
+    by_mask = kind(config) == "segment"
     _check(config, by_mask)
     degradation = lookup.degradation(config.task.degrade)
     can_search = source is not None and hasattr(source.network.model, "decode")

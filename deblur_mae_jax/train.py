@@ -155,6 +155,7 @@ def _record(run: Experiment, folder: Path, state: Any, estimate: dict, skipped: 
             "skipped": len(skipped),
             "classes": {name: labels.count(name) for name in sorted(set(labels))},
             "class_names": run.supervision.classes if run.supervision else [],
+            "mask_values": run.supervision.mask_values if run.supervision else None,
             "groups": len(set(run.index.source.groups or [])),
         },
     )

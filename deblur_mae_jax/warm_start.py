@@ -19,7 +19,7 @@ INIT_PARTS = ("both", "encoder", "decoder")  # of a network for volumes
 # Parts of a pre-training network that a classifier does not have, and parts that may start anew.
 DECODER = ("decoder_", "mask_token")
 HEADS = ("head", "fc_norm", "segmenter", "norm/")
-SSL_HEADS = ("rotation_head/", "contrastive_head/", "conv_")
+SSL_HEADS = ("rotation_head/", "contrastive_head/", "conv/")
 CODES = ("blur_token", "level_embed")
 
 

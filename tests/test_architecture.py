@@ -36,7 +36,7 @@ ALLOWED = {
     "pytorch/channels.py": {"numpy", "flax"},
     "pytorch/formats.py": {"numpy", "deblur_mae_jax.errors"},
     "pytorch/modeling_d2mae.py": {"torch"},
-    "pytorch/modeling_swin.py": {"torch", "monai"},
+    "pytorch/modeling_swin.py": {"torch", "monai", "safetensors"},
     "errors.py": set(),
     "progress.py": set(),
 }  # fmt: skip

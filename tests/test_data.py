@@ -316,8 +316,8 @@ def test_a_file_that_vanishes_is_replaced_and_reported(tmp_path):
     reader = loader.Loader(usable, 1)
     seen = []
     reader.on_failure = seen.append
-    position, pixels = reader.read(2)
-    assert position == 4  # so that its label goes with it
+    position, pixels, mask = reader.read(2)
+    assert mask is None and position == 4  # so that its label goes with it
     np.testing.assert_array_equal(pixels, reader.read(4)[1])
     reader.read(2)
     assert [s.name for s in seen] == ["image_02.png", "image_03.png"]

@@ -30,8 +30,8 @@ def make(network: Any, config: Any) -> Callable[[Any, Any], dict[str, jax.Array]
 
     Per volume `(B,)`: `loss` (what training minimises), `loss_of_mean` (the L1 error of predicting every
     cube by its own median, the floor any network must beat), `reconstruction` and `contrast` (its parts),
-    `mse_degraded` and `mse_restored`, the latter with nothing masked. Pictures: the three middle planes
-    `(B, 3, S, S)` of `clean`, `degraded`, `reconstructed`.
+    `mse_degraded` and `mse_restored`, the latter with nothing masked, where the task rebuilds. Pictures: the three
+    middle planes `(B, 3, S, S)` of `clean`, `degraded`, `reconstructed`.
     """
     inputs, model, loss = network.inputs, network.model, network.loss
 
@@ -40,25 +40,30 @@ def make(network: Any, config: Any) -> Callable[[Any, Any], dict[str, jax.Array]
         keys = stream_keys(0, EVALUATION_STEP, jnp.arange(count))
         batch = inputs.evaluate(examples, keys)
         per_volume, out = loss(params, batch, keys)
-        restored, _ = model.apply({"params": params}, batch["inputs"])
-        clean, degraded = batch["targets"], batch["inputs"] * (1 - out["mask"])
+        clean = out.get("clean", batch["targets"])
+        degraded = out.get("degraded", batch["inputs"] * (1 - out["mask"]))
         middle = jnp.median(clean, axis=(1, 2, 3), keepdims=True)
 
         def mse(volume):
             return jnp.square(volume - clean).mean(axis=(1, 2, 3, 4))
 
-        return {
+        arrays = {
             "loss": per_volume,
             "loss_of_mean": jnp.abs(clean - middle).mean(axis=(1, 2, 3, 4)),
             "reconstruction": out["reconstruction"],
             "contrast": jnp.broadcast_to(out["contrast"], (count,)),
             "mse_degraded": mse(degraded),
-            "mse_restored": mse(restored),
             "modality": batch.get("modality", jnp.zeros(count, jnp.int32)),
             "clean": planes(clean),
             "degraded": planes(degraded),
-            "reconstructed": planes(out["pred"]),
         }
+        if "rotation_accuracy" in out:
+            arrays["rotation_accuracy"] = out["rotation_accuracy"]
+        if out["pred"] is not None:
+            whole = "clean" in out  # the task made its views, and rebuilt all of them
+            restored = out["pred"] if whole else model.apply({"params": params}, batch["inputs"])[0]
+            arrays |= {"mse_restored": mse(restored), "reconstructed": planes(out["pred"])}
+        return arrays
 
     return evaluate
 
@@ -73,26 +78,35 @@ def planes(volume: jax.Array) -> jax.Array:
 def summary(arrays: Arrays) -> dict[str, float]:
     """Means over the volumes; PSNR against the 0..1 scale."""
 
-    return {
+    out = {
         "eval_loss": float(arrays["loss"].mean()),
         "eval_loss_of_mean": float(arrays["loss_of_mean"].mean()),
         "eval_reconstruction": float(arrays["reconstruction"].mean()),
         "eval_contrast": float(arrays["contrast"].mean()),
         "psnr_degraded": psnr(arrays["mse_degraded"]),
-        "psnr_restored": psnr(arrays["mse_restored"]),
     }
+    if "mse_restored" in arrays:
+        out["psnr_restored"] = psnr(arrays["mse_restored"])
+    if "rotation_accuracy" in arrays:
+        out["eval_rotation_accuracy"] = float(arrays["rotation_accuracy"].mean())
+    return out
 
 
 def picture(arrays: Arrays, config: Any, names: list[str], degradation: Any) -> Image.Image:
     """The middle planes of the first volumes, each scaled to the range of its clean cube."""
     rows, labels = [], []
+    kept: list[str] = [k for k in ("clean", "degraded", "reconstructed") if k in arrays]
+    columns = {k: v for k, v in COLUMNS.items() if k in kept or "reconstructed" in kept}
     for i in range(min(config.report.num_images, len(arrays["clean"]))):
         low, high = np.percentile(arrays["clean"][i], (0.5, 99.5))
         for number, plane in enumerate(PLANES):
-            shown = {k: arrays[k][i, number] for k in ("clean", "degraded", "reconstructed")}
-            grey = {k: 255 * (v - low) / max(high - low, 1e-6) for k, v in shown.items()}
-            grey["difference"] = 2 * np.abs(grey["reconstructed"] - grey["clean"])
-            rows.append([grey[k][..., None] for k in COLUMNS])
+            shown = {k: arrays[k][i, number] for k in kept}
+            grey: dict[str, np.ndarray] = {
+                k: 255 * (v - low) / max(high - low, 1e-6) for k, v in shown.items()
+            }
+            if "reconstructed" in grey:
+                grey["difference"] = 2 * np.abs(grey["reconstructed"] - grey["clean"])
+            rows.append([grey[k][..., None] for k in columns])
             modality = MODALITIES[int(arrays["modality"][i])]
             labels.append(f"{Path(names[i]).name[:16]}\n{modality}, {plane}")
-    return report.sheet(rows, list(COLUMNS.values()), labels)
+    return report.sheet(rows, list(columns.values()), labels)

@@ -220,8 +220,8 @@ def Model(
     )
 
 
-def flops_per_image(model: SwinUNETR, mask_ratio: float = 0.0, training: bool = True) -> float:
-    """Operations of the convolutions and matrix products for one cube (2 per multiply-add)."""
+def encoder_flops(model: SwinUNETR) -> float:
+    """Multiply-adds of the encoder for one cube, one forward pass."""
     F, side = model.feature_size, model.image_size
     half = (side // 2) ** 3
     stem = half * F * 8 * model.in_chans
@@ -234,6 +234,13 @@ def flops_per_image(model: SwinUNETR, mask_ratio: float = 0.0, training: bool = 
         padded = (-(-n // window) * window) ** 3
         attention = 4 * C * C * padded + 2 * padded * window**3 * C
         total += depth * (attention + 8 * C * C * n**3) + (n // 2) ** 3 * 8 * C * 2 * C
+    return total
+
+
+def flops_per_image(model: SwinUNETR, mask_ratio: float = 0.0, training: bool = True) -> float:
+    """Operations of the convolutions and matrix products for one cube (2 per multiply-add)."""
+    F, side = model.feature_size, model.image_size
+    total = encoder_flops(model)
 
     def residual(channels_in, channels, voxels):
         extra = channels_in * channels if channels_in != channels else 0

@@ -69,6 +69,10 @@ def export(
         raise UserError(
             "--format: a ViT with a segmentation decoder has no format yet. Choices: none"
         )
+    if is_volume and not hasattr(trained.network.model, "decode"):
+        raise UserError(
+            "--format: an encoder with the heads of a pretext task has no format. Fine-tune it first"
+        )
     folder, name = _target(trained, format, output)
     changed: list[str] = []
     if is_volume:

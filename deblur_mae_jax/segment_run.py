@@ -1,0 +1,124 @@
+"""Segment new images: `main.py --mode=predict --workdir=RUN --input=FOLDER --output=FOLDER`."""
+
+from __future__ import annotations
+
+import ast
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import api, dataset, network, sharding
+from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.data.image_folder import existing_root
+from deblur_mae_jax.data.loader import Loader
+from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.evaluators.live_segmentation import stem
+from deblur_mae_jax.progress import Progress
+from deblur_mae_jax.segmenter import Segmenter
+
+
+def infer_fields(config: ConfigDict, text: str) -> ConfigDict:
+    """`config.infer` with the fields of `text`, such as "flips=True,overlap=0.7"."""
+    infer = ConfigDict(config.infer.to_dict())
+    for part in (p for p in text.split(",") if p.strip()):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name not in infer:
+            raise unknown("--infer", name, infer.keys())
+        try:
+            infer[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError):
+            try:
+                infer[name] = value
+            except TypeError as error:
+                raise UserError(
+                    f"--infer: {name}='{value}' must be like {infer[name]!r}"
+                ) from error
+    return infer
+
+
+def load_members(folders: list[str]) -> list[api.Trained]:
+    """The runs of an ensemble; they must be of one kind."""
+    members = [api.load(folder) for folder in folders]
+    first = members[0].info
+    for folder, member in zip(folders, members, strict=True):
+        if network.kind(member.info.config) != "segment":
+            raise UserError(f"--workdir: '{folder}' is no segmentation run")
+        same = member.info.classes == first.classes and member.model == first.network.model
+        if not same:
+            raise UserError(
+                f"--workdir: '{folder}' has other labels or another network than '{folders[0]}': they cannot be "
+                "averaged"
+            )
+    return members
+
+
+def run(folders: list[str], images: str, output: str = "", infer: str = "") -> Path:
+    """Label maps of every image of a folder or CSV, by one run or the mean of several; returns their folder.
+
+    A volume is written as NIfTI on its own voxels, a picture as PNG, with the values of the masks that were
+    learnt from;
+    beside them `segmentations.csv` with the size of every label. Files that cannot be used are listed in `skipped.csv`.
+    """
+    say = Progress()
+    members = load_members(folders)
+    info = members[0].info
+    out = Path(output) if output else Path(folders[0]) / "segmentations" / "new"
+    if out.suffix in (".csv", ".gz", ".nii", ".png"):
+        raise UserError(f"--output: '{out}' must be a folder, the label maps go there")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: cannot write to '{out}': {error.strerror}") from error
+    config = ConfigDict(info.config.to_dict(), type_safe=False)
+    is_3d = network.num_axes(config) == 3
+    config.data.split, config.data.root = "all", images
+    config.data.max_bad_fraction, config.data.check = 0.999, "header" if is_3d else "pixels"
+    if is_3d:
+        config.data.name = "nifti"
+    else:
+        root = existing_root(images, "input")
+        config.data.name = "image_folder" if root.is_dir() else "manifest"
+    try:
+        index = dataset.build_index(
+            config,
+            None,
+            split="all",
+            progress=lambda n, total: say.show(f"checking: {n} of {total}"),
+        )
+    except UserError as error:
+        raise UserError(str(error).replace("config.data.root", "--input")) from error
+    extras = {}
+    if not is_3d:
+        pictures = [index.source.read(i) for i in range(len(index))]
+        levels = api.levels_for(members[0], pictures)
+        if levels is not None:
+            extras["level"] = levels.astype(np.int32)
+    loader = Loader(index, config.model.in_chans, extras)
+    segmenter = Segmenter(info.network, sharding.make_mesh(), infer_fields(info.config, infer))
+    values = np.array(info.mask_values, np.uint8)
+    weights = [member.params for member in members]
+    rows: list[list[Any]] = []
+    for position, labels in segmenter.each(weights, loader, range(len(index))):
+        grid = index.source.grid_of(position)
+        own = grid.finish(labels)
+        path = grid.save(values[own], out / stem(index.source.names[position]))
+        voxel = float(np.prod(grid.spacing))
+        counts = np.bincount(own.ravel(), minlength=len(values))[1:]
+        for label, count in zip(info.classes[1:], counts, strict=True):
+            rows.append(
+                [index.source.names[position], label, voxel * int(count), grid.unit, path.name]
+            )
+        say.show(f"segmenting: {position + 1} of {len(index)}")
+    with open(out / "segmentations.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "label", "size", "unit", "file"])
+        table.writerows(rows)
+    skipped = [*index.skipped, *loader.failed]
+    if skipped:
+        data_index.write_skipped(out / "skipped.csv", skipped)
+        say.say(f"{len(skipped)} files left out, see {out / 'skipped.csv'}")
+    say.say(f"{len(rows) // max(1, len(values) - 1)} images, label maps in {out}")
+    return out
