@@ -1,14 +1,15 @@
-# `make demo`, `make test`, `make check`, `make test-pytorch`: each sets up what it needs and runs.
+# `make demo`, `make demo3d`, `make test`, `make check`, `make test-pytorch`: each sets up what it needs and runs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 DEMO_DIR ?= runs/quickstart
+DEMO3D_DIR ?= runs/quickstart3d
 # Tests on real images read this folder; they skip, with the reason, where it is not set.
 export DEBLUR_MAE_DATA
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test test-slow check test-pytorch setup lock clean
+.PHONY: demo demo3d test test-slow check test-pytorch setup lock clean
 
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
@@ -30,13 +31,17 @@ $(VENV)-pytorch/.ready: requirements-dev.txt Makefile
 	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q -r requirements-dev.txt
 	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q --no-deps torchvision==0.28.0 timm==1.0.31
 	echo torch==2.13.0 > $(VENV)-pytorch/constraints.txt
-	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q -c $(VENV)-pytorch/constraints.txt transformers==5.23.0 pyyaml
+	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q -c $(VENV)-pytorch/constraints.txt transformers==5.23.0 monai==1.6.1 pyyaml
 	echo '$(STUB)' > $$($(VENV)-pytorch/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py
 	touch $@
 
 demo: setup
 	$(BIN)/python main.py --config=configs/quickstart.py --workdir=$(DEMO_DIR)
 	$(BIN)/python main.py --config=configs/quickstart_finetune.py --config.init_from=$(DEMO_DIR) --workdir=$(DEMO_DIR)_classifier
+
+demo3d: setup
+	$(BIN)/python main.py --config=configs/quickstart3d.py --workdir=$(DEMO3D_DIR)
+	$(BIN)/python main.py --config=configs/quickstart3d_segment.py --config.init_from=$(DEMO3D_DIR) --workdir=$(DEMO3D_DIR)_segmenter
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

@@ -14,7 +14,7 @@ INTERFACE = (
     "segment",
     "degrade",
 )
-__all__ = [*INTERFACE, "export_to_pytorch"]
+__all__ = [*INTERFACE, "segment", "export_to_pytorch"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from deblur_mae_jax import api
 
         return getattr(api, name)
+    if name == "segment":
+        from deblur_mae_jax.segment_run import segment
+
+        return segment
     if name == "export_to_pytorch":
         from deblur_mae_jax.pytorch.export import export
 

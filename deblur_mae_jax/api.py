@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from deblur_mae_jax import (
@@ -31,7 +30,6 @@ from deblur_mae_jax import (
     losses,
     masking,
     pretrained,
-    sharding,
     transfer,
     views,
 )
@@ -39,7 +37,6 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators.predictions import probabilities_of
 from deblur_mae_jax.inputs import stream_keys
 from deblur_mae_jax.network import kind, num_axes
-from deblur_mae_jax.segmenter import Segmenter
 
 BATCH = 32
 Images = Any  # an array or a list of arrays
@@ -93,7 +90,8 @@ class _Ready(list):
     """Images that were checked: `(H, W, C)`, grey levels."""
 
 
-def _as_list(images: Images) -> _Ready:
+def as_list(images: Images) -> _Ready:
+    """Images, checked: `(H, W, C)`, uint8 or grey levels."""
     if isinstance(images, _Ready):
         return images
     if not isinstance(images, (list, tuple)):
@@ -140,9 +138,9 @@ def _channels(image: np.ndarray, channels: int) -> np.ndarray:
     return image @ np.array([[0.299], [0.587], [0.114]], np.float32)
 
 
-def _batches(images: Images, channels: int, batch: int):
+def batches(images: Images, channels: int, batch: int):
     """Examples of `batch` images on one canvas, the last batch filled up; and how many are real."""
-    ready = [_channels(image, channels) for image in _as_list(images)]
+    ready = [_channels(image, channels) for image in as_list(images)]
     height = max(image.shape[0] for image in ready)
     width = max(image.shape[1] for image in ready)
     kind = np.uint8 if all(image.dtype == np.uint8 for image in ready) else np.float32
@@ -158,7 +156,7 @@ def _batches(images: Images, channels: int, batch: int):
         yield start, len(part), {"image": canvas, "size": sizes}
 
 
-def _levels(trained: Trained, images: Images, level: Any, count: int) -> np.ndarray | None:
+def given_levels(trained: Trained, images: Images, level: Any, count: int) -> np.ndarray | None:
     """The level of every image: given, or searched; `None` for networks without levels."""
     degradation = trained.info.network.inputs.degradation
     if not degradation.num_levels:
@@ -184,11 +182,11 @@ def _run(trained: Trained, images: Images, level: Any, program: Any, batch: int)
         raise UserError(
             f"'{trained.info.path}' is a network for volumes: only dm.segment is for them"
         )
-    images = _as_list(images)
+    images = as_list(images)
     network = trained.info.network
-    levels = _levels(trained, images, level, len(images))
+    levels = given_levels(trained, images, level, len(images))
     found = []
-    for start, count, examples in _batches(images, network.inputs.in_chans, batch):
+    for start, count, examples in batches(images, network.inputs.in_chans, batch):
         if levels is not None:
             own = levels[start : start + count]
             pad = len(examples["size"]) - count
@@ -337,7 +335,7 @@ def search_blur(
     share = max(1, 2 * batch // len(levels))
     rows = [
         np.asarray(jitted(trained.params, examples))[:count]
-        for _, count, examples in _batches(images, network.inputs.in_chans, share)
+        for _, count, examples in batches(images, network.inputs.in_chans, share)
     ]
     table = np.concatenate(rows)
     names = [f"image {i}" for i in range(len(table))]
@@ -363,46 +361,6 @@ def predict(
         return network.model.apply({"params": params}, data["inputs"], data.get("level"))[0]
 
     return probabilities_of(_run(trained, images, level, info.jitted("predict", program), batch))
-
-
-def segment(
-    trained: Trained, images: Images, *, level: Any = None, **infer: Any
-) -> list[np.ndarray]:
-    """The class of every pixel or voxel, uint8 `(*space)`, numbers into `trained.info.classes`.
-
-    Pictures as for `predict`. Volumes: a list of float arrays `(D, H, W)` in RAS, scaled as a run scales them
-    (CT window to 0..1; MR standardised over its non-zero voxels). infer: fields of `config.infer`, such as flips=True.
-    """
-    info = trained.info
-    if kind(info.config) != "segment":
-        raise UserError(f"segment: '{info.path}' is no segmentation run")
-    strange = sorted(set(infer) - set(info.config.infer))
-    if strange:
-        raise UserError(
-            f"segment: no field '{strange[0]}'. Choices: {', '.join(info.config.infer)}"
-        )
-    fields = ConfigDict(info.config.infer.to_dict() | infer)
-    segmenter = Segmenter(info.network, sharding.make_mesh(), fields)
-    if num_axes(info.config) == 3:
-        volumes = [np.asarray(v, np.float32) for v in images]
-        for number, volume in enumerate(volumes):
-            if volume.ndim != 3 or not np.isfinite(volume).all():
-                raise UserError(
-                    f"images: volume {number} of shape {volume.shape} must be finite and have 3 axes"
-                )
-        return [segmenter.of_volume([trained.params], v[..., None]) for v in volumes]
-    ready = _as_list(images)
-    levels = _levels(trained, ready, level, len(ready))
-    out: list[np.ndarray] = []
-    for start, count, examples in _batches(
-        ready, info.network.inputs.in_chans, segmenter.batch_size
-    ):
-        rows = [{k: v[i] for k, v in examples.items()} for i in range(count)]
-        for i, row in enumerate(rows):
-            if levels is not None:
-                row["level"] = np.int32(levels[start + i])
-        out += segmenter.of_pictures([trained.params], rows)
-    return out
 
 
 def levels_for(trained: Trained, images: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -438,7 +396,7 @@ def degrade(spec: str) -> Callable[..., np.ndarray]:
     degradation = lookup.degradation(spec, "degrade")
 
     def apply(images: Images, *, level: Any = None, seed: int = 0) -> Any:
-        ready = _as_list(images)
+        ready = as_list(images)
         if len({image.shape for image in ready}) > 1:
             levels = (
                 np.broadcast_to(np.asarray(level), (len(ready),)) if level is not None else None

@@ -1,4 +1,4 @@
-"""Segment new images: `main.py --mode=predict --workdir=RUN --input=FOLDER --output=FOLDER`."""
+"""Segment new images: arrays (`dm.segment`), or files (`main.py --mode=predict --workdir=RUN --input=FOLDER`)."""
 
 from __future__ import annotations
 
@@ -121,4 +121,44 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
         data_index.write_skipped(out / "skipped.csv", skipped)
         say.say(f"{len(skipped)} files left out, see {out / 'skipped.csv'}")
     say.say(f"{len(rows) // max(1, len(values) - 1)} images, label maps in {out}")
+    return out
+
+
+def segment(
+    trained: api.Trained, images: api.Images, *, level: Any = None, **infer: Any
+) -> list[np.ndarray]:
+    """The class of every pixel or voxel, uint8 `(*space)`, numbers into `trained.info.classes`.
+
+    Pictures as for `predict`. Volumes: a list of float arrays `(D, H, W)` in RAS, scaled as a run scales them
+    (CT window to 0..1; MR standardised over its non-zero voxels). infer: fields of `config.infer`, such as flips=True.
+    """
+    info = trained.info
+    if network.kind(info.config) != "segment":
+        raise UserError(f"segment: '{info.path}' is no segmentation run")
+    strange = sorted(set(infer) - set(info.config.infer))
+    if strange:
+        raise UserError(
+            f"segment: no field '{strange[0]}'. Choices: {', '.join(info.config.infer)}"
+        )
+    fields = ConfigDict(info.config.infer.to_dict() | infer)
+    segmenter = Segmenter(info.network, sharding.make_mesh(), fields)
+    if network.num_axes(info.config) == 3:
+        volumes = [np.asarray(v, np.float32) for v in images]
+        for number, volume in enumerate(volumes):
+            if volume.ndim != 3 or not np.isfinite(volume).all():
+                raise UserError(
+                    f"images: volume {number} of shape {volume.shape} must be finite and have 3 axes"
+                )
+        return [segmenter.of_volume([trained.params], v[..., None]) for v in volumes]
+    ready = api.as_list(images)
+    levels = api.given_levels(trained, ready, level, len(ready))
+    out: list[np.ndarray] = []
+    for start, count, examples in api.batches(
+        ready, info.network.inputs.in_chans, segmenter.batch_size
+    ):
+        rows = [{k: v[i] for k, v in examples.items()} for i in range(count)]
+        for i, row in enumerate(rows):
+            if levels is not None:
+                row["level"] = np.int32(levels[start + i])
+        out += segmenter.of_pictures([trained.params], rows)
     return out

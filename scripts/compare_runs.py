@@ -1,4 +1,4 @@
-"""Compare finished classification runs.
+"""Compare finished runs: classifiers, or segmentations.
 
     python scripts/compare_runs.py runs/scratch runs/mae runs/d2mae
     python scripts/compare_runs.py --folds --a runs/mae_fold* --b runs/d2mae_fold*
@@ -6,7 +6,8 @@
 Runs judged on the same test images are compared pair by pair: AUROC by DeLong's test, accuracy by McNemar's exact
 test, both per patient where patients have several images; macro F1 by a bootstrap over patients. P-values are
 adjusted for the number of pairs by Holm's method. The last column of each test is the smallest difference that this
-test set would have shown with 80 % power: a larger set is needed to see a smaller one. With --folds, the two methods
+test set would have shown with 80 % power: a larger set is needed to see a smaller one. Segmentations are compared in
+Dice and distances by a bootstrap over patients, Dice also by Wilcoxon's signed-rank test. With --folds, the two methods
 are compared over the folds of a cross-validation by the corrected resampled t-test (Nadeau and Bengio 2003).
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.evaluators import comparison
+from deblur_mae_jax.evaluators import case_comparison, comparison
 
 
 def parse(arguments=None):
@@ -29,7 +30,7 @@ def parse(arguments=None):
     parser.add_argument("--folds", action="store_true", help="two methods over the same folds")
     parser.add_argument("--a", nargs="*", default=[], help="with --folds: the runs of one method")
     parser.add_argument("--b", nargs="*", default=[], help="with --folds: those of the other")
-    parser.add_argument("--metric", default="f1_macro", help="with --folds")
+    parser.add_argument("--metric", default="", help="with --folds; f1_macro or dice if unset")
     parser.add_argument("--resamples", type=int, default=1000)
     return parser.parse_args(arguments)
 
@@ -46,10 +47,10 @@ def compare(arguments):
     if arguments.folds:
         a = [comparison.read_run(Path(p)) for p in sorted(arguments.a)]
         b = [comparison.read_run(Path(p)) for p in sorted(arguments.b)]
-        difference, t, p = comparison.over_folds(a, b, arguments.metric)
-        print(
-            f"{arguments.metric}, a minus b over {len(a)} folds: {difference:+.4f}, t {t:.3f}, p {p:.3g}"
-        )
+        usual = "dice" if all(run.segments for run in [*a, *b]) else "f1_macro"
+        metric = arguments.metric or usual
+        difference, t, p = comparison.over_folds(a, b, metric)
+        print(f"{metric}, a minus b over {len(a)} folds: {difference:+.4f}, t {t:.3f}, p {p:.3g}")
         return
     if len(arguments.runs) < 2:
         raise UserError("name at least two workdirs to compare")
@@ -57,7 +58,12 @@ def compare(arguments):
     for run in runs:
         judged = run.numbers["splits"][run.numbers["judged_on"]]
         parts = []
-        for name in ("accuracy", "f1_macro", "auroc"):
+        shown = (
+            ("dice", "hd95", "surface_distance")
+            if run.segments
+            else ("accuracy", "f1_macro", "auroc")
+        )
+        for name in shown:
             entry = judged["per_image"][name]
             if entry["value"] is not None:
                 text = f"{name} {entry['value']:.4f}"
@@ -72,6 +78,15 @@ def compare(arguments):
             f"\n{row['a']} minus {row['b']}, {row['images']} images of {row['patients']} patients, "
             f"tests per {row['unit']}"
         )
+        if "dice" in row:
+            for name in case_comparison.COMPARED:
+                low, high = row[f"{name}_interval"]
+                print(
+                    f"  {name:18s} {row[name]:+.4f} ({low:+.3f} to {high:+.3f}, bootstrap over patients)"
+                )
+            p, holm = row["wilcoxon"], row["wilcoxon_holm"]
+            print(f"  Wilcoxon, Dice     p {p:.3g}, Holm {holm:.3g}  shows {row['smallest']:.3f}")
+            continue
         if "auroc" in row:
             print(f"  AUROC     {_test(row['auroc'], row['auroc_holm'])}")
         print(f"  accuracy  {_test(row['accuracy'], row['accuracy_holm'])}")

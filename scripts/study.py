@@ -30,7 +30,9 @@ import numpy as np
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators import report, statistics
 
-SHOWN = ("accuracy", "f1_binary", "f1_macro", "auroc")
+SHOWN = ("accuracy", "f1_binary", "f1_macro", "auroc", "dice", "hd95", "surface_distance")
+# Shares are shown in percent, distances as they are.
+LENGTHS = ("hd95", "surface_distance")
 
 
 def parse(arguments=None):
@@ -192,8 +194,9 @@ def collect(study, runs, folds):
                 mean, sd, interval = statistics.over_folds(by_fold, n_train, n_test)
             else:
                 mean, sd, interval = statistics.over_runs([v for _, v in values])
-            row[measure] = {"mean": 100 * mean, "sd": 100 * sd, "low": 100 * interval.low,
-                            "high": 100 * interval.high,
+            by = 1.0 if measure in LENGTHS else 100.0
+            row[measure] = {"mean": by * mean, "sd": by * sd, "low": by * interval.low,
+                            "high": by * interval.high,
                             "paper": method.get("paper", {}).get(measure)}  # fmt: skip
         rows.append(row)
     return rows
@@ -203,7 +206,7 @@ def text_of(cell):
     """`89.1 ± 0.4 (88.1 to 90.1)`."""
     if cell is None:
         return ""
-    text = f"{cell['mean']:.1f}"
+    text = f"{cell['mean']:.1f}" if cell["mean"] >= 10 else f"{cell['mean']:.2f}"
     if np.isfinite(cell["sd"]):
         text += f" ± {cell['sd']:.1f} ({cell['low']:.1f} to {cell['high']:.1f})"
     return text
@@ -224,8 +227,8 @@ def write(study, rows, output, folds, preset):
         body.append(cells)
     kind = "folds (Nadeau-Bengio)" if folds > 1 else "fine-tuning seeds (Student)"
     note = (
-        f"Percent; mean ± standard deviation over {kind} and the 95 % interval of the mean; not over "
-        "test cases. The paper's numbers are of its own images, not of these."
+        f"Percent (distances in mm or pixels); mean ± standard deviation over {kind} and the 95 % interval of "
+        "the mean; not over test cases. The paper's numbers are of its own images, not of these."
     )
     if preset == "cpu":
         note += (

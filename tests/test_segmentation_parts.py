@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deblur_mae_jax import losses, optim, sliding_window, volumes
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.evaluators import segmentation
+from deblur_mae_jax.evaluators import segmentation, similarity
 
 
 def last(x):
@@ -160,6 +160,16 @@ def test_nt_xent(golden):
         value, grad = jax.value_and_grad(lambda a, b=b, t=t: losses.nt_xent(a, b, t).mean())(a)
         np.testing.assert_allclose(value, z[f"ntx{i}_loss"], atol=2e-6)
         np.testing.assert_allclose(grad, z[f"ntx{i}_grad_a"], atol=2e-6)
+
+
+def test_cka(golden):
+    z = golden("repr")
+    for i in range(3):
+        x, y = z[f"cka{i}_x"], z[f"cka{i}_y"]
+        np.testing.assert_allclose(similarity.linear_cka(x, y), z[f"cka{i}"], atol=1e-5)
+        np.testing.assert_allclose(
+            similarity.linear_cka(x, y, True), z[f"cka{i}_unbiased"], atol=2e-5
+        )
 
 
 def test_voxels_are_drawn_alike():

@@ -1,4 +1,4 @@
-"""Several classifiers on the same test images: is one better, and could this set have shown it?"""
+"""Several runs on the same test images: is one better, and could this set have shown it?"""
 
 from __future__ import annotations
 
@@ -11,18 +11,31 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.evaluators import classification, predictions, statistics
+from deblur_mae_jax.evaluators import (
+    case_comparison,
+    cases,
+    classification,
+    predictions,
+    segmentation,
+    statistics,
+)
+from deblur_mae_jax.evaluators.cases import Cases
 from deblur_mae_jax.evaluators.predictions import Predictions
 
 
 @dataclasses.dataclass
 class Run:
-    """A finished classification run."""
+    """A finished run: its predictions of classes, or its segmented cases."""
 
     name: str
-    table: Predictions
-    judged: Predictions
+    table: Any  # Predictions or Cases
+    judged: Any
     numbers: dict[str, Any]
+
+    @property
+    def segments(self) -> bool:
+        """Whether it is a segmentation."""
+        return isinstance(self.table, Cases)
 
 
 def read_run(folder: Path) -> Run:
@@ -30,10 +43,10 @@ def read_run(folder: Path) -> Run:
     path = folder / "predictions.csv"
     if not path.exists():
         raise UserError(
-            f"'{folder}' holds no predictions.csv: it is not a finished classification run"
+            f"'{folder}' holds no predictions.csv: it is not a finished run with labels"
         )
-    table = predictions.read(path)
     numbers = json.loads((folder / "metrics.json").read_text())
+    table: Any = cases.read(path) if "labels" in numbers else predictions.read(path)
     judged = table.where(table.split == numbers["judged_on"])
     return Run(folder.name, table, judged, numbers)
 
@@ -72,9 +85,19 @@ def pairs(runs: list[Run], resamples: int = 1000, seed: int = 0) -> list[dict[st
 
     AUROC by DeLong's test (two classes), accuracy by McNemar's, macro F1 by a bootstrap over patients. The
     first two take their rows for independent, so with several images per patient they compare patients
-    (`unit`), by the mean of the probabilities of their images.
+    (`unit`), by the mean of the probabilities of their images. Segmentations as `case_comparison` says.
     """
-    rows: list[dict[str, Any]] = []
+    kinds = {run.segments for run in runs}
+    if len(kinds) > 1:
+        raise UserError("classifiers and segmentations cannot be compared")
+    if kinds == {True}:
+        rows = [
+            case_comparison.compare(a.judged, b.judged, (a.name, b.name), resamples, seed)
+            for a, b in itertools.combinations(runs, 2)
+        ]
+        adjusted = statistics.holm([row["wilcoxon"] for row in rows])
+        return [row | {"wilcoxon_holm": p} for row, p in zip(rows, adjusted, strict=True)]
+    rows = []
     for a, b in itertools.combinations(runs, 2):
         first, second = aligned(a, b)
         patients = first.by_patient
@@ -112,18 +135,18 @@ def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> tuple[fl
         raise UserError(
             f"two methods over the same folds are needed, got {len(a)} and {len(b)} runs"
         )
-    if metric not in classification.METRICS:
-        raise unknown("--metric", metric, classification.METRICS)
+    by_mask = all(run.segments for run in [*a, *b])
+    known: Any = segmentation.MEASURES if by_mask else classification.METRICS
+    if metric not in known:
+        raise unknown("--metric", metric, known)
     values = []
     for one, other in zip(a, b, strict=True):
-        first, second = aligned(one, other)
+        if by_mask:
+            both = case_comparison.aligned(one.judged, other.judged, (one.name, other.name))
+            values.append([float(np.nanmean(part.mean_of_labels(metric))) for part in both])
+            continue
         measure = classification.METRICS[metric]
-        values.append(
-            (
-                measure(first.labels, first.probabilities),
-                measure(second.labels, second.probabilities),
-            )
-        )
+        values.append([measure(p.labels, p.probabilities) for p in aligned(one, other)])
     x, y = np.array(values).T
     if len({frozenset(run.judged.names) for run in a}) < len(a):
         raise UserError("the folds have the same test images: these are seeds, not folds")

@@ -138,7 +138,8 @@ class Comparison(NamedTuple):
     smallest: float
 
 
-def _smallest(standard_error: float) -> float:
+def smallest(standard_error: float) -> float:
+    """The difference that is seen with 80 % power at the 5 % level."""
     return float((stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)) * standard_error)
 
 
@@ -153,7 +154,7 @@ def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
     error = float(np.sqrt(info["var_diff"]))
     half = stats.norm.ppf((1 + LEVEL) / 2) * error
     interval = Interval(difference - half, difference + half)
-    return Comparison(difference, interval, float(p), _smallest(error))
+    return Comparison(difference, interval, float(p), smallest(error))
 
 
 def mcnemar_table(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -176,7 +177,7 @@ def mcnemar(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
     half = stats.norm.ppf((1 + LEVEL) / 2) * error
     p = float(statsmodels_mcnemar(table, exact=True).pvalue)
     interval = Interval(difference - half, difference + half)
-    return Comparison(difference, interval, p, _smallest(error) if error else float("nan"))
+    return Comparison(difference, interval, p, smallest(error) if error else float("nan"))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,0 +1,30 @@
+"""From the network of `quickstart3d.py` to a segmentation of two organs in simulated CT and MR volumes, with its report.
+
+    python main.py --config=configs/quickstart3d_segment.py --workdir=runs/quickstart3d_segmenter
+
+Other simulated volumes than in pre-training. Chosen on validation volumes, judged once on test volumes.
+"""
+
+from configs import segmentation
+
+
+def get_config():
+    """A short training."""
+    config = segmentation.of_volumes()
+    config.init_from = "runs/quickstart3d"
+    config.data.name = "phantoms3d"
+    config.data.num_images = 30
+    config.data.side = 48
+    config.data.phantom_seed = 1
+    config.data.num_threads = 2
+    config.data.label_names = ("large organ", "small organ")
+    config.data.crops_per_image = 1
+    config.optim.batch_size = 2
+    config.optim.base_lr = 2e-3
+    config.optim.epochs = 14.0
+    config.optim.warmup_epochs = 1.0
+    config.infer.overlap = 0.25
+    config.checkpoint.every_epochs = 7.0
+    config.report.every_epochs = 3.5
+    config.log.every_steps = 10
+    return config

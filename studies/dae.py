@@ -1,0 +1,48 @@
+"""Disruptive Autoencoders against training from scratch and 3-D MAE, with all and with a fifth of the training volumes.
+
+    python scripts/study.py studies/dae.py --preset=cpu --output=runs/dae_study
+    python scripts/study.py studies/dae.py --preset=full --output=runs/dae_study
+    --pretrain_root="/data/lung=ct;/data/brain=mr" \\
+      --finetune_root=/data/feta=mr --folds=0,1,2,3,4
+
+Paper numbers: FeTA, Dice over 5 folds.
+"""
+
+from studies import common
+
+_SIZE = {"image_size": 32, "model.variant": "12"}
+_PRETRAIN = {
+    **_SIZE, "data.name": "phantoms3d", "data.num_images": 48, "data.side": 48, "data.num_threads": 2,
+    "optim.batch_size": 2, "optim.base_lr": 2e-3, "optim.steps": 300, "optim.warmup_steps": 30,
+    "checkpoint.every_epochs": 100.0, "report.every_epochs": 1000.0, "log.tensorboard": False,
+}  # fmt: skip
+_FINETUNE = {
+    "data.name": "phantoms3d", "data.num_images": 40, "data.side": 48, "data.phantom_seed": 1, "data.num_threads": 2,
+    "data.crops_per_image": 1, "optim.batch_size": 2, "optim.base_lr": 2e-3, "optim.steps": 120,
+    "optim.warmup_steps": 12, "infer.overlap": 0.25, "checkpoint.every_epochs": 100.0, "report.every_epochs": 100.0,
+    "report.bootstrap": 200, "log.tensorboard": False,
+}  # fmt: skip
+_FETA = {"from scratch": (83.9, 61.8), "3-D MAE": (83.8, 62.5), "DAE": (84.2, 65.1)}
+
+
+def get_study(preset):
+    """Three starts, two shares of the volumes."""
+    small = preset == "cpu"
+    study = {
+        "pretrain": _PRETRAIN if small else {},
+        "finetune": _FINETUNE if small else {},
+        "scratch": {**_SIZE, "model.patch_embed": "unet_basic", "model.merge_order": "legacy"} if small else {},
+        "seeds": common.preset(preset)["seeds"],
+        "title": "Disruptive Autoencoders",
+        "methods": {},
+    }  # fmt: skip
+    configs = {"from scratch": None, "3-D MAE": "mae3d_ct_mr", "DAE": "dae_ct_mr"}
+    for column, share in enumerate((1.0, 0.2)):
+        for name, config in configs.items():
+            study["methods"][f"{name}, {share:.0%} of the volumes"] = {
+                "pretrain": config,
+                "finetune": "segment_volumes" if small else "segment_feta",
+                "finetune_overrides": {"data.fraction": share},
+                "paper": {"dice": _FETA[name][column]},
+            }
+    return study
