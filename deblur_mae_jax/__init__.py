@@ -11,7 +11,6 @@ INTERFACE = (
     "reconstruct",
     "search_blur",
     "predict",
-    "segment",
     "degrade",
 )
 __all__ = [*INTERFACE, "segment", "export_to_pytorch"]

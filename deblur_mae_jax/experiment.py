@@ -35,6 +35,7 @@ from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.network import (
     Network,
     build_network,
+    check_fit,
     is_supervised,
     num_axes,
     task_module,
@@ -52,6 +53,7 @@ def _require(field: str, value: Any, ok: bool, rule: str) -> None:
 def check(config: ConfigDict) -> None:
     """Everything that can be known to be wrong before any data is read. Raises `UserError`."""
     c, o = config, config.optim
+    check_fit(config)
     _require("image_size", c.image_size, c.image_size >= 16, "at least 16 pixels")
     _require("optim.batch_size", o.batch_size, o.batch_size >= 1, "at least 1")
     _require("optim.accum_steps", o.accum_steps, o.accum_steps >= 1, "at least 1")

@@ -44,10 +44,26 @@ def kind(config: ConfigDict) -> str:
     return task_module(config).KIND if known else ""
 
 
+def check_fit(config: ConfigDict) -> None:
+    """Raise `UserError` where the network is of no use for the task, or for these images."""
+    fitting = lookup.modules_with("models", "KINDS", kind(config))
+    volumes_asked = "ct_window" in config.data
+    fitting = [m for m in fitting if (_axes_of(m) == 3) == volumes_asked]
+    if config.model.name not in fitting:
+        raise UserError(
+            f"config.model.name={config.model.name} does not fit config.task.name={config.task.name} on "
+            f"{'volumes' if volumes_asked else 'pictures'}. Choices: {', '.join(fitting)}"
+        )
+
+
+def _axes_of(model: str) -> int:
+    factory = lookup.function("models", model, "Model", "config.model.name")
+    return getattr(inspect.getmodule(factory), "NDIM", 2)
+
+
 def num_axes(config: ConfigDict) -> int:
     """Spatial axes of the images that the network of this config is for: 2 or 3."""
-    factory = lookup.function("models", config.model.name, "Model", "config.model.name")
-    return getattr(inspect.getmodule(factory), "NDIM", 2)
+    return _axes_of(config.model.name)
 
 
 def build_network(
@@ -70,12 +86,7 @@ def build_network(
     if settings["dtype"] == "auto":
         settings["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     supervised = is_supervised(config)
-    fitting = lookup.modules_with("models", "KINDS", kind(config))
-    if config.model.name not in fitting:
-        raise UserError(
-            f"config.model.name={config.model.name} does not fit config.task.name={config.task.name}. "
-            f"Choices: {', '.join(fitting)}"
-        )
+    check_fit(config)
     if supervised:
         settings["num_classes"] = num_classes
     model = factory(image_size=config.image_size, num_levels=degradation.num_levels, **settings)
@@ -98,10 +109,6 @@ def build_network(
 
         return Network(model, loss, cubes, init_cube, count(model))
     data, channels = config.data, config.model.in_chans
-    if data.get("crop_ratio") is None:
-        raise UserError(
-            f"config.model.name={config.model.name} is for pictures, this config for volumes"
-        )
     mean, std = IMAGENET[channels]
     mean, std = tuple(data.mean) or mean, tuple(data.std) or std
     augmentation: dict[str, Any] = {}

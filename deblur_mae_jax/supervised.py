@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import blur_search, dataset, lookup
+from deblur_mae_jax import blur_search, dataset, lookup, sliding_window
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data import splits
 from deblur_mae_jax.data.order import Order
@@ -141,6 +141,8 @@ def _check(config: ConfigDict, by_mask: bool) -> None:
     if config.select.metric not in measures:
         raise unknown("config.select.metric", config.select.metric, measures)
     if by_mask:
+        segmentation.check(config.report.tolerance, config.report.empty)
+        sliding_window.check(config.infer.overlap, config.infer.blending)
         crops = config.data.crops_per_image
         if crops < 1:
             raise UserError(f"config.data.crops_per_image={crops} must be at least 1")

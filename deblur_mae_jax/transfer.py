@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import pretrained, workdir
 from deblur_mae_jax.data import audit
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.network import num_axes
+from deblur_mae_jax.network import check_fit, kind, num_axes
 
 # Field: its value when there is nothing to inherit from (ViT-B/16 on clean gray images).
 INHERITED: dict[str, Any] = {
@@ -101,6 +101,8 @@ def resolve(
         source = pretrained.load(copy)
     elif config.init_from:
         source = pretrained.load(config.init_from)
+    if kind(config):
+        check_fit(config)
     axes = num_axes(config)
     if source is not None and num_axes(source.config) != axes:
         kinds = {2: "pictures", 3: "volumes"}
@@ -137,9 +139,7 @@ def resolve(
         )
     elif source is None:
         size = (
-            config.model.variant
-            if not config.model.get("embed_dim")
-            else f"{config.model.embed_dim} wide"
+            config.model.variant if not config.model.embed_dim else f"{config.model.embed_dim} wide"
         )
         lines.append(
             f"config.init_from is not set: from scratch, ViT-{size} with patches of {config.model.patch_size} at "

@@ -137,7 +137,12 @@ def _fit_volumes(
         wanted.pop("swinViT/mask_token", None)
     taken = {k: v for k, v in wanted.items() if k in need and v.shape == tuple(need[k].shape)}
     # What the source may lack: the output, the token, the skip of the full resolution, a whole decoder.
-    optional = ("out/", "swinViT/mask_token", "encoder1/", *SSL_HEADS)
+    optional: tuple[str, ...] = ("out/", "swinViT/mask_token", "encoder1/", *SSL_HEADS)
+    if ("encoder1/layer/conv1/conv/kernel" in have) != ("encoder1/layer/conv1/conv/kernel" in need):
+        # Without that skip connection the last block has half as many channels to read.
+        optional = (*optional, "decoder1/")
+        wanted = {k: v for k, v in wanted.items() if not k.startswith("decoder1/")}
+        taken = {k: v for k, v in taken.items() if not k.startswith("decoder1/")}
     has_decoder = any(not encodes(k) for k in wanted)
     missing = sorted(
         k

