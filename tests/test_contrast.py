@@ -62,3 +62,30 @@ def test_half_precision_features_of_the_size_at_hand_stay_finite():
     )  # as coded, before a softmax: one-hot, and useless as a gradient
     half = (features @ features.T).astype(jnp.float16) * np.float16(np.exp(0.5) * 8)
     assert not bool(jnp.isfinite(half).all())
+
+
+def test_half_precision_ends_the_published_contrast_and_not_ours():
+    """Why the published commands turn mixed precision off: features of any length, multiplied with one another.
+
+    At the start the bottleneck of the published network (20,736 values of variance 1/3) gives logits of about 11,000,
+    which half precision can hold; once the features have grown to two and a half times that, it cannot.
+    """
+    z = np.random.default_rng(0).normal(0, 3**-0.5, (2, 20736))
+    modality = jnp.asarray([1, 0])
+
+    def published(z):
+        z = jnp.asarray(z, jnp.float16)
+        logits = (z @ z.T) * jnp.exp(jnp.float16(0.5))
+        rank = jnp.asarray([1, 0])  # of the modalities, as coded
+        rows = [jax.nn.log_softmax(s)[jnp.arange(2), rank] for s in (logits, logits.T)]
+        return -jnp.mean(jnp.stack(rows).astype(jnp.float32))
+
+    assert np.isfinite(published(z)) and published(z) > 1000
+    assert not np.isfinite(published(2.5 * z))
+    at_start = losses.contrast(jnp.asarray(z, jnp.bfloat16), modality)
+    for growth in (1.0, 2.5, 1e4):
+        value, grad = jax.value_and_grad(lambda z: losses.contrast(z, modality).mean())(
+            jnp.asarray(growth * z, jnp.bfloat16)
+        )
+        assert np.isfinite(np.asarray(grad, np.float32)).all()
+        np.testing.assert_allclose(value, at_start.mean(), rtol=1e-3)

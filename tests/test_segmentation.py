@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tiny
+import tiny_runs
 from PIL import Image
 from test_volumes import config_of, cube, save
 
@@ -20,6 +22,7 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators import cases, comparison, segmentation
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
 VOLUMES = {
     "image_size": 32, "model.variant": "12", "data.name": "phantoms3d", "data.num_images": 10, "data.side": 24,
     "data.num_threads": 2, "data.crops_per_image": 1, "optim.batch_size": 2, "optim.epochs": 1.0,
@@ -224,6 +227,8 @@ def test_what_a_segmentation_takes_from_pre_training(name, change, fresh):
 @pytest.mark.slow
 def test_from_pre_training_to_segmentation_and_on(tmp_path):
     """DAE, then segmentation that inherits its network, then another that goes on with the same labels."""
+    import cka
+
     train.train_and_evaluate(config_of(data__side=32), tmp_path / "dae")
     config = volumes(init_from=str(tmp_path / "dae"), image_size=0, model__variant="inherit")
     result = train.train_and_evaluate(config, tmp_path / "first")
@@ -234,8 +239,25 @@ def test_from_pre_training_to_segmentation_and_on(tmp_path):
     again = volumes(init_from=str(tmp_path / "first"), image_size=0, model__variant="inherit")
     train.train_and_evaluate(again, tmp_path / "second")
     assert "out" in (tmp_path / "second" / "report" / "index.html").read_text()
+    values = cka.compare(cka.parse([str(tmp_path / "dae"), str(tmp_path / "first"), "--count=4"]))
+    assert len(values) == 5 and all(0 < v <= 1 + 1e-6 for v in values) and values[0] > 0.9
     rows = comparison.pairs([comparison.read_run(tmp_path / n) for n in ("first", "second")], 50)
     assert {"dice", "dice_interval", "wilcoxon"} <= set(rows[0])
+
+
+@pytest.mark.slow
+def test_pictures_inherit_blur_and_search(tmp_path):
+    """From a D2MAE: its sizes, its token, and for every picture the level that the search finds."""
+    size = {"image_size": 0, "model__conditioning": "inherit", "model__variant": "inherit"}
+    zero = {f"model__{n}": 0 for n in ("patch_size", "in_chans", "embed_dim", "depth", "num_heads")}
+    source = str(tiny_runs.pretraining())
+    config = pictures(init_from=source, data__phantom_seed=1, **size, **zero)
+    result = run.run(config, tmp_path / "run")
+    assert result.finished and "blur_token" in result.params and "segmenter" in result.params
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "blur of the images: search" in page and "segmenter" in page
+    found = dm.segment(dm.load(tmp_path / "run"), [np.zeros((40, 50), np.uint8)], flips=True)
+    assert found[0].shape == (40, 50)
 
 
 @pytest.mark.parametrize(

@@ -391,27 +391,36 @@ def test_bad_settings_are_one_clear_line(tmp_path, overrides, parts):
 
 
 @pytest.mark.slow
-def test_four_devices_give_the_losses_of_one(tmp_path):
-    """The contrast counts for much here, so it would show if it did not see the whole batch."""
-    change = {"optim__batch_size": 4, "task__contrast_weight": 1.0, "task__temperature": 1.0}
-    train.train_and_evaluate(config_of(**change), tmp_path / "one")
-    program = (
+@pytest.mark.parametrize("name", ["dae_ct_mr", "swin_ssl_ct_mr", "segment_volumes"])
+def test_four_devices_give_the_losses_of_one(tmp_path, name):
+    """The contrasts count for much here, so it would show if they did not see the whole batch."""
+    change = {"optim__batch_size": 4}
+    maker = "test_volumes.config_of"
+    if name == "dae_ct_mr":
+        change |= {"task__contrast_weight": 1.0, "task__temperature": 1.0}
+    if name == "segment_volumes":
+        maker = "test_segmentation.volumes"
+    code = (
         "import sys; sys.path[:0] = ['.', 'tests']\n"
-        "import conftest, test_volumes\n"
+        "import conftest, test_volumes, test_segmentation\n"
         "from deblur_mae_jax import train\n"
-        "import jax; assert jax.device_count() == 4\n"
-        f"train.train_and_evaluate(test_volumes.config_of(**{change!r}), {str(tmp_path / 'four')!r})\n"
+        "import jax; assert jax.device_count() == {count}\n"
+        f"train.train_and_evaluate({maker}({name!r}, **{change!r}), {{folder!r}})\n"
     )
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    losses = []
-    for name in ("one", "four"):
-        lines = [
-            json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        ]
+    losses, scores = [], []
+    for count in (1, 4):
+        folder = str(tmp_path / f"run_{count}")
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(count=count, folder=folder)], cwd=ROOT, env=environment,
+            capture_output=True, text=True, timeout=280,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines = [json.loads(x) for x in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in lines if "loss" in line])
-        assert [line for line in lines if line.get("eval_contrast", 0) > 0.1]
+        scores.append(
+            [v for line in lines for k, v in line.items() if k in ("eval_contrast", "val_dice")]
+        )
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    np.testing.assert_allclose(scores[0], scores[1], atol=2e-3)
+    assert scores[0] and (name == "segment_volumes" or max(scores[0]) > 0.1)
