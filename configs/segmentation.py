@@ -76,7 +76,7 @@ def of_volumes(recipe: str = "paper") -> ConfigDict:
         "both"  # both | encoder | decoder of init_from; the output layer is always new
     )
     model = config.model
-    for name in ("variant", "patch_embed", "merge_order", "layout"):
+    for name in ("variant", "patch_embed", "merge_order"):
         model[name] = "inherit"
     model.in_chans = 0
     del model["out_chans"]

@@ -60,7 +60,9 @@ class Segmenter:
             data = network.inputs.whole(examples, keys)
             return data["inputs"], data.get("level")
 
-        self._view = jax.jit(view)
+        if not self.is_3d:
+            self._view = jax.jit(view)
+            self._precompute = jax.jit(network.inputs.precompute)
 
     def _put(self, array: Any) -> jax.Array:
         """Split over the devices along its first axis; every process holds all of it."""
@@ -99,9 +101,7 @@ class Segmenter:
         filled = examples + examples[-1:] * (self.batch_size - count)
         stacked = {k: np.stack([e[k] for e in filled]) for k in filled[0] if k != "mask"}
         if self.network.inputs.precomputes:
-            stacked["degraded"] = np.asarray(
-                self.network.inputs.precompute(stacked["image"], stacked["size"])
-            )
+            stacked["degraded"] = np.asarray(self._precompute(stacked["image"], stacked["size"]))
         images, level = self._view(stacked, jnp.int32(0))
         scores = self._mean(
             members, np.asarray(images), None if level is None else np.asarray(level)

@@ -43,7 +43,6 @@ INHERITED_3D: dict[str, Any] = {
     "model.in_chans": 1,
     "model.patch_embed": "conv",
     "model.merge_order": "monai15",
-    "model.layout": "intended",
 }
 # In the workdir: the network a run started from, so that it needs nothing outside its own folder.
 SOURCE = "pretrained"

@@ -207,7 +207,7 @@ def test_what_a_segmentation_takes_from_pre_training(name, change, fresh):
     values = config.to_dict()
     assert values["model"]["patch_embed"] == "inherit"
     target = volumes(
-        model__patch_embed=source.config.model.patch_embed, model__merge_order="legacy", model__layout="intended",
+        model__patch_embed=source.config.model.patch_embed, model__merge_order="legacy",
         model__in_chans=1, image_size=32,
     )  # fmt: skip
     del transfer
