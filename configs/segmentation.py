@@ -73,7 +73,7 @@ def of_volumes(recipe: str = "paper") -> ConfigDict:
     config.task.degrade = "none"
     _shared(config)
     config.init_parts = (
-        "both"  # both | encoder | decoder of init_from; the output layer is always new
+        "both"  # both | encoder | decoder of init_from; its output layer only for the same labels
     )
     model = config.model
     for name in ("variant", "patch_embed", "merge_order"):
@@ -116,9 +116,8 @@ def of_pictures() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "vit_unetr"
     for name in ("variant", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "conditioning", "level_code",
-                 "drop_path", "dtype", "attention", "remat"):  # fmt: skip
+                 "dtype", "attention", "remat"):  # fmt: skip
         config.model[name] = model[name]
-    config.model.drop_path = 0.0
     config.model.width = 16  # channels of the decoder at full resolution
     for name in ("balance", "positive", "crop_rejection"):
         del config.data[name]

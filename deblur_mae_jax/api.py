@@ -36,7 +36,7 @@ from deblur_mae_jax import (
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators.predictions import probabilities_of
 from deblur_mae_jax.inputs import stream_keys
-from deblur_mae_jax.network import kind, num_axes
+from deblur_mae_jax.network import kind, need_pictures, num_axes
 
 BATCH = 32
 Images = Any  # an array or a list of arrays
@@ -178,10 +178,7 @@ def given_levels(trained: Trained, images: Images, level: Any, count: int) -> np
 
 def _run(trained: Trained, images: Images, level: Any, program: Any, batch: int) -> Any:
     """`program(params, batch of network inputs, keys)` over all images, results concatenated."""
-    if num_axes(trained.info.config) == 3:
-        raise UserError(
-            f"'{trained.info.path}' is a network for volumes: only dm.segment is for them"
-        )
+    need_pictures(trained.info.config, trained.info.path)
     images = as_list(images)
     network = trained.info.network
     levels = given_levels(trained, images, level, len(images))
@@ -246,6 +243,7 @@ def encode(
 
 
 def _need_decoder(trained: Trained, what: str) -> None:
+    need_pictures(trained.info.config, trained.info.path)
     if not hasattr(trained.model, "decode"):
         raise UserError(
             f"{what}: '{trained.info.path}' has no decoder; load a pre-training run, not a classifier"

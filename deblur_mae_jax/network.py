@@ -66,6 +66,12 @@ def num_axes(config: ConfigDict) -> int:
     return _axes_of(config.model.name)
 
 
+def need_pictures(config: ConfigDict, path: Any) -> None:
+    """Raise `UserError` for a network of volumes."""
+    if num_axes(config) == 3:
+        raise UserError(f"'{path}' is a network for volumes: only dm.segment is for them")
+
+
 def build_network(
     config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, ...] = ()
 ) -> Network:

@@ -14,6 +14,7 @@ from deblur_mae_jax.data.image_folder import existing_root
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators.predictions import Predictions
 from deblur_mae_jax.progress import Progress
+from deblur_mae_jax.pytorch import files
 
 CHUNK = 256
 
@@ -21,8 +22,13 @@ CHUNK = 256
 def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str = "") -> Path:
     """Label maps (`segment_run`) or predictions (`classify`), as the run learnt it; "a,b,c" are several runs of
     one kind."""
-    folders = [name.strip() for name in str(run_folder).split(",") if name.strip()]
-    if network.kind(pretrained.read_config(Path(folders[0]))) == "segment":
+    folders = [str(run_folder)]
+    if not Path(run_folder).expanduser().exists():
+        folders = [name.strip() for name in str(run_folder).split(",") if name.strip()]
+    first = Path(folders[0]).expanduser()
+    known = files.is_weights(first)
+    config = pretrained.load(first, "--workdir").config if known else pretrained.read_config(first)
+    if network.kind(config) == "segment":
         return segment_run.run(folders, images, str(output), infer)
     if infer:
         raise UserError("--infer: only a segmentation has these fields")

@@ -91,7 +91,6 @@ def _from_file(path: Path, field: str) -> Pretrained:
     weights = files.read(path, field)
     state = weights.state
     notes: list[str] = []
-    reader: Any = None
     try:
         if "config" in weights.header:
             config = workdir.nested(json.loads(weights.header["config"]))
@@ -105,11 +104,8 @@ def _from_file(path: Path, field: str) -> Pretrained:
             config = workdir.nested(values)
         network = build_network(config, len(classes))
         shapes = jax.eval_shape(network.init)
-        if (
-            reader is not None
-            and _is_volume(state)
-            and "encoder2.layer.conv1.conv.weight" not in state
-        ):
+        alone = "encoder2.layer.conv1.conv.weight" not in state
+        if _is_volume(state) and alone and config.model.name == "swin_unetr":
             shapes = {"swinViT": shapes["swinViT"]}  # a self-supervised encoder alone
         elif is_supervised(config) and not classes:  # the empty head of a network without one
             empty = np.zeros((0, network.model.embed_dim), np.float32)

@@ -10,14 +10,20 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import api, dataset, network, sharding
+from deblur_mae_jax import api, dataset, network, sharding, workdir
 from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.data.grid import place
 from deblur_mae_jax.data.image_folder import existing_root
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.evaluators.live_segmentation import stem
 from deblur_mae_jax.progress import Progress
 from deblur_mae_jax.segmenter import Segmenter
+
+# What is done to an image before the network; it must be the same for all members of an ensemble.
+PREPARATION = ("image_size", "task.degrade", "task.blur_site", "data.spacing", "data.ct_window", "data.mean",
+"data.std",
+               "data.max_side", "data.bits16", "search.setting")  # fmt: skip
+CHUNK = 256
 
 
 def infer_fields(config: ConfigDict, text: str) -> ConfigDict:
@@ -47,10 +53,15 @@ def load_members(folders: list[str]) -> list[api.Trained]:
         if network.kind(member.info.config) != "segment":
             raise UserError(f"--workdir: '{folder}' is no segmentation run")
         same = member.info.classes == first.classes and member.model == first.network.model
+        same &= member.info.mask_values == first.mask_values
+        same &= all(
+            workdir.flat(member.info.config).get(name) == workdir.flat(first.config).get(name)
+            for name in PREPARATION
+        )
         if not same:
             raise UserError(
-                f"--workdir: '{folder}' has other labels or another network than '{folders[0]}': they cannot be "
-                "averaged"
+                f"--workdir: '{folder}' has other labels, another network or another preparation than "
+                f"'{folders[0]}': they cannot be averaged"
             )
     return members
 
@@ -91,26 +102,31 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     except UserError as error:
         raise UserError(str(error).replace("config.data.root", "--input")) from error
     extras = {}
-    if not is_3d:
-        pictures = [index.source.read(i) for i in range(len(index))]
-        levels = api.levels_for(members[0], pictures)
-        if levels is not None:
-            extras["level"] = levels.astype(np.int32)
+    if not is_3d and info.network.inputs.degradation.num_levels:
+        levels: list[int] = []
+        for start in range(0, len(index), CHUNK):
+            some = range(start, min(start + CHUNK, len(index)))
+            pictures = [index.source.read(i) for i in some]
+            found = api.given_levels(members[0], pictures, None, len(some))
+            assert found is not None
+            levels += found.tolist()
+        extras["level"] = np.array(levels, np.int32)
     loader = Loader(index, config.model.in_chans, extras)
     segmenter = Segmenter(info.network, sharding.make_mesh(), infer_fields(info.config, infer))
     values = np.array(info.mask_values, np.uint8)
     weights = [member.params for member in members]
     rows: list[list[Any]] = []
+    taken: set[Path] = set()
     for position, labels in segmenter.each(weights, loader, range(len(index))):
         grid = index.source.grid_of(position)
         own = grid.finish(labels)
-        path = grid.save(values[own], out / stem(index.source.names[position]))
+        path = grid.save(values[own], place(out, index.source.names[position], taken))
         voxel = float(np.prod(grid.spacing))
         counts = np.bincount(own.ravel(), minlength=len(values))[1:]
         for label, count in zip(info.classes[1:], counts, strict=True):
-            rows.append(
-                [index.source.names[position], label, voxel * int(count), grid.unit, path.name]
-            )
+            unit = f"{grid.unit}3" if is_3d else grid.unit
+            written = path.relative_to(out).as_posix()
+            rows.append([index.source.names[position], label, voxel * int(count), unit, written])
         say.show(f"segmenting: {position + 1} of {len(index)}")
     with open(out / "segmentations.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -141,7 +157,10 @@ def segment(
             f"segment: no field '{strange[0]}'. Choices: {', '.join(info.config.infer)}"
         )
     fields = ConfigDict(info.config.infer.to_dict() | infer)
-    segmenter = Segmenter(info.network, sharding.make_mesh(), fields)
+    name = f"segmenter {sorted(fields.items())}"
+    if name not in info.programs:  # with what it compiled
+        info.programs[name] = Segmenter(info.network, sharding.make_mesh(), fields)
+    segmenter = info.programs[name]
     if network.num_axes(info.config) == 3:
         volumes = [np.asarray(v, np.float32) for v in images]
         for number, volume in enumerate(volumes):

@@ -71,7 +71,9 @@ def fit(
             del have[name]
 
     if source.classes != classes:
-        leave(("head",))
+        leave(("head", "segmenter/out/"))
+    if not any(k.startswith("segmenter/") for k in need):
+        leave(("segmenter/",))
     resized = ""
     if pretraining:
         leave(("pos_embed", *HEADS))
@@ -143,7 +145,9 @@ def _fit_volumes(
         optional = (*optional, "decoder1/")
         wanted = {k: v for k, v in wanted.items() if not k.startswith("decoder1/")}
         taken = {k: v for k, v in taken.items() if not k.startswith("decoder1/")}
-    has_decoder = any(not encodes(k) for k in wanted)
+    if not any(k.startswith("decoder") for k in need):  # a network of pretext tasks
+        wanted = {k: v for k, v in wanted.items() if encodes(k) or k in need}
+    has_decoder = any(k.startswith("decoder") for k in wanted)
     missing = sorted(
         k
         for k in need

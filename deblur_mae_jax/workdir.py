@@ -30,6 +30,7 @@ FREE = (
     "compilation_cache",
     "search.cache",
     "search.batch_size",
+    "infer.batch_size",
 )
 PACKAGES = (
     "jax",

@@ -18,6 +18,7 @@ from test_volumes import config_of, cube, save
 import deblur_mae_jax as dm
 from deblur_mae_jax import network, pretrained, run, segmenter, train, warm_start
 from deblur_mae_jax.data import nifti
+from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators import cases, comparison, segmentation
 
@@ -280,33 +281,113 @@ def test_bad_settings_are_one_clear_line(tmp_path, overrides, parts):
     assert "\n" not in message and all(part in message for part in parts), message
 
 
-def folder_of(root, kind):
-    """Twelve small volumes with masks; one mask is missing, one has another shape, one is no class map."""
+def folder_of(root):
+    """Twelve small volumes with masks; one has none, one lies elsewhere, one has another shape, one is no class map."""
     for i in range(12):
         save(root / "images" / f"v{i:02d}.nii.gz", np.abs(cube(i, (20, 20, 20))) + 1)
         mask = np.zeros((20, 20, 20))
         mask[5:12, 5:12, 5:12] = 1 + i % 2
         save(root / "masks" / f"v{i:02d}.nii.gz", mask, dtype=np.uint8)
     (root / "masks" / "v03.nii.gz").unlink()
+    save(root / "masks" / "v04.nii.gz", np.ones((20, 20, 20)), np.diag([-1.0, 1, 1, 1]), np.uint8)
     save(root / "masks" / "v05.nii.gz", np.zeros((20, 20, 21)), dtype=np.uint8)
     save(root / "masks" / "v07.nii.gz", np.full((20, 20, 20), 0.5))
 
 
+def prepared(config, folder=None):
+    from deblur_mae_jax import sharding, supervised
+
+    return supervised.prepare(config, folder, None, sharding.make_mesh())
+
+
 def test_bad_masks_are_named_and_left_out(tmp_path):
-    folder_of(tmp_path / "data", "nii")
+    folder_of(tmp_path / "data")
     config = volumes(
         data__name="nifti",
         data__root=f"{tmp_path / 'data'}=mr",
         data__max_bad_fraction=0.5,
         model__in_chans=1,
     )
-    from deblur_mae_jax import sharding, supervised
-
-    index, known = supervised.prepare(config, None, None, sharding.make_mesh())
-    assert len(index) == 9 and known.classes == ["background", "label 1", "label 2"]
+    (tmp_path / "run").mkdir()
+    index, known = prepared(config, tmp_path / "run")
+    assert len(index) == 8 and known.classes == ["background", "label 1", "label 2"]
     found = {Path(s.name).name: s.reason for s in index.skipped}
-    assert "no mask" in found["v03.nii.gz"] and "shape" in found["v05.nii.gz"]
-    assert "no class numbers" in found["v07.nii.gz"]
+    assert found["v03.nii.gz"] == "no mask" and "shape" in found["v05.nii.gz"]
+    assert "lies elsewhere" in found["v04.nii.gz"] and "no class numbers" in found["v07.nii.gz"]
+    # A mask that is mended is seen, also where the volumes were looked at before.
+    mended = np.zeros((20, 20, 20))
+    mended[3:9, 3:9, 3:9] = 2
+    save(tmp_path / "data" / "masks" / "v05.nii.gz", mended, dtype=np.uint8)
+    again, known = prepared(config, tmp_path / "run")
+    assert len(again) == 9 and known.mask_values == [0, 1, 2]
+    assert again.fingerprint != index.fingerprint
+
+
+def test_masks_belong_to_the_volumes_beside_them(tmp_path):
+    """The same file names under ct and mr, and nnU-Net's folders with volumes that have no mask."""
+    for number, kind in enumerate(("ct", "mr"), start=1):
+        save(tmp_path / kind / "images" / "001.nii.gz", np.abs(cube(number)) + 1)
+        save(
+            tmp_path / kind / "masks" / "001.nii.gz", np.full((12, 14, 10), number), dtype=np.uint8
+        )
+    source = nifti.source(_data(tmp_path), 1)
+    assert [int(source.masks(i).max()) for i in range(2)] == [1, 2]
+    net = tmp_path / "net"
+    save(net / "imagesTr" / "a_0000.nii.gz", np.abs(cube()) + 1)
+    save(net / "labelsTr" / "a.nii.gz", np.ones((12, 14, 10)), dtype=np.uint8)
+    save(net / "imagesTs" / "b_0000.nii.gz", np.abs(cube()) + 1)
+    source = nifti.source(_data(f"{net}=mr"), 1)
+    assert source.masked == [True, False]
+    # Sub-folders that are splits are splits.
+    for split in ("train", "test"):
+        save(tmp_path / "split" / split / "images" / f"{split}.nii.gz", np.abs(cube()) + 1)
+    source = nifti.source(_data(f"{tmp_path / 'split'}=mr", split="test"), 1)
+    assert [Path(n).name for n in source.names] == ["test.nii.gz"]
+
+
+def _data(root, split="all"):
+    return volumes(data__root=str(root), data__split=split).data
+
+
+def test_a_volume_that_is_cut_short_is_named_whatever_its_orientation(tmp_path):
+    path = save(
+        tmp_path / "mr" / "a.nii.gz",
+        np.abs(cube(shape=(30, 30, 30))) + 1,
+        np.diag([-1.0, -1, 1, 1]),
+    )
+    path.write_bytes(path.read_bytes()[:4000])
+    with pytest.raises(BadImage, match="damaged"):
+        nifti.source(_data(tmp_path), 1).read(0)
+
+
+def test_label_maps_stay_in_their_folder(tmp_path):
+    """Whatever an image is called: with an absolute path, with .., twice but for the suffix, with dots."""
+    from deblur_mae_jax.data.grid import place
+
+    names = [
+        "/data/images/a.png",
+        "../../b.nii.gz",
+        "c.png",
+        "c.jpg",
+        "case.12",
+        "case.13",
+        "d/e.nii",
+    ]
+    taken = set()
+    found = [place(tmp_path, name, taken) for name in names]
+    assert len(set(found)) == len(names) and all(p.is_relative_to(tmp_path) for p in found)
+    assert (
+        found[1] == tmp_path / "b"
+        and found[4].name == "case.12"
+        and found[6] == tmp_path / "d" / "e"
+    )
+
+
+@pytest.mark.slow
+def test_weights_are_chosen_by_a_distance_though_nothing_is_found_at_first(tmp_path):
+    config = volumes(select__metric="hd95", optim__base_lr=1e-9, data__num_images=8)
+    result = run.run(config, tmp_path / "run")
+    assert result.finished and (tmp_path / "run" / "predictions.csv").exists()
 
 
 def test_masks_without_sense_are_refused(tmp_path):

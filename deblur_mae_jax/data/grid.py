@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
+
+SUFFIX = re.compile(r"\.(nii(\.gz)?|png|jpe?g|jpe|jfif|bmp|dib|tiff?|gif|webp|p[gpn]m|jp2)$", re.I)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Grid:
     spacing: of its voxels or pixels, in `unit` ("mm", or "px" where the size of a pixel is not known).
     truth:  () -> uint8 `(*space)`, the values of the mask file on this grid; raises `BadImage` without one.
     finish: a label map on the grid of `read` -> the same on this grid (nearest neighbour).
-    save:   (label map on this grid, path without suffix) -> the file written, which lies over the image's own file.
+    save:   (label map on this grid, path without suffix) -> the file written; a volume's lies over its own file, a
+            picture's on the pixels it was read to (`data.max_side`).
     """
 
     spacing: tuple[float, ...]
@@ -25,6 +29,23 @@ class Grid:
     truth: Callable[[], np.ndarray]
     finish: Callable[[np.ndarray], np.ndarray]
     save: Callable[[np.ndarray, Path], Path]
+
+
+def place(folder: Path, name: str, taken: set[Path]) -> Path:
+    """Where the label map of an image goes, without a suffix: below `folder`, whatever its name is, and never twice.
+
+    taken: what was given out before.
+    """
+    parts = [p for p in PurePosixPath(name.replace("\\", "/")).parts if p not in ("/", "..", ".")]
+    parts = [p.replace(":", "_") for p in parts] or ["image"]
+    stem = SUFFIX.sub("", parts[-1]) or parts[-1]
+    path = folder.joinpath(*parts[:-1], stem)
+    if path in taken:  # a.png and a.jpg
+        path = folder.joinpath(*parts[:-1], parts[-1].replace(".", "_"))
+    while path in taken:
+        path = path.with_name(path.name + "_2")
+    taken.add(path)
+    return path
 
 
 def save_picture(labels: np.ndarray, path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,23 @@ class Masks:
 
     paths: list[str]
     images: Files
+
+    def stamp(self, position: int) -> list[Any]:
+        """Name, size and modification time."""
+        return [
+            self.paths[position],
+            stamp_of(self.paths[position]) if self.paths[position] else None,
+        ]
+
+    def fields(self) -> dict[str, Any]:
+        """What a `Source` says of masks; empty where no image has one."""
+        if not any(self.paths):
+            return {}
+        return {
+            "masks": self.read,
+            "masked": [bool(p) for p in self.paths],
+            "mask_stamp": self.stamp,
+        }
 
     def read(self, position: int) -> np.ndarray:
         """uint8 `(H, W)`, the values of the file on the pixels that `images.read` gives."""
@@ -140,7 +158,7 @@ def source(data, channels: int) -> Source:
         reader.header,
         reader.stamp,
         labels=labelled if any(labelled) else None,
-        masks=Masks([str(path) for path in own], reader).read if any(own) else None,
+        **Masks([str(path) for path in own], reader).fields(),
         skipped=skipped,
     )
 

@@ -121,6 +121,8 @@ def build(
 
     def examine(position: int) -> dict:
         stamp = source.stamp(position) if source.stamp else None
+        if masks and stamp is not None and source.mask_stamp is not None:
+            stamp = [stamp, source.mask_stamp(position)]
         entry = known.get(source.names[position])
         if entry is not None and stamp is not None and entry.get("stamp") == stamp:
             return entry

@@ -70,5 +70,5 @@ def source(data, channels: int) -> Source:
         files.stamp,
         labels=[row["label"] or "" for row in rows] if "label" in columns else None,
         groups=[row["group"] or "" for row in rows] if "group" in columns else None,
-        masks=masks.read if any(row.get("mask") for row in rows) else None,
+        **masks.fields(),
     )

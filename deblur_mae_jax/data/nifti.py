@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.data.grid import Grid, save_volume
-from deblur_mae_jax.data.image_folder import existing_root, stamp_of
+from deblur_mae_jax.data.image_folder import SPLIT_FOLDERS, existing_root, stamp_of
 from deblur_mae_jax.data.manifest import read_rows
 from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.errors import UserError
@@ -25,6 +25,7 @@ MODALITIES = ("ct", "mr")
 SUFFIXES = (".nii", ".nii.gz")
 # Folders that hold the masks of the volumes beside them, under the same names.
 MASK_FOLDERS = ("masks", "labels", "labelstr")
+IMAGE_FOLDERS = ("images", "imagestr")
 
 
 def source(data, channels: int) -> Source:
@@ -39,8 +40,12 @@ def source(data, channels: int) -> Source:
     if channels != 1:
         raise UserError(f"config.model.in_chans={channels}: volumes have one channel")
     rows: list[dict[str, str]] = []
-    for place in (p.strip() for p in str(data.root).split(";")):
+    places = [p.strip() for p in str(data.root).split(";")]
+    for place in places:
         rows += _rows_of(place, data.split)
+    if len({row["name"] for row in rows}) < len(rows):  # two places with the same last folder
+        for row in rows:
+            row["name"] = Path(row["path"]).as_posix()
     if not rows:
         raise UserError(
             f"config.data.root: no volume ({', '.join(SUFFIXES)}) found in '{data.root}'"
@@ -70,6 +75,8 @@ def source(data, channels: int) -> Source:
         labels=[row["label"] for row in rows] if has("label") else None,
         groups=[row["group"] for row in rows] if has("group") else None,
         masks=volumes.mask if has("mask") else None,
+        masked=[bool(row["mask"]) for row in rows] if has("mask") else None,
+        mask_stamp=volumes.mask_stamp if has("mask") else None,
         grids=volumes.grid,
         modalities=[row["modality"] for row in rows],
         dtype=np.float16,
@@ -86,7 +93,7 @@ def _rows_of(place: str, split: str) -> list[dict[str, str]]:
         )
     listing = root / "manifest.csv" if root.is_dir() else root
     if not listing.exists():
-        return _rows_of_folder(root, modality)
+        return _rows_of_folder(root, modality, split)
     found, column, _ = read_rows(listing, split)
     rows = []
     for row in found:
@@ -108,13 +115,24 @@ def _rows_of(place: str, split: str) -> list[dict[str, str]]:
     return rows
 
 
-def _rows_of_folder(root: Path, modality: str) -> list[dict[str, str]]:
+def _rows_of_folder(root: Path, modality: str, split: str) -> list[dict[str, str]]:
+    """Every volume below a folder; where all its sub-folders are splits, only those named in `split`."""
     rows = []
     found = sorted(p for p in root.rglob("*") if p.name.endswith(SUFFIXES))
     is_mask = lambda path: any(
         part.lower() in MASK_FOLDERS for part in path.relative_to(root).parts[:-1]
     )
-    masks = {_case(path): path for path in found if is_mask(path)}
+    firsts = {path.relative_to(root).parts[0].lower() for path in found}
+    wanted = {name for name in split.split("+") if name and name != "all"}
+    if firsts and firsts <= set(SPLIT_FOLDERS):
+        present = {SPLIT_FOLDERS[name] for name in firsts}
+        if wanted and not wanted & present:
+            raise UserError(
+                f"config.data.split: '{split}' names no split of '{root}'. Choices: {', '.join(sorted(present))}, all."
+            )
+        keep = lambda p: not wanted or SPLIT_FOLDERS[p.relative_to(root).parts[0].lower()] in wanted
+        found = [path for path in found if keep(path)]
+    masks = {_case(path, root): path for path in found if is_mask(path)}
     for path in (p for p in found if not is_mask(p)):
         first = path.relative_to(root).parts[0].lower()
         kind = modality or (first if first in MODALITIES else "")
@@ -128,7 +146,7 @@ def _rows_of_folder(root: Path, modality: str) -> list[dict[str, str]]:
             {
                 "name": name,
                 "path": str(path),
-                "mask": str(masks.get(_case(path), "")),
+                "mask": str(masks.get(_case(path, root), "")),
                 "modality": kind,
                 "label": "",
                 "group": "",
@@ -137,9 +155,12 @@ def _rows_of_folder(root: Path, modality: str) -> list[dict[str, str]]:
     return rows
 
 
-def _case(path: Path) -> str:
-    """The name that a volume shares with its mask."""
-    return path.name.removesuffix(".gz").removesuffix(".nii").removesuffix("_0000")
+def _case(path: Path, root: Path) -> str:
+    """What a volume and its mask share: where they lie, but for the folders `images` and `masks`, and the name."""
+    *folders, name = path.relative_to(root).parts
+    between = [f for f in folders if f.lower() not in (*MASK_FOLDERS, *IMAGE_FOLDERS)]
+    name = name.removesuffix(".gz").removesuffix(".nii").removesuffix("_0000")
+    return "/".join([*between, name])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,12 +180,16 @@ class Volumes:
 
     def header(self, position: int) -> tuple[int, ...]:
         """(D, H, W) after orientation and resampling, from the header alone."""
-        image = self._open(self.paths[position])
-        return self._resampled_shape(image.shape, image.header.get_zooms()[:3])
+        return self._resampled_shape(*_in_ras(self._open(self.paths[position]))[:2])
 
     def stamp(self, position: int) -> list[int] | None:
         """Size and modification time."""
         return stamp_of(self.paths[position])
+
+    def mask_stamp(self, position: int) -> list[Any]:
+        """Name, size and modification time of the mask."""
+        path = self.masks[position]
+        return [path, stamp_of(path) if path else None]
 
     def read(self, position: int) -> np.ndarray:
         """float16 `(D, H, W, 1)`, scaled."""
@@ -185,38 +210,42 @@ class Volumes:
 
     def mask(self, position: int) -> np.ndarray:
         """uint8 `(D, H, W)`, class numbers, on the grid of `read`."""
-        truth = self._truth(position)
-        zooms = self._open(self.paths[position]).header.get_zooms()[:3]
-        return self._resampled(truth, zooms, order=0)
+        _, zooms, _ = _in_ras(self._open(self.paths[position]))
+        return self._resampled(self._truth(position), zooms, order=0)
 
     def grid(self, position: int) -> Grid:
         """The file's own voxels, turned to RAS; what is saved is turned back."""
-        image = self._open(self.paths[position])
+        own = self._open(self.paths[position])
+        shape, zooms, _ = _in_ras(own)
 
         def finish(labels: np.ndarray) -> np.ndarray:
-            return labels if labels.shape == image.shape else _zoomed(labels, image.shape, order=0)
+            return labels if labels.shape == shape else _zoomed(labels, shape, order=0)
 
         def save(labels: np.ndarray, path: Path) -> Path:
-            import nibabel as nib
             from nibabel import orientations
 
-            own: Any = nib.load(self.paths[position])
             turn = orientations.ornt_transform(
                 orientations.axcodes2ornt("RAS"), orientations.io_orientation(own.affine)
             )
             return save_volume(orientations.apply_orientation(labels, turn), path, own.affine)
 
-        spacing = tuple(float(s) for s in image.header.get_zooms()[:3])
-        return Grid(spacing, "mm", lambda: self._truth(position), finish, save)
+        return Grid(zooms, "mm", lambda: self._truth(position), finish, save)
 
     def _truth(self, position: int) -> np.ndarray:
         """uint8, the mask in RAS, not resampled; it must lie on the voxels of its volume."""
         if not self.masks[position]:
             raise BadImage("it has no mask")
-        image, volume = self._open(self.masks[position]), self._open(self.paths[position])
-        if image.shape != volume.shape:
-            raise BadImage(f"its mask has the shape {image.shape}, the volume {volume.shape}")
-        values = self._values(image)
+        mask, volume = self._open(self.masks[position]), self._open(self.paths[position])
+        (shape, zooms, affine), (own_shape, _, own_affine) = _in_ras(volume), _in_ras(mask)
+        if own_shape != shape:
+            raise BadImage(f"its mask has the shape {own_shape}, the volume {shape}")
+        ends = np.array([[0, 0, 0, 1], [*(n - 1 for n in shape), 1]]).T
+        apart = float(np.abs(affine @ ends - own_affine @ ends).max())
+        if apart > max(zooms) / 2:
+            raise BadImage(
+                f"its mask lies elsewhere: by their affines, corners of mask and volume are {apart:.1f} mm apart"
+            )
+        values = self._values(mask)
         if values.min() < 0 or values.max() > 255 or not np.array_equal(values, np.rint(values)):
             raise BadImage("its mask holds values that are no class numbers (0 to 255)")
         return values.astype(np.uint8)
@@ -243,14 +272,12 @@ class Volumes:
             raise BadImage("there is no such file") from error
         except Exception as error:  # headers are damaged in as many ways as there are files
             raise BadImage(f"not a NIfTI file, or damaged: {_one_line(error)}") from error
-        if len(shape) == 4 and shape[3] == 1:
-            image = image.slicer[..., 0]
-        elif len(shape) != 3:
+        if len(shape) != 3 and (len(shape) != 4 or shape[3] != 1):
             raise BadImage(f"{len(shape)} dimensions {shape}; expected a volume of 3")
         if 0 in shape:
             raise BadImage(f"no voxels: its shape is {shape}")
-        if int(np.prod(image.shape)) > self.max_voxels:
-            raise BadImage(f"{image.shape} voxels, over data.max_pixels={self.max_voxels}")
+        if int(np.prod(shape)) > self.max_voxels:
+            raise BadImage(f"{shape} voxels, over data.max_pixels={self.max_voxels}")
         affine = image.affine
         if (
             affine is None
@@ -258,11 +285,16 @@ class Volumes:
             or abs(np.linalg.det(affine[:3, :3])) < 1e-9
         ):
             raise BadImage("its affine is singular or not finite, so its orientation is unknown")
-        return nib.as_closest_canonical(image)
+        return image
 
     def _values(self, image: Any) -> np.ndarray:
+        """float32 `(D, H, W)` in RAS orientation."""
+        from nibabel import orientations
+
         try:
-            values = np.asarray(image.dataobj, np.float32)
+            values = np.asarray(image.dataobj, np.float32).reshape(image.shape[:3])
+            turn = orientations.io_orientation(image.affine)
+            values = orientations.apply_orientation(values, turn)
         except Exception as error:  # truncated gzip streams and the like
             raise BadImage(f"damaged: {_one_line(error)}") from error
         if not np.isfinite(values).all():
@@ -274,7 +306,7 @@ class Volumes:
         windowed = (
             image.get_data_dtype() == np.uint8
         )  # no CT value fits in 8 bits: it was windowed before
-        values = self._resampled(self._values(image), image.header.get_zooms()[:3], order=1)
+        values = self._resampled(self._values(image), _in_ras(image)[1], order=1)
         if self.modalities[position] == "ct":
             low, high = (0.0, 255.0) if windowed else self.ct_window
             scaled = (np.clip(values, low, high) - low) / (high - low)
@@ -297,6 +329,19 @@ class Volumes:
         if shape == values.shape:
             return values
         return _zoomed(values, shape, order)
+
+
+def _in_ras(image: Any) -> tuple[tuple[int, ...], tuple[float, ...], np.ndarray]:
+    """(shape, voxel size in mm, affine) of a file once it is turned to RAS; from its header alone."""
+    from nibabel import orientations
+
+    turn = orientations.io_orientation(image.affine)
+    order = np.argsort(turn[:, 0])
+    shape = image.shape[:3]
+    zooms = image.header.get_zooms()[:3]
+    affine = image.affine @ orientations.inv_ornt_aff(turn, shape)
+    turned = tuple(int(shape[i]) for i in order)
+    return turned, tuple(float(zooms[i]) for i in order), affine
 
 
 def _zoomed(values: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:

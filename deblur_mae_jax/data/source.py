@@ -33,6 +33,7 @@ class Source:
     stamp:  position -> something that changes when the file does (size, time), for caching.
     labels, groups: class name and patient of each image, where known; modalities: "ct", "mr", ...
     masks:  position -> uint8 `(*space)`, the values of its mask on the grid of `read`, where known; raises `BadImage`.
+    masked, mask_stamp: which images have a mask (all, where not said), and what changes when its file does.
     grids:  position -> the image's own `Grid`, where that is not the one of `read`.
     dtype:  of what `read` gives.
     skipped: what was seen on the way and is not an image.
@@ -45,6 +46,8 @@ class Source:
     labels: list[str] | None = None
     groups: list[str] | None = None
     masks: Callable[[int], np.ndarray] | None = None
+    masked: list[bool] | None = None
+    mask_stamp: Callable[[int], Any] | None = None
     grids: Callable[[int], grid.Grid] | None = None
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
     modalities: list[str] | None = None
@@ -89,6 +92,8 @@ def subset(source: Source, positions: np.ndarray) -> Source:
         labels=pick(source.labels),
         groups=pick(source.groups),
         masks=through(source.masks),
+        masked=pick(source.masked),
+        mask_stamp=through(source.mask_stamp),
         grids=through(source.grids),
         skipped=source.skipped,
         modalities=pick(source.modalities),

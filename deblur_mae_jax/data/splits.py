@@ -100,6 +100,8 @@ def concatenate(parts: Sequence[Source]) -> Source:
         labels=joined("labels"),
         groups=joined("groups"),
         masks=through("masks"),
+        masked=joined("masked"),
+        mask_stamp=through("mask_stamp"),
         grids=through("grids"),
         skipped=list(seen.values()),
         modalities=joined("modalities"),
@@ -147,10 +149,12 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
             f"{data.split}, val_split={data.val_split}, test_split={data.test_split}"
         )
     if by_mask:
-        source = dataclasses.replace(source, labels=[ANY] * len(source))
+        masked = source.masked or [True] * len(source)
+        source = dataclasses.replace(source, labels=[ANY if has else "" for has in masked])
     labels = source.labels or []
     keep = np.array([i for i, name in enumerate(labels) if name])
-    unlabelled = [Skipped(source.names[i], "no label") for i, name in enumerate(labels) if not name]
+    lack = "no mask" if by_mask else "no label"
+    unlabelled = [Skipped(source.names[i], lack) for i, name in enumerate(labels) if not name]
     names = np.repeat(list(parts), [len(part) for part in parts.values()])[keep]
     source = dataclasses.replace(subset(source, keep), skipped=[*source.skipped, *unlabelled])
     made_here = [n for n in ("val", "test") if named[n] == ""]
@@ -198,7 +202,9 @@ def _load(
     if automatic and (not part.names or set(part.names) & set(parts["train"].names)):
         return None
     if by_mask:
-        if part.masks is None:
+        if part.masks is None or (part.masked is not None and not any(part.masked)):
+            if automatic:
+                return None
             raise UserError(
                 "config.data.root: the images have no masks: a folder needs sub-folders `images` and `masks` with the "
                 "same file names, a CSV a column 'mask'"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from deblur_mae_jax import metrics, workdir
 from deblur_mae_jax.data import audit
+from deblur_mae_jax.data import grid as grids
 from deblur_mae_jax.data.source import BadImage, Skipped
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators import cases, segmentation, segmentation_page
@@ -40,28 +40,29 @@ class Live:
         self.segmenter = Segmenter(run.network, run.mesh, run.config.infer)
 
     def evaluate(self, params: Any) -> dict[str, float]:
-        """The validation images on the grid the network sees; `latest` holds the measure that selects."""
+        """The validation images on the grid the network sees; `latest` holds the measure that selects.
+
+        A structure that was missed counts as the worst there is, so that weights that find less are never chosen.
+        """
         rows = []
         source, classes = self.run.index.source, self.known.mask_classes
         assert source.masks is not None and classes is not None
+        wanted = tuple(self.run.config.data.get("spacing", ()))
         found = self.segmenter.each([params], self.run.loader, self.known.positions["val"])
         for position, labels in found:
             truth = classes[source.masks(position)]
-            pairs = [(truth == n, labels == n) for n in range(1, len(self.labels) + 1)]
-            if self.metric == "dice":
-                rows.append([segmentation.dice(*pair, self.empty) for pair in pairs])
-                continue
-            spacing = (1.0,) * truth.ndim
-            measured = [
-                segmentation.measure(*pair, spacing, self.tolerance, self.empty) for pair in pairs
-            ]
-            rows.append([one[self.metric] for one in measured])
+            spacing = wanted or source.grid_of(position).spacing
+            rows.append(
+                [
+                    self._score(truth == n, labels == n, spacing)
+                    for n in range(1, len(self.labels) + 1)
+                ]
+            )
         values = np.array(rows)
         known = np.isfinite(values)
         if not known.any():
             raise UserError(
-                f"config.select.metric={self.metric} is not defined on any validation image: none has a label that "
-                "was found; choose dice"
+                "config.data.val_split: no validation mask holds a label, so the best weights cannot be chosen"
             )
         counts = known.sum(axis=1)
         means = np.where(known, values, 0).sum(axis=1)[counts > 0] / counts[counts > 0]
@@ -73,6 +74,14 @@ class Live:
                     self.latest[f"val_{self.metric}_{label}"] = float(values[known[:, j], j].mean())
         self.score = mean if segmentation.HIGHER_IS_BETTER[self.metric] else -mean
         return self.latest
+
+    def _score(self, truth: np.ndarray, labels: np.ndarray, spacing: tuple[float, ...]) -> float:
+        """The measure that selects, of one label; NaN where the truth has none of it."""
+        if not truth.any():
+            return float("nan")
+        if self.metric == "dice":
+            return segmentation.dice(truth, labels)
+        return segmentation.measure(truth, labels, spacing, self.tolerance, "count")[self.metric]
 
     def draw(self, step: int, found: dict[str, float], skipped: int) -> None:
         """Numbers of an evaluation, to files."""
@@ -100,6 +109,7 @@ class Live:
         assert classes is not None
         rows: list[dict[str, np.ndarray]] = []
         names, groups, sizes, units = [], [], [], set()
+        folder, taken = self.workdir / "segmentations" / split, set[Path]()
         for position, labels in self.segmenter.each(
             [params], self.run.loader, known.positions[split]
         ):
@@ -123,7 +133,7 @@ class Live:
             groups.append(source.groups[position] if source.groups else "")
             units.add(grid.unit)
             if write:
-                grid.save(values[own], self.workdir / "segmentations" / split / stem(names[-1]))
+                grid.save(values[own], grids.place(folder, names[-1], taken))
         if not names:
             raise UserError(f"none of the {split} images can be read any more")
         truth_size, predicted_size = (np.array([s[i] for s in sizes]) for i in range(2))
@@ -152,10 +162,22 @@ class Live:
         )  # the numbers are computed from the file, so that they follow from it
         numbers = cases.summarise(table, config.report.bootstrap, config.seed)
         n_train = len(self.known.positions["train"])
+        same = (
+            not self.segmenter.is_3d
+            or run.source is None
+            or all(
+                run.source.config.data.get(k) == config.data[k] for k in ("spacing", "ct_window")
+            )
+        )
+        if not same:
+            self.known.lines.append(
+                "whether these volumes were seen in pre-training cannot be told: there they were windowed or resampled "
+                "in another way"
+            )
         leaks = audit.compare(
             run.index,
             self.known.positions,
-            pretrained=audit.known_hashes(self.workdir),
+            pretrained=audit.known_hashes(self.workdir) if same else None,
             near=config.report.audit == "near" and not self.segmenter.is_3d,
         )
         leaks.write(self.workdir / "leakage.csv")
@@ -205,11 +227,6 @@ class Live:
             truth = classes[source.masks(position)]
             out.append(Shown(title, image, truth, labels, source.grid_of(position).spacing))
         return out
-
-
-def stem(name: str) -> str:
-    """The name of an image without the suffix of its file."""
-    return re.sub(r"(\.nii(\.gz)?|\.[A-Za-z0-9]{1,5})$", "", name)
 
 
 def _concatenate(parts: list[Cases]) -> Cases:

@@ -99,6 +99,11 @@ class ViTUNETR(vit.ViT):
         self.norm = layers.layer_norm(None, self.dtype)  # type: ignore[arg-type]
         self.segmenter = Segmenter(self.num_classes, self.patch_size, self.width, self.dtype)
 
+    def features(self, images, level=None, mix=None, drop_path_keys=None):
+        """The mean of the patch tokens after the norm `(B, D)` float32."""
+        x = self.norm(self.hidden(images, level, mix, drop_path_keys)[-1])
+        return x[:, self.num_prefix :].astype(jnp.float32).mean(axis=1)
+
     def segment(self, images, level=None):
         """`(B, S, S, C)` -> logits `(B, S, S, K)` float32. level `(B,)`: where the model is conditioned."""
         states = self.hidden(images, level)

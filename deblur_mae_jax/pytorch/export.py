@@ -278,6 +278,8 @@ def _write_weights(path: Path, state: formats.State, trained: Pretrained, format
             node = node.get(part, ConfigDict())
         if leaf in node:
             node[leaf] = ""
+    if config.model.get("mask_token", False):
+        config.model.mask_token = False  # it is left out
     if format in ("timm", "hf") and config.model.get("probe", False):
         config.model.probe = False
     save_file(state, path, metadata=pretrained.header(dataclasses.replace(trained, config=config)))

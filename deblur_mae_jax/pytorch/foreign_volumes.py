@@ -62,8 +62,11 @@ def describe(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]]:
         "model.remat": False,
         "data.spacing": (),
         "data.ct_window": (-1000.0, 1000.0),
-        "data.mean": (),
-        "data.std": (),
+        "infer.overlap": 0.5,
+        "infer.blending": "gaussian",
+        "infer.batch_size": 4,
+        "infer.flips": False,
+        "infer.largest_component": False,
     }
     if not classes:
         values |= {"model.out_chans": out_chans, "task.local_mask": 0.0, "task.contrast": "none"}

@@ -10,6 +10,7 @@ order before it load without an error and give other results. `Merging` has all 
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -71,7 +72,10 @@ class Stem(nn.Module):
 
 def build(network: dict) -> SwinUNETR:
     """The network that `config.json` describes, without weights."""
+    old = "img_size" in inspect.signature(SwinUNETR.__init__).parameters  # MONAI 1.4 and older
+    size = {"img_size": (network["image_size"],) * 3} if old else {}
     model = SwinUNETR(
+        **size,
         in_channels=network["in_chans"],
         out_channels=network["out_chans"],
         depths=network["depths"],

@@ -32,8 +32,8 @@ def state_of(trained: Pretrained, format: str) -> tuple[State, list[str]]:
         )
     state = names.state_dict_from_params(trained.params)
     left = []
-    if state.pop("swinViT.mask_token", None) is not None and format == "monai":
-        left.append("the mask token: MONAI has no place for it")
+    if state.pop("swinViT.mask_token", None) is not None:
+        left.append("the mask token, which only pre-training needs")
     return swin_formats.to_monai(state) if format == "monai" else swin_formats.to_dae(state), left
 
 
@@ -74,7 +74,8 @@ def opens_with(network: dict[str, Any], format: str) -> dict[str, Any]:
         "merge_order": order,
         "file": "modeling_swin.py",
         "versions": {
-            "legacy": "1.4 or older; newer ones with downsample=LegacyMerging of modeling_swin.py",
+            "legacy": "1.4 or older, with img_size as one more argument; newer ones with downsample=LegacyMerging "
+            "of modeling_swin.py",
             "monai15": "1.5 or newer",
             "v2": "any, with downsample='mergingv2'",
         }[order] if format == "monai" else "any, through modeling_swin.py; or DAE's own code",
