@@ -50,10 +50,12 @@ WEIGHTS = "weights.safetensors"
 EXPORTED = "searcher.safetensors"  # the same beside an exported classifier
 
 
-def get(config: ConfigDict, name: str) -> Any:
-    """A field by its dotted name."""
+def get(config: ConfigDict, name: str, missing: Any = None) -> Any:
+    """A field by its dotted name; `missing` where there is none."""
     node = config
     for part in name.split("."):
+        if part not in node:
+            return missing
         node = node[part]
     return node
 
@@ -114,7 +116,8 @@ def resolve(
     taken, other = [], []
     for name, default in inherited.items():
         value = get(config, name)
-        offered = default if source is None else get(source.config, name)
+        # A run of an earlier version may lack a field that was added since.
+        offered = default if source is None else get(source.config, name, default)
         if _is_unset(name, value):
             put(config, name, offered)
             if source is not None and offered != default:

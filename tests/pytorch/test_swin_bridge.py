@@ -39,8 +39,7 @@ def equal(a, b):
         ("dae", {}),
         ("monai", STOCK | {"model__merge_order": "monai15"}),
         ("monai", STOCK | {"model__merge_order": "legacy"}),
-        ("monai", STOCK | {"model__merge_order": "v2"}),
-        ("monai", STOCK | {"model__normalize": False, "model__merge_order": "monai15"}),
+        ("monai", STOCK | {"model__normalize": False, "model__merge_order": "v2"}),
     ],
 )
 def test_an_export_agrees_with_monai_and_comes_back(tmp_path, format, overrides):
