@@ -33,37 +33,31 @@ VOLUMES = {
 CONFIGS = ("segment_volumes", "segment_btcv", "segment_feta", "quickstart3d_segment")
 
 
+def changed(config, values):
+    """The config with fields of dotted names replaced, locked."""
+    with config.ignore_type():
+        for key, value in values.items():
+            node, _, leaf = key.rpartition(".")
+            (config[node] if node else config)[leaf] = value
+    return config.lock()
+
+
+def dotted(overrides):
+    return {k.replace("__", "."): v for k, v in overrides.items()}
+
+
 def volumes(name="segment_volumes", **overrides):
     config = importlib.import_module(f"configs.{name}").get_config()
-    own = VOLUMES | {k.replace("__", "."): v for k, v in overrides.items()}
-    for key, value in own.items():
-        node, *rest = key.split(".")
-        with config.ignore_type():
-            if rest:
-                config[node][rest[0]] = value
-            else:
-                config[node] = value
-    return config.lock()
+    return changed(config, VOLUMES | dotted(overrides))
 
 
 def pictures(**overrides):
     config = importlib.import_module("configs.segment_images").get_config()
-    small = {
-        k: v
-        for k, v in tiny.SHRINK.items()
-        if "decoder" not in k and "report" not in k and "steps" not in k
-    }
+    foreign = ("decoder", "report", "steps")
+    small = {k: v for k, v in tiny.SHRINK.items() if not any(word in k for word in foreign)}
     small |= {"data.num_images": 30, "optim.epochs": 1.0, "optim.warmup_epochs": 0.5, "report.bootstrap": 20,
               "model.width": 4, "search.cache": ""}  # fmt: skip
-    small |= {k.replace("__", "."): v for k, v in overrides.items()}
-    for key, value in small.items():
-        node, *rest = key.split(".")
-        with config.ignore_type():
-            if rest:
-                config[node][rest[0]] = value
-            else:
-                config[node] = value
-    return config.lock()
+    return changed(config, small | dotted(overrides))
 
 
 @pytest.fixture(scope="module")
