@@ -46,7 +46,7 @@ def kind(config: ConfigDict) -> str:
 
 def check_fit(config: ConfigDict) -> None:
     """Raise `UserError` where the network is of no use for the task, or for these images."""
-    fitting = lookup.modules_with("models", "KINDS", kind(config))
+    fitting = lookup.modules_with("models", "KINDS", task_module(config).KIND)
     volumes_asked = "ct_window" in config.data
     fitting = [m for m in fitting if (_axes_of(m) == 3) == volumes_asked]
     if config.model.name not in fitting:

@@ -18,7 +18,9 @@ from deblur_mae_jax.pytorch import channels
 INIT_PARTS = ("both", "encoder", "decoder")  # of a network for volumes
 # Parts of a pre-training network that a classifier does not have, and parts that may start anew.
 DECODER = ("decoder_", "mask_token")
-HEADS = ("head", "fc_norm", "segmenter", "norm/")
+HEADS = ("head", "fc_norm")
+# What only a segmentation by a ViT has; other networks for labels may lack the norm.
+SEGMENTER = ("segmenter", "norm/")
 SSL_HEADS = ("rotation_head/", "contrastive_head/", "conv/")
 CODES = ("blur_token", "level_embed")
 
@@ -93,7 +95,7 @@ def fit(
         if "fc_norm/scale" not in need:
             leave(("fc_norm/",))
     taken = {k: v for k, v in have.items() if k in need and v.shape == tuple(need[k].shape)}
-    optional = (*DECODER, *CODES, "norm/") if pretraining else HEADS
+    optional = (*DECODER, *CODES, "norm/") if pretraining else (*HEADS, *SEGMENTER)
     missing = sorted(k for k in need if k not in have and not k.startswith(optional))
     extra = sorted(k for k in have if k not in need and not k.startswith("head"))
     shape = sorted(
