@@ -421,15 +421,16 @@ def test_four_devices_give_the_losses_of_one(tmp_path, name):
         "import sys; sys.path[:0] = ['.', 'tests']\n"
         "import conftest, test_volumes, test_segmentation\n"
         "from deblur_mae_jax import train\n"
-        "import jax; assert jax.device_count() == {count}\n"
-        f"train.train_and_evaluate({maker}({name!r}, **{change!r}), {{folder!r}})\n"
+        "import jax; assert jax.device_count() == COUNT\n"
+        f"train.train_and_evaluate({maker}({name!r}, **{change!r}), 'FOLDER')\n"
     )
     losses, scores = [], []
     for count in (1, 4):
         folder = str(tmp_path / f"run_{count}")
         environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        program = code.replace("COUNT", str(count)).replace("FOLDER", folder)
         done = subprocess.run(
-            [sys.executable, "-c", code.format(count=count, folder=folder)], cwd=ROOT, env=environment,
+            [sys.executable, "-c", program], cwd=ROOT, env=environment,
             capture_output=True, text=True, timeout=280,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
