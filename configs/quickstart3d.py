@@ -2,7 +2,7 @@
 
     python main.py --config=configs/quickstart3d.py --workdir=runs/quickstart3d
 
-Expected: about four minutes on two CPU cores, L1 error 0.31 where every cube's own median gives 0.49. Too short a training
+Expected: about two minutes on two quiet CPU cores, L1 error 0.31 where every cube's own median gives 0.49. Too short a training
 for the rebuilt volumes to have a better PSNR than their input.
 """
 

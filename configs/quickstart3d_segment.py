@@ -2,7 +2,9 @@
 
     python main.py --config=configs/quickstart3d_segment.py --workdir=runs/quickstart3d_segmenter
 
-Other simulated volumes than in pre-training. Chosen on validation volumes, judged once on test volumes.
+Other simulated volumes than in pre-training. Chosen on validation volumes, judged once on test volumes. Expected: about two and
+a half minutes on two quiet CPU cores, Dice 0.24: the large organ is found roughly, the small one is
+missed. --config.optim.epochs=60 trains four times as long.
 """
 
 from configs import segmentation
