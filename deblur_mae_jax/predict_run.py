@@ -20,8 +20,10 @@ CHUNK = 256
 
 
 def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str = "") -> Path:
-    """Label maps (`segment_run`) or predictions (`classify`), as the run learnt it; "a,b,c" are several runs of
-    one kind."""
+    """Label maps (`segment_run`) or predictions (`classify`), as the run learnt it.
+
+    run_folder: a workdir or a file of weights; of segmentations also several, "a,b,c", which are averaged.
+    """
     folders = [str(run_folder)]
     if not Path(run_folder).expanduser().exists():
         folders = [name.strip() for name in str(run_folder).split(",") if name.strip()]

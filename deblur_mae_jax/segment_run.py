@@ -70,8 +70,8 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     """Label maps of every image of a folder or CSV, by one run or the mean of several; returns their folder.
 
     A volume is written as NIfTI on its own voxels, a picture as PNG, with the values of the masks that were
-    learnt from;
-    beside them `segmentations.csv` with the size of every label. Files that cannot be used are listed in `skipped.csv`.
+    learnt from; beside them `segmentations.csv` with the size of every label. Files that cannot be used are listed in
+    `skipped.csv`.
     """
     say = Progress()
     members = load_members(folders)

@@ -55,8 +55,8 @@ class Segmenter:
         everywhere = sharding.replicated(mesh)
         self._scores = jax.jit(scores, static_argnames="normalised", out_shardings=everywhere)
 
-        def view(examples, first):
-            keys = stream_keys(0, 0, first + jnp.arange(examples["size"].shape[0]))
+        def view(examples):
+            keys = stream_keys(0, 0, jnp.arange(examples["size"].shape[0]))
             data = network.inputs.whole(examples, keys)
             return data["inputs"], data.get("level")
 
@@ -102,7 +102,7 @@ class Segmenter:
         stacked = {k: np.stack([e[k] for e in filled]) for k in filled[0] if k != "mask"}
         if self.network.inputs.precomputes:
             stacked["degraded"] = np.asarray(self._precompute(stacked["image"], stacked["size"]))
-        images, level = self._view(stacked, jnp.int32(0))
+        images, level = self._view(stacked)
         scores = self._mean(
             members, np.asarray(images), None if level is None else np.asarray(level)
         )

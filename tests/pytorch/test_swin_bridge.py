@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_volumes import config_of
+from test_volumes import config_of, cube, save
 
-from deblur_mae_jax import network, pretrained
+from deblur_mae_jax import network, predict_run, pretrained
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pytorch import export, torch_side
 
@@ -87,6 +87,11 @@ def test_foreign_files_are_recognised(tmp_path):
     found = pretrained.load(tmp_path / "monai.pt")
     assert len(found.classes) == 14 and found.config.model.variant == "12"
     assert any("merge_order=monai15" in note for note in found.notes)
+    save(tmp_path / "in" / "a.nii.gz", np.abs(cube(shape=(12, 14, 10))))
+    out = predict_run.run(
+        tmp_path / "monai.pt", f"{tmp_path / 'in'}=mr", tmp_path / "out", "batch_size=1"
+    )
+    assert (out / "in" / "a.nii.gz").exists()
     ssl = {
         "module." + k.removeprefix("swinViT.").replace("mlp.linear", "mlp.fc"): v
         for k, v in state.items() if k.startswith("swinViT.")
