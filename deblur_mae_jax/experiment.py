@@ -112,7 +112,7 @@ def schedule_lengths(config: ConfigDict, steps_per_epoch: float) -> tuple[int, f
 
 def build_optimizer(
     config: ConfigDict, schedule: optim.Schedule, depth: int
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """What `config.optim` asks for, on the parameters that the task trains."""
     o, module = config.optim, task_module(config)
     if o.name == "lars":

@@ -108,6 +108,47 @@ def layer_scales(params: Any, decay: float, depth: int) -> Any:
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
+def _kept(healthy: Any, new: Any, old: Any) -> Any:
+    """`new`, or `old` where `healthy` is false."""
+    return new if healthy is None else jnp.where(healthy, new, old)
+
+
+def keep_state(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`tx` with a further argument `healthy` of its update: where it is false, the state stays."""
+    tx = optax.with_extra_args_support(tx)
+
+    def update(updates, state, params=None, *, healthy=None, **rest):
+        updates, new = tx.update(updates, state, params, **rest)
+        return updates, jax.tree.map(lambda a, b: _kept(healthy, a, b), new, state)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_adam`, bit by bit, with the argument `healthy` of `keep_state`.
+
+    The moments are selected here, once, before the update is computed from them. Selecting outside
+    makes the update depend on both new and old moments, for which the CPU compiler copies them all:
+    2.3 times as slow, and 8 bytes per parameter more.
+    """
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(updates, state, params=None, *, healthy=None, **_):
+        count = _kept(healthy, optax.safe_increment(state.count), state.count)
+        mu = jax.tree.map(lambda m, g: _kept(healthy, (1 - b1) * g + b1 * m, m), state.mu, updates)
+        nu = jax.tree.map(
+            lambda v, g: _kept(healthy, (1 - b2) * jnp.square(g) + b2 * v, v), state.nu, updates
+        )
+        first, second = 1 - b1**count, 1 - b2**count
+        updates = jax.tree.map(lambda m, v: (m / first) / (jnp.sqrt(v / second) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def adamw(
     schedule: Schedule,
     *,
@@ -119,7 +160,7 @@ def adamw(
     decay_on: str = "weights_and_tokens",
     layer_decay: float = 1.0,
     depth: int = 0,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """AdamW as PyTorch defines it, with MAE's decay rules and optional clipping by global norm.
 
     layer_decay: below 1, each layer of the encoder of `depth` blocks learns at its own rate.
@@ -134,10 +175,10 @@ def adamw(
         last = [optax.stateless(scaled)]
     return optax.chain(
         *first,
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask=lambda p: decay_mask(p, decay_on)),
         *last,
-        optax.scale_by_learning_rate(schedule),
+        keep_state(optax.scale_by_learning_rate(schedule)),
     )
 
 
@@ -148,7 +189,7 @@ def lars(
     momentum: float = 0.9,
     trust_coefficient: float = 0.001,
     clip_norm: float = 0.0,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """LARS as in MAE's linear probe: trust ratio and weight decay only where there is more than one
     axis, and the learning rate outside the momentum (optax.lars has it inside)."""
 
@@ -156,18 +197,20 @@ def lars(
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
     first = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    return optax.chain(
-        *first,
-        optax.add_decayed_weights(weight_decay, mask=matrices),
-        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), matrices),
-        optax.trace(decay=momentum),
-        optax.scale_by_learning_rate(schedule),
+    return keep_state(
+        optax.chain(
+            *first,
+            optax.add_decayed_weights(weight_decay, mask=matrices),
+            optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), matrices),
+            optax.trace(decay=momentum),
+            optax.scale_by_learning_rate(schedule),
+        )
     )
 
 
 def only(
     tx: optax.GradientTransformation, trained: Callable[[str], bool]
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """`tx` on the parameters whose top-level name is `trained`; the rest, and running statistics,
     stay as they are and cost no optimiser memory."""
 

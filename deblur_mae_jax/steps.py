@@ -38,7 +38,7 @@ def merged(params: Any, part: Any) -> Any:
 def make_train_step(
     prepare: Callable[[Any, Any, dict[str, jax.Array]], Any],
     loss: Callable[..., tuple[jax.Array, dict]],
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     schedule: Callable[[jax.Array], jax.Array],
     seed: int,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
@@ -48,11 +48,14 @@ def make_train_step(
     ...)`; gradients are averaged over the A accumulation steps, which gives the gradient of the whole
     batch. What a loss returns as `assign`, a part of the parameter tree, replaces those entries
     (running statistics), averaged likewise. A non-finite loss or gradient leaves parameters and
-    optimiser as they were before the step.
+    optimiser as they were before the step: `tx` takes `healthy` and keeps its state by itself
+    (`optim.keep_state`).
     """
 
     def loss_of(params, arrays, part, keys):
-        per_image, out = loss(params, prepare(arrays, part, keys), keys)
+        with jax.named_scope("input"):
+            prepared = prepare(arrays, part, keys)
+        per_image, out = loss(params, prepared, keys)
         return per_image.mean(), out.get("assign", {})
 
     def train_step(state, arrays, batch):
@@ -78,14 +81,15 @@ def make_train_step(
             total, _ = jax.lax.scan(add, zero, (jnp.arange(accum), batch))
             value, assign, grads = jax.tree.map(lambda x: x / accum, total)
 
-        grad_norm = optax.tree.norm(grads)
+        with jax.named_scope("update"):
+            grad_norm = optax.tree.norm(grads)
         healthy = state.healthy & jnp.isfinite(value) & jnp.isfinite(grad_norm)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = merged(optax.apply_updates(state.params, updates), assign)
-
-        def keep(new, old):
-            return jnp.where(healthy, new, old)
-
+        with jax.named_scope("update"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params, healthy=healthy)
+            params = merged(optax.apply_updates(state.params, updates), assign)
+            params = jax.tree.map(
+                lambda new, old: jnp.where(healthy, new, old), params, state.params
+            )
         metrics = {
             "loss": value,
             "grad_norm": grad_norm,
@@ -94,8 +98,8 @@ def make_train_step(
         }
         new_state = TrainState(
             step=state.step + healthy.astype(jnp.int32),
-            params=jax.tree.map(keep, params, state.params),
-            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+            params=params,
+            opt_state=opt_state,
             healthy=healthy,
         )
         return new_state, metrics

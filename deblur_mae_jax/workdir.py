@@ -31,6 +31,7 @@ FREE = (
     "search.cache",
     "search.batch_size",
     "infer.batch_size",
+    "model.attention",
 )
 PACKAGES = (
     "jax",

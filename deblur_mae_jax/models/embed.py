@@ -117,6 +117,12 @@ def check(image_size: int, patch_size: int, conditioning: str, attention: str, d
         raise unknown("config.model.conditioning", conditioning, CONDITIONINGS)
     if attention not in layers.ATTENTIONS:
         raise unknown("config.model.attention", attention, layers.ATTENTIONS)
+    backend = jax.default_backend()
+    if attention == "cudnn" and (dtype != "bfloat16" or backend != "gpu"):
+        raise UserError(
+            "config.model.attention=cudnn needs an NVIDIA GPU and config.model.dtype=bfloat16; "
+            f"this is a {backend} with {dtype}. 'auto' chooses what runs here"
+        )
     if dtype not in ("float32", "bfloat16"):
         raise unknown("config.model.dtype", dtype, ("auto", "bfloat16", "float32"))
     if patch_size < 1 or image_size % patch_size:

@@ -53,7 +53,7 @@ class ViT(nn.Module):
     level_code: str = "learned"
     num_levels: int = 0
     dtype: Any = jnp.float32
-    attention: str = "xla"
+    attention: str = "auto"
     remat: bool = False
 
     @property
@@ -93,9 +93,9 @@ class ViT(nn.Module):
 
     def _head(self):
         if self.pool == "mean":
-            self.fc_norm = layers.layer_norm(None, jnp.float32)  # type: ignore[arg-type]
+            self.fc_norm = layers.layer_norm(None, jnp.float32)
         else:
-            self.norm = layers.layer_norm(None, jnp.float32)  # type: ignore[arg-type]
+            self.norm = layers.layer_norm(None, jnp.float32)
         head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(self.head_init))
         if self.probe:
             self.head_0, self.head_1 = layers.BatchNorm(), head
@@ -171,7 +171,7 @@ def Model(
     patch_size: int = 16,
     conditioning: str = "none",
     level_code: str = "learned",
-    attention: str = "xla",
+    attention: str = "auto",
     dtype: str = "float32",
     pool: str = "mean",
     drop_path: float = 0.0,

@@ -37,7 +37,7 @@ class ViTMAE(nn.Module):
     decoder_level_token: bool = True
     num_levels: int = 0
     dtype: Any = jnp.float32
-    attention: str = "xla"
+    attention: str = "auto"
     remat: bool = False
 
     @property
@@ -69,14 +69,14 @@ class ViTMAE(nn.Module):
             block(self.num_heads, self.mlp_ratio, self.dtype, self.attention)
             for _ in range(self.depth)
         ]
-        self.norm = layers.layer_norm(None, self.dtype)  # type: ignore[arg-type]
+        self.norm = layers.layer_norm(None, self.dtype)
         self.decoder_embed = layers.dense(self.decoder_embed_dim, self.dtype)
         self.mask_token = self.param("mask_token", embed.token_init, (1, 1, self.decoder_embed_dim))
         self.decoder_blocks = [
             block(self.decoder_num_heads, self.mlp_ratio, self.dtype, self.attention)
             for _ in range(self.decoder_depth)
         ]
-        self.decoder_norm = layers.layer_norm(None, self.dtype)  # type: ignore[arg-type]
+        self.decoder_norm = layers.layer_norm(None, self.dtype)
         self.decoder_pred = layers.dense(self.patch_size**2 * self.in_chans, self.dtype)
 
     def _code(self, level):
@@ -151,7 +151,7 @@ def Model(
     patch_size: int = 16,
     conditioning: str = "none",
     level_code: str = "learned",
-    attention: str = "xla",
+    attention: str = "auto",
     dtype: str = "float32",
     **kwargs: Any,
 ) -> ViTMAE:

@@ -96,7 +96,7 @@ class ViTUNETR(vit.ViT):
     width: int = 16  # channels at full resolution
 
     def _head(self):
-        self.norm = layers.layer_norm(None, self.dtype)  # type: ignore[arg-type]
+        self.norm = layers.layer_norm(None, self.dtype)
         self.segmenter = Segmenter(self.num_classes, self.patch_size, self.width, self.dtype)
 
     def features(self, images, level=None, mix=None, drop_path_keys=None):
@@ -129,7 +129,7 @@ def Model(
     patch_size: int = 16,
     conditioning: str = "none",
     level_code: str = "learned",
-    attention: str = "xla",
+    attention: str = "auto",
     dtype: str = "float32",
     **kwargs: Any,
 ) -> ViTUNETR:
