@@ -5,6 +5,11 @@ Only flags live here; notebooks and tests call `run.run(config, workdir)` themse
 
 import sys
 
+from deblur_mae_jax import tuning
+
+if __name__ == "__main__":
+    tuning.start_well()  # before anything that takes memory or starts JAX
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -25,6 +30,18 @@ INFER = flags.DEFINE_string(
     "With --mode=predict of a segmentation: fields of config.infer, 'flips=True,overlap=0.7'.",
 )
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile, print the cost, take one step, exit.")
+PLAN = flags.DEFINE_bool(
+    "plan", False, "Print FLOPs, memory, hours and rough money on known chips and here, exit."
+)
+PLAN_IMAGES = flags.DEFINE_integer(
+    "plan_images", 0, "With --plan: as if the set had so many images, which need not be here."
+)
+PRICES = flags.DEFINE_string(
+    "prices", "", "With --plan: your prices, dollars per chip and hour, 'H100=2.5,TPU v5e=0.6'."
+)
+PROFILE = flags.DEFINE_bool(
+    "profile", False, "Trace a few steps into <workdir>/profile and print where their time went."
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several hosts that find each other (TPU pods)."
 )
@@ -61,7 +78,7 @@ def main(argv: list[str]) -> None:
             fail(f"--config: {error}")
     elif not INPUT.value:
         fail("--input is not set: name a folder of images to predict")
-    if WORKDIR.value is None and not DRY_RUN.value:
+    if WORKDIR.value is None and not (DRY_RUN.value or PLAN.value):
         fail("--workdir is not set: name a folder for the run, such as --workdir=runs/first")
 
     logging.set_verbosity(logging.WARNING)
@@ -69,13 +86,16 @@ def main(argv: list[str]) -> None:
 
     if DISTRIBUTED.value or COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    from deblur_mae_jax import predict_run, run, train
+    from deblur_mae_jax import plan, predict_run, run, train
 
     try:
         if predicting:
             predict_run.run(WORKDIR.value, INPUT.value, OUTPUT.value, INFER.value)
             return
-        result = run.run(CONFIG.value, WORKDIR.value or "", DRY_RUN.value)
+        if PLAN.value:
+            plan.run(CONFIG.value, PRICES.value, PLAN_IMAGES.value)
+            return
+        result = run.run(CONFIG.value, WORKDIR.value or "", DRY_RUN.value, PROFILE.value)
     except UserError as error:
         fail(error)
     except train.NonFiniteLossError as error:

@@ -1,6 +1,6 @@
 """Time the pre-training step of a config: ours, ours without the input path, and PyTorch's.
 
-    python benchmarks/pretrain_step.py --config=configs/d2mae_thyroid.py --batch=8 [--rounds=8] [--torch]
+    python -m benchmarks.pretrain_step --config=configs/d2mae_thyroid.py --batch=8 [--rounds=8] [--torch]
 
 One process runs all variants in turn, round by round, and medians are reported, so that a machine that
 slows down slows all of them. Variants:
@@ -18,29 +18,15 @@ both sides.
 """
 
 import argparse
-import importlib.util
-import json
-import re
 import statistics
-import sys
 import time
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 import jax
 import jax.numpy as jnp
 
-from deblur_mae_jax import cost, experiment, inputs, metrics, optim, steps, workdir
-
-
-def load_config(path: str):
-    """`get_config()` of a config file."""
-    spec = importlib.util.spec_from_file_location("benchmark_config", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+from benchmarks.common import load_config, simulated, write
+from deblur_mae_jax import chips, cost, experiment, inputs, optim, steps
 
 
 def build_variants(config, arguments):
@@ -145,19 +131,16 @@ def main():
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--variant", default="", help="Ti, S, B, L or H instead of the config's")
     parser.add_argument("--degrade", default="", help="another degradation")
+    parser.add_argument("--set", action="append", default=[], help="field=value of the config")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument(
-        "--output", default="", help="JSON file; named by device and config if unset"
+        "--output", default="", help="JSON file; named by config and device if unset"
     )
     arguments = parser.parse_args()
 
-    config = load_config(arguments.config)
-    config.data.name, config.data.store = "phantoms", "resident"
-    config.data.num_images, config.data.side = arguments.images, arguments.side
-    config.data.num_threads = 1
-    config.optim.batch_size = arguments.batch
-    config.optim.steps = 1000
+    config = load_config(arguments.config, *arguments.set)
+    simulated(config, arguments.images, arguments.side, arguments.batch)
     if arguments.variant:
         config.model.variant = arguments.variant
     if arguments.degrade:
@@ -168,7 +151,7 @@ def main():
     times = measure(variants, arguments.rounds, arguments.repeats)
 
     device = jax.devices()[0]
-    peak = metrics.peak_flops(device.device_kind)
+    peak = chips.peak_flops(device.device_kind)
     flops = run.network.flops_per_image * arguments.batch
     median = {name: statistics.median(values) for name, values in times.items()}
     table = {
@@ -185,8 +168,6 @@ def main():
     paired = [1 - p / f for p, f in zip(times["prepared"], times["full"], strict=True)]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     result = {
-        "command": "python benchmarks/pretrain_step.py " + " ".join(sys.argv[1:]),
-        "environment": workdir.environment(),
         "config": arguments.config,
         "batch": arguments.batch,
         "rounds": arguments.rounds,
@@ -216,13 +197,8 @@ def main():
     )
     for name, ratio in result["speed_against"].items():
         print(f"speed against {name}: {ratio:.2f}x")
-    name = arguments.output
-    if not name:
-        kind = re.sub(r"[^A-Za-z0-9]+", "_", device.device_kind).strip("_").lower()
-        stem = Path(arguments.config).stem + (f"_{arguments.variant}" if arguments.variant else "")
-        name = str(ROOT / "benchmarks" / "results" / f"pretrain_step_{kind}_{stem}.json")
-    Path(name).write_text(json.dumps(result, indent=2) + "\n")
-    print(name)
+    stem = Path(arguments.config).stem + (f"_{arguments.variant}" if arguments.variant else "")
+    write(arguments.output, f"pretrain_step_{stem}", "pre-training step", result)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,15 @@ from clu import parameter_overview
 
 from deblur_mae_jax.experiment import Experiment
 from deblur_mae_jax.progress import Progress
+
+DEFAULT_CACHE = "~/.cache/deblur_mae_jax/xla"
+
+
+def use_compilation_cache(setting: str) -> None:
+    """Keep compiled programs between runs, unless the user chose a place through JAX itself."""
+    if setting and not getattr(jax.config, "jax_compilation_cache_dir", None):
+        folder = Path(DEFAULT_CACHE if setting == "auto" else setting).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @dataclasses.dataclass

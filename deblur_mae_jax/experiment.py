@@ -276,10 +276,11 @@ def build(
         found = warm_start.fit(source, shapes, network, config.init_strict, classes, part)
         taken = found.params
         lines = [*lines, *found.table(source)]
-    make_state = jax.jit(
-        lambda taken: steps.create_state(steps.merged(network.init(), taken), tx),
-        out_shardings=sharding.replicated(mesh),
-    )
+
+    def initial_state(taken):
+        return steps.create_state(steps.merged(network.init(), taken), tx)
+
+    make_state = jax.jit(initial_state, out_shardings=sharding.replicated(mesh))
     logging.info("%d steps, %.1f per epoch", total_steps, order.steps_per_epoch)
     return Experiment(
         config,

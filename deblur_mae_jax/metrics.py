@@ -12,27 +12,6 @@ from typing import Any
 
 import numpy as np
 
-# Dense bf16 peak of one chip in TFLOP/s, from the makers' data sheets, for the MFU on the live line.
-PEAK_TFLOPS = {
-    "V100": 125.0,
-    "A100": 312.0,
-    "H100": 989.0,
-    "H200": 989.0,
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v5p": 459.0,
-    "TPU v5": 459.0,
-    "TPU v6 lite": 918.0,
-    "TPU v6e": 918.0,
-}
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak FLOP/s of a chip by the name JAX gives it, or `None` where it is not in the table."""
-    matches = [name for name in PEAK_TFLOPS if name in device_kind]
-    return 1e12 * PEAK_TFLOPS[max(matches, key=len)] if matches else None
-
 
 class Writer:
     """Writes scalars and images under CLU's `MetricWriter` method names.

@@ -17,7 +17,6 @@ from deblur_mae_jax.data import splits
 from deblur_mae_jax.data.order import Order
 from deblur_mae_jax.dataset import Progress
 from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.evaluators import classification, segmentation
 from deblur_mae_jax.network import kind
 
 BALANCE = ("none", "sampling", "loss")
@@ -137,6 +136,9 @@ def prepare(
 
 def _check(config: ConfigDict, by_mask: bool) -> None:
     """What can be known to be wrong before any image is read."""
+    # Here, not above: scikit-learn takes a second at the start of every run.
+    from deblur_mae_jax.evaluators import classification, segmentation
+
     measures: Any = segmentation.MEASURES if by_mask else classification.METRICS
     if config.select.metric not in measures:
         raise unknown("config.select.metric", config.select.metric, measures)

@@ -18,10 +18,12 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax import (
     checkpoint,
+    chips,
     cost,
     experiment,
     lookup,
     metrics,
+    profiling,
     steps,
     transfer,
     workdir,
@@ -31,8 +33,6 @@ from deblur_mae_jax.experiment import Experiment
 from deblur_mae_jax.network import task_module
 from deblur_mae_jax.progress import Progress, duration
 from deblur_mae_jax.stop import Stop
-
-DEFAULT_CACHE = "~/.cache/deblur_mae_jax/xla"
 
 
 class NonFiniteLossError(RuntimeError):
@@ -52,25 +52,19 @@ class Result:
     measures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def use_compilation_cache(setting: str) -> None:
-    """Keep compiled programs between runs, unless the user chose a place through JAX itself."""
-    if setting and not getattr(jax.config, "jax_compilation_cache_dir", None):
-        folder = Path(DEFAULT_CACHE if setting == "auto" else setting).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
 def train_and_evaluate(
-    config: ConfigDict, workdir_path: str | Path, dry_run: bool = False
+    config: ConfigDict, workdir_path: str | Path, dry_run: bool = False, profile: bool = False
 ) -> Result:
     """Train as `config` says, in `workdir_path`; the same call again resumes.
 
-    With `dry_run`, compile, take one step, print what it costs, and leave no run behind. Raises
+    With `dry_run`, compile, take two steps, print what they cost, and leave no run behind. With
+    `profile`, trace a few steps into `profile/` and say where their time went. Raises
     `UserError` for bad input and `NonFiniteLossError` when the loss is not finite.
     """
     folder = Path(workdir_path)
     say = Progress()
     main_process = jax.process_index() == 0
-    use_compilation_cache(config.compilation_cache)
+    cost.use_compilation_cache(config.compilation_cache)
     config, source, notes = transfer.resolve(config, None if dry_run else folder)
     experiment.check(config)
     if not dry_run:
@@ -120,21 +114,27 @@ def train_and_evaluate(
     if restored is not None:
         state = restored.state
         say.say(f"resuming at step {restored.step} of {run.total_steps}")
-    start = int(state.step)
+    # Not read from the state, which may still be on its way while the step is compiled.
+    start = restored.step if restored is not None else 0
 
     remaining = max(run.total_steps - start, 1)
     batches = run.store.batches(start, remaining)
     first = next(batches)
     say.show("compiling the training step", force=True)
     program = cost.compile_step(run, state, first)
+    say.show(f"compiled in {program.seconds:.1f} s", force=True)
     estimate = cost.summary(run, program, state)
     if main_process:
         _record(run, folder, state, estimate, skipped)
     loop = _Loop(run, folder, checkpoints, program, say, fingerprint, skipped)
+    if profile and main_process:
+        loop.tracer = profiling.Tracer(folder / "profile", start, say)
     loop.best = restored.notes.get("best") if restored is not None else None
     try:
         return loop.run(state, start, first, batches)
     finally:
+        if loop.tracer is not None:
+            loop.tracer.close()
         loop.writer.close()
         checkpoints.close()
 
@@ -161,6 +161,11 @@ def _record(run: Experiment, folder: Path, state: Any, estimate: dict, skipped: 
     )
 
 
+@jax.jit
+def _copied(params: Any) -> Any:
+    return jax.tree.map(jax.numpy.copy, params)
+
+
 class _Loop:
     """The loop and what it writes. Metrics of a step are read while the next one runs."""
 
@@ -176,9 +181,10 @@ class _Loop:
         live = lookup.function("evaluators", evaluator, "Live", "EVALUATOR of the task")
         self.live = live(run, folder, self.writer)
         self.best: dict[str, Any] | None = None  # step and score of the weights to keep
-        self.peak = metrics.peak_flops(jax.devices()[0].device_kind)
+        self.peak = chips.peak_flops(jax.devices()[0].device_kind)
         self.window = [time.monotonic(), 0, 0.0]  # start, steps, seconds waited for data
         self.rate, self.fresh = 0.0, True
+        self.tracer: profiling.Tracer | None = None
 
     def run(self, state: Any, start: int, first: Any, batches: Any) -> Result:
         run, config = self.run_, self.run_.config
@@ -187,13 +193,24 @@ class _Loop:
         pending: tuple[int, Any] | None = None
         step = start
         batch = first
-        if start == 0:
-            self.report(0, state)
+        # The untrained network is judged after the first step, so that what is wrong with the step
+        # is known at once; the step itself takes the place of its input.
+        untrained = _copied(state.params) if start == 0 else None
         with Stop() as stop:
             self.window = [time.monotonic(), 0, 0.0]
             while step < run.total_steps and not self.patience_is_over(step):
-                state, numbers = self.program.step(state, run.arrays, batch)
+                with self.watched(step + 1, pending):
+                    state, numbers = self.program.step(state, run.arrays, batch)
                 step += 1
+                if self.tracer is not None:
+                    self.tracer.after(step, numbers, self.program.step)
+                if untrained is not None:
+                    jax.block_until_ready(numbers)
+                    elapsed = time.monotonic() - self.window[0]
+                    self.rate = config.optim.batch_size / elapsed
+                    self.say.show("the first step is taken", force=True)
+                    self.report(0, untrained)
+                    untrained = None
                 if pending is not None:
                     self.note(*pending, state)
                 pending = (step, numbers)
@@ -201,7 +218,7 @@ class _Loop:
                     self.note(*pending, state)
                     pending = None
                 if step % report_every == 0 and step < run.total_steps:
-                    self.report(step, state)
+                    self.report(step, state.params)
                 if step % save_every == 0 and step < run.total_steps:
                     self.save(step, state)
                 if stop.now(step):
@@ -215,9 +232,16 @@ class _Loop:
             finished = step >= run.total_steps or self.patience_is_over(step)
             self.say.done()
             if finished:
-                self.report(step, state)
+                self.report(step, state.params)
             saved = self.save(step, state)
         return self.finish(step, state, finished, saved)
+
+    @contextlib.contextmanager
+    def watched(self, step: int, pending: Any) -> Iterator[None]:
+        """Nothing may travel between host and device unasked in a step; traced if the user wants."""
+        traced = self.tracer.around(step, pending) if self.tracer else contextlib.nullcontext()
+        with jax.transfer_guard("disallow"), traced:
+            yield
 
     def patience_is_over(self, step: int) -> bool:
         """Whether the validation images have not been judged better for too long."""
@@ -225,14 +249,14 @@ class _Loop:
             return False
         return step - self.best["step"] >= self.run_.every(self.run_.config.select.patience_epochs)
 
-    def keep_best(self, step: int, state: Any) -> None:
+    def keep_best(self, step: int, params: Any) -> None:
         """Keep the weights if the validation images are judged better than ever before."""
         score = self.live.score
         if score is None or (self.best is not None and score <= self.best["score"]):
             return
         place = self.folder / f"{checkpoint.BEST}_{step}"
         try:
-            checkpoint.save_tree(place, state.params)
+            checkpoint.save_tree(place, params)
             self.best = {"step": step, "score": score}
         except Exception as error:  # full disks and dead mounts come in many kinds
             line = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -294,14 +318,14 @@ class _Loop:
         self.window, self.fresh = [time.monotonic(), 0, 0.0], True
         return done
 
-    def report(self, step: int, state: Any) -> None:
+    def report(self, step: int, params: Any) -> None:
         """Evaluate, draw, and rewrite the page."""
         self.say.show(f"step {step}: evaluating", force=self.say.live)
-        arrays = self.live.evaluate(state.params)
+        arrays = self.live.evaluate(params)
         if self.main:
             with self.survive_full_disk(f"the report of step {step}"):
                 self.live.draw(step, arrays, len(self.skipped))
-        self.keep_best(step, state)
+        self.keep_best(step, params)
         self.window, self.fresh = [time.monotonic(), 0, 0.0], True
 
     @contextlib.contextmanager

@@ -10,7 +10,6 @@ import jax
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import pretrained, workdir
-from deblur_mae_jax.data import audit
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.network import check_fit, kind, num_axes
 
@@ -166,6 +165,8 @@ def keep_copy(folder: Path, source: pretrained.Pretrained) -> None:
     place = folder / SOURCE
     if jax.process_index() == 0 and not workdir.is_started(folder):
         place.mkdir(exist_ok=True)
+        from deblur_mae_jax.data import audit  # takes a second to import
+
         seen = audit.hashes_of_run(source.path)
         if seen is not None:
             workdir.write_json(place / audit.IMAGES_FILE, seen)

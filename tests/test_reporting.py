@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deblur_mae_jax import metrics, workdir
+from deblur_mae_jax import chips, metrics, workdir
 from deblur_mae_jax.evaluators import report
 from deblur_mae_jax.progress import Progress, duration
 
@@ -74,10 +74,10 @@ def test_tensorboard_can_read_the_files(tmp_path):
 
 
 def test_peaks_are_found_by_the_names_jax_uses():
-    assert metrics.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert metrics.peak_flops("TPU v5 lite") == 197e12
-    assert metrics.peak_flops("TPU v5p") == 459e12
-    assert metrics.peak_flops("cpu") is None
+    assert chips.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert chips.peak_flops("TPU v5 lite") == 197e12
+    assert chips.peak_flops("TPU v5p") == 459e12
+    assert chips.peak_flops("cpu") is None
 
 
 def test_sheets_show_the_pictures_they_are_given():

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from deblur_mae_jax.data.source import Skipped, Source, subset
 from deblur_mae_jax.errors import UserError
@@ -40,6 +39,9 @@ def folds(
             + (f"class '{rarest[1]}' has" if rarest[1] != ANY else "there are")
             + f" only {rarest[0]} image(s), fewer than the folds; use fewer folds, or name the splits in a manifest"
         )
+    # Here, not above: scikit-learn and what it imports take a second at the start of every run.
+    from sklearn.model_selection import StratifiedGroupKFold
+
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
     fold = np.empty(len(known), int)
     for number, (_, held_out) in enumerate(splitter.split(known, list(labels), known)):

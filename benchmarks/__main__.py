@@ -1,0 +1,209 @@
+"""Every standing benchmark on this machine, and what came of each target.
+
+    python -m benchmarks                    # all parts; half an hour on two CPU cores, a quarter on one GPU
+    python -m benchmarks --only=start,memory
+    python -m benchmarks --table            # only the table, from the results that are there
+
+Each part is a program of its own and writes its JSON under benchmarks/results/; the table is written beside them. A
+part that fails, or a target that is missed, is told in the table and stops nothing. With PyTorch and timm installed the
+steps are timed against theirs. The same commands run on a CPU, a GPU and a TPU; the sizes differ.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, ROOT, device_name
+from deblur_mae_jax import tuning, workdir
+
+THYROID = "--config=configs/d2mae_thyroid.py"
+SRAD = "--degrade=speckle.srad(40, 0.1)"
+
+
+def parts(backend: str) -> dict[str, list[str]]:
+    """The command of every part, for a CPU or an accelerator."""
+    torch = []
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("timm"):
+        torch = ["--torch", "--compile"]
+    if backend == "cpu":
+        return {
+            "vit_b": ["pretrain_step", THYROID, "--batch=8", "--rounds=6", *torch],
+            "tiny": [
+                "pretrain_step", "--config=configs/quickstart.py", "--batch=32", "--side=160",
+                "--rounds=20", "--repeats=5", *torch,
+            ],
+            "srad": ["pretrain_step", THYROID, SRAD, "--batch=8", "--rounds=6"],
+            "blur_search": ["blur_search", "--phantoms=16", "--batch=48", "--rounds=4"],
+            "start": ["start", "--batch=8"],
+            "memory": ["memory", "--batch=8"],
+            "growth": ["growth"],
+        }  # fmt: skip
+    big = ["--images=512", "--rounds=6", "--repeats=10"]
+    return {
+        "vit_b": ["pretrain_step", THYROID, "--batch=1024", *big],
+        "vit_b_torch": ["pretrain_step", THYROID, "--batch=256", *big, *torch],
+        "vit_b_cudnn": [
+            "pretrain_step", THYROID, "--batch=1024", *big, "--set=model.attention=cudnn",
+        ],
+        "vit_b_remat": ["pretrain_step", THYROID, "--batch=1024", *big, "--set=model.remat=True"],
+        "vit_l": ["pretrain_step", THYROID, "--variant=L", "--batch=512", *big],
+        "vit_l_cudnn": [
+            "pretrain_step", THYROID, "--variant=L", "--batch=512", *big,
+            "--set=model.attention=cudnn",
+        ],
+        "srad": ["pretrain_step", THYROID, SRAD, "--batch=1024", *big],
+        "blur_search": ["blur_search", "--phantoms=1024", "--batch=1536", "--rounds=4"],
+        "start": ["start", "--batch=256", "--images=256"],
+        "memory": ["memory", "--batch=1024"],
+        "growth": ["growth", "--batch=256"],
+    }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One line of the table: which figure of which part must reach what, and where."""
+
+    what: str
+    part: str
+    figure: Callable[[dict[str, Any]], Any]
+    goal: float
+    at_least: bool = True
+    unit: str = ""
+    device: str = ""  # in the name of the device; "": anywhere
+
+    def line(self, result: dict[str, Any] | None, here: str) -> list[str]:
+        """What, target, figure, verdict."""
+        wanted = f"{'>=' if self.at_least else '<='} {self.goal:,g}{self.unit}"
+        if self.device and self.device not in here:
+            return [self.what, wanted, "", f"not yet measured: needs a device called {self.device}"]
+        value = self._value(result)
+        if value is None:
+            why = (result or {}).get("failed", "not run")
+            return [self.what, wanted, "", f"not measured: {why}"]
+        reached = value >= self.goal if self.at_least else value <= self.goal
+        return [
+            self.what, wanted, f"{value:,.4g}{self.unit}", "reached" if reached else "missed",
+        ]  # fmt: skip
+
+    def _value(self, result: dict[str, Any] | None) -> float | None:
+        try:
+            return self.figure(result) if result else None
+        except (KeyError, TypeError):
+            return None
+
+
+def _rate(result):
+    return result["variants"]["full"]["images_per_second"]
+
+
+def _best_torch(result):
+    return min(result["speed_against"].values()) if result["speed_against"] else None
+
+
+def _percent(key):
+    return lambda result: 100 * result[key]
+
+
+LEFT_OUT = _percent("input_share_by_leaving_it_out")
+TARGETS = (
+    Target("D2MAE ViT-B/16, images/s", "vit_b", _rate, 7400, device="h100"),
+    Target("the same, cuDNN attention", "vit_b_cudnn", _rate, 7400, device="h100"),
+    Target("D2MAE ViT-L/16, images/s", "vit_l", _rate, 3800, device="h100"),
+    Target("the same, cuDNN attention", "vit_l_cudnn", _rate, 3800, device="h100"),
+    Target("ViT-B against the best PyTorch", "vit_b_torch", _best_torch, 1.15, unit="x", device="h100"),
+    Target("ViT-B against PyTorch eager, batch 8", "vit_b", lambda r: r["speed_against"]["torch"],
+           1.7, unit="x", device="cpu"),
+    Target("demo model against PyTorch eager", "tiny", lambda r: r["speed_against"]["torch"],
+           1.2, unit="x", device="cpu"),
+    Target("input, crop, degradation, by leaving them out", "vit_b", LEFT_OUT, 1, False, " %"),
+    Target("the same, timed alone", "vit_b", _percent("input_share"), 1, False, " %"),
+    Target("with SRAD-40, by leaving it out", "srad", LEFT_OUT, 5, False, " %"),
+    Target("the same, timed alone", "srad", _percent("input_share"), 5, False, " %"),
+    Target("blur search of 10,675 images", "blur_search", lambda r: r["seconds_for_10675_images"],
+           12, False, " s", "h100"),
+    Target("a cached search", "blur_search", lambda r: r["lookup_seconds"], 0.1, False, " s"),
+    Target("blur search, of the network's own rate", "blur_search",
+           _percent("share_of_the_forward"), 85, unit=" %", device="cpu"),
+    Target("imports", "start", lambda r: r["imports_s"], 1.5, False, " s"),
+    Target("to the first step, warm cache", "start", lambda r: r["warm_begins_s"], 10, False, " s", "cpu"),
+    Target("to the first step, cold", "start", lambda r: r["cold_begins_s"], 20, False, " s", "h100"),
+    Target("peak of batch 1,024, ViT-B", "memory", lambda r: r["measured_gb"], 80, False, " GB", "h100"),
+    Target("peak predicted by --dry_run, off by", "memory",
+           lambda r: 100 * abs(r["predicted_over_measured"] - 1), 10, False, " %"),
+    Target("growth with the size of the set, resident", "growth",
+           lambda r: r["growth_with_size"]["resident"], 1.1, False, "x"),
+    Target("growth with the size of the set, streaming", "growth",
+           lambda r: r["growth_with_size"]["streaming"], 1.1, False, "x"),
+    Target("growth with steps and log lines", "growth", lambda r: r["late_over_early_steps"],
+           1.1, False, "x"),
+)  # fmt: skip
+
+
+def run_part(name: str, command: list[str], path: Path) -> dict[str, Any]:
+    """The part's own result, or why there is none."""
+    started = time.perf_counter()
+    print(f"== {name}: python -m benchmarks.{' '.join(command)}", flush=True)
+    environment = {**os.environ, **tuning.environment(os.environ)}
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{command[0]}", *command[1:], f"--output={path}"],
+        cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    print(f"   {time.perf_counter() - started:.0f} s", flush=True)
+    if done.returncode == 0:
+        return json.loads(path.read_text())
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return {"failed": (lines[-1] if lines else f"status {done.returncode}")[:160]}
+
+
+def table(results: dict[str, dict[str, Any]], device: str) -> str:
+    """The targets, as Markdown."""
+    lines = ["| what | target | figure | verdict |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(t.line(results.get(t.part), device))} |" for t in TARGETS]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the parts, print and write the table. Ends with 0 whatever was missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="parts, separated by commas")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    a = parser.parse_args()
+    import jax
+
+    backend, device = jax.default_backend(), device_name()
+    known = parts(backend)
+    asked = [name for name in a.only.split(",") if name] or list(known)
+    if unknown := set(asked) - set(known):
+        parser.error(f"--only={','.join(sorted(unknown))}: choose from {', '.join(known)}")
+    folder = RESULTS / device
+    results = {}
+    for name, command in known.items():
+        path = folder / f"{name}.json"
+        if name in asked and not a.table:
+            results[name] = run_part(name, command, path)
+        elif path.exists():
+            results[name] = json.loads(path.read_text())
+    facts = workdir.environment()
+    packages = facts["packages"]
+    head = (
+        f"# Targets on {facts['device']}\n\n`python -m benchmarks`, JAX {packages['jax']}, "
+        f"{facts['platform']}. Ratios and shares are medians of rounds in which the variants took turns; "
+        "each JSON of this folder holds its command, versions and commit.\n\n"
+    )
+    text = table(results, device)
+    print("\n" + text)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(head + text + "\n")
+    print(folder / "README.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What the benchmarks share: configs, the names of devices, result files, memory of a process."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def load_config(path: str, *changes: str) -> Any:
+    """`get_config()` of a config file, then `field=value` changes as on the command line."""
+    spec = importlib.util.spec_from_file_location("benchmark_config", ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    for change in changes:
+        name, _, text = change.partition("=")
+        *place, field = name.split(".")
+        node = config
+        for part in place:
+            node = node[part]
+        node[field] = _value(text, node[field])
+    return config
+
+
+def _value(text: str, old: Any) -> Any:
+    if isinstance(old, bool):
+        return text in ("True", "true", "1")
+    return type(old)(text)
+
+
+def simulated(config: Any, images: int, side: int, batch: int, steps: int = 1000) -> Any:
+    """The config on phantoms kept on the device, for timing."""
+    config.data.name, config.data.store = "phantoms", "resident"
+    config.data.num_images, config.data.side, config.data.num_threads = images, side, 1
+    config.optim.batch_size, config.optim.accum_steps, config.optim.steps = batch, 1, steps
+    return config
+
+
+def device_name() -> str:
+    """The kind of the first device, as a part of a file name."""
+    import jax
+
+    return re.sub(r"[^A-Za-z0-9]+", "_", jax.devices()[0].device_kind).strip("_").lower()
+
+
+def write(output: str, name: str, what: str, content: dict[str, Any]) -> Path:
+    """`content` with the environment and the command, as JSON, in `output` or among the results."""
+    from deblur_mae_jax import workdir
+
+    path = Path(output) if output else RESULTS / f"{name}_{device_name()}.json"
+    module = Path(sys.argv[0]).stem
+    arguments = [a for a in sys.argv[1:] if not a.startswith("--output")]
+    command = " ".join(["python -m", f"benchmarks.{module}", *arguments])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(
+        path, {"what": what, "command": command, "environment": workdir.environment(), **content}
+    )
+    print(path)
+    return path
+
+
+def resident_bytes(field: str) -> int:
+    """`VmRSS` (now) or `VmHWM` (peak) of this process on Linux."""
+    text = Path("/proc/self/status").read_text()
+    found = re.search(rf"{field}:\s+(\d+) kB", text)
+    return 1024 * int(found.group(1)) if found else 0
+
+
+def forget_peak() -> None:
+    """Let `VmHWM` start again from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,132 @@
+"""What the compilers say of a training step on chips that are not here: FLOPs, memory, collectives.
+
+    pip install libtpu            # for the TPUs; jax-cuda12-plugin and nvidia-cuda-nvcc-cu12 for the H100
+    python -m benchmarks.compiled_cost --config=configs/d2mae_thyroid.py --chips=h100,v5p --batch=1024
+
+The step is compiled ahead of time for a described chip, which needs the compiler of its maker but no chip. Nothing is
+run, so there is no time in what it says. The H100's products go to cuBLAS, untuned; its compiler gives no count of
+FLOPs, and none of cuDNN's kernels can be compiled so.
+"""
+
+import argparse
+import os
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0")
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.common import load_config, simulated, write
+from deblur_mae_jax import experiment, hlo, plan
+
+TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# The numbers of NVIDIA's data sheet and CUDA's device query, in XLA's form.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84978434048
+  cuda_compute_capability { major: 9 minor: 0 }
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def topology(chip, devices):
+    """The described chips."""
+    if chip == "h100":
+        described = topologies.get_topology_desc(
+            "h100", "cuda", target_config=H100, topology=f"1x{devices}x1"
+        )
+    else:
+        described = topologies.get_topology_desc(TPUS[chip], "tpu")
+    return described.devices[:devices]
+
+
+def compiled(run, devices, num_images):
+    """The training step of `run` for `devices`, with `num_images` kept on them."""
+    mesh = Mesh(np.array(devices), ("data",))
+
+    def described(tree, *axes):
+        placed = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree)
+
+    state = described(jax.eval_shape(run.make_state))
+    rows = num_images // len(devices) * len(devices)
+    images = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), run.store.arrays
+    )
+    number = jax.ShapeDtypeStruct((1, run.config.optim.batch_size), np.int32)
+    batch = described({"number": number}, None, "data")
+    return run.train_step.lower(state, {"images": described(images, "data")}, batch).compile()
+
+
+def main():
+    """Compile, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/d2mae_thyroid.py")
+    parser.add_argument("--chips", default="h100,v5p", help="h100, v4, v5e, v5p, v6e")
+    parser.add_argument("--batch", type=int, default=1024, help="per chip")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--images", type=int, default=10675)
+    parser.add_argument("--attention", default="xla")
+    parser.add_argument("--set", action="append", default=[], help="field=value of the config")
+    parser.add_argument("--output", default="")
+    a = parser.parse_args()
+    config = load_config(a.config, *a.set)
+    simulated(config, 32, 300, a.batch * a.devices)
+    config.model.dtype, config.model.attention = "bfloat16", a.attention
+    run = experiment.build(config, None)
+    wanted = plan.need(run, a.images)
+    rows = {}
+    for chip in a.chips.split(","):
+        program = compiled(run, topology(chip, a.devices), a.images)
+        memory, count = program.memory_analysis(), program.cost_analysis() or {}
+        text = program.as_text()
+        total = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+        flops = count.get("flops", 0.0) * a.devices / config.optim.batch_size
+        rows[chip] = {
+            "gflop_per_image": flops / 1e9 or None,
+            "gb_accessed_per_image": count.get("bytes accessed", 0) / a.batch / 1e9 or None,
+            "memory_gb": total / 1e9,
+            "arguments_gb": memory.argument_size_in_bytes / 1e9,
+            "temporary_gb": memory.temp_size_in_bytes / 1e9,
+            "collectives": {
+                kind: {"count": n, "mb": size / 1e6}
+                for kind, (n, size) in hlo.collectives(text).items()
+            },
+            "fusions": text.count(" fusion("),
+            "library_products": text.count('custom_call_target="__cublas'),
+        }
+        print(chip, rows[chip], flush=True)
+    out = {
+        "config": a.config,
+        "batch_per_chip": a.batch,
+        "devices": a.devices,
+        "attention": a.attention,
+        "changes": a.set,
+        "parameters": wanted.parameters,
+        "gflop_per_image_formula": wanted.flops_per_image / 1e9,
+        "plan_memory_gb": wanted.memory() / 1e9,
+        "gradient_mb": 4 * wanted.parameters / 1e6,
+        "chips": rows,
+    }
+    write(a.output, f"compiled_cost_{a.devices}", "the compilers' account of a training step", out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""How long until the first step: imports, and from the start of the process, with a cold and a warm compile cache.
+
+    python -m benchmarks.start --config=configs/d2mae_thyroid.py --batch=8
+
+`main.py` is started as a user starts it, on a folder of PNG files, and stopped after its first step. The step begins
+when the compiled program is there; `taken` includes the step itself.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.common import ROOT, load_config, simulated, write
+from deblur_mae_jax import dataset
+
+IMPORTS = "import deblur_mae_jax.train, deblur_mae_jax.run"
+
+
+def imports(rounds):
+    """Seconds of a process that imports what a training run imports, less those of an empty one."""
+
+    def seconds(code):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        return time.perf_counter() - started
+
+    seconds(IMPORTS)
+    return [seconds(IMPORTS) - seconds("pass") for _ in range(rounds)]
+
+
+def first_step(arguments, pictures, cache, folder):
+    """Seconds from the start of `main.py` to each of its first lines."""
+    command = [
+        sys.executable, "main.py", f"--config={arguments.config}", f"--workdir={folder}",
+        f"--config.data.root={pictures}", f"--config.optim.batch_size={arguments.batch}",
+        "--config.optim.steps=3", f"--config.compilation_cache={cache}",
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    found = {}
+    for line in process.stderr:
+        for key, words in (("begins", "compiled in"), ("taken", "the first step is taken")):
+            if line.startswith(words):
+                found[key] = time.perf_counter() - started
+        if "taken" in found:
+            process.terminate()
+            break
+        if line.startswith("error"):
+            raise SystemExit(line)
+    process.stderr.close()
+    process.wait()
+    return found
+
+
+def main():
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/d2mae_thyroid.py")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", default="")
+    a = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) / "pictures"
+        pictures.mkdir()
+        config = simulated(load_config(a.config), a.images, 300, a.batch)
+        source = dataset.load_source(config)
+        for number in range(a.images):
+            Image.fromarray(source.read(number)[..., 0]).save(pictures / f"{number:04d}.png")
+        starts = [
+            first_step(a, pictures, f"{folder}/cache", f"{folder}/run{number}")
+            for number in range(1 + a.rounds)
+        ]
+    took = imports(a.rounds)
+    warm = {k: statistics.median(s[k] for s in starts[1:]) for k in ("begins", "taken")}
+    out = {
+        "config": a.config,
+        "batch": a.batch,
+        "images": a.images,
+        "imports_s": statistics.median(took),
+        "cold_begins_s": starts[0]["begins"],
+        "cold_taken_s": starts[0]["taken"],
+        "warm_begins_s": warm["begins"],
+        "warm_taken_s": warm["taken"],
+        "all": starts,
+    }
+    print({k: v for k, v in out.items() if k.endswith("_s")})
+    write(a.output, "start", "time to the first step", out)
+
+
+if __name__ == "__main__":
+    main()

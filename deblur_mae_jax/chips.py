@@ -1,0 +1,44 @@
+"""Accelerators by what their makers say of them: arithmetic, memory, bandwidth, and a rough price."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip. `kinds`: how JAX names it (`device_kind`), in part."""
+
+    name: str
+    tflops: float  # dense, 1e12 per second, in `dtype`
+    gigabytes: float  # of its memory, 1e9 bytes
+    terabytes_per_second: float
+    dollars_per_hour: float  # what a large cloud asked for one on demand in 2025, rounded
+    kinds: tuple[str, ...]
+    dtype: str = "bfloat16"
+    measured_share: float | None = None  # of its peak, by a ViT-B step; None: not yet measured
+
+
+# The makers' data sheets. A V100 has no bfloat16: XLA computes it in float32.
+CHIPS = (
+    Chip("V100", 15.7, 32, 0.9, 2.5, ("V100",), "float32"),
+    Chip("A100", 312, 80, 2.04, 4.1, ("A100",)),
+    Chip("H100", 989, 80, 3.35, 6.9, ("H100",)),
+    Chip("H200", 989, 141, 4.8, 7.9, ("H200",)),
+    Chip("TPU v4", 275, 32, 1.23, 3.2, ("TPU v4",)),
+    Chip("TPU v5e", 197, 16, 0.82, 1.2, ("TPU v5 lite", "TPU v5e")),
+    Chip("TPU v5p", 459, 95, 2.77, 4.2, ("TPU v5p", "TPU v5")),
+    Chip("TPU v6e", 918, 32, 1.64, 2.7, ("TPU v6 lite", "TPU v6e")),
+)
+
+
+def of_kind(device_kind: str) -> Chip | None:
+    """The chip that JAX calls `device_kind`, or `None` where it is not in the table."""
+    found = [(len(k), chip) for chip in CHIPS for k in chip.kinds if k in device_kind]
+    return max(found, key=lambda item: item[0])[1] if found else None
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak FLOP/s of a chip by the name JAX gives it, or `None` where it is not in the table."""
+    chip = of_kind(device_kind)
+    return 1e12 * chip.tflops if chip else None
