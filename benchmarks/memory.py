@@ -50,7 +50,7 @@ def main():
     out = {
         "config": a.config,
         "batch": a.batch,
-        "dtype": str(run.network.model.dtype.__name__),
+        "dtype": str(run.network.model.dtype),
         "predicted_gb": program.bytes / 1e9,
         "measured_gb": measured / 1e9,
         "predicted_over_measured": program.bytes / measured if measured else None,

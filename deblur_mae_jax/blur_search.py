@@ -291,8 +291,9 @@ def search(
 
         program = jax.jit(step_fn, out_shardings=sharding.replicated(mesh))
         params = jax.device_put(trained.params, sharding.replicated(mesh))
-        for number, batch in enumerate(store.in_order(order)):
-            rows = np.asarray(program(params, batch))
+
+        def keep(number, losses):
+            rows = np.asarray(losses)
             part = missing[number * B : (number + 1) * B]
             # What can no longer be read was replaced by another image, whose losses are not its own.
             lost = {item.name for item in loader.failed}
@@ -300,6 +301,15 @@ def search(
             found.add([hashes[part[row]] for row in own], rows[own])
             if show is not None:
                 show(number * B + len(part), len(missing))
+
+        pending = None  # read one batch late, while the device works on the next
+        for number, batch in enumerate(store.in_order(order)):
+            losses = program(params, batch)
+            if pending is not None:
+                keep(*pending)
+            pending = number, losses
+        if pending is not None:
+            keep(*pending)
     seconds = time.monotonic() - started
     nothing = np.full(len(levels), np.nan, np.float32)
     table = np.stack([found.known.get(h, nothing) for h in hashes])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,24 @@ class Pretrained:
     format: str = ""
     notes: list[str] = dataclasses.field(default_factory=list)
     mask_values: list[int] = dataclasses.field(default_factory=list)
+    _hashed: tuple[list[Any], str] = dataclasses.field(default=([], ""), init=False, repr=False)
 
     @property
     def weights_hash(self) -> str:
-        """Changes with any weight."""
+        """Changes with any weight. Kept as long as every weight is the same object that cannot be written to."""
+        weights = sorted(traverse_util.flatten_dict(self.params, sep="/").items())
+        known, code = self._hashed
+        values = [value for _, value in weights]
+        if len(known) == len(values) and all(map(operator.is_, known, values)):
+            return code
         digest = hashlib.sha256()
-        for name, value in sorted(traverse_util.flatten_dict(self.params, sep="/").items()):
+        for name, value in weights:
             digest.update(f"{name} {value.shape} {value.dtype}".encode())
             digest.update(np.ascontiguousarray(value).tobytes())
-        return digest.hexdigest()[:32]
+        code = digest.hexdigest()[:32]
+        if not any(isinstance(v, np.ndarray) and v.flags.writeable for v in values):
+            self._hashed = values, code
+        return code
 
 
 def read_config(folder: Path) -> ConfigDict:

@@ -1,8 +1,10 @@
 """The optimal blurriness search: what it finds, what it keeps, and its settings."""
 
 import csv
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -108,6 +110,18 @@ def test_a_search_is_what_the_network_says_and_is_kept(tmp_path):
     np.testing.assert_allclose(resumed.losses, table.losses, rtol=1e-6)
     trained.params["cls_token"] = trained.params["cls_token"] + 1.0
     assert search().searched == 7  # other weights
+
+
+def test_a_hash_is_kept_only_while_no_weight_can_have_changed():
+    weights = {"a": np.arange(6.0), "b": jnp.ones(3)}
+    trained = pretrained.Pretrained(Path(), None, None, weights, [])
+    before = trained.weights_hash
+    weights["a"][0] = 7.0
+    changed = trained.weights_hash
+    weights["a"].flags.writeable = False
+    assert before != changed == trained.weights_hash == trained.weights_hash
+    weights["b"] = jnp.zeros(3)
+    assert trained.weights_hash != changed
 
 
 def test_the_search_run(tmp_path):

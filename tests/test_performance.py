@@ -1,6 +1,7 @@
 """What must not grow, counted rather than timed: programs, transfers, collectives, what is kept, imports."""
 
 import collections
+import dataclasses
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import pytest
 import tiny
 
 from deblur_mae_jax import chips, experiment, hlo, inputs, plan, profiling, train, tuning
+from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.network import build_network
 
@@ -325,3 +327,19 @@ def test_tuning_starts_the_program_again_once(tmp_path):
     assert len(begins) == 1 + tuning._has_huge_pages()
     numbers = {line.split()[1] for line in [*begins, runs]}
     assert len(numbers) == 1 and runs.endswith("0.9 ['--flag', 'a b']")
+
+
+def test_reading_an_image_does_not_look_at_the_whole_set():
+    class Sizes(np.ndarray):
+        looked = 0
+
+        def max(self, *rest, **named):
+            Sizes.looked += 1
+            return super().max(*rest, **named)
+
+    run = experiment.build(tiny.config(), None)
+    index = dataclasses.replace(run.index, sizes=run.index.sizes.view(Sizes))
+    loader = Loader(index, 1)
+    for number in range(12):
+        loader.example(number)
+    assert Sizes.looked == 1

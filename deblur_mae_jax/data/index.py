@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class Index:
     def __len__(self) -> int:
         return len(self.source)
 
-    @property
+    @functools.cached_property  # asked for with every image that is read
     def canvas(self) -> tuple[int, ...]:
         """The smallest (H, W), or (D, H, W), that holds every image."""
         return tuple(int(side) for side in self.sizes.max(axis=0))
