@@ -264,7 +264,7 @@ def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
         "",
         *table(wanted, own),
         "a: assumed, from the FLOPs at 80 % of peak and the traffic at 90 % of bandwidth; m: measured. "
-        "Several chips divide the hours, not the money.",
+        "Several chips divide the hours, not the money; small networks do not fill a chip and take longer.",
     ]
     for line in lines:
         say.say(line)

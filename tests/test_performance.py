@@ -39,6 +39,7 @@ class Log(logging.Handler):
 
 def compiled_while(function):
     """How often each program was compiled (or read from the cache) while `function` ran."""
+    jax.clear_caches()  # of this process: what another test compiled would not be compiled again
     handler, logger = Log(), logging.getLogger("jax._src.interpreters.pxla")
     logger.addHandler(handler)
     try:
