@@ -31,7 +31,7 @@ def assert_same(found, wanted, tolerance=2e-5):
 
 @pytest.mark.parametrize("dtype,tolerance", [("float32", 2e-5), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("cache", [0, layers.CACHED_SCORES])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(
     batch=st.integers(1, 3),
     tokens=st.sampled_from([1, 2, 17, 51]),

@@ -60,16 +60,6 @@ def test_a_run_compiles_each_program_once(tmp_path):
     assert not again, f"compiled more than once: {again}"
 
 
-def test_more_steps_compile_nothing_more(tmp_path):
-    def programs(steps):
-        config = tiny.config(optim__steps=steps)
-        return sum(
-            compiled_while(lambda: train.train_and_evaluate(config, tmp_path / f"{steps}")).values()
-        )
-
-    assert programs(3) == programs(12)
-
-
 def test_a_step_moves_numbers_in_and_metrics_out_and_nothing_else(tmp_path, monkeypatch):
     """In the hot loop the guard forbids every transfer that is not asked for; these are."""
     sent, fetched = [], []
