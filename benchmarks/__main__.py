@@ -1,6 +1,6 @@
 """Every standing benchmark on this machine, and what came of each target.
 
-    python -m benchmarks                    # all parts; half an hour on two CPU cores, a quarter on one GPU
+    python -m benchmarks                    # all parts; half an hour on two CPU cores
     python -m benchmarks --only=start,memory
     python -m benchmarks --table            # only the table, from the results that are there
 
@@ -33,6 +33,7 @@ def parts(backend: str) -> dict[str, list[str]]:
     torch = []
     if importlib.util.find_spec("torch") and importlib.util.find_spec("timm"):
         torch = ["--torch", "--compile"]
+    skip = [] if importlib.util.find_spec("monai") else ["--skip=monai float32,monai bfloat16"]
     if backend == "cpu":
         return {
             "vit_b": ["pretrain_step", THYROID, "--batch=8", "--rounds=6", *torch],
@@ -45,6 +46,7 @@ def parts(backend: str) -> dict[str, list[str]]:
             "start": ["start", "--batch=8"],
             "memory": ["memory", "--batch=8"],
             "growth": ["growth"],
+            "swin_unetr": ["swin_unetr_step", "--side=64", "--batch=1", "--feature=12", *skip],
         }  # fmt: skip
     big = ["--images=512", "--rounds=6", "--repeats=10"]
     return {
@@ -64,6 +66,9 @@ def parts(backend: str) -> dict[str, list[str]]:
         "start": ["start", "--batch=256", "--images=256"],
         "memory": ["memory", "--batch=1024"],
         "growth": ["growth", "--batch=256"],
+        "swin_unetr": [
+            "swin_unetr_step", "--side=96", "--batch=2", "--feature=48", "--remat", *skip,
+        ],
     }  # fmt: skip
 
 

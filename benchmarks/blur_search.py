@@ -4,7 +4,8 @@
     python -m benchmarks.blur_search --phantoms=200 --config=configs/d2mae_thyroid.py
 
 Searches the whole set with an empty cache, then again with the full one. The floor is the time of the same matrix
-products at the speed of one large product of the same precision, measured in the same run, in turns with the search.
+products at the speed of one large product of the same precision; the network alone on a batch that lies ready is timed
+too. Both in the same run, in turns with the search.
 Without --init_from the network of --config is used with random weights: the time does not depend on them.
 """
 
@@ -17,9 +18,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from benchmarks.common import load_config, write
+from benchmarks.common import load_config, write, write_pictures
 from deblur_mae_jax import blur_search, dataset, network, pretrained, search_run, sharding
 
 
@@ -46,16 +46,21 @@ def forward_of(trained, batch):
     program = jax.jit(lambda p, x, t: net.model.apply({"params": p}, x, None, 0.0, t)[0].mean())
     program(params, images, level).block_until_ready()
 
-    def images_per_second(repeats=1):
+    def images_per_second():
         started = time.perf_counter()
-        for _ in range(repeats):
-            program(params, images, level).block_until_ready()
-        return repeats * batch / (time.perf_counter() - started)
+        program(params, images, level).block_until_ready()
+        return batch / (time.perf_counter() - started)
 
     return images_per_second
 
 
 def main():
+    """Measure in a folder of its own for pictures and caches."""
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder))
+
+
+def measure(folder):
     """Measure, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--init_from", default="")
@@ -79,15 +84,8 @@ def main():
     config = trained.config
     with config.unlocked(), config.ignore_type():
         if arguments.phantoms:
-            config.data.name, config.data.num_images, config.data.side = (
-                "phantoms", arguments.phantoms, 300,
-            )  # fmt: skip
-            # As files: simulating one takes thirty times as long as reading it.
-            pictures = Path(tempfile.mkdtemp())
-            source = dataset.load_source(config)
-            for number in range(arguments.phantoms):
-                image = Image.fromarray(source.read(number)[..., 0])
-                image.save(pictures / f"{number:05d}.png")
+            pictures = folder / "pictures"
+            write_pictures(pictures, arguments.phantoms, 300)
             config.data.name, config.data.root = "image_folder", str(pictures)
         else:
             config.data.name, config.data.root = arguments.name, arguments.root
@@ -97,31 +95,28 @@ def main():
     dtype = trained.network.model.dtype
     rates, speeds, forwards = [], [], []
     forward = forward_of(trained, arguments.batch)
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(arguments.rounds):
-            speeds.append(product_speed(dtype))
-            forwards.append(forward())
-            table = blur_search.search(
-                trained, index, mesh, step=arguments.step, batch_size=arguments.batch,
-                cache=f"{folder}/{number}",
-            )  # fmt: skip
-            speeds.append(product_speed(dtype))
-            forwards.append(forward())
-            rates.append(table.searched / table.seconds)
-            print(
-                f"round {number}: {rates[-1]:.1f} images/s, product {speeds[-1] / 1e9:.0f} GFLOP/s"
-            )
-        started = time.perf_counter()
-        again = blur_search.search(
-            trained,
-            index,
-            mesh,
-            step=arguments.step,
-            batch_size=arguments.batch,
-            cache=f"{folder}/0",
-        )
-        lookup_seconds = time.perf_counter() - started
-        assert again.searched == 0
+    for number in range(arguments.rounds):
+        speeds.append(product_speed(dtype))
+        forwards.append(forward())
+        table = blur_search.search(
+            trained, index, mesh, step=arguments.step, batch_size=arguments.batch,
+            cache=f"{folder}/{number}",
+        )  # fmt: skip
+        speeds.append(product_speed(dtype))
+        forwards.append(forward())
+        rates.append(table.searched / table.seconds)
+        print(f"round {number}: {rates[-1]:.1f} images/s, product {speeds[-1] / 1e9:.0f} GFLOP/s")
+    started = time.perf_counter()
+    again = blur_search.search(
+        trained,
+        index,
+        mesh,
+        step=arguments.step,
+        batch_size=arguments.batch,
+        cache=f"{folder}/0",
+    )
+    lookup_seconds = time.perf_counter() - started
+    assert again.searched == 0
     gflop = search_run.gflop(trained, len(table.levels))
     # The first round also compiles.
     rate, speed = float(np.median(rates[1:] or rates)), float(np.median(speeds))

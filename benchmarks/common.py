@@ -43,6 +43,20 @@ def simulated(config: Any, images: int, side: int, batch: int, steps: int = 1000
     return config
 
 
+def write_pictures(folder: Path, count: int, side: int) -> None:
+    """`count` phantoms `side` pixels high as PNG files: a run reads its images, it does not simulate them."""
+    from PIL import Image
+
+    from deblur_mae_jax import dataset
+
+    config = load_config("configs/quickstart.py")
+    config.data.num_images, config.data.side = count, side
+    source = dataset.load_source(config)
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(source.read(number)[..., 0]).save(folder / f"{number:06d}.png")
+
+
 def device_name() -> str:
     """The kind of the first device, as a part of a file name."""
     import jax

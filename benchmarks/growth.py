@@ -17,10 +17,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
-from benchmarks.common import load_config, write
-from deblur_mae_jax import cost, dataset, experiment, metrics, train
+from benchmarks.common import load_config, write, write_pictures
+from deblur_mae_jax import cost, experiment, metrics, train
 
 SIDE = 48
 
@@ -33,16 +32,6 @@ def small(folder, batch):
     config.optim.batch_size, config.optim.steps = batch, 100_000
     config.data.num_threads = 2
     return config
-
-
-def write_pictures(folder, count):
-    """A thousand phantoms, `SIDE` pixels high."""
-    config = load_config("configs/quickstart.py")
-    config.data.num_images, config.data.side = count, SIDE
-    source = dataset.load_source(config)
-    folder.mkdir()
-    for number in range(count):
-        Image.fromarray(source.read(number)[..., 0]).save(folder / f"{number:06d}.png")
 
 
 def link_pictures(pictures, folder, count):
@@ -80,7 +69,7 @@ def by_size(sizes, batch, rounds, steps):
     times, starts = {}, {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pictures(folder / "pictures", 1000)
+        write_pictures(folder / "pictures", 1000, SIDE)
         for size in sizes:
             link_pictures(folder / "pictures", folder / str(size), size)
         for store in ("resident", "streaming"):
@@ -100,7 +89,7 @@ def by_step(steps, batch):
     """Microseconds per image of a real run that logs every step: `(steps, values)`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pictures(folder / "pictures", 200)
+        write_pictures(folder / "pictures", 200, SIDE)
         config = small(folder / "pictures", batch)
         config.optim.steps, config.log.every_steps = steps, 1
         config.report.every_epochs = config.checkpoint.every_epochs = 1e9

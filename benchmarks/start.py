@@ -15,10 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from PIL import Image
-
-from benchmarks.common import ROOT, load_config, simulated, write
-from deblur_mae_jax import dataset
+from benchmarks.common import ROOT, write, write_pictures
 
 IMPORTS = "import deblur_mae_jax.train, deblur_mae_jax.run"
 
@@ -73,11 +70,7 @@ def main():
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / "pictures"
-        pictures.mkdir()
-        config = simulated(load_config(a.config), a.images, 300, a.batch)
-        source = dataset.load_source(config)
-        for number in range(a.images):
-            Image.fromarray(source.read(number)[..., 0]).save(pictures / f"{number:04d}.png")
+        write_pictures(pictures, a.images, 300)
         starts = [
             first_step(a, pictures, f"{folder}/cache", f"{folder}/run{number}")
             for number in range(1 + a.rounds)

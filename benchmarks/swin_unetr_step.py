@@ -1,7 +1,7 @@
 """Time a training step of Swin-UNETR: ours in float32 and bfloat16 against MONAI's in PyTorch, and the memory of each.
 
-    python benchmarks/swin_unetr_step.py --side=64 --batch=1 --feature=12
-    python benchmarks/swin_unetr_step.py --side=96 --batch=2 --feature=48 --remat      # one GPU
+    python -m benchmarks.swin_unetr_step --side=64 --batch=1 --feature=12
+    python -m benchmarks.swin_unetr_step --side=96 --batch=2 --feature=48 --remat      # one GPU
 
 A step is forward, Dice and cross-entropy, backward and AdamW, on cubes that lie in memory, of a segmentation
 with 14 classes
@@ -262,7 +262,8 @@ def main():
         except Exception:  # not installed
             versions[package] = None
     result = {
-        "command": "python benchmarks/swin_unetr_step.py " + " ".join(sys.argv[1:]),
+        "command": "python -m benchmarks.swin_unetr_step "
+        + " ".join(a for a in sys.argv[1:] if not a.startswith("--output")),
         "environment": workdir.environment() | versions,
         **{k: getattr(arguments, k) for k in ("side", "batch", "feature", "rounds")},
         "variants": rows,

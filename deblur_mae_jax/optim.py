@@ -133,8 +133,9 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
     """
 
     def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+        # Two trees: one array in both places could not be donated.
+        mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(updates, state, params=None, *, healthy=None, **_):
         count = _kept(healthy, optax.safe_increment(state.count), state.count)

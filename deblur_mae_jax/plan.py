@@ -165,17 +165,20 @@ def fitting_accum(wanted: Need, chip: chips.Chip) -> int:
     return 0
 
 
-def timed(config: ConfigDict, repeats: int = 3) -> tuple[float, int]:
-    """(seconds per image here, the batch it was timed at); compiles and runs a few steps."""
-    config = ConfigDict(config.to_dict())
-    o, devices = config.optim, jax.device_count()
-    if jax.default_backend() == "cpu":
-        fits = max(1, int(TIMED_FLOPS / build_flops(config)) // devices) * devices
-        o.batch_size, o.accum_steps = min(o.batch_size, fits), 1
-    o.steps = max(o.steps, 10)
-    run = experiment.build(config, None)
+def timed(run: experiment.Experiment, repeats: int = 3) -> tuple[float, int]:
+    """(seconds per image here, the batch it was timed at); compiles and runs a few steps.
+
+    On a CPU at a smaller batch than the run's, where that would take minutes.
+    """
+    devices = jax.device_count()
+    fits = max(1, int(TIMED_FLOPS / run.network.flops_per_image) // devices) * devices
+    if jax.default_backend() == "cpu" and run.config.optim.batch_size > fits:
+        config = ConfigDict(run.config.to_dict())
+        config.optim.batch_size, config.optim.accum_steps = fits, 1
+        run = experiment.build(config, None, source=run.source)
+    o = run.config.optim
     state, batch = run.make_state(), _first(run)
-    step = run.train_step.lower(state, run.arrays, batch).compile()
+    step = cost.compile_step(run, state, batch).step
     seconds = []
     for _ in range(repeats + 1):
         started = time.monotonic()
@@ -183,11 +186,6 @@ def timed(config: ConfigDict, repeats: int = 3) -> tuple[float, int]:
         jax.block_until_ready((state, out))
         seconds.append(time.monotonic() - started)
     return statistics.median(seconds[1:]) / o.batch_size, o.batch_size
-
-
-def build_flops(config: ConfigDict) -> float:
-    """FLOPs of one image, whatever the classes."""
-    return build_network(config, 2).flops_per_image
 
 
 def parse_prices(text: str) -> dict[str, float]:
@@ -269,7 +267,7 @@ def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
     for line in lines:
         say.say(line)
     say.show("timing this machine", force=say.live)
-    seconds, batch = timed(config)
+    seconds, batch = timed(here)
     kind, devices = jax.devices()[0].device_kind, jax.device_count()
     peak = chips.peak_flops(kind)
     share = f", {wanted.flops_per_image / seconds / peak / devices:.0%} of peak" if peak else ""

@@ -119,7 +119,7 @@ class Tracer:
     def __init__(self, folder: Path, start: int, say: Any):
         self.folder, self.say = folder, say
         self.first, self.last = start + FIRST + 1, start + FIRST + STEPS
-        self._started = 0.0
+        self._started, self._done = 0.0, False
 
     def around(self, step: int, running: Any) -> contextlib.AbstractContextManager[Any]:
         """Wrap the dispatch of `step`; `running`: what the device still computes before it."""
@@ -140,18 +140,22 @@ class Tracer:
             return
         jax.block_until_ready(result)
         seconds = (time.monotonic() - self._started) / STEPS
-        self._started = 0.0
+        self._started, self._done = 0.0, True
         jax.profiler.stop_trace()
         devices = jax.local_device_count()
-        lines = summary(self.folder, program.as_text(), STEPS, seconds, devices)
+        try:
+            lines = summary(self.folder, program.as_text(), STEPS, seconds, devices)
+        except Exception as error:  # the trace is there; a training run does not die of its summary
+            lines = [f"the trace could not be summed up: {type(error).__name__}: {error}"]
         path = self.folder / "summary.txt"
         path.write_text("\n".join(lines) + "\n")
         for line in [*lines, f"trace       {self.folder}", f"summary     {path}"]:
             self.say.say(line)
 
     def close(self) -> None:
-        """Stop a trace that the run ended in the middle of."""
+        """Stop a trace that the run ended in the middle of, or before."""
         if self._started:
             self._started = 0.0
             jax.profiler.stop_trace()
+        if not self._done:
             self.say.say("the run ended before --profile had traced its steps")

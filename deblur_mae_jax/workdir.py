@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from deblur_mae_jax.errors import UserError
 
 # May change between two starts in the same workdir: they change what is written or where things
-# are kept, never a result.
+# are kept, never a result (beyond rounding, in the case of attention).
 FREE = (
     "checkpoint.",
     "report.",

@@ -97,6 +97,14 @@ def test_adam_is_optaxs_bit_by_bit():
             np.testing.assert_array_equal(a, b)
 
 
+def test_a_fresh_state_of_adam_can_be_donated():
+    params = {"w": jnp.ones((4, 3))}
+    tx = optim.adamw(lambda _: 0.1)
+    step = jax.jit(lambda s, g, p: tx.update(g, s, p)[1], donate_argnums=0)
+    state = step(tx.init(params), params, params)  # no array stands in it twice
+    assert float(state[0].mu["w"][0, 0]) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("make", [optim.adamw, optim.lars])
 def test_every_optimiser_keeps_its_state_where_a_step_is_unhealthy(make):
     params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
