@@ -27,6 +27,7 @@ class Instruction:
     scope: str
     inside: set[str]  # opcodes of the fused computation, itself included
     flops: float  # of its matrix products
+    body: str = ""  # the computation that it is part of: the program's own, or of a loop or branch
 
     @property
     def kind(self) -> str:
@@ -88,7 +89,7 @@ def instructions(hlo: str) -> dict[str, Instruction]:
             scope = re.search(r'op_name="([^"]*)"', rest)
             target = re.search(r'custom_call_target="([^"]*)"', rest)
             where = (scope.group(1) if scope else "") + (" " + target.group(1) if target else "")
-            result[name] = Instruction(opcode, where, *describe(body, name))
+            result[name] = Instruction(opcode, where, *describe(body, name), body)
     return result
 
 

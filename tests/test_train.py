@@ -44,13 +44,9 @@ def plain_run():
 
 
 def command(workdir, name="quickstart", devices=1, **overrides):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
     flags = tiny.flags(name, **overrides)
-    return [sys.executable, str(ROOT / "main.py"), *flags, f"--workdir={workdir}"], environment
+    program = [sys.executable, str(ROOT / "main.py"), *flags, f"--workdir={workdir}"]
+    return program, tiny.simulated(devices)
 
 
 def launch(workdir, name="quickstart", devices=1, **overrides):

@@ -141,18 +141,15 @@ def test_a_resumed_classifier_ends_with_the_same_weights_and_predictions(tmp_pat
 @pytest.mark.slow
 def test_four_devices_give_the_losses_of_one(tmp_path):
     """Also for mixing, whose partners lie on other devices."""
-    import os
     import subprocess
 
     folder, _ = classifier()
     config = tiny.config("finetune_folder", **fine())
     flags = [f"--config.{k}={v}" for k, v in tiny.changed("finetune_folder", **fine()).items()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT),
-                   "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}  # fmt: skip
     done = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), "--config=configs/finetune_folder.py", *flags,
          f"--workdir={tmp_path}"],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240,
+        env=tiny.simulated(4), cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     one, four = lines(folder, "loss"), lines(tmp_path, "loss")
@@ -166,7 +163,6 @@ def test_four_devices_give_the_losses_of_one(tmp_path):
 @pytest.mark.slow
 def test_two_processes_fine_tune_like_one(tmp_path):
     """The copy of the source, the search, and the evaluation are shared work."""
-    import os
     import socket
     import subprocess
 
@@ -175,14 +171,12 @@ def test_two_processes_fine_tune_like_one(tmp_path):
         port = free.getsockname()[1]
     values = tiny.changed("finetune_folder", **fine(search__cache=str(tmp_path / "cache")))
     flags = [f"--config.{k}={v}" for k, v in values.items()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT),
-                   "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}  # fmt: skip
     started = [
         subprocess.Popen(
             [sys.executable, str(ROOT / "main.py"), "--config=configs/finetune_folder.py", *flags,
              f"--workdir={tmp_path / 'run'}", f"--coordinator=localhost:{port}", "--num_processes=2",
              f"--process_id={number}"],
-            env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=tiny.simulated(2), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for number in range(2)
     ]  # fmt: skip

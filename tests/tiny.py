@@ -1,6 +1,10 @@
 """A config that runs in seconds: a real config file, shrunk."""
 
 import importlib
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
 
 SHRINK = {
     "image_size": 16,
@@ -58,6 +62,14 @@ def changed(name, **overrides):
     own = {k.replace("__", "."): v for k, v in overrides.items()}
     kind = "select" in out and ("inherits" if own.get("init_from") else "scratch")
     return shrunk(name, kind) | own
+
+
+def simulated(devices):
+    """The environment of a process with so many CPU devices, which may take their time to meet each other."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests"))
+    return os.environ | {"XLA_FLAGS": f"{flags} {patience}", "PYTHONPATH": paths}
 
 
 def config(name="quickstart", **overrides):

@@ -72,15 +72,20 @@ def dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
     return nn.Dense(features, kernel_init=xavier, dtype=dtype, dot_general=_dot_general, name=name)
 
 
+def one_cpu() -> bool:
+    """Whether this is one CPU device: a loop over what is divided among devices would gather it on each of them."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto") -> jax.Array:
     """Scaled dot-product attention of `(B, tokens, heads, width)`; softmax in float32.
 
     implementation, one of `ATTENTIONS`, changes speed and memory, and results by rounding only:
-    auto: by_image on a CPU, else xla; xla: what the compiler makes of two products and a softmax;
+    auto: by_image on a single CPU device, else xla; xla: what the compiler makes of two products and a softmax;
     cudnn: NVIDIA's fused kernel, bfloat16 only; by_image: for CPUs, see `attend_by_image`.
     """
     if implementation == "auto":
-        implementation = "by_image" if jax.default_backend() == "cpu" else "xla"
+        implementation = "by_image" if one_cpu() else "xla"
     if implementation == "by_image":
         return attend_by_image(q, k, v)
     product: Any = jax.nn.dot_product_attention

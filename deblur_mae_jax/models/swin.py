@@ -104,7 +104,7 @@ class WindowAttention(nn.Module):
         qkv = linear(3 * C, C, self.dtype, "qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(M, N, 3, heads, width), 2, 0)
         q = q * jnp.asarray(width**-0.5, self.dtype)
-        attend = attend_by_window if jax.default_backend() == "cpu" else attend_at_once
+        attend = attend_by_window if layers.one_cpu() else attend_at_once
         out = attend(q, k, v, bias, region).reshape(M, N, C)
         return linear(C, C, self.dtype, "proj")(out)
 

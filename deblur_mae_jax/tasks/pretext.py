@@ -34,23 +34,21 @@ def cut_out(key: jax.Array, cube: jax.Array, filling: jax.Array) -> jax.Array:
     wanted = jax.random.uniform(k_share, maxval=MAX_CUT) * side**3
     axes = jnp.arange(side)
 
-    def more(carry):
-        _, cut, number = carry
-        return (cut < wanted) & (number < MAX_BOXES)
-
-    def one(carry):
-        mask, cut, number = carry
+    def box(number):
         k_size, k_place = jax.random.split(jax.random.fold_in(k_boxes, number))
         size = jnp.floor(jax.random.uniform(k_size, (3,), minval=BOX[0], maxval=BOX[1]) * side)
         size = jnp.maximum(size, 1)
         start = jnp.floor(jax.random.uniform(k_place, (3,)) * (side - size + 1))
-        d, h, w = ((axes >= s) & (axes < s + n) for s, n in zip(start, size, strict=True))
-        box = d[:, None, None] & h[None, :, None] & w[None, None]
-        return mask | box, cut + size.prod(), number + 1
+        inside = [(axes >= s) & (axes < s + n) for s, n in zip(start, size, strict=True)]
+        return jnp.stack(inside).astype(jnp.float32), size.prod()
 
-    empty = jnp.zeros((side,) * 3, bool)
-    mask, _, _ = lax.while_loop(more, one, (empty, jnp.zeros(()), jnp.zeros((), jnp.int32)))
-    return jnp.where(mask[..., None], filling, cube)
+    # All boxes that there can be, then those that are needed: a loop that ends with the last cube of the batch
+    # would have every device ask the others after each box.
+    inside, volume = jax.vmap(box)(jnp.arange(MAX_BOXES))
+    needed = jnp.cumsum(volume) - volume < wanted
+    d, h, w = jnp.moveaxis(inside, 1, 0)
+    boxes = jnp.einsum("nd,nh,nw->dhw", d * needed[:, None], h, w)
+    return jnp.where(boxes[..., None] > 0, filling, cube)
 
 
 def views(keys: jax.Array, cubes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -108,26 +106,31 @@ def make(
         B = len(cubes)
         twice = jax.vmap(jax.random.split)(keys["augment"])
         pairs = [views(twice[:, i], cubes) for i in range(2)]
-        cut, whole, turns = (jnp.concatenate(parts) for parts in zip(*pairs, strict=True))
+        # The two views of a cube lie side by side: all first views before all second ones would move cubes
+        # between devices.
+        join = lambda *parts: jnp.stack(parts, axis=1).reshape(2 * B, *parts[0].shape[1:])
+        apart = lambda x: jnp.moveaxis(x.reshape(B, 2, *x.shape[1:]), 1, 0)
+        cut, whole, turns = jax.tree.map(join, *pairs)
         logits, embeddings, rebuilt = model.apply({"params": params}, cut)
         scores = jax.nn.log_softmax(logits)
         told = -jnp.take_along_axis(scores, turns[:, None], axis=1)[:, 0]
-        rotation = (told[:B] + told[B:]) / 2
-        contrast = losses.nt_xent(embeddings[:B], embeddings[B:], temperature)
+        rotation = apart(told).mean(0)
+        first, second = apart(embeddings)
+        contrast = losses.nt_xent(first, second, temperature)
         error = jnp.zeros(B)
         if rebuilt is not None:
             error = jnp.abs(rebuilt - whole).mean((1, 2, 3, 4))
-            error = (error[:B] + error[B:]) / 2
+            error = apart(error).mean(0)
         total = rotation_weight * rotation + contrast_weight * contrast
         total = total + reconstruction_weight * error
         out = {
-            "pred": None if rebuilt is None else rebuilt[:B],
-            "clean": whole[:B],
-            "degraded": cut[:B],
+            "pred": None if rebuilt is None else apart(rebuilt)[0],
+            "clean": apart(whole)[0],
+            "degraded": apart(cut)[0],
             "mask": jnp.zeros((B, 1, 1, 1, 1)),
             "reconstruction": error,
             "contrast": contrast,
-            "rotation_accuracy": (logits.argmax(1) == turns).astype(jnp.float32)[:B],
+            "rotation_accuracy": apart((logits.argmax(1) == turns).astype(jnp.float32))[0],
         }
         return total, out
 
