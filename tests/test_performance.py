@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -119,60 +118,15 @@ print(json.dumps(out))
 """
 
 
-def on_four_devices(program, **environment):
-    """What `program` prints, as JSON, with four devices."""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=tiny.simulated(4) | environment,
-        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
-
-
 def test_a_sharded_step_sums_the_gradients_once():
-    for store, seen in on_four_devices(COLLECTIVES, JAX_DISABLE_MOST_OPTIMIZATIONS="0").items():
+    found = tiny.on_four_devices(COLLECTIVES, JAX_DISABLE_MOST_OPTIMIZATIONS="0")
+    for store, seen in found.items():
         gradients = 4 * seen["parameters"] + 4  # and the loss
         images = 16 * int(np.prod(seen["canvas"])) if store == "resident" else 0
         number = 2 if store == "resident" else 1
         assert seen["found"].pop("all-reduce") == [number, gradients + images]
         # Of a resident set the numbers and sizes of the images are gathered, nothing larger.
         assert sum(size for _, size in seen["found"].values()) <= 8 * (24 + 16)
-
-
-VOLUMES = """
-import json
-import jax, test_volumes
-from deblur_mae_jax import experiment, hlo
-
-config = test_volumes.config_of(NAME, data__store="streaming", optim__batch_size=4)
-run = experiment.build(config, None)
-state, batch = run.make_state(), next(run.store.batches(0, 1))
-text = run.train_step.lower(state, run.arrays, batch).compile().as_text()
-talk = [x for x in hlo.instructions(text).values() if x.kind == "collectives"]
-print(json.dumps({
-    "bodies": sorted({x.body for x in talk}),
-    "found": hlo.collectives(text),
-    "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-}))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["dae_ct_mr", "swin_ssl_ct_mr"])
-def test_a_sharded_step_of_volumes_moves_gradients_and_embeddings(name):
-    """Not the windows of a volume, nor its cubes; and nothing in a loop, which would be in step on all devices."""
-    seen = on_four_devices(f"NAME = {name!r}\n{VOLUMES}")
-    assert len(seen["bodies"]) == 1
-    gradients = 4 * seen["parameters"]
-    cube = 4 * 32**3
-    _, summed = seen["found"].pop("all-reduce")
-    # The biases between the tokens of a window are summed before they are folded into their table; two blocks each.
-    biases = 2 * 4 * sum(heads * tokens**2 for heads, tokens in ((3, 343), (6, 343), (12, 64)))
-    assert gradients <= summed <= gradients + biases + cube
-    # The cut-outs are filled from the neighbour in the batch: one cube per view crosses.
-    crossing = 2.5 * cube if name == "swin_ssl_ct_mr" else 0.1 * cube
-    assert sum(size for _, size in seen["found"].values()) <= crossing
 
 
 def kept(config):
