@@ -55,11 +55,18 @@ def parts(backend: str) -> dict[str, list[str]]:
         "vit_b_cudnn": [
             "pretrain_step", THYROID, "--batch=1024", *big, "--set=model.attention=cudnn",
         ],
+        "vit_b_triton": [
+            "pretrain_step", THYROID, "--batch=1024", *big, "--set=model.attention=triton",
+        ],
         "vit_b_remat": ["pretrain_step", THYROID, "--batch=1024", *big, "--set=model.remat=True"],
         "vit_l": ["pretrain_step", THYROID, "--variant=L", "--batch=512", *big],
         "vit_l_cudnn": [
             "pretrain_step", THYROID, "--variant=L", "--batch=512", *big,
             "--set=model.attention=cudnn",
+        ],
+        "vit_l_triton": [
+            "pretrain_step", THYROID, "--variant=L", "--batch=512", *big,
+            "--set=model.attention=triton",
         ],
         "srad": ["pretrain_step", THYROID, SRAD, "--batch=1024", *big],
         "blur_search": ["blur_search", "--phantoms=1024", "--batch=1536", "--rounds=4"],
@@ -121,8 +128,10 @@ LEFT_OUT = _percent("input_share_by_leaving_it_out")
 TARGETS = (
     Target("D2MAE ViT-B/16, images/s", "vit_b", _rate, 7400, device="h100"),
     Target("the same, cuDNN attention", "vit_b_cudnn", _rate, 7400, device="h100"),
+    Target("the same, Triton attention", "vit_b_triton", _rate, 7400, device="h100"),
     Target("D2MAE ViT-L/16, images/s", "vit_l", _rate, 3800, device="h100"),
     Target("the same, cuDNN attention", "vit_l_cudnn", _rate, 3800, device="h100"),
+    Target("the same, Triton attention", "vit_l_triton", _rate, 3800, device="h100"),
     Target("ViT-B against the best PyTorch", "vit_b_torch", _best_torch, 1.15, unit="x", device="h100"),
     Target("ViT-B against PyTorch eager, batch 8", "vit_b", lambda r: r["speed_against"]["torch"],
            1.7, unit="x", device="cpu"),

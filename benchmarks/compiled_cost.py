@@ -5,7 +5,7 @@
 
 The step is compiled ahead of time for a described chip, which needs the compiler of its maker but no chip. Nothing is
 run, so there is no time in what it says. The H100's products go to cuBLAS, untuned; its compiler gives no count of
-FLOPs, and none of cuDNN's kernels can be compiled so.
+FLOPs, and none of cuDNN's kernels can be compiled so; Tokamax's can (--attention=triton, pip install tokamax).
 """
 
 import argparse
@@ -22,7 +22,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.common import load_config, simulated, write
-from deblur_mae_jax import experiment, hlo, plan
+from deblur_mae_jax import experiment, hlo, plan, sharding
 
 TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # The numbers of NVIDIA's data sheet and CUDA's device query, in XLA's form.
@@ -52,9 +52,25 @@ def topology(chip, devices):
     return described.devices[:devices]
 
 
+def with_triton():
+    """Tokamax asks this machine for the chip that the program is for, and so do the checks of a config."""
+    import tokamax  # noqa: F401
+    from tokamax._src.ops.attention import pallas_triton, pallas_triton_vjp
+
+    from deblur_mae_jax.models import layers
+
+    for kernel in (
+        pallas_triton.PallasTritonFlashAttention,
+        pallas_triton_vjp.PallasTritonFlashAttentionVjp,
+    ):
+        kernel.supported_on = lambda self, device: True
+    layers.attend = lambda q, k, v, implementation: layers.attend_by_triton(q, k, v)
+
+
 def compiled(run, devices, num_images):
     """The training step of `run` for `devices`, with `num_images` kept on them."""
-    mesh = Mesh(np.array(devices), ("data",))
+    mesh = Mesh(np.array(devices), (sharding.AXIS,))
+    sharding.make_mesh = lambda: mesh  # a kernel is divided over it by hand
 
     def described(tree, *axes):
         placed = NamedSharding(mesh, PartitionSpec(*axes))
@@ -85,6 +101,9 @@ def main():
     config = load_config(a.config, *a.set)
     simulated(config, 32, 300, a.batch * a.devices)
     config.model.dtype, config.model.attention = "bfloat16", a.attention
+    if a.attention == "triton":
+        with_triton()
+        config.model.attention = "xla"
     run = experiment.build(config, None)
     wanted = plan.need(run, a.images)
     rows = {}

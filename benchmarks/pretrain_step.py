@@ -24,9 +24,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from benchmarks.common import load_config, simulated, write
 from deblur_mae_jax import chips, cost, experiment, inputs, optim, steps
+from deblur_mae_jax.network import build_network
 
 
 def build_variants(config, arguments):
@@ -76,6 +78,8 @@ def build_variants(config, arguments):
         "canvas": run.index.canvas,
         "dtype": str(jnp.dtype(run.network.model.dtype)),
     }
+    if config.model.get("attention") in ("cudnn", "triton", "by_image"):
+        facts["off_from_xla"] = off_from_xla(run, state["full"].params, ready, keys)
     if arguments.torch:
         from benchmarks.torch_mae import TorchStep, torch
 
@@ -87,6 +91,21 @@ def build_variants(config, arguments):
         if arguments.compile:
             variants["compiled"] = TorchStep(run.network.model, ready, ratio, True, half)
     return run, variants, facts
+
+
+def off_from_xla(run, params, prepared, keys):
+    """By how much a kernel's loss and gradient differ from plain XLA's on the same images, as shares of the latter."""
+    plain = run.config.copy_and_resolve_references()
+    with plain.unlocked():
+        plain.model.attention = "xla"
+
+    def loss_and_gradient(network):
+        mean = lambda params: network.loss(params, prepared, keys)[0].mean()
+        return jax.jit(jax.value_and_grad(mean))(params)
+
+    (loss, grads), (wanted, right) = map(loss_and_gradient, (run.network, build_network(plain)))
+    apart = optax.tree.norm(jax.tree.map(jnp.subtract, grads, right)) / optax.tree.norm(right)
+    return {"loss": float(abs(loss - wanted) / wanted), "gradient": float(apart)}
 
 
 def run_optimizer(run):
@@ -195,6 +214,8 @@ def main():
         f"input and degradation: {result['input_share']:.1%} of the step timed alone, "
         f"{result['input_share_by_leaving_it_out']:.1%} by leaving it out"
     )
+    if "off_from_xla" in facts:
+        print(f"off from plain attention: {facts['off_from_xla']}")
     for name, ratio in result["speed_against"].items():
         print(f"speed against {name}: {ratio:.2f}x")
     stem = Path(arguments.config).stem + (f"_{arguments.variant}" if arguments.variant else "")

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     config.model.level_code = "learned"  # learned | sinusoid | table | mlp
     config.model.decoder_level_token = True
     config.model.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU
-    config.model.attention = "auto"  # auto | xla | cudnn | by_image
+    config.model.attention = "auto"  # auto | xla | cudnn | triton | by_image
     config.model.remat = False  # recompute activations in the backward pass to save memory
 
     config.data = ConfigDict()

@@ -16,7 +16,8 @@ ALLOWED = {
     "losses.py": {"jax"},
     "views.py": {"jax"},
     "models": {
-        "jax", "numpy", "flax", "deblur_mae_jax.models", "deblur_mae_jax.masking",
+        "jax", "numpy", "flax", "absl", "deblur_mae_jax.models", "deblur_mae_jax.masking",
+        "deblur_mae_jax.sharding",
         "deblur_mae_jax.errors",
     },
     "tasks": {

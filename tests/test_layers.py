@@ -1,5 +1,8 @@
 """The parts with gradients or orders of work of our own, against the plain ones of JAX, Flax and Optax."""
 
+import sys
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -119,6 +122,33 @@ def test_every_optimiser_keeps_its_state_where_a_step_is_unhealthy(make):
     assert not all(np.array_equal(a, b) for a, b in changed)
 
 
-def test_cudnn_says_what_it_needs():
-    with pytest.raises(UserError, match=r"cudnn needs an NVIDIA GPU.*bfloat16.*auto"):
-        embed.check(32, 8, "none", "cudnn", "float32")
+@pytest.mark.parametrize(
+    "name,needs",
+    [
+        ("cudnn", r"cudnn needs an NVIDIA GPU.*bfloat16.*auto"),
+        ("triton", r"triton needs an NVIDIA GPU.*Tokamax.*auto"),
+    ],
+)
+def test_kernels_say_what_they_need(name, needs):
+    with pytest.raises(UserError, match=needs):
+        embed.check(32, 8, "none", name, "float32")
+
+
+@pytest.mark.parametrize("devices,images,divided", [(1, 4, False), (4, 8, True), (4, 6, False)])
+def test_every_device_gets_its_own_images_for_a_kernel(monkeypatch, devices, images, divided):
+    """No GPU here: what the kernel is asked for, not what it does."""
+    asked = {}
+
+    def kernel(q, k, v, **options):
+        asked.update(options)
+        return q
+
+    monkeypatch.setitem(sys.modules, "tokamax", types.SimpleNamespace(dot_product_attention=kernel))
+    mesh = jax.sharding.AbstractMesh((devices,), ("data",))
+    monkeypatch.setattr(layers.sharding, "make_mesh", lambda: mesh)
+    q = jnp.zeros((images, 5, 2, 8))
+    assert layers.attend(q, q, q, "triton").shape == q.shape
+    where = asked.pop("q_sharding")
+    assert asked == {"implementation": "triton"}
+    assert (where is not None) == divided
+    assert not divided or where.spec == jax.sharding.PartitionSpec("data")

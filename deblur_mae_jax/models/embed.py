@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import flax.linen as nn
@@ -122,6 +123,11 @@ def check(image_size: int, patch_size: int, conditioning: str, attention: str, d
         raise UserError(
             "config.model.attention=cudnn needs an NVIDIA GPU and config.model.dtype=bfloat16; "
             f"this is a {backend} with {dtype}. 'auto' chooses what runs here"
+        )
+    if attention == "triton" and (backend != "gpu" or importlib.util.find_spec("tokamax") is None):
+        raise UserError(
+            "config.model.attention=triton needs an NVIDIA GPU (Ampere or newer) and Tokamax (pip install tokamax); "
+            f"this is a {backend}. 'auto' chooses what runs here"
         )
     if dtype not in ("float32", "bfloat16"):
         raise unknown("config.model.dtype", dtype, ("auto", "bfloat16", "float32"))

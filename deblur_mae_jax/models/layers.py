@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
-ATTENTIONS = ("auto", "xla", "cudnn", "by_image")
+from deblur_mae_jax import sharding
+
+ATTENTIONS = ("auto", "xla", "cudnn", "triton", "by_image")
 # Scores of a batch up to this size stay in a CPU's cache and are computed at once.
 CACHED_SCORES = 8 * 2**20
 xavier = nn.initializers.xavier_uniform()
@@ -82,14 +87,31 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto
 
     implementation, one of `ATTENTIONS`, changes speed and memory, and results by rounding only:
     auto: by_image on a single CPU device, else xla; xla: what the compiler makes of two products and a softmax;
-    cudnn: NVIDIA's fused kernel, bfloat16 only; by_image: for CPUs, see `attend_by_image`.
+    cudnn: NVIDIA's fused kernel, bfloat16 only; triton: Tokamax's, see `attend_by_triton`; by_image: for CPUs, see
+    `attend_by_image`.
     """
     if implementation == "auto":
         implementation = "by_image" if one_cpu() else "xla"
     if implementation == "by_image":
         return attend_by_image(q, k, v)
+    if implementation == "triton":
+        return attend_by_triton(q, k, v)
     product: Any = jax.nn.dot_product_attention
     return product(q, k, v, implementation=implementation)
+
+
+def attend_by_triton(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention in one kernel, scores never in memory: Tokamax's for NVIDIA GPUs, forward and backward.
+
+    The compiler cannot divide a kernel among devices, so each is given its own images, where their number allows it.
+    """
+    tokamax = importlib.import_module("tokamax")  # not required: `embed.check` asks for it
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(sys.argv[:1])  # else it reads the command line of whatever program this is
+    mesh = sharding.make_mesh()
+    divided = mesh.size > 1 and len(q) % mesh.size == 0
+    where = sharding.along(mesh) if divided else None
+    return tokamax.dot_product_attention(q, k, v, implementation="triton", q_sharding=where)
 
 
 def attend_by_image(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
