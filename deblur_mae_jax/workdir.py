@@ -153,7 +153,9 @@ def git_state() -> dict[str, Any]:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return {}
-    return {"commit": commit, "modified": bool(git("status", "--porcelain"))}
+    # What a benchmark wrote just before is not a change of the program.
+    changed = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)benchmarks/results")
+    return {"commit": commit, "modified": bool(changed)}
 
 
 def environment() -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as suite
 from benchmarks import common
+from deblur_mae_jax import workdir
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
@@ -68,3 +70,19 @@ def test_changes_of_a_config_keep_its_types():
     )
     assert config.model.remat is True and config.optim.batch_size == 4
     assert config.model.attention == "xla"
+
+
+def test_results_are_not_changes_of_the_program(tmp_path, monkeypatch):
+    package, results = tmp_path / "deblur_mae_jax", tmp_path / "benchmarks" / "results"
+    for folder in (package, results):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text("as committed")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(workdir, "__file__", str(package / "workdir.py"))
+    (results / "a.txt").write_text("measured again")
+    (results / "b.txt").write_text("new")
+    assert workdir.git_state()["modified"] is False
+    (package / "a.txt").write_text("another program")
+    assert workdir.git_state()["modified"] is True
