@@ -100,35 +100,6 @@ def test_the_loop_forbids_unasked_transfers(tmp_path, monkeypatch):
         train.train_and_evaluate(tiny.config(optim__steps=2), tmp_path)
 
 
-COLLECTIVES = """
-import json, sys
-import jax, tiny
-from deblur_mae_jax import experiment, hlo
-from deblur_mae_jax.models import layers
-
-layers.CACHED_SCORES = 0  # as if the scores were too many to be computed at once
-out = {}
-for store in ("resident", "streaming"):
-    run = experiment.build(tiny.config("d2mae_thyroid", data__store=store, optim__batch_size=16), None)
-    state, batch = run.make_state(), next(run.store.batches(0, 1))
-    text = run.train_step.lower(state, run.arrays, batch).compile().as_text()
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    out[store] = {"found": hlo.collectives(text), "parameters": parameters, "canvas": run.index.canvas}
-print(json.dumps(out))
-"""
-
-
-def test_a_sharded_step_sums_the_gradients_once():
-    found = tiny.on_four_devices(COLLECTIVES, JAX_DISABLE_MOST_OPTIMIZATIONS="0")
-    for store, seen in found.items():
-        gradients = 4 * seen["parameters"] + 4  # and the loss
-        images = 16 * int(np.prod(seen["canvas"])) if store == "resident" else 0
-        number = 2 if store == "resident" else 1
-        assert seen["found"].pop("all-reduce") == [number, gradients + images]
-        # Of a resident set the numbers and sizes of the images are gathered, nothing larger.
-        assert sum(size for _, size in seen["found"].values()) <= 8 * (24 + 16)
-
-
 def kept(config):
     """Bytes per image that the backward pass of a config's loss keeps."""
     network, B = build_network(config), 4

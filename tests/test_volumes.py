@@ -2,7 +2,6 @@
 
 import gzip
 import importlib
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
-import tiny
 
 from deblur_mae_jax import dataset, experiment, lookup, optim, stores, train, volumes
 from deblur_mae_jax.data import nifti, phantoms3d
@@ -404,66 +402,3 @@ def test_bad_settings_are_one_clear_line(tmp_path, overrides, parts):
         train.train_and_evaluate(config_of(**overrides), tmp_path / "run")
     message = str(caught.value)
     assert "\n" not in message and all(part in message for part in parts), message
-
-
-FOUR_DEVICES = """
-import itertools, json
-import jax, numpy as np, test_segmentation, test_volumes
-from deblur_mae_jax import experiment, hlo, segmenter, sharding, transfer
-
-make = test_segmentation.volumes if NAME == "segment_volumes" else test_volumes.config_of
-out, whole, first = {"losses": [], "voxels": []}, sharding.make_mesh, None
-for count in (1, 4):
-    sharding.make_mesh = lambda: whole(jax.devices()[:count])
-    config, source, _ = transfer.resolve(make(NAME, optim__batch_size=4, **CHANGE))
-    run = experiment.build(config, None, source=source)
-    first = first or jax.device_get(run.make_state())
-    state, losses = jax.device_put(first, sharding.replicated(run.mesh)), []
-    batches = itertools.islice(run.store.batches(0, 2), 2)
-    for batch in batches:
-        program = program if losses else run.train_step.lower(state, run.arrays, batch).compile()
-        state, numbers = program(state, run.arrays, batch)
-        losses.append({k: float(v) for k, v in numbers.items()})
-    out["losses"].append(losses)
-    if NAME == "segment_volumes":
-        found = segmenter.Segmenter(run.network, run.mesh, run.config.infer).of_volume(
-            [state.params], test_volumes.cube(shape=(40, 36, 44), low=0, high=1)[..., None])
-        out["voxels"].append(np.bincount(found.ravel(), minlength=3).tolist())
-text = program.as_text()
-talk = [x for x in hlo.instructions(text).values() if x.kind == "collectives"]
-out["bodies"] = sorted({x.body for x in talk})
-out["found"] = hlo.collectives(text)
-out["parameters"] = sum(x.size for x in jax.tree.leaves(state.params))
-print(json.dumps(out))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["dae_ct_mr", "swin_ssl_ct_mr", "segment_volumes"])
-def test_four_devices_give_the_losses_of_one(name):
-    """The contrasts count for much here, so it would show if they did not see the whole batch."""
-    # To rebuild a cube of 32 voxels from a single token, constants are normalised: their rounding is blown up.
-    change = {"task__reconstruction_weight": 0.0} if name == "swin_ssl_ct_mr" else {}
-    if name == "dae_ct_mr":
-        change = {"task__contrast_weight": 1.0, "task__temperature": 1.0}
-    seen = tiny.on_four_devices(f"NAME, CHANGE = {name!r}, {change!r}\n{FOUR_DEVICES}")
-    one, four = seen["losses"]
-    assert len(one) == len(four) == 2
-    for a, b in zip(one, four, strict=True):
-        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
-        np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
-    # Of each class, from windows that are divided over the devices.
-    for a, b in itertools.pairwise(seen["voxels"]):
-        assert sum(a) == 40 * 36 * 44 and min(a) > 0
-        np.testing.assert_allclose(a, b, atol=40)
-    # What crosses is gradients and embeddings, not the windows of a volume, nor its cubes; and nothing
-    # does in a loop, which every device would have to go through in step.
-    assert len(seen["bodies"]) == 1
-    gradients, cube = 4 * seen["parameters"], 4 * 32**3
-    _, summed = seen["found"].pop("all-reduce")
-    # The biases between the tokens of a window are summed before they are folded into their table; two blocks each.
-    biases = 2 * 4 * sum(heads * tokens**2 for heads, tokens in ((3, 343), (6, 343), (12, 64)))
-    assert gradients <= summed <= gradients + biases + cube
-    # The cut-outs are filled from the neighbour in the batch: one cube per view crosses.
-    crossing = 2.5 * cube if name == "swin_ssl_ct_mr" else 0.1 * cube
-    assert sum(size for _, size in seen["found"].values()) <= crossing

@@ -1,10 +1,7 @@
 """A config that runs in seconds: a real config file, shrunk."""
 
 import importlib
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -73,17 +70,6 @@ def simulated(devices):
     patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
     paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests"))
     return os.environ | {"XLA_FLAGS": f"{flags} {patience}", "PYTHONPATH": paths}
-
-
-def on_four_devices(program, **environment):
-    """What `program` prints, as JSON, with four devices."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import conftest\n" + program],
-        env=simulated(4) | environment,
-        cwd=ROOT, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def config(name="quickstart", **overrides):

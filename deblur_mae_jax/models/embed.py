@@ -124,10 +124,11 @@ def check(image_size: int, patch_size: int, conditioning: str, attention: str, d
             "config.model.attention=cudnn needs an NVIDIA GPU and config.model.dtype=bfloat16; "
             f"this is a {backend} with {dtype}. 'auto' chooses what runs here"
         )
-    if attention == "triton" and (backend != "gpu" or importlib.util.find_spec("tokamax") is None):
+    tokamax = importlib.util.find_spec("tokamax") is not None
+    if attention == "triton" and not (backend == "gpu" and tokamax):
         raise UserError(
             "config.model.attention=triton needs an NVIDIA GPU (Ampere or newer) and Tokamax (pip install tokamax); "
-            f"this is a {backend}. 'auto' chooses what runs here"
+            f"this is a {backend} {'with' if tokamax else 'without'} Tokamax. 'auto' chooses what runs here"
         )
     if dtype not in ("float32", "bfloat16"):
         raise unknown("config.model.dtype", dtype, ("auto", "bfloat16", "float32"))
