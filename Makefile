@@ -55,7 +55,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 test-pytorch: $(VENV)-pytorch/.ready
-	$(VENV)-pytorch/bin/python -m pytest -n 2 --dist worksteal tests/pytorch "tests/test_notebooks.py::test_a_notebook_runs[export_to_pytorch]"
+	$(VENV)-pytorch/bin/python -m pytest -n 2 --dist worksteal tests/export "tests/test_notebooks.py::test_a_notebook_runs[export_to_pytorch]"
 
 lock:
 	uv pip compile --universal --python-version 3.11 --constraint requirements.in --generate-hashes pyproject.toml -o requirements.txt --no-header --no-annotate

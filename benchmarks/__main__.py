@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT, device_name
-from deblur_mae_jax import tuning, workdir
+from deblur_mae_jax.performance import tuning
+from deblur_mae_jax.workdir import run_folder
 
 THYROID = "--config=configs/d2mae_thyroid.py"
 SRAD = "--degrade=speckle.srad(40, 0.1)"
@@ -205,7 +206,7 @@ def main() -> None:
             results[name] = run_part(name, command, path)
         elif path.exists():
             results[name] = json.loads(path.read_text())
-    facts = workdir.environment()
+    facts = run_folder.environment()
     packages = facts["packages"]
     head = (
         f"# Targets on {facts['device']}\n\n`python -m benchmarks`, JAX {packages['jax']}, "

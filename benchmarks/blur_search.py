@@ -20,7 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import load_config, write, write_pictures
-from deblur_mae_jax import blur_search, dataset, network, pretrained, search_run, sharding
+from deblur_mae_jax import network, sharding
+from deblur_mae_jax.commands import search
+from deblur_mae_jax.data import dataset
+from deblur_mae_jax.inference import blur_search
+from deblur_mae_jax.pretrained import trained_network
 
 
 def product_speed(dtype, size=2048, repeats=8):
@@ -75,12 +79,12 @@ def measure(folder):
     parser.add_argument("--output", default="")
     arguments = parser.parse_args()
     if arguments.init_from:
-        trained = pretrained.load(arguments.init_from)
+        trained = trained_network.load(arguments.init_from)
     else:
         config = load_config(arguments.config)
-        net = network.build_network(config)
+        net = network.build(config)
         params = jax.tree.map(np.asarray, jax.jit(net.init)())
-        trained = pretrained.Pretrained(Path("."), config, net, params, [])
+        trained = trained_network.Pretrained(Path("."), config, net, params, [])
     config = trained.config
     with config.unlocked(), config.ignore_type():
         if arguments.phantoms:
@@ -117,7 +121,7 @@ def measure(folder):
     )
     lookup_seconds = time.perf_counter() - started
     assert again.searched == 0
-    gflop = search_run.gflop(trained, len(table.levels))
+    gflop = search.gflop(trained, len(table.levels))
     # The first round also compiles.
     rate, speed = float(np.median(rates[1:] or rates)), float(np.median(speeds))
     result = {

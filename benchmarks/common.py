@@ -47,7 +47,7 @@ def write_pictures(folder: Path, count: int, side: int) -> None:
     """`count` phantoms `side` pixels high as PNG files: a run reads its images, it does not simulate them."""
     from PIL import Image
 
-    from deblur_mae_jax import dataset
+    from deblur_mae_jax.data import dataset
 
     config = load_config("configs/quickstart.py")
     config.data.num_images, config.data.side = count, side
@@ -66,16 +66,14 @@ def device_name() -> str:
 
 def write(output: str, name: str, what: str, content: dict[str, Any]) -> Path:
     """`content` with the environment and the command, as JSON, in `output` or among the results."""
-    from deblur_mae_jax import workdir
+    from deblur_mae_jax.workdir import run_folder
 
     path = Path(output) if output else RESULTS / f"{name}_{device_name()}.json"
     module = Path(sys.argv[0]).stem
     arguments = [a for a in sys.argv[1:] if not a.startswith("--output")]
     command = " ".join(["python -m", f"benchmarks.{module}", *arguments])
     path.parent.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(
-        path, {"what": what, "command": command, "environment": workdir.environment(), **content}
-    )
+    run_folder.write_json(path, {"what": what, "command": command, "environment": run_folder.environment(), **content})
     print(path)
     return path
 

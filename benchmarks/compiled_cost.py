@@ -22,7 +22,10 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.common import load_config, simulated, write
-from deblur_mae_jax import experiment, hlo, plan, sharding
+from deblur_mae_jax import sharding
+from deblur_mae_jax.commands import plan
+from deblur_mae_jax.performance import hlo
+from deblur_mae_jax.training import experiment
 
 TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # The numbers of NVIDIA's data sheet and CUDA's device query, in XLA's form.
@@ -44,9 +47,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 def topology(chip, devices):
     """The described chips."""
     if chip == "h100":
-        described = topologies.get_topology_desc(
-            "h100", "cuda", target_config=H100, topology=f"1x{devices}x1"
-        )
+        described = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x{devices}x1")
     else:
         described = topologies.get_topology_desc(TPUS[chip], "tpu")
     return described.devices[:devices]
@@ -78,9 +79,7 @@ def compiled(run, devices, num_images):
 
     state = described(jax.eval_shape(run.make_state))
     rows = num_images // len(devices) * len(devices)
-    images = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), run.store.arrays
-    )
+    images = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), run.store.arrays)
     number = jax.ShapeDtypeStruct((1, run.config.optim.batch_size), np.int32)
     batch = described({"number": number}, None, "data")
     return run.train_step.lower(state, {"images": described(images, "data")}, batch).compile()
@@ -104,7 +103,7 @@ def main():
     if a.attention == "triton":
         with_triton()
         config.model.attention = "xla"
-    run = experiment.build(config, None)
+    run = experiment.build(config)
     wanted = plan.need(run, a.images)
     rows = {}
     for chip in a.chips.split(","):
@@ -124,10 +123,7 @@ def main():
             "memory_gb": total / 1e9,
             "arguments_gb": memory.argument_size_in_bytes / 1e9,
             "temporary_gb": memory.temp_size_in_bytes / 1e9,
-            "collectives": {
-                kind: {"count": n, "mb": size / 1e6}
-                for kind, (n, size) in hlo.collectives(text).items()
-            },
+            "collectives": {kind: {"count": n, "mb": size / 1e6} for kind, (n, size) in hlo.collectives(text).items()},
             "fusions": text.count(" fusion("),
             "library_products": text.count('custom_call_target="__cublas'),
         }

@@ -19,7 +19,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.common import load_config, write, write_pictures
-from deblur_mae_jax import cost, experiment, metrics, train
+from deblur_mae_jax import train
+from deblur_mae_jax.training import compilation, experiment
+from deblur_mae_jax.workdir import metric_writer
+from deblur_mae_jax.workdir.run_folder import Workdir
 
 SIDE = 48
 
@@ -48,12 +51,12 @@ class Stepper:
     def __init__(self, config, store):
         config.data.store = store
         started = time.perf_counter()
-        self.run = experiment.build(config, None)
+        self.run = experiment.build(config)
         self.start_s = time.perf_counter() - started
         self.batch = config.optim.batch_size
         self.batches = self.run.store.batches(0, 100_000)
         self.state = self.run.make_state()
-        self.program = cost.compile_step(self.run, self.state, next(self.batches)).step
+        self.program = compilation.compile_step(self.run, self.state, next(self.batches)).step
 
     def microseconds(self, steps):
         """Per image, over `steps` steps."""
@@ -94,7 +97,7 @@ def by_step(steps, batch):
         config.optim.steps, config.log.every_steps = steps, 1
         config.report.every_epochs = config.checkpoint.every_epochs = 1e9
         train.train_and_evaluate(config, folder / "run")
-        lines = [x for x in metrics.read(folder / "run") if "images_per_second" in x]
+        lines = [x for x in metric_writer.read(Workdir(folder / "run")) if "images_per_second" in x]
     return [x["step"] for x in lines], [1e6 / x["images_per_second"] for x in lines]
 
 
@@ -147,15 +150,11 @@ def main():
     early, late = statistics.median(values[part : 2 * part]), statistics.median(values[-part:])
 
     def largest_over_smallest(of_size):
-        return statistics.median(
-            [b / a for a, b in zip(of_size[sizes[0]], of_size[sizes[-1]], strict=True)]
-        )
+        return statistics.median([b / a for a, b in zip(of_size[sizes[0]], of_size[sizes[-1]], strict=True)])
 
     out = {
         "sizes": sizes,
-        "microseconds_per_image": {
-            k: {str(s): v for s, v in of.items()} for k, of in times.items()
-        },
+        "microseconds_per_image": {k: {str(s): v for s, v in of.items()} for k, of in times.items()},
         "seconds_to_start": {k: {str(s): v for s, v in of.items()} for k, of in starts.items()},
         "growth_with_size": {k: largest_over_smallest(of) for k, of in times.items()},
         "steps": a.steps,

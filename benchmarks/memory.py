@@ -12,7 +12,8 @@ import argparse
 import jax
 
 from benchmarks.common import forget_peak, load_config, resident_bytes, simulated, write
-from deblur_mae_jax import cost, experiment, plan
+from deblur_mae_jax.commands import plan
+from deblur_mae_jax.training import compilation, experiment
 
 
 def main():
@@ -26,9 +27,9 @@ def main():
     parser.add_argument("--output", default="")
     a = parser.parse_args()
     config = simulated(load_config(a.config, *a.set), a.images, a.side, a.batch)
-    run = experiment.build(config, None)
+    run = experiment.build(config)
     state, batch = run.make_state(), next(run.store.batches(0, 1))
-    program = cost.compile_step(run, state, batch)
+    program = compilation.compile_step(run, state, batch)
     memory = program.step.memory_analysis()
     jax.block_until_ready(state)
     device = jax.devices()[0]

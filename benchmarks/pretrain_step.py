@@ -27,20 +27,22 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.common import load_config, simulated, write
-from deblur_mae_jax import chips, cost, experiment, inputs, optim, steps
-from deblur_mae_jax.network import build_network
+from deblur_mae_jax import network as networks
+from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.performance import chips
+from deblur_mae_jax.training import compilation, experiment, optimizer, train_step
 
 
 def build_variants(config, arguments):
     """Callables that run one step to completion, by name, and what was learnt on the way."""
-    run = experiment.build(config, None)
+    run = experiment.build(config)
     batch = next(run.store.batches(0, 1))
     # The timed step keeps its state instead of donating it, so that variants share nothing.
     state = {"full": run.make_state(), "prepared": run.make_state()}
-    program = cost.compile_step(run, state["full"], batch)
+    program = compilation.compile_step(run, state["full"], batch)
 
     B = config.optim.batch_size
-    keys = inputs.stream_keys(config.seed, 0, jnp.arange(B))
+    keys = stream_keys(config.seed, 0, jnp.arange(B))
     input_path = jax.jit(
         lambda arrays, b: run.network.inputs.train(
             run.store.gather(arrays["images"], jax.tree.map(lambda x: x.reshape(-1), b)), keys
@@ -49,8 +51,8 @@ def build_variants(config, arguments):
     ready = input_path(run.arrays, batch)
 
     tx = run_optimizer(run)
-    prepared_step = steps.make_train_step(
-        lambda arrays, part, keys: part, run.network.loss, tx, lambda s: 1e-4, config.seed
+    prepared_step = train_step.make_train_step(
+        lambda arrays, part, keys: part, run.network.task.loss, tx, lambda s: 1e-4, config.seed
     )
     stacked = jax.tree.map(lambda x: x[None], ready)
     prepared = jax.jit(prepared_step, donate_argnums=0)
@@ -104,10 +106,10 @@ def off_from_xla(run, params, prepared, keys):
         plain.model.attention = "xla"
 
     def loss_and_gradient(network):
-        mean = lambda params: network.loss(params, prepared, keys)[0].mean()
+        mean = lambda params: network.task.loss(params, prepared, keys)[0].mean()
         return jax.jit(jax.value_and_grad(mean))(params)
 
-    (loss, grads), (wanted, right) = map(loss_and_gradient, (run.network, build_network(plain)))
+    (loss, grads), (wanted, right) = map(loss_and_gradient, (run.network, networks.build(plain)))
     apart = optax.tree.norm(jax.tree.map(jnp.subtract, grads, right)) / optax.tree.norm(right)
     return {"loss": float(abs(loss - wanted) / wanted), "gradient": float(apart)}
 
@@ -115,7 +117,7 @@ def off_from_xla(run, params, prepared, keys):
 def run_optimizer(run):
     """The optimiser of the config with a constant learning rate."""
     o = run.config.optim
-    return optim.adamw(lambda _: 1e-4, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
+    return optimizer.adamw(lambda _: 1e-4, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
 
 
 def torch_peak(variants):
@@ -157,9 +159,7 @@ def main():
     parser.add_argument("--set", action="append", default=[], help="field=value of the config")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument(
-        "--output", default="", help="JSON file; named by config and device if unset"
-    )
+    parser.add_argument("--output", default="", help="JSON file; named by config and device if unset")
     arguments = parser.parse_args()
 
     config = load_config(arguments.config, *arguments.set)
@@ -201,9 +201,7 @@ def main():
         "input_share": median["input"] / median["full"],
         "input_share_by_leaving_it_out": statistics.median(paired),
         "speed_against": {
-            name: statistics.median(
-                [o / f for o, f in zip(times[name], times["full"], strict=True)]
-            )
+            name: statistics.median([o / f for o, f in zip(times[name], times["full"], strict=True)])
             for name in variants
             if name not in ("full", "prepared", "input")
         },

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.common import ROOT, write, write_pictures
 
-IMPORTS = "import deblur_mae_jax.train, deblur_mae_jax.run"
+IMPORTS = "import deblur_mae_jax.train, deblur_mae_jax.commands.run"
 
 
 def imports(rounds):
@@ -41,9 +41,7 @@ def first_step(arguments, pictures, cache, folder):
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     started = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     found = {}
     for line in process.stderr:
         for key, words in (("begins", "compiled in"), ("taken", "the first step is taken")):
@@ -71,10 +69,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / "pictures"
         write_pictures(pictures, a.images, 300)
-        starts = [
-            first_step(a, pictures, f"{folder}/cache", f"{folder}/run{number}")
-            for number in range(1 + a.rounds)
-        ]
+        starts = [first_step(a, pictures, f"{folder}/cache", f"{folder}/run{number}") for number in range(1 + a.rounds)]
     took = imports(a.rounds)
     warm = {k: statistics.median(s[k] for s in starts[1:]) for k in ("begins", "taken")}
     out = {

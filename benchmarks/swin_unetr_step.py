@@ -38,16 +38,12 @@ THEIRS = ("monai float32", "monai bfloat16")
 
 def parse():
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=64, help="voxels of a cube's side")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--feature", default="12", help="12, 24 or 48")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--remat", action="store_true", help="also ours with recomputed activations"
-    )
+    parser.add_argument("--remat", action="store_true", help="also ours with recomputed activations")
     parser.add_argument("--skip", default="", help="variants to leave out, separated by commas")
     parser.add_argument("--output", default="")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
@@ -73,9 +69,10 @@ def make_ours(arguments, dtype, remat):
     import jax
     import jax.numpy as jnp
 
-    from deblur_mae_jax import optim, steps
     from deblur_mae_jax.models import swin_unetr
     from deblur_mae_jax.tasks import segment
+    from deblur_mae_jax.training import optimizer as optim
+    from deblur_mae_jax.training import train_step
 
     model = swin_unetr.Model(
         arguments.feature, num_classes=CLASSES, image_size=arguments.side, dtype=dtype, remat=remat
@@ -84,10 +81,8 @@ def make_ours(arguments, dtype, remat):
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *images.shape[1:])))["params"]
     schedule = lambda step: LEARNING_RATE
     tx = optim.adamw(schedule, b2=0.999, weight_decay=1e-5, decay_on="all")
-    step = steps.make_train_step(
-        lambda arrays, part, keys: part, segment.make(model), tx, schedule, 0
-    )
-    state = steps.create_state(params, tx)
+    step = train_step.make_train_step(lambda arrays, part, keys: part, segment.make(model), tx, schedule, 0)
+    state = train_step.create_state(params, tx)
     batch = {"inputs": jnp.asarray(images)[None], "mask": jnp.asarray(labels)[None]}
     started = time.monotonic()
     program = jax.jit(step, donate_argnums=0).lower(state, {}, batch).compile()
@@ -130,9 +125,7 @@ def make_theirs(arguments, dtype):
     y = torch.from_numpy(labels)[:, None].to(device)
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
     fused = {"fused": True} if device == "cuda" else {}
-    optimizer = torch.optim.AdamW(
-        model.parameters(), LEARNING_RATE, betas=(0.9, 0.999), weight_decay=1e-5, **fused
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.999), weight_decay=1e-5, **fused)
 
     def run():
         half = dtype == "bfloat16"
@@ -179,9 +172,7 @@ def work(arguments):
         started = time.perf_counter()
         loss = run()
         print(json.dumps([time.perf_counter() - started, loss]), flush=True)
-    print(
-        json.dumps({"before_mib": before, "peak_mib": peak_rss(), "device_peak_mib": device_peak()})
-    )
+    print(json.dumps({"before_mib": before, "peak_mib": peak_rss(), "device_peak_mib": device_peak()}))
 
 
 def answer(process, name):
@@ -200,7 +191,7 @@ def main():
         return
     import jax
 
-    from deblur_mae_jax import workdir
+    from deblur_mae_jax.workdir import run_folder
 
     left_out = {name.strip() for name in arguments.skip.split(",")}
     names = [*OURS, *(f"{name} remat" for name in OURS if arguments.remat), *THEIRS]
@@ -239,9 +230,7 @@ def main():
             **worker.facts,
         }
     against = {
-        f"{one} against {other}": statistics.median(
-            [b / a for a, b in zip(times[one], times[other], strict=True)]
-        )
+        f"{one} against {other}": statistics.median([b / a for a, b in zip(times[one], times[other], strict=True)])
         for one in names
         if one.startswith("jax")
         for other in names
@@ -264,7 +253,7 @@ def main():
     result = {
         "command": "python -m benchmarks.swin_unetr_step "
         + " ".join(a for a in sys.argv[1:] if not a.startswith("--output")),
-        "environment": workdir.environment() | versions,
+        "environment": run_folder.environment() | versions,
         **{k: getattr(arguments, k) for k in ("side", "batch", "feature", "rounds")},
         "variants": rows,
         "speed": against,

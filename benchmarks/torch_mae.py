@@ -14,9 +14,7 @@ import numpy as np
 
 # torchvision beside a CPU build of torch of another release asks for operators that are not there;
 # timm needs none of them.
-sys.modules.setdefault(
-    "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
-)
+sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
 
 import torch
 from timm.models.vision_transformer import Block
@@ -49,9 +47,7 @@ class TorchMAE(nn.Module):
         self.decoder = stack(E, model.decoder_depth, model.decoder_num_heads)
         self.pred = nn.Linear(E, pixels)
         self.register_buffer("pos", torch.tensor(sincos_2d(D, self.grid, 0))[None])
-        self.register_buffer(
-            "decoder_pos", torch.tensor(sincos_2d(E, self.grid, self.prefix))[None]
-        )
+        self.register_buffer("decoder_pos", torch.tensor(sincos_2d(E, self.grid, self.prefix))[None])
         half = D // 2
         frequency = np.exp(-np.log(10000.0) * np.arange(half) / (half - 1)).astype(np.float32)
         self.register_buffer("frequency", torch.tensor(frequency))
@@ -96,9 +92,7 @@ class TorchStep:
         self.batch.setdefault("level", torch.ones(len(self.batch["inputs"]), device=self.device))
         net = TorchMAE(model, model.conditioning == "token").to(self.device)
         self.net = torch.compile(net) if compiled else net
-        self.optimizer = torch.optim.AdamW(
-            net.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=cuda
-        )
+        self.optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=cuda)
         self.mask_ratio, self.bfloat16, self.cuda = mask_ratio, bfloat16, cuda
         if cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -106,9 +100,7 @@ class TorchStep:
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
-            loss = self.net(
-                self.batch["inputs"], self.batch["targets"], self.batch["level"], self.mask_ratio
-            )
+            loss = self.net(self.batch["inputs"], self.batch["targets"], self.batch["level"], self.mask_ratio)
         loss.backward()
         self.optimizer.step()
         if self.cuda:

@@ -1,1 +1,1 @@
-"""One run per file; `common.py` holds the defaults."""
+"""Runnable configs: one file per run. `deblur_mae_jax/config.py` holds every field and its default."""

@@ -8,13 +8,12 @@ of single images. Results are kept by image content and weights: the second time
 fine-tuning. Paper: step 2 (GE4K F1 89.84; step 1 89.94, step 3 89.05).
 """
 
-from configs import transfer
+from deblur_mae_jax import config as fields
 
 
 def get_config():
     """The paper's step of 2 levels."""
-    config = transfer.get_config()
-    config.task.name = "blur_search"
+    config = fields.blur_search()
     config.search.setting = "search(2)"
     config.data.split = "all"
     return config

@@ -2,17 +2,26 @@
 
     python main.py --config=configs/d2mae_pancreas.py --config.data.root=/my/images --workdir=runs/d2mae
 
-The paper: RadImageNet 21,639 + LEPset 8,000 = 29,639 images, 6,000 epochs at batch 1,024; then, fine-tuned
-on LEPset in five folds: accuracy 87.43, macro-F1 87.41, AUROC 94.13.
+The paper: RadImageNet 21,639 + LEPset 8,000 = 29,639 images, 6,000 epochs at batch 1,024; then, fine-tuned on LEPset in five folds:
+accuracy 87.43, macro F1 87.41, AUROC 94.13.
 Expected cost: 59 GFLOP per image with three channels, 1.0e19 in all.
+
+`d2mae_pancreas.py:warm_start` starts from the weights of another network (--config.init_from): ImageNet's MAE, a timm or Hugging Face ViT, a
+DeblurrMAE. The start of the run prints which weights are taken, converted, left out and new. A tenth of the epochs is our choice,
+not the paper's. Checkpoints of MAE's authors that include the decoder are named `mae_visualize_*`.
 Deviation: one gray channel (--config.model.in_chans=3 for the paper's three).
 """
 
-from configs import d2mae_thyroid
+from deblur_mae_jax.config import pick, pretraining
 
 
-def get_config():
-    """As for the thyroid, with more images and fewer epochs."""
-    config = d2mae_thyroid.get_config()
-    config.optim.epochs = 6000.0
+def get_config(arguments=""):
+    """Levels sigma = 0.1 t, t = 1..11, drawn per image and given to the network as a token."""
+    (start,) = pick(arguments, ("from_scratch", "warm_start"))
+    config = pretraining()
+    config.task.degrade = "blur.gaussian_levels(max_sigma=1.1, step=0.1)"
+    config.model.conditioning = "token"
+    config.optim.batch_size = 1024
+    config.optim.epochs = 6000.0 if start == "from_scratch" else 600.0
+    config.checkpoint.every_epochs = 50.0
     return config

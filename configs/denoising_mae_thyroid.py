@@ -8,12 +8,12 @@ Expected cost: 59 GFLOP per image with three channels, 7.4e18 in all.
 Deviation: one gray channel (--config.model.in_chans=3 for the paper's three).
 """
 
-from configs import common
+from deblur_mae_jax.config import pretraining
 
 
 def get_config():
     """Gaussian noise instead of blur; the loss is on all patches."""
-    config = common.get_config()
+    config = pretraining()
     config.task.degrade = "noise.gaussian_noise(std=0.25)"
     config.optim.epochs = 12000.0
     return config

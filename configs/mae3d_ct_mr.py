@@ -6,12 +6,12 @@ The paper: BTCV Dice 0.8448 (5 folds), FeTA 0.838. 60 % of the 16-voxel blocks a
 the hidden voxels instead of the visible ones; here it gets the visible ones.
 """
 
-from configs import volumes
+from deblur_mae_jax.config import volumes
 
 
 def get_config(preset="paper"):
     """Blocks instead of disruptions, no contrast."""
-    config = volumes.get_config(preset)
+    config = volumes(preset)
     config.task.degrade = "none"
     config.task.local_mask = 0.0
     config.task.block_mask_ratio = 0.6

@@ -9,12 +9,12 @@ Expected cost: 59 GFLOP per image with three channels, 7.4e18 in all.
 Deviation: one gray channel (--config.model.in_chans=3 for the paper's three).
 """
 
-from configs import common
+from deblur_mae_jax.config import pretraining
 
 
 def get_config():
     """Nothing is degraded; the loss is on the masked patches."""
-    config = common.get_config()
+    config = pretraining()
     config.task.degrade = "none"
     config.task.loss_on = "masked"
     config.task.norm_pix_loss = True

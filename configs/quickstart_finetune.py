@@ -6,12 +6,12 @@ Other simulated patients than in pre-training. The blur of each image is searche
 classifier is fine-tuned, chosen on validation patients and judged once on test patients.
 """
 
-from configs import transfer
+from deblur_mae_jax.config import finetuning
 
 
 def get_config():
     """A short fine-tuning: no mixing or erasing, which need hundreds of epochs to pay."""
-    config = transfer.get_config()
+    config = finetuning()
     config.init_from = "runs/quickstart"
     config.task.mixup = config.task.cutmix = 0.0
     config.data.name = "phantoms"

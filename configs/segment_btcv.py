@@ -9,15 +9,15 @@ given, and 0.003 on 30 scans is within noise. `segment_btcv.py:upstream` is what
 Foreground is not cut out beforehand: crops are drawn around labelled voxels and voxels above the window anyway.
 """
 
-from configs import segmentation
+from deblur_mae_jax.config import volume_segmentation
 
 
-def get_config(recipe="paper"):
+def get_config(preset="paper"):
     """1.5 x 1.5 x 2 mm, a soft-tissue window."""
-    config = segmentation.of_volumes(recipe)
+    config = volume_segmentation(preset)
     config.data.spacing = (1.5, 1.5, 2.0)
     config.data.ct_window = (-175.0, 250.0)
     config.data.test_split = "none"  # five folds train and validate, as in the paper
-    if recipe == "upstream":
+    if preset == "upstream":
         config.optim.epochs = 1000.0
     return config

@@ -8,11 +8,11 @@ The paper, Dice over 5 folds with 100 / 50 / 20 % of the scans (--config.data.fr
 may be Dice of crops; here whole volumes are judged.
 """
 
-from configs import segmentation
+from deblur_mae_jax.config import volume_segmentation
 
 
-def get_config(recipe="paper"):
+def get_config(preset="paper"):
     """Voxels as they are, standardised over non-zero ones."""
-    config = segmentation.of_volumes(recipe)
+    config = volume_segmentation(preset)
     config.data.test_split = "none"
     return config

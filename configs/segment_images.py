@@ -9,9 +9,9 @@ blur search are inherited from the network as in fine-tuning a classifier. A pic
 `--config.init_from=""` starts from scratch (then say the size: --config.model.variant=B, --config.image_size=224).
 """
 
-from configs import segmentation
+from deblur_mae_jax.config import segmentation
 
 
 def get_config():
     """MAE's fine-tuning recipe, Dice and cross-entropy."""
-    return segmentation.of_pictures()
+    return segmentation()

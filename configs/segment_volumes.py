@@ -8,9 +8,9 @@ The folder holds `images/` and `masks/` with the same file names (or `imagesTr/`
 `--config.init_from=""` starts from scratch (then say the size: --config.model.variant=48, --config.image_size=96).
 """
 
-from configs import segmentation
+from deblur_mae_jax.config import volume_segmentation
 
 
-def get_config(recipe="paper"):
+def get_config(preset="paper"):
     """The paper's recipe on any volumes."""
-    return segmentation.of_volumes(recipe)
+    return volume_segmentation(preset)

@@ -1,20 +1,14 @@
-"""From names in a config to functions of ours, with errors that help.
-
-`"blur.gaussian(sigma=1.1)"` is module `blur` of a package and its function `gaussian`; the module
-may be left out where the function's name is unique. Arguments are Python literals. Nothing is
-registered: a package is listed.
-"""
+"""From a name in a config to a file of ours, with errors that help. Nothing is registered: a package is listed."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from deblur_mae_jax.degradations import contract
 from deblur_mae_jax.errors import UserError, unknown
 
 
@@ -24,84 +18,43 @@ def module_names(package: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
 
 
-def function(package: str, name: str, attribute: str, field: str) -> Callable[..., Any]:
-    """`deblur_mae_jax.<package>.<name>.<attribute>`, for one-file contracts (tasks, models, data)."""
-
-    def load(module: str) -> Any:
-        return importlib.import_module(f"deblur_mae_jax.{package}.{module}")
-
-    names = module_names(package)
-    if name not in names or not hasattr(load(name), attribute):
-        raise unknown(field, name, [m for m in names if hasattr(load(m), attribute)])
-    return getattr(load(name), attribute)
+def modules_with(package: str, attribute: str) -> dict[str, Any]:
+    """The modules of a package that have `attribute`, by name."""
+    modules = {name: importlib.import_module(f"deblur_mae_jax.{package}.{name}") for name in module_names(package)}
+    return {name: module for name, module in modules.items() if hasattr(module, attribute)}
 
 
-def modules_with(package: str, attribute: str, value: Any) -> list[str]:
-    """Names of the modules of a package whose tuple `attribute` holds `value`."""
-    found = []
-    for name in module_names(package):
-        module = importlib.import_module(f"deblur_mae_jax.{package}.{name}")
-        if value in getattr(module, attribute, ()):
-            found.append(name)
-    return found
+def module(package: str, name: str, attribute: str, field: str) -> Any:
+    """`deblur_mae_jax.<package>.<name>`, one of those that have `attribute`.
+
+    field: where the name comes from, for the message. Raises `UserError` with the choices.
+    """
+    if name in module_names(package):
+        found = importlib.import_module(f"deblur_mae_jax.{package}.{name}")
+        if hasattr(found, attribute):
+            return found
+    raise unknown(field, name, modules_with(package, attribute))
 
 
-def degradation_factories() -> dict[str, Callable[..., contract.Degradation]]:
-    """Every function of the degradations package that returns a `Degradation`, by `module.name`."""
-    found: dict[str, Callable[..., contract.Degradation]] = {}
-    for module_name in module_names("degradations"):
-        module = importlib.import_module(f"deblur_mae_jax.degradations.{module_name}")
-        for name, value in vars(module).items():
-            if (
-                inspect.isfunction(value)
-                and not name.startswith("_")
-                and value.__module__ == module.__name__
-                and value.__annotations__.get("return") in ("Degradation", contract.Degradation)
-                and name not in ("fixed", "chain")
-            ):
-                found[f"{module_name}.{name}"] = value
-    return found
+def call(function: Callable[..., Any], section: str, fields: dict[str, Any], **more: Any) -> Any:
+    """`function(**fields, **more)`, where each of the `fields` of a config's `section` must be an argument of it.
+
+    A function with `**fields` takes those of the class that it returns. Raises `UserError` naming the field.
+    """
+    accepted = _arguments(function)
+    for name in fields:
+        if name not in accepted:
+            choices: Iterable[str] = accepted - set(more)
+            raise UserError(
+                f"{unknown(f'config.{section}', name, choices)} config.{section}.name chooses what takes these fields"
+            )
+    return function(**fields, **more)
 
 
-def call_spec(text: str, factories: dict[str, Callable[..., Any]], field: str) -> Any:
-    """Evaluate one `"module.name(arg=literal)"` against `factories`."""
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-        call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
-        name = ast.unparse(call.func)
-        args = [ast.literal_eval(a) for a in call.args]
-        kwargs = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-    except (SyntaxError, ValueError) as error:
-        raise UserError(
-            f"{field}: cannot read '{text}'. Write a name with literal arguments, such as "
-            "'blur.gaussian(sigma=1.1)'."
-        ) from error
-    by_short: dict[str, list[str]] = {}
-    for full in factories:
-        by_short.setdefault(full.rsplit(".", 1)[1], []).append(full)
-    if name not in factories:
-        matches = by_short.get(name, [])
-        if len(matches) != 1:
-            raise unknown(field, name, [*factories, *by_short] if "." not in name else factories)
-        name = matches[0]
-    factory = factories[name]
-    try:
-        inspect.signature(factory).bind(*args, **kwargs)
-    except TypeError as error:
-        signature = inspect.signature(factory)
-        plain = ", ".join(f"{p.name}={p.default!r}" for p in signature.parameters.values())
-        raise UserError(f"{field}: '{text}': {error}. Its arguments: {name}({plain}).") from error
-    try:
-        return factory(*args, **kwargs)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{field}: '{text}': {error}") from error
-
-
-def degradation(text: str, field: str = "config.task.degrade") -> contract.Degradation:
-    """Build a degradation, or several joined by `|`, from its config string."""
-    factories = degradation_factories()
-    parts = [call_spec(part, factories, field) for part in text.split("|")]
-    try:
-        return contract.chain(parts)
-    except ValueError as error:
-        raise UserError(f"{field}: '{text}': {error}") from error
+def _arguments(function: Callable[..., Any]) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    names = {p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    if len(names) < len(parameters):
+        built = typing.get_type_hints(function).get("return")
+        names |= set(getattr(built, "__dataclass_fields__", {})) - {"parent", "name"}
+    return names

@@ -1,181 +1,181 @@
-"""The parts of a run that need no images: model, task and input path, from the config."""
+"""From a config to a network with its task and input pipeline: `build(config)`. The one place that asks what a run
+is."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import augment, inputs, lookup, volumes
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax import lookup
+from deblur_mae_jax.degradations import parse
+from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.input_pipeline.images import ImageInputs
+from deblur_mae_jax.input_pipeline.volumes import VolumeInputs
+from deblur_mae_jax.models.contract import Rules
+from deblur_mae_jax.tasks.contract import Kind, Task
 
-IMAGENET = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+# Fields of `config.task` that the input pipeline takes; the others are the task's.
+INPUT_FIELDS = ("name", "degrade", "blur_site")
+IMAGES = {2: "2-D images", 3: "volumes"}
+DTYPES = ("auto", "bfloat16", "float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a run is.
+
+    kind: "reconstruct", "pretext", "classify" or "segment"; "" for a command that trains nothing.
+    axes: spatial axes of the images, 2 or 3.
+    supervised: whether it learns from labels.
+    evaluator: the file of `deblur_mae_jax/evaluators` that judges it.
+    """
+
+    kind: str
+    axes: int
+    supervised: bool
+    evaluator: str
+
+    @property
+    def starts_from_pretrained(self) -> bool:
+        """Whether this kind of run inherits its settings from a trained network: tasks with labels, and commands."""
+        return self.supervised or not self.kind
 
 
 @dataclasses.dataclass
 class Network:
-    """Model, task and input path; no data."""
+    """A model with its task and its input pipeline; no data, no parameters.
 
+    inputs: an `InputPipeline`: `ImageInputs`, or `VolumeInputs` for volumes.
+    rules: how the model's parameters are treated.
+    conditioned: whether the model is given the blur level of each image.
+    flops_per_image: floating-point operations of a training step; forward_flops: of one forward pass, nothing masked.
+    """
+
+    identity: Identity
     model: Any
-    loss: Any
-    inputs: Any  # inputs.Inputs, or volumes.Cubes for volumes
-    init: Callable[[], Any]
+    task: Task
+    inputs: Any
+    rules: Rules
+    conditioned: bool
     flops_per_image: float
+    forward_flops: float
+    seed: int
+
+    @property
+    def kind(self) -> str:
+        """As in `Identity`."""
+        return self.identity.kind
+
+    @property
+    def axes(self) -> int:
+        """As in `Identity`."""
+        return self.identity.axes
+
+    @property
+    def can_search(self) -> bool:
+        """Whether it can find the blur level of an image: it reconstructs 2-D images from given levels."""
+        reconstructs = self.kind == "reconstruct" and self.axes == 2
+        return reconstructs and self.inputs.degradation.at_level is not None
+
+    @property
+    def supervised(self) -> bool:
+        """As in `Identity`."""
+        return self.identity.supervised
+
+    def init(self) -> Any:
+        """Fresh parameters, from the config's seed; jittable."""
+        # A step number that no run reaches, so that no training draw is shared with it.
+        key = jax.random.fold_in(jax.random.key(self.seed), 0xFFFFFFFF)
+        size, axes = self.inputs.image_size, self.axes
+        images = jnp.zeros((1, *(size,) * axes, self.inputs.in_chans))
+        return self.model.init(key, images, level=jnp.ones((1,), jnp.int32))["params"]
 
 
-def task_module(config: ConfigDict) -> Any:
-    """The file of `deblur_mae_jax/tasks` that `config.task.name` names."""
-    return inspect.getmodule(lookup.function("tasks", config.task.name, "make", "config.task.name"))
+def identify(config: ConfigDict) -> Identity:
+    """What a run with this config is, before anything is built. Raises `UserError`."""
+    axes = model_module(config).AXES
+    tasks = lookup.modules_with("tasks", "KIND")
+    if config.task.name not in tasks:  # a command
+        return Identity("", axes, False, "")
+    kind = tasks[config.task.name].KIND
+    return Identity(kind.name, axes, kind.supervised, kind.evaluator)
 
 
-def is_supervised(config: ConfigDict) -> bool:
-    """Whether the task learns from labels."""
-    return getattr(task_module(config), "SUPERVISED", False)
+def model_module(config: ConfigDict) -> Any:
+    """The file of `deblur_mae_jax/models` that `config.model.name` names."""
+    return lookup.module("models", config.model.name, "Model", "config.model.name")
 
 
-def kind(config: ConfigDict) -> str:
-    """What the task learns ("classify", "segment", ...); "" for programs that train nothing."""
-    known = config.task.name in lookup.module_names("tasks")
-    return task_module(config).KIND if known else ""
-
-
-def check_fit(config: ConfigDict) -> None:
-    """Raise `UserError` where the network is of no use for the task, or for these images."""
-    fitting = lookup.modules_with("models", "KINDS", task_module(config).KIND)
-    volumes_asked = "ct_window" in config.data
-    fitting = [m for m in fitting if (_axes_of(m) == 3) == volumes_asked]
+def check(config: ConfigDict) -> Identity:
+    """What a training run is; raises `UserError` where its model does not fit its task or its images."""
+    task = lookup.module("tasks", config.task.name, "make", "config.task.name")
+    kind: Kind = task.KIND
+    axes = lookup.module("data", config.data.name, "source", "config.data.name").AXES
+    model_module(config)  # an unknown name is another mistake
+    models = lookup.modules_with("models", "Model")
+    fitting = [
+        name
+        for name, module in models.items()
+        if kind.name in module.KINDS and module.AXES in kind.axes and axes == module.AXES
+    ]
     if config.model.name not in fitting:
         raise UserError(
-            f"config.model.name={config.model.name} does not fit config.task.name={config.task.name} on "
-            f"{'volumes' if volumes_asked else 'pictures'}. Choices: {', '.join(fitting)}"
+            f"config.model.name={config.model.name} does not fit config.task.name={config.task.name} on {IMAGES[axes]} "
+            f"(config.data.name={config.data.name}). Choices: {', '.join(fitting) or 'none; another task'}"
         )
+    return identify(config)
 
 
-def _axes_of(model: str) -> int:
-    factory = lookup.function("models", model, "Model", "config.model.name")
-    return getattr(inspect.getmodule(factory), "NDIM", 2)
-
-
-def num_axes(config: ConfigDict) -> int:
-    """Spatial axes of the images that the network of this config is for: 2 or 3."""
-    return _axes_of(config.model.name)
-
-
-def need_pictures(config: ConfigDict, path: Any) -> None:
+def need_images(identity: Identity, path: Any) -> None:
     """Raise `UserError` for a network of volumes."""
-    if num_axes(config) == 3:
-        raise UserError(f"'{path}' is a network for volumes: only dm.segment is for them")
+    if identity.axes == 3:
+        raise UserError(f"'{path}' is a network for volumes; only dm.segment takes volumes")
 
 
-def build_network(
-    config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, ...] = ()
-) -> Network:
-    """The parts of a run that need no images. Raises `UserError`."""
-    degradation, axes = lookup.degradation(config.task.degrade), num_axes(config)
-    if axes not in degradation.ndim:
+def build(config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, ...] = ()) -> Network:
+    """The network that a config describes. Raises `UserError`.
+
+    num_classes: of a task with labels.
+    class_weights: weight of each class in the loss; (): none.
+    """
+    identity, module = check(config), model_module(config)
+    degradation = parse.degradation(config.task.degrade)
+    if identity.axes not in degradation.ndim:
+        raise UserError(f"config.task.degrade='{config.task.degrade}' is not defined for {identity.axes}-D images")
+    fields = config.model.to_dict()
+    del fields["name"]
+    conditioning = str(fields.get("conditioning", "none"))
+    if conditioning != "none" and not degradation.num_levels:
         raise UserError(
-            f"config.task.degrade='{config.task.degrade}' is not defined for {axes}-D images"
-        )
-    settings = config.model.to_dict()
-    factory = lookup.function("models", settings.pop("name"), "Model", "config.model.name")
-    if settings.get("conditioning", "none") != "none" and not degradation.num_levels:
-        raise UserError(
-            f"config.model.conditioning={settings['conditioning']} needs a degradation with levels, "
+            f"config.model.conditioning={conditioning} needs a degradation with levels, "
             f"such as blur.gaussian_levels; config.task.degrade='{config.task.degrade}' has none. "
             "Choices: none, or another degradation"
         )
-    if settings["dtype"] == "auto":
-        settings["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    supervised = is_supervised(config)
-    check_fit(config)
-    if supervised:
-        settings["num_classes"] = num_classes
-    model = factory(image_size=config.image_size, num_levels=degradation.num_levels, **settings)
-
-    task = config.task.to_dict()
-    make_task = task_module(config).make
-    task["class_weights"] = class_weights
-    accepted = inspect.signature(make_task).parameters
-    loss = make_task(model, **{k: v for k, v in task.items() if k in accepted})
-
-    count = lookup.function("models", config.model.name, "flops_per_image", "config.model.name")
-    if axes == 3:
-        cubes = volumes.Cubes(
-            degradation, config.image_size, config.model.in_chans, **_augmentation(config)
-        )
-
-        def init_cube():
-            shape = (1, *(config.image_size,) * 3, config.model.in_chans)
-            return model.init(_init_key(config), jnp.zeros(shape))["params"]
-
-        return Network(model, loss, cubes, init_cube, count(model))
-    data, channels = config.data, config.model.in_chans
-    mean, std = IMAGENET[channels]
-    mean, std = tuple(data.mean) or mean, tuple(data.std) or std
-    augmentation: dict[str, Any] = {}
-    if "augment" in config:
-        a = config.augment
-        if "rand_augment" in a:
-            augmentation["augment"] = augment.rand_augment(a.rand_augment, mean)
-        if a.get("erase_probability"):
-            augmentation["erase"] = augment.RandomErasing(a.erase_probability)
-        if "intensity_scale" in a:
-            augmentation["intensity"] = augment.Intensity(**_intensity(a))
-    network_inputs = inputs.Inputs(
-        degradation,
-        image_size=config.image_size,
-        in_chans=channels,
-        blur_site=config.task.blur_site,
-        mean=mean,
-        std=std,
-        crop_scale=tuple(data.crop_scale),
-        crop_ratio=tuple(data.crop_ratio),
-        flip=data.flip,
-        gray_target=data.gray_target,
-        crop_rejection=data.get("crop_rejection", True),
-        **augmentation,
+    if fields["dtype"] not in DTYPES:
+        raise unknown("config.model.dtype", fields["dtype"], DTYPES)
+    if fields["dtype"] == "auto":
+        fields["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    more = {"image_size": config.image_size, "num_levels": degradation.num_levels}
+    if identity.supervised:
+        more["num_classes"] = num_classes
+    model = lookup.call(module.Model, "model", fields, **more)
+    settings = {k: v for k, v in config.task.to_dict().items() if k not in INPUT_FIELDS}
+    weights = {"class_weights": class_weights} if class_weights else {}
+    make = lookup.module("tasks", config.task.name, "make", "config.task.name").make
+    task = lookup.call(make, "task", settings, model=model, **weights)
+    inputs: Any = (ImageInputs if identity.axes == 2 else VolumeInputs).from_config(config, degradation, identity.kind)
+    return Network(
+        identity,
+        model,
+        task,
+        inputs,
+        module.RULES,
+        conditioning != "none",
+        module.flops_per_image(model, task.mask_ratio),
+        module.flops_per_image(model, 0.0, training=False),
+        config.seed,
     )
-    mask_ratio = 0.0 if supervised else config.task.mask_ratio
-
-    def init():
-        key = _init_key(config)
-        image = jnp.zeros((1, config.image_size, config.image_size, channels))
-        level = jnp.ones((1,), jnp.int32)
-        if supervised:
-            return model.init(key, image, level)["params"]
-        noise = jnp.zeros((1, model.grid**2))
-        return model.init(key, image, noise, mask_ratio, level)["params"]
-
-    return Network(model, loss, network_inputs, init, count(model, mask_ratio))
-
-
-def _intensity(a: ConfigDict) -> dict[str, float]:
-    """The fields of `augment.Intensity` in `config.augment`."""
-    return {
-        "scale": a.intensity_scale,
-        "shift": a.intensity_shift,
-        "probability": a.intensity_probability,
-    }
-
-
-def _augmentation(config: ConfigDict) -> dict[str, Any]:
-    """The fields of `volumes.Cubes` that a config with augmentation sets."""
-    if "augment" not in config:
-        return {}
-    a = config.augment
-    return {
-        "foreground": config.data.foreground,
-        "flip": a.flip_probability,
-        "rotate": a.rotate_probability,
-        "intensity": augment.Intensity(**_intensity(a)),
-    }
-
-
-def _init_key(config: ConfigDict) -> jax.Array:
-    """A step number that no run reaches, so that no training draw is shared with it."""
-    return jax.random.fold_in(jax.random.key(config.seed), 0xFFFFFFFF)

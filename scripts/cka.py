@@ -17,30 +17,26 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import dataset, pretrained
+from deblur_mae_jax.data import dataset
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.evaluators import similarity
-from deblur_mae_jax.inputs import stream_keys
-from deblur_mae_jax.network import num_axes
+from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.metrics import similarity
+from deblur_mae_jax.pretrained import trained_network
 
 TOKENS = 4096  # at most, drawn once
 
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", help="a run, or a file of weights")
     parser.add_argument("second")
     parser.add_argument("--root", default="", help="volumes; those of the second run if unset")
     parser.add_argument("--split", default="", help="of a CSV; all if unset")
     parser.add_argument("--count", type=int, default=32, help="how many volumes")
     parser.add_argument("--rows", choices=("crops", "tokens"), default="crops")
-    parser.add_argument(
-        "--unbiased", action="store_true", help="the estimator of Song et al. (2012)"
-    )
+    parser.add_argument("--unbiased", action="store_true", help="the estimator of Song et al. (2012)")
     return parser.parse_args(arguments)
 
 
@@ -59,15 +55,13 @@ def hidden_states(trained, examples):
 
 def compare(arguments):
     """CKA of each stage."""
-    runs = [pretrained.load(path, "RUN") for path in (arguments.first, arguments.second)]
+    runs = [trained_network.load(path, "RUN") for path in (arguments.first, arguments.second)]
     for run in runs:
-        if num_axes(run.config) != 3:
-            raise UserError(f"'{run.path}' is a network for pictures; this is for volumes")
+        if run.network.axes != 3:
+            raise UserError(f"'{run.path}' is a network for 2-D images; this is for volumes")
     side = runs[0].network.model.image_size
     if side != runs[1].network.model.image_size:
-        raise UserError(
-            f"the networks see cubes of {side} and {runs[1].network.model.image_size} voxels"
-        )
+        raise UserError(f"the networks see cubes of {side} and {runs[1].network.model.image_size} voxels")
     config = ConfigDict(runs[1].config.to_dict(), type_safe=False)
     if arguments.root:
         config.data.name, config.data.root = "nifti", arguments.root
@@ -75,10 +69,7 @@ def compare(arguments):
     index = dataset.build_index(config, None, split=config.data.split)
     loader = Loader(index, config.model.in_chans)
     chosen = np.unique(np.linspace(0, len(index) - 1, min(arguments.count, len(index))).astype(int))
-    examples = [
-        {k: v[None] for k, v in loader.example(int(n)).items() if k in ("image", "size")}
-        for n in chosen
-    ]
+    examples = [{k: v[None] for k, v in loader.example(int(n)).items() if k in ("image", "size")} for n in chosen]
     first, second = (hidden_states(run, examples) for run in runs)
     values = []
     for a, b in zip(first, second, strict=True):

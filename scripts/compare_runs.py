@@ -18,14 +18,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.evaluators import case_comparison, comparison
+from deblur_mae_jax.reports import comparison
 
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", help="workdirs of runs judged on the same images")
     parser.add_argument("--folds", action="store_true", help="two methods over the same folds")
     parser.add_argument("--a", nargs="*", default=[], help="with --folds: the runs of one method")
@@ -58,11 +56,7 @@ def compare(arguments):
     for run in runs:
         judged = run.numbers["splits"][run.numbers["judged_on"]]
         parts = []
-        shown = (
-            ("dice", "hd95", "surface_distance")
-            if run.segments
-            else ("accuracy", "f1_macro", "auroc")
-        )
+        shown = ("dice", "hd95", "surface_distance") if run.segments else ("accuracy", "f1_macro", "auroc")
         for name in shown:
             entry = judged["per_image"][name]
             if entry["value"] is not None:
@@ -79,11 +73,9 @@ def compare(arguments):
             f"tests per {row['unit']}"
         )
         if "dice" in row:
-            for name in case_comparison.COMPARED:
+            for name in comparison.COMPARED:
                 low, high = row[f"{name}_interval"]
-                print(
-                    f"  {name:18s} {row[name]:+.4f} ({low:+.3f} to {high:+.3f}, bootstrap over patients)"
-                )
+                print(f"  {name:18s} {row[name]:+.4f} ({low:+.3f} to {high:+.3f}, bootstrap over patients)")
             p, holm = row["wilcoxon"], row["wilcoxon_holm"]
             print(f"  Wilcoxon, Dice     p {p:.3g}, Holm {holm:.3g}  shows {row['smallest']:.3f}")
             continue
@@ -91,9 +83,7 @@ def compare(arguments):
             print(f"  AUROC     {_test(row['auroc'], row['auroc_holm'])}")
         print(f"  accuracy  {_test(row['accuracy'], row['accuracy_holm'])}")
         low, high = row["f1_macro_interval"]
-        print(
-            f"  macro F1  {row['f1_macro']:+.4f} ({low:+.3f} to {high:+.3f}, bootstrap over patients)"
-        )
+        print(f"  macro F1  {row['f1_macro']:+.4f} ({low:+.3f} to {high:+.3f}, bootstrap over patients)")
 
 
 def main():

@@ -3,7 +3,7 @@
     python scripts/compare_with_pytorch.py RUN IMAGES
     python scripts/compare_with_pytorch.py RUN IMAGES --format=hf --output=comparison.png
 
-RUN is the workdir of a run or a file of weights; IMAGES a folder, of which a few are taken. The network is exported to
+RUN is the workdir of a run or a weight file; IMAGES a folder, of which a few are taken. The network is exported to
 a temporary folder and opened by the library of `--format`. Prints the largest difference after every layer, in
 float32, and draws it with what both networks make of the images. The pixels are prepared once, by JAX; for
 `--format=d2mae` the export's own preparation in PyTorch is compared too.
@@ -25,12 +25,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from deblur_mae_jax import api, pretrained
+from deblur_mae_jax import api
 from deblur_mae_jax.data.decode import EXTENSIONS, Decoder
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.pytorch import agreement, files, formats, torch_side
-from deblur_mae_jax.pytorch.export import export
+from deblur_mae_jax.export import agreement
+from deblur_mae_jax.export.export import export
+from deblur_mae_jax.export.opened import missing, open_export
+from deblur_mae_jax.pretrained import trained_network
+from deblur_mae_jax.weight_formats.contract import formats, named
+from deblur_mae_jax.weight_formats.torch_calls import EXTRA
 
 SHOWN = 4
 
@@ -55,11 +59,10 @@ def read_images(trained, folder):
 
 def prepare(trained, images):
     """Inputs of the network, with levels spread over the range where there are any."""
-    ready = api.of(trained)
     count = trained.network.inputs.degradation.num_levels
     level = np.linspace(1, count, len(images)).round().astype(np.int32) if count else None
     data = agreement.fixed_inputs(trained, len(images))
-    data["x"] = api.prepare(ready, images, level=level)
+    data["x"] = api.prepare(trained, images, level=level)
     if data["level"] is not None:
         data["level"] = level
     return data, level
@@ -80,20 +83,14 @@ def draw(trained, rows, pictures, title, path):
     side = wide / max(columns, 4)
     tall = 3 * side + 0.6 if pictures else 0.0
     figure = plt.figure(figsize=(wide, 3.4 + tall), layout="constrained")
-    upper, lower = (
-        figure.subfigures(2, 1, height_ratios=[3.4, tall]) if pictures else (figure, None)
-    )
+    upper, lower = figure.subfigures(2, 1, height_ratios=[3.4, tall]) if pictures else (figure, None)
     top = upper.subplots()
     names = [name for name, _, _ in rows]
     top.semilogy([m for _, _, m in rows], "o-", color="0.6", label="largest value")
     floor = 1e-9  # a difference of exactly zero has no place on this axis
-    top.semilogy(
-        [max(d, floor) for _, d, _ in rows], "o-", color="tab:red", label="largest difference"
-    )
+    top.semilogy([max(d, floor) for _, d, _ in rows], "o-", color="tab:red", label="largest difference")
     top.axhline(1e-5, color="0.3", linestyle=":", linewidth=1)
-    top.set_xticks(
-        range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7
-    )
+    top.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     top.set_title(title, fontsize=10)
     top.grid(alpha=0.3)
     top.legend(fontsize=8, loc="center right")
@@ -116,28 +113,24 @@ def draw(trained, rows, pictures, title, path):
 
 def main(arguments=None):
     """Compare, print and draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", metavar="RUN", help="workdir of a run, or a file of weights")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="workdir of a run, or a weight file")
     parser.add_argument("images", metavar="IMAGES", help="a folder of images")
-    parser.add_argument("--format", default="d2mae", help=" | ".join(formats.FORMATS))
+    parser.add_argument("--format", default="d2mae", help=" | ".join(formats()))
     parser.add_argument("--output", default="comparison.png", help="the picture")
     options = parser.parse_args(arguments)
-    lacking = torch_side.missing(options.format) if options.format in formats.FORMATS else []
+    lacking = missing(named(options.format))
     if lacking:
-        raise UserError(f"{', '.join(lacking)} not installed: {files.EXTRA}")
-    trained = pretrained.load(options.run, "RUN")
+        raise UserError(f"{', '.join(lacking)} not installed: {EXTRA}")
+    trained = trained_network.load(options.run, "RUN")
     names, images = read_images(trained, options.images)
     data, level = prepare(trained, images)
     with tempfile.TemporaryDirectory() as folder:
-        opened = torch_side.open_export(export(trained, options.format, folder + "/export"))
-    outputs = (agreement.in_jax(trained, data), agreement.in_torch(opened, data))
+        opened = open_export(export(trained, options.format, folder + "/export"))
+    outputs = (agreement.in_jax(trained, data, opened), agreement.in_torch(opened, data))
     both = [name for name in outputs[0] if name in outputs[1]]
     if "reconstruction" in both or "logits" in both:
-        rows = agreement.compare_layers(
-            agreement.layers_in_jax(trained, data), agreement.layers_in_torch(opened, data)
-        )
+        rows = agreement.compare_layers(agreement.layers_in_jax(trained, data), agreement.layers_in_torch(opened, data))
     else:
         rows = []
     print(f"{'layer':<22}{'largest difference':>20}{'largest value':>16}")

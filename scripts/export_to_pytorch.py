@@ -3,8 +3,8 @@
     python scripts/export_to_pytorch.py RUN --format=timm
     python scripts/export_to_pytorch.py RUN --format=hf --output=my_model --in_chans=3
 
-RUN is the workdir of a run, or a file of weights. Formats: mae (the names of MAE's and DeblurringMIM's code), timm,
-hf (a Hugging Face folder), d2mae (any run; with the network in one file of plain PyTorch beside it).
+RUN is the workdir of a run, or a weight file. --help lists the formats: d2mae holds any ViT, with the network in one
+file of plain PyTorch beside it; monai and dae hold networks for volumes.
 """
 
 import argparse
@@ -17,21 +17,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.pytorch import card, formats, torch_side
-from deblur_mae_jax.pytorch.export import export
+from deblur_mae_jax.export import card, opened
+from deblur_mae_jax.export.export import export
+from deblur_mae_jax.weight_formats.contract import formats
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="workdir of a run, or a weight file")
+    parser.add_argument(
+        "--format", default="timm", help="; ".join(f"{name}: {module.TITLE}" for name, module in formats().items())
     )
-    parser.add_argument("run", metavar="RUN", help="workdir of a run, or a file of weights")
-    parser.add_argument("--format", default="timm", help=" | ".join(formats.FORMATS))
     parser.add_argument("--output", default="", help="a folder, or a .safetensors or .pth file")
     parser.add_argument("--in_chans", type=int, default=0, help="1 or 3; 0: as trained")
     options = parser.parse_args(arguments)
     folder = export(options.run, options.format, options.output, options.in_chans)
-    certificate = json.loads((folder / torch_side.CERTIFICATE).read_text())
+    certificate = json.loads((folder / opened.CERTIFICATE).read_text())
     print(f"{folder / certificate['file']['name']}: {certificate['file']['tensors']} tensors")
     for line in certificate["changed"]:
         print(f"changed: {line}")

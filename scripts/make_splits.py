@@ -14,6 +14,7 @@ The audit compares the splits for identical pixels, for near-identical images (p
 
 import argparse
 import csv
+import html
 import os
 import sys
 from pathlib import Path
@@ -22,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
-from configs import common
-from deblur_mae_jax import dataset
-from deblur_mae_jax.data import audit, splits
+from deblur_mae_jax.config import pretraining
+from deblur_mae_jax.data import audit, dataset, splits
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.evaluators import report
+from deblur_mae_jax.reports import page as report
 
 MAX_SHOWN = 60
 CHUNK = 256
@@ -34,9 +34,7 @@ CHUNK = 256
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True)
     parser.add_argument("--output", required=True, help="the CSV to write")
     parser.add_argument("--folds", type=int, default=5)
@@ -75,25 +73,21 @@ def page(path, index, leaks, counts):
     lines = leaks.lines() or ["No leak was found."]
     if not index.source.groups or not any(index.source.groups):
         lines.append("Which images are of one patient is not known, so that was not looked at.")
-    parts += [
-        f"<p class={'warn' if leaks.any else 'note'}>{report.html.escape(x)}</p>" for x in lines
-    ]
+    parts += [f"<p class={'warn' if leaks.any else 'note'}>{html.escape(x)}</p>" for x in lines]
     shown = leaks.pairs[:MAX_SHOWN]
     if shown:
         pictures = [np.concatenate([picture(i) for i in p.positions], axis=1) for p in shown]
         labels = [f"{p.kind}: {p.first_split}, {p.second_split}" for p in shown]
         sheet = report.gallery(pictures, labels, columns=min(3, len(shown)), tile=side)
         parts += ["<h2>Pairs</h2>", report.embedded(report.png_of(sheet), "pairs")]
-        names = "".join(
-            f"<li>{report.html.escape(f'{p.first} and {p.second}')}</li>" for p in shown
-        )
+        names = "".join(f"<li>{html.escape(f'{p.first} and {p.second}')}</li>" for p in shown)
         parts.append(f"<ol>{names}</ol>")
     path.write_text("\n".join([*parts, "</html>"]), encoding="utf-8")
 
 
 def make(arguments):
     """Write the CSV and the page; returns what the audit found."""
-    config = common.get_config()
+    config = pretraining()
     root, output = Path(arguments.root), Path(arguments.output)
     config.data.name = "manifest" if root.is_file() else "image_folder"
     config.data.root, config.data.split = str(root), "all"
@@ -130,9 +124,7 @@ def make(arguments):
     leaks.write(output.with_name(output.stem + "_leaks.csv"))
     counts = {
         name: f"{len(part)} images; "
-        + ", ".join(
-            f"{c}: {sum(labels[i] == c for i in part)}" for c in sorted({labels[i] for i in part})
-        )
+        + ", ".join(f"{c}: {sum(labels[i] == c for i in part)}" for c in sorted({labels[i] for i in part}))
         for name, part in positions.items()
     }
     page(output.with_suffix(".html"), index, leaks, counts)

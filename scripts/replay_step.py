@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import checkpoint, experiment, inputs
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.training import experiment
+from deblur_mae_jax.workdir import checkpoint
 
 
 def replay(capture: Path) -> list[tuple[str, float]]:
@@ -33,11 +35,11 @@ def replay(capture: Path) -> list[tuple[str, float]]:
     step = record["step"] - 1
     batch = next(run.store.batches(step, 1))
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-    keys = inputs.stream_keys(record["seed"], step, jnp.arange(config.optim.batch_size))
+    keys = stream_keys(record["seed"], step, jnp.arange(config.optim.batch_size))
 
     @jax.jit
     def losses(params, arrays, batch):
-        return run.network.loss(
+        return run.network.task.loss(
             params, run.network.inputs.train(run.store.gather(arrays["images"], batch), keys), keys
         )[0]
 

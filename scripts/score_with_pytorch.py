@@ -77,9 +77,7 @@ def main(arguments=None):
         out.writerow(["image", *(f"p_{name}" for name in network["classes"])])
         for path in sorted(p for p in options.input.rglob("*") if p.suffix.lower() in KINDS):
             found = model(view(path, certificate["preprocessing"])).softmax(1)[0]
-            out.writerow(
-                [path.relative_to(options.input).as_posix(), *(f"{v:.9g}" for v in found.tolist())]
-            )
+            out.writerow([path.relative_to(options.input).as_posix(), *(f"{v:.9g}" for v in found.tolist())])
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deblur_mae_jax import lookup
 from deblur_mae_jax.data.decode import Decoder
 from deblur_mae_jax.data.phantoms import Phantoms
 from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.evaluators import report
+from deblur_mae_jax.reports import page
 
 SPECS = (
     "none",
@@ -46,19 +46,19 @@ COLUMNS = 5
 def contact_sheet(image: np.ndarray, crop: int):
     """A sheet of `image` uint8 `(H, W, 1)` under all degradations, cut to its central `crop`."""
     known = {spec.split("(")[0] for spec in SPECS}
-    new = [name for name in lookup.degradation_factories() if name not in known]
+    new = [name for name in parse.factories() if name not in known]
     specs = [*SPECS, *(name for name in new if name != "contract.none")]
     height, width = image.shape[:2]
     crop = min(crop, height, width)
     top, left = (height - crop) // 2, (width - crop) // 2
     pictures, labels = [], []
     for number, spec in enumerate(specs):
-        degradation = lookup.degradation(spec, "degradation")
+        degradation = parse.degradation(spec, "degradation")
         params = degradation.draw(jax.random.key(number))
         out = np.asarray(degradation.apply(jnp.asarray(image, jnp.float32), params, None))
         pictures.append(out[top : top + crop, left : left + crop])
         labels.append(spec + (f", level {int(params['level'])}" if "level" in params else ""))
-    return report.gallery(pictures, labels, COLUMNS, tile=240)
+    return page.gallery(pictures, labels, COLUMNS, tile=240)
 
 
 def main() -> None:

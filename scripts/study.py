@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.evaluators import report, statistics
+from deblur_mae_jax.metrics import statistics
+from deblur_mae_jax.reports import page as report
 
 SHOWN = ("accuracy", "f1_binary", "f1_macro", "auroc", "dice", "hd95", "surface_distance")
 # Shares are shown in percent, distances as they are.
@@ -37,9 +38,7 @@ LENGTHS = ("hd95", "surface_distance")
 
 def parse(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study")
     parser.add_argument("--output", required=True, help="folder of the runs and the table")
     parser.add_argument("--preset", default="cpu")
@@ -122,12 +121,8 @@ def plan(study, arguments):
                     overrides["data.root"] = str(Path(arguments.finetune_root).resolve())
                 if source:
                     overrides["init_from"] = str(source)
-                config = method.get(
-                    "finetune", "finetune_folder" if source else "from_scratch_folder"
-                )
-                code = hashlib.sha256(
-                    json.dumps([config, overrides], sort_keys=True, default=str).encode()
-                )
+                config = method.get("finetune", "finetune" if source else "from_scratch")
+                code = hashlib.sha256(json.dumps([config, overrides], sort_keys=True, default=str).encode())
                 folder = out / f"{slug(name)}_fold{fold}_seed{seed}_{code.hexdigest()[:8]}"
                 runs.append(("finetune", name, seed, fold, folder, config, overrides))
     return runs
@@ -157,9 +152,7 @@ def execute(runs):
         print(what, flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "log.txt", "a", encoding="utf-8") as log:
-            done = subprocess.run(
-                command(folder, config, overrides), cwd=ROOT, stdout=log, stderr=log
-            )
+            done = subprocess.run(command(folder, config, overrides), cwd=ROOT, stdout=log, stderr=log)
         if done.returncode:
             last = (folder / "log.txt").read_text().strip().splitlines()[-1:]
             print(f"  failed: {' '.join(last)}", flush=True)
@@ -187,10 +180,7 @@ def collect(study, runs, folds):
             if folds > 1:  # seeds are averaged within a fold, so that folds are what varies
                 n_train = np.mean([n["n_train"] for _, n in found])
                 n_test = np.mean([n["splits"][n["judged_on"]]["images"] for _, n in found])
-                by_fold = [
-                    np.mean([v for g, v in values if g == f])
-                    for f in sorted({f for f, _ in values})
-                ]
+                by_fold = [np.mean([v for g, v in values if g == f]) for f in sorted({f for f, _ in values})]
                 mean, sd, interval = statistics.over_folds(by_fold, n_train, n_test)
             else:
                 mean, sd, interval = statistics.over_runs([v for _, v in values])
@@ -231,9 +221,7 @@ def write(study, rows, output, folds, preset):
         "the mean; not over test cases. The paper's numbers are of its own images, not of these."
     )
     if preset == "cpu":
-        note += (
-            " Simulated phantoms, a small network and a short training: not a result on ultrasound."
-        )
+        note += " Simulated phantoms, a small network and a short training: not a result on ultrasound."
     lines = [f"# {study['title']}", "", "| " + " | ".join(head) + " |",
              "|" + "---|" * len(head), *("| " + " | ".join(cells) + " |" for cells in body), "", note]  # fmt: skip
     (output / "table.md").write_text("\n".join(lines) + "\n")
@@ -244,9 +232,7 @@ def write(study, rows, output, folds, preset):
         for row in rows:
             values = [row.get(m, {}).get(n) for m in measures for n in names]
             out.writerow([row["method"], row["runs"], *values])
-    cells = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in body
-    )
+    cells = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in body)
     top = "".join(f"<th>{html.escape(c)}</th>" for c in head)
     page = report.head(study["title"]) + f"<table><thead><tr>{top}</tr></thead>{cells}</table>"
     (output / "table.html").write_text(f"{page}<p class=note>{html.escape(note)}</p></html>")
@@ -267,9 +253,7 @@ def main():
         for *_, folder, config, overrides in runs:
             state = "# done before: " if finished(folder) else ""
             print(state + shlex.join(command(folder, config, overrides)))
-        print(
-            f"# {len(runs)} runs: {sum(r[0] == 'pretrain' for r in runs)} of pre-training, the rest fine-tuning"
-        )
+        print(f"# {len(runs)} runs: {sum(r[0] == 'pretrain' for r in runs)} of pre-training, the rest fine-tuning")
         return
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)

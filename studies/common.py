@@ -64,8 +64,5 @@ def preset(name: str) -> dict:
 def levels(preset_name: str, max_sigma: float = 1.1, step: float = 0.1) -> str:
     """D2MAE's degradation; in the small preset sigma is doubled, and the kernel not rounded to 8 bits."""
     if preset_name == "cpu":
-        return (
-            f"blur.gaussian_levels(max_sigma={2 * max_sigma:g}, step={2 * step:g}, "
-            "kernel='opencv_float')"
-        )
+        return f"blur.gaussian_levels(max_sigma={2 * max_sigma:g}, step={2 * step:g}, kernel='opencv_float')"
     return f"blur.gaussian_levels(max_sigma={max_sigma:g}, step={step:g})"

@@ -11,11 +11,7 @@ from studies import common
 def get_study(preset):
     """Methods, each with its pre-training and fine-tuning run."""
     study = common.preset(preset)
-    gaussian = (
-        "blur.gaussian(sigma=2.2, kernel='opencv_float')"
-        if preset == "cpu"
-        else "blur.gaussian(sigma=1.1)"
-    )
+    gaussian = "blur.gaussian(sigma=2.2, kernel='opencv_float')" if preset == "cpu" else "blur.gaussian(sigma=1.1)"
 
     def method(config, paper, **pretrain):
         return {"pretrain": config, "pretrain_overrides": pretrain, "paper": paper}
@@ -23,9 +19,7 @@ def get_study(preset):
     study["methods"] = {
         "from scratch": {"pretrain": None, "paper": {}},
         "MAE": method("mae_thyroid", {"accuracy": 89.45, "f1_binary": 87.54, "auroc": 95.54}),
-        "denoising MAE": method(
-            "denoising_mae_thyroid", {"accuracy": 80.38, "f1_binary": 77.99, "auroc": 84.38}
-        ),
+        "denoising MAE": method("denoising_mae_thyroid", {"accuracy": 80.38, "f1_binary": 77.99, "auroc": 84.38}),
         "DeblurrMAE, Gaussian": method(
             "deblur_mae_thyroid",
             {"accuracy": 90.19, "f1_binary": 88.48, "auroc": 96.08},

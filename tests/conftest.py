@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests"))
+# Helpers that several tests share.
+for folder in ("tests", "tests/data", "tests/input_pipeline"):
+    sys.path.insert(0, str(ROOT / folder))
 
 cache = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"deblur_mae_jax_{os.getuid()}")

@@ -6,10 +6,11 @@ import tiny
 from tiny_runs import classifier, pretraining
 
 import deblur_mae_jax as dm
-from deblur_mae_jax import lookup, train
+from deblur_mae_jax import train
 from deblur_mae_jax.data.phantoms import Phantoms
+from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.evaluators import predictions
+from deblur_mae_jax.reports import predictions
 
 PHANTOMS = Phantoms(45, 1, 40)
 
@@ -19,16 +20,7 @@ def images(count=5):
 
 
 def test_names():
-    assert set(dm.INTERFACE) == {
-        "load",
-        "prepare",
-        "encode",
-        "reconstruct",
-        "search_blur",
-        "predict",
-        "degrade",
-    }
-    assert set(dm.INTERFACE) <= set(dir(dm)) and callable(dm.load)
+    assert set(dm.__all__) <= set(dir(dm)) and all(callable(getattr(dm, name)) for name in dm.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = dm.lode
 
@@ -108,7 +100,7 @@ def test_predict_is_the_run():
 def test_degrade():
     pictures = np.stack([images(1)[0]] * 2)
     blurred = dm.degrade("blur.gaussian(sigma=1.1)")(pictures)
-    direct = lookup.degradation("blur.gaussian(sigma=1.1)")
+    direct = parse.degradation("blur.gaussian(sigma=1.1)")
     want = direct.apply(pictures[0].astype(np.float32)[:, :, None], direct.draw(None), None)
     np.testing.assert_allclose(blurred[0], want, atol=1e-4)
     levels = dm.degrade("blur.gaussian_levels(max_sigma=1.1)")
@@ -133,7 +125,7 @@ def test_degrade():
         (lambda t, c: dm.encode(t, images(1), pool="max"), "Choices: mean, cls, none"),
         (lambda t, c: dm.reconstruct(t, images(1), mask_ratio=1.0), "mask_ratio=1.0"),
         (lambda t, c: dm.reconstruct(c, images(1)), "has no decoder; load a pre-training run"),
-        (lambda t, c: dm.predict(t, images(1)), "is no classifier"),
+        (lambda t, c: dm.predict(t, images(1)), "is not a classifier"),
         (lambda t, c: dm.search_blur(t, images(1), step=40), "step=40 must be in 1..11"),
         (lambda t, c: dm.degrade("blur.gausian(1.1)"), "blur.gaussian"),
         (lambda t, c: dm.degrade("none")(images(1), level=2), "has no levels"),

@@ -50,9 +50,7 @@ def test_splits_keep_patients_whole_and_never_change(tmp_path, capsys):
     write_set(tmp_path)
     made = []
     for name in ("a.csv", "b.csv"):
-        make_splits.make(
-            make_splits.parse([f"--root={tmp_path / 'list.csv'}", f"--output={tmp_path / name}"])
-        )
+        make_splits.make(make_splits.parse([f"--root={tmp_path / 'list.csv'}", f"--output={tmp_path / name}"]))
         made.append(split_of(tmp_path / name))
     assert made[0] == made[1]
     counts = {s: sum(v[0] == s for v in made[0].values()) for s in splits.SPLITS}
@@ -64,9 +62,7 @@ def test_splits_keep_patients_whole_and_never_change(tmp_path, capsys):
     assert "no leak found" in capsys.readouterr().out
     assert (tmp_path / "a.html").exists()
     with pytest.raises(UserError, match="have no labels"):
-        make_splits.make(
-            make_splits.parse([f"--root={tmp_path / 'benign'}", f"--output={tmp_path / 'x.csv'}"])
-        )
+        make_splits.make(make_splits.parse([f"--root={tmp_path / 'benign'}", f"--output={tmp_path / 'x.csv'}"]))
 
 
 def test_every_fold_tests_once():
@@ -86,9 +82,7 @@ def test_the_audit_finds_what_was_hidden(tmp_path, capsys):
     alike = tmp_path / "benign" / "zz_alike.png"
     same.write_bytes(first.read_bytes())
     picture = Image.open(second)
-    picture.resize((picture.width + 6, picture.height + 6)).save(
-        alike
-    )  # as another export would be
+    picture.resize((picture.width + 6, picture.height + 6)).save(alike)  # as another export would be
     table = [("path", "label", "split", "group")]
     table += [(name, label, "train", group) for name, label, group in rows]
     table += [
@@ -119,9 +113,7 @@ def test_the_near_duplicates_that_a_public_set_lists_are_found(real_data):
     with open(real_data / "busi" / "manifest.csv") as file:
         rows = list(csv.DictReader(file))
     by_name = {Path(row["file"]).stem: row["file"] for row in rows}
-    listed = [
-        (by_name[row["near_dup_of"]], row["file"]) for row in rows if row["near_dup_of"] in by_name
-    ]
+    listed = [(by_name[row["near_dup_of"]], row["file"]) for row in rows if row["near_dup_of"] in by_name]
     names = sorted({name for pair in listed for name in pair})
     later = {second for _, second in listed}
     data = SimpleNamespace(root=str(real_data / "busi" / "manifest.csv"), split="all", bits16="minmax",
@@ -156,9 +148,7 @@ def test_every_study_can_be_planned(path, tmp_path):
     if path.stem in ("common", "__init__"):
         pytest.skip("not a study")
     for preset in ("cpu", "full"):
-        arguments = study.parse(
-            [str(path), f"--output={tmp_path}", f"--preset={preset}", "--folds=0,1"]
-        )
+        arguments = study.parse([str(path), f"--output={tmp_path}", f"--preset={preset}", "--folds=0,1"])
         runs = study.plan(study.load(path, preset), arguments)
         folders = [run[4] for run in runs]
         assert len(set(folders)) == len(folders)
@@ -185,10 +175,7 @@ def test_a_study_runs_what_is_missing_and_writes_one_table(tmp_path):
         rows = list(csv.DictReader(file))
     assert [r["method"] for r in rows] == ["none", "random"] and {r["runs"] for r in rows} == {"2"}
     assert rows[0]["f1_macro_paper"] == "87.95"
-    numbers = [
-        json.loads((next(tmp_path.glob(f"none_fold0_seed{s}_*")) / "metrics.json").read_text())
-        for s in (0, 1)
-    ]
+    numbers = [json.loads((next(tmp_path.glob(f"none_fold0_seed{s}_*")) / "metrics.json").read_text()) for s in (0, 1)]
     values = [n["splits"]["test"]["per_image"]["accuracy"]["value"] for n in numbers]
     assert float(rows[0]["accuracy_mean"]) == pytest.approx(100 * np.mean(values))
     again = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -4,7 +4,11 @@ import importlib
 import os
 from pathlib import Path
 
+from deblur_mae_jax import config as fields
+from deblur_mae_jax import network as networks
+
 ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
 
 SHRINK = {
     "image_size": 16,
@@ -28,10 +32,8 @@ SHRINK = {
     "log.every_steps": 1,
     "log.tensorboard": False,
 }
-
-
 # A run with labels has no decoder of its own, and its sizes come from where it starts.
-TRANSFER = {
+LABELS = {
     "init_from": "",
     "data.val_split": "",
     "data.test_split": "",
@@ -42,26 +44,39 @@ TRANSFER = {
     "optim.epochs": 2.0,
     "optim.warmup_epochs": 0.5,
 }
+# What tests rely on, whatever the demo is tuned to.
+QUICKSTART = {
+    "task.degrade": "blur.gaussian_levels(max_sigma=2.2, step=0.2, kernel='opencv_float')",
+    "task.mask_ratio": 0.75,
+    "data.crop_scale": (0.2, 1.0),
+    "optim.base_lr": 1.2e-2,
+    "optim.b2": 0.95,
+    "report.eval_split": "",
+}
 UNLABELLED = ("report.num_", "report.every", "model.decoder", "optim.steps")
 
 
-def shrunk(name, transfer):
-    """The small values that a config of this kind has."""
-    if not transfer:
-        return SHRINK
-    out = {k: v for k, v in SHRINK.items() if not k.startswith(UNLABELLED)} | TRANSFER
-    if transfer == "inherits":
-        sizes = ("image_size", "model.")
-        out = {k: v for k, v in out.items() if not k.startswith(sizes)}
-    return out
+def load(name):
+    """`configs/<name>.py`; `"finetune:ovary"` with an argument."""
+    file, _, arguments = name.partition(":")
+    get = importlib.import_module(f"configs.{file}").get_config
+    return get(arguments) if arguments else get()
+
+
+def identity(name):
+    """What a run of `configs/<name>.py` is."""
+    return networks.identify(load(name))
 
 
 def changed(name, **overrides):
     """What is changed in `configs/<name>.py`, by dotted names."""
-    out = importlib.import_module(f"configs.{name}").get_config()
     own = {k.replace("__", "."): v for k, v in overrides.items()}
-    kind = "select" in out and ("inherits" if own.get("init_from") else "scratch")
-    return shrunk(name, kind) | own
+    if not identity(name).starts_from_pretrained:
+        return SHRINK | (QUICKSTART if name == "quickstart" else {}) | own
+    out = {k: v for k, v in SHRINK.items() if not k.startswith(UNLABELLED)} | LABELS
+    if own.get("init_from"):
+        out = {k: v for k, v in out.items() if not k.startswith(("image_size", "model."))}
+    return out | own
 
 
 def simulated(devices):
@@ -74,19 +89,22 @@ def simulated(devices):
 
 def config(name="quickstart", **overrides):
     """`configs/<name>.py`, shrunk, then changed: `config("quickstart", optim__steps=6)`."""
-    out = importlib.import_module(f"configs.{name}").get_config()
-    values = changed(name, **overrides)
+    out = load(name)
     with out.ignore_type():
-        for key, value in values.items():
-            node, *rest = key.split(".")
-            if rest:
-                out[node][rest[0]] = value
-            else:
-                out[node] = value
+        fields.change(out, changed(name, **overrides))
     return out.lock()
+
+
+def resolved(name="quickstart", **overrides):
+    """The same without unset fields, as `network.build` and `experiment.build` take it."""
+    from deblur_mae_jax.pretrained import inherit
+
+    return inherit.resolve(config(name, **overrides))[0]
 
 
 def flags(name="quickstart", **overrides):
     """The same as command-line flags."""
-    values = SHRINK | {k.replace("__", "."): v for k, v in overrides.items()}
+    values = (
+        SHRINK | (QUICKSTART if name == "quickstart" else {}) | {k.replace("__", "."): v for k, v in overrides.items()}
+    )
     return [f"--config=configs/{name}.py", *(f"--config.{k}={v}" for k, v in values.items())]

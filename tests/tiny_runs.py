@@ -2,15 +2,15 @@
 
 import functools
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import tiny
 
-from deblur_mae_jax import (
-    run,
-    train,
-)
+from deblur_mae_jax import train
+from deblur_mae_jax.commands.run import run as start
 
 
 def new_folder(name):
@@ -29,7 +29,7 @@ def pretraining(name="quickstart"):
 def classifier():
     """A D2MAE classifier, fine-tuned for two epochs with everything switched on."""
     folder = new_folder("classifier")
-    result = train.train_and_evaluate(tiny.config("finetune_folder", **fine()), folder)
+    result = train.train_and_evaluate(tiny.config("finetune", **fine()), folder)
     return folder, result
 
 
@@ -37,10 +37,33 @@ def fine(**overrides):
     return {"init_from": str(pretraining()), "data__phantom_seed": 1} | overrides
 
 
-def go(folder, name="finetune_folder", **overrides):
-    return run.run(tiny.config(name, **fine(**overrides)), folder)
+def go(folder, name="finetune", **overrides):
+    return start(tiny.config(name, **fine(**overrides)), folder)
 
 
-def lines(folder, key):
-    found = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+def lines(folder, key="loss"):
+    found = [json.loads(x) for x in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[key] for line in found if key in line}
+
+
+def run(workdir, name="quickstart", **overrides):
+    return train.train_and_evaluate(tiny.config(name, **overrides), workdir)
+
+
+@functools.cache
+def plain_run():
+    """One run of 6 steps that others are compared with; its folder is kept for the session."""
+    folder = Path(tempfile.mkdtemp())
+    return folder, run(folder, optim__steps=6, checkpoint__keep_last=9)
+
+
+def command(workdir, name="quickstart", devices=1, **overrides):
+    flags = tiny.flags(name, **overrides)
+    program = [sys.executable, str(tiny.ROOT / "main.py"), *flags, f"--workdir={workdir}"]
+    return program, tiny.simulated(devices)
+
+
+def launch(workdir, name="quickstart", devices=1, **overrides):
+    arguments, environment = command(workdir, name, devices, **overrides)
+    done = subprocess.run(arguments, env=environment, cwd=tiny.ROOT, capture_output=True, text=True, timeout=240)
+    return done.returncode, done.stderr

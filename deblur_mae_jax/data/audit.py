@@ -20,7 +20,6 @@ HASH_SIDE = 16
 # do not list (of 880,000), among them the same picture under two labels. 24 bits find 171.
 NEAR_BITS = 40
 NEAR_COSINE = 0.995
-IMAGES_FILE = "image_hashes.json"
 
 
 @dataclasses.dataclass
@@ -84,6 +83,27 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
     return imagehash.phash(Image.fromarray(gray), hash_size=HASH_SIDE).hash.reshape(-1)
 
 
+class _Pairs:
+    """Pairs of images in two splits, each with the first kind of likeness that was found."""
+
+    def __init__(self, index: Index, split: np.ndarray):
+        self.names, self.split = index.source.names, split
+        self.pairs: dict[tuple[int, int], Pair] = {}
+
+    def note(self, kind: str, i: int, j: int) -> None:
+        """Images `i` and `j` are alike."""
+        i, j = (i, j) if i < j else (j, i)
+        if self.split[i] != self.split[j] and (i, j) not in self.pairs:
+            first, second = (self.names[i], str(self.split[i])), (self.names[j], str(self.split[j]))
+            self.pairs[i, j] = Pair(kind, *first, *second, (i, j))
+
+    def note_all(self, kind: str, numbers: list[int]) -> None:
+        """All of these images are alike."""
+        for a, i in enumerate(numbers):
+            for j in numbers[a + 1 :]:
+                self.note(kind, i, j)
+
+
 def compare(
     index: Index,
     positions: dict[str, np.ndarray],
@@ -92,82 +112,87 @@ def compare(
     near: bool = True,
     embeddings: np.ndarray | None = None,
 ) -> Leaks:
-    """Compare the splits with one another.
+    """Compare the splits with one another: identical pixels, and patients in two splits.
 
-    Identical pixels and patients in two splits always; perceptual hashes with `near`; neighbours in
-    `embeddings` `(N, D)`, where given. pretrained: hashes of the images that pre-training saw.
+    positions: numbers of the images of each split.
+    pretrained: hashes of the images that pre-training saw.
+    near: compare perceptual hashes too.
+    embeddings: `(N, D)`, whose neighbours are compared too.
     """
     names, source = index.source.names, index.source
     split = np.full(len(index), "", dtype="<U5")
-    for name, part in positions.items():
-        split[part] = name
+    for name, numbers in positions.items():
+        split[numbers] = name
     used = [int(i) for i in np.flatnonzero(split != "")]
-    pairs: dict[tuple[int, int], Pair] = {}
-
-    def note(kind: str, i: int, j: int) -> None:
-        i, j = (i, j) if i < j else (j, i)
-        if split[i] != split[j] and (i, j) not in pairs:
-            pairs[i, j] = Pair(kind, names[i], str(split[i]), names[j], str(split[j]), (i, j))
-
-    hashes = list(index.hashes)
-    for i in used:
-        if not hashes[i]:  # only headers were read before
-            try:
-                hashes[i] = pixel_hash(source.read(i))
-            except (BadImage, OSError):
-                continue
+    pairs = _Pairs(index, split)
+    hashes = _hashes(index, used)
     by_hash: dict[str, list[int]] = {}
     for i in used:
         if hashes[i]:
             by_hash.setdefault(hashes[i], []).append(i)
     for same in by_hash.values():
-        for a, i in enumerate(same):
-            for j in same[a + 1 :]:
-                note("identical", i, j)
+        pairs.note_all("identical", same)
     if near and len(used) > 1:
-        bits = np.zeros((len(used), HASH_SIDE**2), bool)
-        for row, i in enumerate(used):
-            try:
-                bits[row] = perceptual_hash(source.read(i))
-            except (BadImage, OSError):  # it could be read when the run began
-                bits[row] = np.random.default_rng(i).random(HASH_SIDE**2) < 0.5
-        signs = np.where(bits, 1.0, -1.0).astype(np.float32)
-        for row, i in enumerate(used):
-            apart = (HASH_SIDE**2 - signs[row + 1 :] @ signs[row]) / 2
-            for other in np.flatnonzero(apart <= NEAR_BITS):
-                note("near-identical", i, used[row + 1 + int(other)])
+        _note_near(pairs, index, used)
     if embeddings is not None and len(used) > 2:
-        found = NearestNeighbors(n_neighbors=min(4, len(used)), metric="cosine")
-        distance, neighbour = found.fit(embeddings[used]).kneighbors()
-        for row, i in enumerate(used):
-            for d, other in zip(distance[row], neighbour[row], strict=True):
-                if 1 - d >= NEAR_COSINE:
-                    note("near in the embedding", i, used[int(other)])
+        _note_neighbours(pairs, embeddings, used)
     if source.groups is not None:
         first: dict[str, dict[str, int]] = {}
         for i in used:
             if source.groups[i]:
                 first.setdefault(source.groups[i], {}).setdefault(str(split[i]), i)
-        for places in first.values():
-            where = list(places.values())
-            for a, i in enumerate(where):
-                for j in where[a + 1 :]:
-                    note("same patient", i, j)
+        for by_split in first.values():
+            pairs.note_all("same patient", list(by_split.values()))
     judged = positions.get("test", positions.get("val", np.empty(0, int)))
     seen = [names[i] for i in judged if pretrained and hashes[i] in pretrained]
-    ordered = sorted(pairs.values(), key=lambda p: (p.kind, p.first, p.second))
+    ordered = sorted(pairs.pairs.values(), key=lambda p: (p.kind, p.first, p.second))
     return Leaks(ordered, seen, pretrained is not None, near)
 
 
-def known_hashes(folder: Path) -> set[str] | None:
-    """Hashes of the images that pre-training saw, from the copy in a run's workdir."""
-    path = folder / "pretrained" / IMAGES_FILE
+def _hashes(index: Index, used: list[int]) -> list[str]:
+    """The pixel hash of every image, computed where only its header was read before."""
+    hashes = list(index.hashes)
+    for i in used:
+        if not hashes[i]:
+            try:
+                hashes[i] = pixel_hash(index.source.read(i))
+            except (BadImage, OSError):
+                continue
+    return hashes
+
+
+def _note_near(pairs: _Pairs, index: Index, used: list[int]) -> None:
+    """Images whose perceptual hashes differ in few bits."""
+    bits = np.zeros((len(used), HASH_SIDE**2), bool)
+    for row, i in enumerate(used):
+        try:
+            bits[row] = perceptual_hash(index.source.read(i))
+        except (BadImage, OSError):  # it could be read when the run began
+            bits[row] = np.random.default_rng(i).random(HASH_SIDE**2) < 0.5
+    signs = np.where(bits, 1.0, -1.0).astype(np.float32)
+    for row, i in enumerate(used):
+        apart = (HASH_SIDE**2 - signs[row + 1 :] @ signs[row]) / 2
+        for other in np.flatnonzero(apart <= NEAR_BITS):
+            pairs.note("near-identical", i, used[row + 1 + int(other)])
+
+
+def _note_neighbours(pairs: _Pairs, embeddings: np.ndarray, used: list[int]) -> None:
+    """Images whose features point in nearly the same direction."""
+    search = NearestNeighbors(n_neighbors=min(4, len(used)), metric="cosine")
+    distance, neighbour = search.fit(embeddings[used]).kneighbors()
+    for row, i in enumerate(used):
+        for d, other in zip(distance[row], neighbour[row], strict=True):
+            if 1 - d >= NEAR_COSINE:
+                pairs.note("near in the embedding", i, used[int(other)])
+
+
+def known_hashes(path: Path) -> set[str] | None:
+    """Hashes of the images that pre-training saw, from a copy that the run keeps; `None` without one."""
     return set(json.loads(path.read_text())) if path.exists() else None
 
 
-def hashes_of_run(folder: Path) -> list[str] | None:
-    """Hashes of the images of a run, from its index; `None` where it kept none."""
-    path = folder / "index.json"
+def hashes_of_index(path: Path) -> list[str] | None:
+    """Hashes of the images of a run, from its index; `None` where it has none."""
     try:
         entries = json.loads(path.read_text())["entries"].values()
     except (OSError, ValueError, KeyError, AttributeError):

@@ -13,6 +13,8 @@ from deblur_mae_jax.data.decode import BITS16, EXTENSIONS, Decoder
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
 from deblur_mae_jax.errors import UserError, unknown
 
+AXES = 2  # of its images
+
 SPLIT_FOLDERS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test", "pool": "pool",
@@ -71,9 +73,7 @@ class Masks:
         """uint8 `(H, W)`, the values of the file on the pixels that `images.read` gives."""
         if not self.paths[position]:
             raise BadImage("it has no mask")
-        return self.images.decoder.mask(
-            Path(self.paths[position]), Path(self.images.paths[position])
-        )
+        return self.images.decoder.mask(Path(self.paths[position]), Path(self.images.paths[position]))
 
 
 def stamp_of(path: str) -> list[int] | None:
@@ -106,9 +106,7 @@ def source(data, channels: int) -> Source:
     """
     root = existing_root(data.root)
     if not root.is_dir():
-        raise UserError(
-            f"config.data.root: '{data.root}' is a file; for a CSV add --config.data.name=manifest"
-        )
+        raise UserError(f"config.data.root: '{data.root}' is a file; for a CSV add --config.data.name=manifest")
     decoder = decoder_of(data, channels)
     names, skipped, masks = [], [], {}
     for folder, folders, files in os.walk(root):
@@ -120,17 +118,13 @@ def source(data, channels: int) -> Source:
             name = path.relative_to(root).as_posix()
             parts = name.split("/")
             if MASK_FOLDER in parts[:-1]:
-                masks[Path(*(p for p in parts if p != MASK_FOLDER)).with_suffix("").as_posix()] = (
-                    path
-                )
+                masks[Path(*(p for p in parts if p != MASK_FOLDER)).with_suffix("").as_posix()] = path
                 continue
             if path.suffix.lower() not in EXTENSIONS:
                 try:
                     decoder.header(path)
                 except BadImage:
-                    kind = (
-                        "DICOM, convert it to PNG" if path.suffix.lower() == ".dcm" else "no image"
-                    )
+                    kind = "DICOM, convert it to PNG" if path.suffix.lower() == ".dcm" else "no image"
                     skipped.append(Skipped(name, f"not an image file ({kind})"))
                     continue
             names.append(name)

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,12 +112,25 @@ def build(
         chosen = np.random.Generator(np.random.Philox(key=[seed, 1 << 40])).permutation(len(source))
         source = subset(source, np.sort(chosen[:count]))
 
-    kept = [check, settings, masks, 3]
+    # The number changes with the rules by which an image is usable.
+    results = _examine(source, [check, settings, masks, 3], cache, num_threads, progress)
+    return _usable(source, results, max_bad_fraction, masks)
+
+
+def _examine(
+    source: Source,
+    settings: list[Any],
+    cache: Path | None,
+    num_threads: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[dict]:
+    """What `_check_one` finds for every image; unchanged files are looked up in `cache`."""
+    check, _, masks, _ = settings
     known: dict[str, dict] = {}
     if cache is not None and cache.exists():
         try:
             stored = json.loads(cache.read_text())
-            known = stored["entries"] if stored["settings"] == kept else {}
+            known = stored["entries"] if stored["settings"] == settings else {}
         except (ValueError, KeyError, TypeError):
             known = {}  # a damaged cache is only a slower start
 
@@ -137,8 +151,12 @@ def build(
                 progress(done, len(source))
     if cache is not None:
         entries = dict(zip(source.names, results, strict=True))
-        cache.write_text(json.dumps({"settings": kept, "entries": entries}))
+        cache.write_text(json.dumps({"settings": settings, "entries": entries}))
+    return results
 
+
+def _usable(source: Source, results: list[dict], max_bad_fraction: float, masks: bool) -> Index:
+    """The index of the usable images, with a fingerprint of their contents. Raises `UserError`."""
     good = [i for i, r in enumerate(results) if "reason" not in r]
     bad = [Skipped(source.names[i], r["reason"]) for i, r in enumerate(results) if "reason" in r]
     if not good:

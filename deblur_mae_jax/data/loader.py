@@ -113,9 +113,7 @@ class _ReadPosition:
 
     def __call__(self, number: int) -> Example:
         step, within = divmod(number, len(self.rows))
-        return self.loader.example(
-            self.order(step * self.order.batch_size + int(self.rows[within]))
-        )
+        return self.loader.example(self.order(step * self.order.batch_size + int(self.rows[within])))
 
 
 def stream(

@@ -10,6 +10,8 @@ from deblur_mae_jax.data.image_folder import Files, Masks, decoder_of, existing_
 from deblur_mae_jax.data.source import Source
 from deblur_mae_jax.errors import UserError
 
+AXES = 2  # of its images
+
 PATH_COLUMNS = ("path", "file", "filename", "image")
 
 
@@ -34,8 +36,7 @@ def read_rows(path: Path, split: str) -> tuple[list[dict[str, str]], str, list[s
         # A default of several names takes what there is; a name that is nowhere is a mistake.
         if not wanted & present:
             raise UserError(
-                f"config.data.split: '{split}' names no split of '{path}'. "
-                f"Choices: {', '.join(sorted(present))}, all."
+                f"config.data.split: '{split}' names no split of '{path}'. Choices: {', '.join(sorted(present))}, all."
             )
         rows = [row for row in rows if row["split"] in wanted]
     return rows, column, columns

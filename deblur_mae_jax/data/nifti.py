@@ -21,6 +21,8 @@ from deblur_mae_jax.data.manifest import read_rows
 from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.errors import UserError
 
+AXES = 3  # of its images
+
 MODALITIES = ("ct", "mr")
 SUFFIXES = (".nii", ".nii.gz")
 # Folders that hold the masks of the volumes beside them, under the same names.
@@ -47,9 +49,7 @@ def source(data, channels: int) -> Source:
         for row in rows:
             row["name"] = Path(row["path"]).as_posix()
     if not rows:
-        raise UserError(
-            f"config.data.root: no volume ({', '.join(SUFFIXES)}) found in '{data.root}'"
-        )
+        raise UserError(f"config.data.root: no volume ({', '.join(SUFFIXES)}) found in '{data.root}'")
     rows.sort(key=lambda row: row["name"])
     twice = next((a["name"] for a, b in itertools.pairwise(rows) if a["path"] == b["path"]), None)
     if twice is not None:
@@ -119,9 +119,7 @@ def _rows_of_folder(root: Path, modality: str, split: str) -> list[dict[str, str
     """Every volume below a folder; where all its sub-folders are splits, only those named in `split`."""
     rows = []
     found = sorted(p for p in root.rglob("*") if p.name.endswith(SUFFIXES))
-    is_mask = lambda path: any(
-        part.lower() in MASK_FOLDERS for part in path.relative_to(root).parts[:-1]
-    )
+    is_mask = lambda path: any(part.lower() in MASK_FOLDERS for part in path.relative_to(root).parts[:-1])
     firsts = {path.relative_to(root).parts[0].lower() for path in found}
     wanted = {name for name in split.split("+") if name and name != "all"}
     if firsts and firsts <= set(SPLIT_FOLDERS):
@@ -279,11 +277,7 @@ class Volumes:
         if int(np.prod(shape)) > self.max_voxels:
             raise BadImage(f"{shape} voxels, over data.max_pixels={self.max_voxels}")
         affine = image.affine
-        if (
-            affine is None
-            or not np.isfinite(affine).all()
-            or abs(np.linalg.det(affine[:3, :3])) < 1e-9
-        ):
+        if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
             raise BadImage("its affine is singular or not finite, so its orientation is unknown")
         return image
 
@@ -303,9 +297,7 @@ class Volumes:
 
     def _decode(self, position: int) -> np.ndarray:
         image = self._open(self.paths[position])
-        windowed = (
-            image.get_data_dtype() == np.uint8
-        )  # no CT value fits in 8 bits: it was windowed before
+        windowed = image.get_data_dtype() == np.uint8  # no CT value fits in 8 bits: it was windowed before
         values = self._resampled(self._values(image), _in_ras(image)[1], order=1)
         if self.modalities[position] == "ct":
             low, high = (0.0, 255.0) if windowed else self.ct_window

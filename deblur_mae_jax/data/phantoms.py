@@ -18,8 +18,11 @@ from scipy import ndimage, signal
 
 from deblur_mae_jax.data.source import Source
 
+AXES = 2  # of its images
+
 LABELS = ("benign", "malignant")
 DYNAMIC_RANGE_DB = 55.0
+UNSEEN, UNSEEN_SEED = "unseen", 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +86,7 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: float
     return field / (field.std() + 1e-12)
 
 
-def _simulate(
-    rng: np.random.Generator, lesion: _Lesion, side: int, fan: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _simulate(rng: np.random.Generator, lesion: _Lesion, side: int, fan: bool) -> tuple[np.ndarray, np.ndarray]:
     """One view: 8-bit B-mode `(H, W)` and the lesion's mask, 0 or 255."""
     samples, beams = round(side * 1.5), side
     depth = np.linspace(0.0, 1.0, samples)[:, None]
@@ -93,73 +94,85 @@ def _simulate(
         half_angle, apex = rng.uniform(0.45, 0.6), 0.35  # radians; probe radius over depth
         angle = np.linspace(-half_angle, half_angle, beams)[None]
         z, x = (apex + depth) * np.cos(angle) - apex, (apex + depth) * np.sin(angle)
+        to_screen = functools.partial(_fan_on_screen, half_angle, apex)
     else:
         width = rng.uniform(0.8, 1.2)
         z = np.broadcast_to(depth, (samples, beams))
         x = np.broadcast_to(np.linspace(-width / 2, width / 2, beams)[None], (samples, beams))
+        to_screen = functools.partial(_rectangle_on_screen, width)
+    inside = _inside(lesion, z, x)
+    tissue_db = _with_lesion(_tissue(rng, z, x, side), lesion, inside, side)
+    amplitude = 10 ** (tissue_db / 20)
+    field = amplitude * (rng.standard_normal((samples, beams)) + 1j * rng.standard_normal((samples, beams)))
+    spots = np.argwhere(inside < 0.8)
+    for row, col in spots[rng.integers(0, len(spots), lesion.calcifications)] if len(spots) else ():
+        field[row, col] += 30 * np.exp(2j * np.pi * rng.uniform())
+    image = _received(rng, field, depth)
+    where = to_screen(side, samples, beams)
+    screen = ndimage.map_coordinates(image, where, order=1, mode="constant", cval=0.0)
+    mask = ndimage.map_coordinates((inside < 1).astype(float), where, order=0, mode="constant", cval=0.0)
+    return np.rint(255 * screen).astype(np.uint8), (mask > 0.5).astype(np.uint8) * 255
 
-    # Tissue: skin, layers with wavy borders, slow and fine variations, fibres.
-    wavy = z + 0.02 * _smooth_noise(rng, (samples, beams), side / 8)
-    tissue_db = 3 * _smooth_noise(rng, (samples, beams), side / 16)
+
+def _tissue(rng: np.random.Generator, z: np.ndarray, x: np.ndarray, side: int) -> np.ndarray:
+    """Strength of the scatterers, dB: skin, layers with wavy borders, slow and fine variations, fibres."""
+    wavy = z + 0.02 * _smooth_noise(rng, z.shape, side / 8)
+    tissue_db = 3 * _smooth_noise(rng, z.shape, side / 16)
     tissue_db += np.where(wavy < 0.05, 10.0, 0.0)
     for border in np.sort(rng.uniform(0.1, 0.95, rng.integers(2, 5))):
         tissue_db += rng.uniform(-6, 6) * (wavy > border)
         tissue_db += rng.uniform(4, 14) * np.exp(-(((wavy - border) / 0.006) ** 2))
     tilt = rng.uniform(-0.5, 0.5)
     fibres = np.sin(2 * np.pi * (wavy + tilt * x) * rng.uniform(12, 22) + rng.uniform(0, 6))
-    tissue_db += 5 * np.clip(fibres, 0.75, 1) * 4 - 15
+    return tissue_db + (5 * np.clip(fibres, 0.75, 1) * 4 - 15)
 
-    inside = _inside(lesion, z, x)
+
+def _with_lesion(tissue_db: np.ndarray, lesion: _Lesion, inside: np.ndarray, side: int) -> np.ndarray:
+    """The lesion, its capsule, and its shadow or enhancement."""
     core = inside < 1
     tissue_db = np.where(core, tissue_db.mean() + lesion.contrast_db, tissue_db)
     if not lesion.malignant:  # a thin bright capsule
         tissue_db += 9 * np.exp(-(((inside - 1) / 0.05) ** 2))
     behind = np.maximum.accumulate(core, axis=0) & ~core
     column = ndimage.gaussian_filter(behind.astype(float), (side / 60, side / 60))
-    tissue_db += lesion.shadow_db * column
+    return tissue_db + lesion.shadow_db * column
 
-    amplitude = 10 ** (tissue_db / 20)
-    field = amplitude * (
-        rng.standard_normal((samples, beams)) + 1j * rng.standard_normal((samples, beams))
-    )
-    spots = np.argwhere(inside < 0.8)
-    for row, col in spots[rng.integers(0, len(spots), lesion.calcifications)] if len(spots) else ():
-        field[row, col] += 30 * np.exp(2j * np.pi * rng.uniform())
 
-    # Point-spread function: pulse along the beam, beam width across, widest far from the focus.
+def _received(rng: np.random.Generator, field: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """From scatterers to the log-compressed image 0..1, by depth and beam.
+
+    The point-spread function is a pulse along the beam and a width across it, widest far from the focus.
+    """
     focus = rng.uniform(0.4, 0.6)
     pulse = np.exp(-0.5 * (np.arange(-6, 7) / 1.4) ** 2)[:, None]
     field = signal.fftconvolve(field, pulse, mode="same", axes=0)
-    near = _across(field, 1.0)
-    far = _across(field, 2.4)
+    near, far = _across(field, 1.0), _across(field, 2.4)
     blend = np.clip(np.abs(depth - focus) / 0.5, 0, 1)
     envelope = np.abs((1 - blend) * near + blend * far)
-
     gain_db = -rng.uniform(4, 10) * depth + rng.uniform(-2, 2)
     level_db = 20 * np.log10(envelope + 1e-9) + gain_db
     level_db -= np.percentile(level_db, 99.3)
-    image = np.clip(1 + level_db / DYNAMIC_RANGE_DB, 0, 1)
+    return np.clip(1 + level_db / DYNAMIC_RANGE_DB, 0, 1)
 
-    height = side
-    if fan:
-        half_width = (apex + 1) * np.sin(half_angle)
-        top = apex * np.cos(half_angle) - apex
-        shape = (height, round(height * 2 * half_width / (1 - top)))
-        zz = np.linspace(top, 1, shape[0])[:, None]
-        xx = np.linspace(-half_width, half_width, shape[1])[None]
-        radius, theta = np.hypot(zz + apex, xx), np.arctan2(xx, zz + apex)
-        where = [
-            (radius - apex) * (samples - 1),
-            (theta / half_angle + 1) / 2 * (beams - 1),
-        ]
-    else:
-        shape = (height, round(height * width))
-        where = list(np.mgrid[: shape[0], : shape[1]].astype(float))
-        where[0] *= (samples - 1) / (shape[0] - 1)
-        where[1] *= (beams - 1) / (shape[1] - 1)
-    picture = ndimage.map_coordinates(image, where, order=1, mode="constant", cval=0.0)
-    mask = ndimage.map_coordinates(core.astype(float), where, order=0, mode="constant", cval=0.0)
-    return np.rint(255 * picture).astype(np.uint8), (mask > 0.5).astype(np.uint8) * 255
+
+def _fan_on_screen(half_angle: float, apex: float, height: int, samples: int, beams: int) -> list[np.ndarray]:
+    """Sample and beam of every pixel of a fan."""
+    half_width = (apex + 1) * np.sin(half_angle)
+    top = apex * np.cos(half_angle) - apex
+    shape = (height, round(height * 2 * half_width / (1 - top)))
+    zz = np.linspace(top, 1, shape[0])[:, None]
+    xx = np.linspace(-half_width, half_width, shape[1])[None]
+    radius, theta = np.hypot(zz + apex, xx), np.arctan2(xx, zz + apex)
+    return [(radius - apex) * (samples - 1), (theta / half_angle + 1) / 2 * (beams - 1)]
+
+
+def _rectangle_on_screen(width: float, height: int, samples: int, beams: int) -> list[np.ndarray]:
+    """Sample and beam of every pixel of a linear scan."""
+    shape = (height, round(height * width))
+    where = list(np.mgrid[: shape[0], : shape[1]].astype(float))
+    where[0] *= (samples - 1) / (shape[0] - 1)
+    where[1] *= (beams - 1) / (shape[1] - 1)
+    return where
 
 
 def _across(field: np.ndarray, width: float) -> np.ndarray:
@@ -218,11 +231,16 @@ class Phantoms:
 
 
 def source(data, channels: int) -> Source:
-    """`data.num_images` phantoms of `data.side` pixels height."""
-    phantoms = Phantoms(data.num_images, data.phantom_seed, data.side, channels=channels)
-    count = range(data.num_images)
+    """`data.num_images` phantoms of `data.side` pixels height.
+
+    `data.split="unseen"` is a fifth as many views of other patients; any other split is all of them.
+    """
+    unseen = data.split == UNSEEN
+    count = range(max(1, data.num_images // 5) if unseen else data.num_images)
+    seed = data.phantom_seed + (UNSEEN_SEED if unseen else 0)
+    phantoms = Phantoms(len(count), seed, data.side, channels=channels)
     return Source(
-        names=[f"phantom_{i:05d}" for i in count],
+        names=[f"{UNSEEN if unseen else 'phantom'}_{i:05d}" for i in count],
         read=phantoms.read,
         labels=[phantoms.label(i) for i in count],
         groups=[f"patient_{phantoms.patient(i):05d}" for i in count],

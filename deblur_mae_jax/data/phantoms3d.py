@@ -14,6 +14,8 @@ from scipy import ndimage
 
 from deblur_mae_jax.data.source import Source
 
+AXES = 3  # of its images
+
 MODALITIES = ("ct", "mr")
 # Tissue: CT density on the 0..1 window, MR signal before standardisation.
 _TISSUES = {"air": (0.02, 0.02), "soft": (0.52, 0.55), "organ1": (0.60, 0.85), "organ2": (0.56, 0.30),
@@ -72,12 +74,8 @@ class Phantoms3D:
             volume = np.clip(ndimage.gaussian_filter(volume, 0.6), 0, 1)
         else:
             volume = signal * np.exp(0.25 * _smooth(rng, self.side))
-            noise = 0.05 * (
-                rng.standard_normal(names.shape) + 1j * rng.standard_normal(names.shape)
-            )
-            volume = np.abs(
-                ndimage.gaussian_filter(volume, 0.8) + noise
-            )  # Rician, as magnitudes are
+            noise = 0.05 * (rng.standard_normal(names.shape) + 1j * rng.standard_normal(names.shape))
+            volume = np.abs(ndimage.gaussian_filter(volume, 0.8) + noise)  # Rician, as magnitudes are
             volume[names == 0] = 0
             body = volume[names > 0]
             volume[names > 0] = (body - body.mean()) / body.std()
@@ -94,9 +92,7 @@ class Phantoms3D:
 
 def _smooth(rng: np.random.Generator, side: int) -> np.ndarray:
     """A slowly varying field of unit variance, from a coarse grid."""
-    field = ndimage.zoom(
-        rng.standard_normal((5, 5, 5)), side / 5, order=3, mode="nearest", grid_mode=True
-    )
+    field = ndimage.zoom(rng.standard_normal((5, 5, 5)), side / 5, order=3, mode="nearest", grid_mode=True)
     return field / (field.std() + 1e-12)
 
 

@@ -15,9 +15,7 @@ SPLITS = ("train", "val", "test")
 ANY = "image"
 
 
-def folds(
-    labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, seed: int = 0
-) -> np.ndarray:
+def folds(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, seed: int = 0) -> np.ndarray:
     """A fold number for every image `(N,)`: stratified by label, groups (patients) kept whole.
 
     An image with an empty group is a group of its own. Deterministic in (labels, groups, seed).
@@ -25,13 +23,10 @@ def folds(
     if num_folds < 2:
         raise UserError(f"config.data.folds={num_folds} must be at least 2")
     known = [
-        f"group {g}" if g else f"image {i}"
-        for i, g in enumerate(groups if groups is not None else [""] * len(labels))
+        f"group {g}" if g else f"image {i}" for i, g in enumerate(groups if groups is not None else [""] * len(labels))
     ]
     if len(set(known)) < num_folds:
-        raise UserError(
-            f"config.data.folds={num_folds}: there are only {len(set(known))} patients to divide"
-        )
+        raise UserError(f"config.data.folds={num_folds}: there are only {len(set(known))} patients to divide")
     rarest = min((list(labels).count(name), name) for name in set(labels))
     if rarest[0] < num_folds:
         raise UserError(
@@ -49,9 +44,7 @@ def folds(
     return fold
 
 
-def divide(
-    labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, fold: int, seed: int = 0
-) -> np.ndarray:
+def divide(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, fold: int, seed: int = 0) -> np.ndarray:
     """ "train", "val" or "test" for every image: fold `fold` tests, the next one validates.
 
     Five folds give the papers' 3:1:1.
@@ -59,9 +52,7 @@ def divide(
     if not 0 <= fold < num_folds:
         raise UserError(f"config.data.fold={fold} must be in 0..{num_folds - 1}")
     if num_folds < 3:
-        raise UserError(
-            f"config.data.folds={num_folds} must be at least 3 to train, validate and test"
-        )
+        raise UserError(f"config.data.folds={num_folds} must be at least 3 to train, validate and test")
     numbers = folds(labels, groups, num_folds, seed)
     out = np.full(len(numbers), "train", dtype="<U5")
     out[numbers == fold] = "test"
@@ -164,9 +155,7 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
         names = _take(names, source.labels or [], source.groups, made_here, data)
     classes = sorted(set(source.labels or []))
     if len(classes) < 2 and not by_mask:
-        raise UserError(
-            f"config.data.root: only one class, '{classes[0]}', has images: nothing to tell apart"
-        )
+        raise UserError(f"config.data.root: only one class, '{classes[0]}', has images: nothing to tell apart")
     if not by_mask and data.positive:
         if len(classes) != 2 or data.positive not in classes:
             raise UserError(
@@ -176,9 +165,7 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
         classes = [*(c for c in classes if c != data.positive), data.positive]
     lines = []
     if made_here:
-        grouped = (
-            "whole patients" if source.groups and any(source.groups) else "images (no groups known)"
-        )
+        grouped = "whole patients" if source.groups and any(source.groups) else "images (no groups known)"
         lines.append(
             f"{' and '.join(made_here)} made from split '{data.split}': stratified, {grouped}, fold "
             f"{data.fold} of {data.folds}"
@@ -186,9 +173,7 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
     return Labelled(source, names, classes, lines)
 
 
-def _load(
-    load, name: str, wanted: str, data, parts: dict[str, Source], by_mask: bool
-) -> Source | None:
+def _load(load, name: str, wanted: str, data, parts: dict[str, Source], by_mask: bool) -> Source | None:
     """One named split; `None` where "auto" finds that the source has no such split."""
     automatic = wanted == "auto"
     try:
@@ -225,9 +210,7 @@ def require(classes: list[str], labels: np.ndarray, positions: dict[str, np.ndar
     for name in SPLITS:
         if not len(positions.get(name, ())) and not (name == "test" and data.test_split == "none"):
             field = "split" if name == "train" else f"{name}_split"
-            raise UserError(
-                f"config.data.{field}: the {name} split has no labelled image that can be used"
-            )
+            raise UserError(f"config.data.{field}: the {name} split has no labelled image that can be used")
     absent = sorted(set(range(len(classes))) - set(labels[positions["train"]].tolist()))
     if absent:
         raise UserError(
@@ -265,9 +248,7 @@ def _take(names, labels, groups, missing: list[str], data) -> np.ndarray:
     return out
 
 
-def missing_classes(
-    classes: list[str], labels: np.ndarray, positions: dict[str, np.ndarray]
-) -> list[str]:
+def missing_classes(classes: list[str], labels: np.ndarray, positions: dict[str, np.ndarray]) -> list[str]:
     """One line for every split that lacks classes."""
     lines = []
     for name, part in positions.items():
@@ -275,7 +256,6 @@ def missing_classes(
         absent = [c for i, c in enumerate(classes) if i not in inside]
         if absent:
             lines.append(
-                f"the {name} split has no image of class {', '.join(absent)}; averages over classes "
-                "leave it out"
+                f"the {name} split has no image of class {', '.join(absent)}; averages over classes leave it out"
             )
     return lines

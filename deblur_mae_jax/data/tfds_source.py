@@ -9,6 +9,8 @@ import numpy as np
 from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.errors import UserError
 
+AXES = 2  # of its images
+
 
 def source(data, channels: int) -> Source:
     """`tfds.data_source(data.tfds_name)`, splits as TFDS writes them (`train+test`, `train[:10%]`).
@@ -24,9 +26,7 @@ def source(data, channels: int) -> Source:
             "config.data.name=tfds_source needs TensorFlow Datasets: pip install tensorflow-datasets"
         ) from error
     if not data.tfds_name:
-        raise UserError(
-            "config.data.tfds_name is not set: name the data set, such as 'my_set:1.0.0'"
-        )
+        raise UserError("config.data.tfds_name is not set: name the data set, such as 'my_set:1.0.0'")
     try:
         records: Any = tfds.data_source(
             data.tfds_name,

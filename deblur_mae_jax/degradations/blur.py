@@ -147,14 +147,10 @@ def gaussian(
         def draw(key):
             return {"sigma": jax.random.uniform(key, (), minval=low, maxval=high)}
 
-        return _gaussian(
-            lambda params: gaussian_taps(params["sigma"], radius, kernel), draw, border, random=True
-        )
+        return _gaussian(lambda params: gaussian_taps(params["sigma"], radius, kernel), draw, border, random=True)
     _check_positive(sigma=sigma)
     table = gaussian_taps(float(sigma), gaussian_radius(sigma, kernel), kernel)
-    return _gaussian(
-        lambda params: jnp.asarray(table), lambda key: {"sigma": jnp.float32(sigma)}, border
-    )
+    return _gaussian(lambda params: jnp.asarray(table), lambda key: {"sigma": jnp.float32(sigma)}, border)
 
 
 def gaussian_levels(
@@ -210,11 +206,7 @@ def median(size: int = 5) -> Degradation:
         windows = [padded]
         for axis in range(space):
             length = image.shape[axis]
-            windows = [
-                jax.lax.slice_in_dim(w, k, k + length, axis=axis)
-                for w in windows
-                for k in range(size)
-            ]
+            windows = [jax.lax.slice_in_dim(w, k, k + length, axis=axis) for w in windows for k in range(size)]
         return jnp.sort(jnp.stack(windows), axis=0)[len(windows) // 2]
 
     return fixed(apply)
@@ -287,9 +279,7 @@ def motion(size: int = 5, angle: float | None = None, centered: bool = False) ->
         mask = _line_mask(ends, size)
         return {"kernel": mask / mask.sum()}
 
-    return Degradation(
-        draw, lambda image, p, s: correlate_line(image, p["kernel"], s), random=True, ndim=(2,)
-    )
+    return Degradation(draw, lambda image, p, s: correlate_line(image, p["kernel"], s), random=True, ndim=(2,))
 
 
 def defocus(radius: int = 5) -> Degradation:
@@ -298,6 +288,4 @@ def defocus(radius: int = 5) -> Degradation:
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     disc = (x**2 + y**2 <= radius**2).astype(np.float32)
     kernel = disc / disc.sum()
-    return fixed(
-        lambda image, size: correlate(image, jnp.asarray(kernel), "reflect_101", size), ndim=(2,)
-    )
+    return fixed(lambda image, size: correlate(image, jnp.asarray(kernel), "reflect_101", size), ndim=(2,))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from deblur_mae_jax.degradations import borders
-from deblur_mae_jax.degradations.contract import Degradation, fixed
+from deblur_mae_jax.degradations.contract import Degradation, Size, fixed
 
 Q0_RULES = ("decay", "image", "roi")
 COEFFICIENTS = ("rational", "exponential")
@@ -40,9 +42,38 @@ def srad_step(
     return state + rate * divergence, c, q2
 
 
+def _check(iterations: int, dt: float, q0: str, coefficient: str, roi: Any) -> None:
+    """Raise `ValueError` for arguments of `srad` that cannot be right."""
+    if iterations < 1:
+        raise ValueError(f"iterations={iterations} must be at least 1")
+    if not 0 < dt <= 1:
+        raise ValueError(f"dt={dt} must be in (0, 1]: larger steps are unstable")
+    if q0 not in Q0_RULES:
+        raise ValueError(f"q0: unknown name '{q0}'. Choices: {', '.join(Q0_RULES)}.")
+    if coefficient not in COEFFICIENTS:
+        choices = ", ".join(COEFFICIENTS)
+        raise ValueError(f"coefficient: unknown name '{coefficient}'. Choices: {choices}.")
+    if (q0 == "roi") != (roi is not None):
+        raise ValueError("roi=(top, left, height, width) goes with q0='roi', and only with it")
+
+
+def _region(shape: tuple[int, int], size: Size | None, roi: tuple[int, int, int, int] | None) -> jax.Array:
+    """1 where the speckle scale is estimated `(H, W, 1)`: inside the image, and inside `roi`."""
+    inside = jnp.ones((*shape, 1))
+    if size is not None:
+        rows, cols = jnp.arange(shape[0]), jnp.arange(shape[1])
+        inside = ((rows < size[0])[:, None] & (cols < size[1])[None])[..., None]
+    region = inside.astype(jnp.float32)
+    if roi is not None:
+        top, left, height, width = roi
+        region = region * jnp.zeros((*shape, 1)).at[top : top + height, left : left + width].set(1.0)
+    return region
+
+
 def srad(
     iterations: int = 40,
     dt: float = 0.1,
+    *,
     q0: str = "decay",
     rho: float = 1 / 6,
     coefficient: str = "rational",
@@ -59,32 +90,12 @@ def srad(
     coefficient: `"rational"` 1 / (1 + ...) or `"exponential"`, both from Yu & Acton, clipped to
     0..1. quarter: keep the 1/4 of the published scheme, which the DeblurrMAE paper does not print.
     """
-    if iterations < 1:
-        raise ValueError(f"iterations={iterations} must be at least 1")
-    if not 0 < dt <= 1:
-        raise ValueError(f"dt={dt} must be in (0, 1]: larger steps are unstable")
-    if q0 not in Q0_RULES:
-        raise ValueError(f"q0: unknown name '{q0}'. Choices: {', '.join(Q0_RULES)}.")
-    if coefficient not in COEFFICIENTS:
-        choices = ", ".join(COEFFICIENTS)
-        raise ValueError(f"coefficient: unknown name '{coefficient}'. Choices: {choices}.")
-    if (q0 == "roi") != (roi is not None):
-        raise ValueError("roi=(top, left, height, width) goes with q0='roi', and only with it")
+    _check(iterations, dt, q0, coefficient, roi)
 
     def apply(image, size):
         if image.ndim != 3:
             raise ValueError(f"SRAD needs an (H, W, C) image, got shape {image.shape}")
-        shape = image.shape[:2]
-        inside = jnp.ones((*shape, 1))
-        if size is not None:
-            rows, cols = jnp.arange(shape[0]), jnp.arange(shape[1])
-            inside = ((rows < size[0])[:, None] & (cols < size[1])[None])[..., None]
-        region = inside.astype(jnp.float32)
-        if roi is not None:
-            top, left, height, width = roi
-            box = jnp.zeros((*shape, 1)).at[top : top + height, left : left + width].set(1.0)
-            region = region * box
-
+        region = _region(image.shape[:2], size, roi)
         state = image + 1.0 if q0 == "decay" else jnp.exp(image / 255.0)
 
         def step(state, k):

@@ -1,1 +1,1 @@
-"""How a trained network is judged, and the report that shows it."""
+"""How a network is judged during and after training. One file per kind of judgement; see `training/evaluator.py`."""

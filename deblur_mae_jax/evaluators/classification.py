@@ -1,169 +1,210 @@
-"""Measures of a classifier, by scikit-learn and scipy. Labels `(N,)`, probabilities `(N, C)`.
-
-Policy for classes that a set lacks: averages over classes are over those present in the labels; what
-is then not defined is NaN, never a number made up.
-"""
+"""A classifier judged as it trains, on the validation images, and once at the end on the test images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy import optimize, special, stats
-from sklearn import metrics
 
-SPECIFICITY = 0.9
-BINS = 10
-MEANING = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy (mean recall)",
-    "f1_binary": "F1 of the positive class",
-    "f1_macro": "F1, macro",
-    "f1_weighted": "F1, weighted",
-    "auroc": "AUROC (one against the rest, macro, for several classes)",
-    "average_precision": "average precision",
-    "sensitivity_at_specificity": f"sensitivity at specificity {SPECIFICITY:g}",
-    "ece": f"expected calibration error, {BINS} bins",
-    "brier": "Brier score (sum over classes)",
-    "log_loss": "cross-entropy",
-}
-HIGHER_IS_BETTER = {name: name not in ("ece", "brier", "log_loss") for name in MEANING}
+from deblur_mae_jax import config as fields
+from deblur_mae_jax import sharding
+from deblur_mae_jax.data.order import InOrder
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.inference import attention_rollout, blur_search
+from deblur_mae_jax.input_pipeline import crop_resize
+from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.metrics import classification
+from deblur_mae_jax.reports import classification as report
+from deblur_mae_jax.reports import classification_figures, page, predictions
+from deblur_mae_jax.reports.predictions import Predictions
+from deblur_mae_jax.training.evaluator import Conclusion, Judgement
+from deblur_mae_jax.training.experiment import Experiment
+from deblur_mae_jax.workdir import metric_writer
+from deblur_mae_jax.workdir.run_folder import Workdir
 
-
-def _present(labels: np.ndarray) -> np.ndarray:
-    return np.unique(labels)
+# Degradations that are drawn are drawn the same way at every evaluation.
+EVALUATION_STEP = 0
+MAX_EMBEDDED = 2000
+MISTAKES = 8
 
 
-def accuracy(labels: np.ndarray, p: np.ndarray) -> float:
-    """Share of images whose most probable class is the true one."""
-    return float(metrics.accuracy_score(labels, p.argmax(1)))
+def make_predict(run: Experiment) -> Any:
+    """`predict(params, arrays, batch, first) -> (logits (B, C), level (B,), inputs)`, jitted."""
+    network, supervision = run.network, run.supervision
+    assert supervision is not None
+    setting, degradation = supervision.setting, network.inputs.degradation
+
+    def predict(params, arrays, batch, first):
+        examples = run.store.gather(arrays["images"], jax.tree.map(lambda x: x[0], batch))
+        B = examples["size"].shape[0]
+        keys = stream_keys(0, EVALUATION_STEP, first + jnp.arange(B))
+        level = None
+        if run.choose_level is not None:
+            central = network.inputs.central(examples)
+            level = run.choose_level(arrays["search"])(examples, *central)
+        elif setting is not None and setting.kind == "oracle":
+            level = _oracle(params, examples)
+        data = network.inputs.evaluate(examples, keys, level)
+        given = data.get("level", jnp.zeros(B, jnp.int32))
+        logits, _ = network.model.apply({"params": params}, data["inputs"], level=data.get("level"))
+        return logits, given, data["inputs"]
+
+    def _oracle(params, examples):
+        """The level at which the true class is most probable: an upper bound, it uses the label."""
+        levels = jnp.asarray(blur_search.candidates(degradation.num_levels, 1))
+        central = network.inputs.central(examples)
+        inputs, _ = network.inputs.at_levels(examples, *central, levels)
+        B, T = inputs.shape[:2]
+        logits, _ = network.model.apply(
+            {"params": params}, inputs.reshape(B * T, *inputs.shape[2:]), level=jnp.tile(levels, B)
+        )
+        scores = jax.nn.log_softmax(logits).reshape(B, T, -1)
+        truth = jnp.take_along_axis(scores, examples["label"][:, None, None], axis=2)[..., 0]
+        return levels[jnp.argmax(truth, axis=1)]
+
+    everywhere = sharding.replicated(run.mesh)
+    return jax.jit(predict, out_shardings=everywhere)
 
 
-def balanced_accuracy(labels: np.ndarray, p: np.ndarray) -> float:
-    """Mean recall over the classes present."""
-    present = list(_present(labels))
-    return float(
-        metrics.recall_score(labels, p.argmax(1), labels=present, average="macro", zero_division=0)
-    )
+class Evaluator:
+    """Judges the validation images during training, validation and test images with the best weights at the end."""
 
+    def __init__(self, run: Experiment, workdir: Workdir):
+        assert run.supervision is not None
+        self.run, self.workdir, self.labels = run, workdir, run.supervision
+        self.latest: dict[str, float] = {}
+        self.metric = run.config.select.metric
+        self._predict = make_predict(run)
+        B = max(1, run.config.optim.batch_size // run.config.optim.accum_steps)
+        self.batch_size = -(-B // run.mesh.size) * run.mesh.size
 
-def _f1(labels: np.ndarray, p: np.ndarray, average: str) -> float:
-    present = list(_present(labels))
-    return float(
-        metrics.f1_score(labels, p.argmax(1), labels=present, average=average, zero_division=0)
-    )
+    def predict(self, params: Any, split: str) -> Predictions:
+        """Every image of a split."""
+        positions = self.labels.positions[split]
+        order = InOrder(positions, self.batch_size)
+        logits, levels = [], []
+        for number, batch in enumerate(self.run.store.in_order(order)):
+            first = jnp.int32(number * self.batch_size)
+            out, level, _ = self._predict(params, self.run.arrays, batch, first)
+            logits.append(np.asarray(out))
+            levels.append(np.asarray(level))
+        count = len(positions)
+        table = predictions.of_index(
+            self.run.index,
+            self.labels,
+            split,
+            predictions.probabilities_of(np.concatenate(logits)[:count]),
+            np.concatenate(levels)[:count],
+            blur_search.all_sigmas(self.run.network.inputs.degradation),
+        )
+        # An image that can no longer be read was replaced by another: that is no prediction of it.
+        lost = {item.name for item in self.run.loader.failed}
+        return table.where(np.array([name not in lost for name in table.names])) if lost else table
 
+    def evaluate(self, params: Any) -> Judgement:
+        """Measures of the validation images; the score is the one that selects."""
+        table = self.predict(params, "val")
+        values = classification.measure(table.labels, table.probabilities)
+        self.latest = {f"val_{name}": value for name, value in values.items()}
+        value = values[self.metric]
+        score = value if classification.HIGHER_IS_BETTER[self.metric] else -value
+        if not np.isfinite(score):
+            raise UserError(
+                f"config.select.metric={self.metric} is not defined on the validation images, which "
+                "lack classes; choose accuracy or log_loss"
+            )
+        return Judgement(score, self.latest, {})
 
-def f1_macro(labels: np.ndarray, p: np.ndarray) -> float:
-    """Mean F1 over the classes present."""
-    return _f1(labels, p, "macro")
+    def write(self, step: int, judgement: Judgement) -> None:
+        """Nothing: the page of a run that is not finished is written when it stops."""
 
+    def _title(self) -> str:
+        return f"{self.workdir.name}: {' or '.join(self.labels.classes)}"
 
-def f1_weighted(labels: np.ndarray, p: np.ndarray) -> float:
-    """Mean F1 over the classes, by their share."""
-    return _f1(labels, p, "weighted")
+    def finish(self, step: int, params: Any, main: bool) -> Conclusion:
+        """Predict validation and test images with the best weights; write the table and the report.
 
+        This is the only place that reads predictions of the test split.
+        """
+        if params is None:
+            if main:
+                curves = classification_figures.curves(metric_writer.read(self.workdir))
+                page.progress(self.workdir.make_report(), self._title(), self.latest, curves)
+            return Conclusion(self.latest, "", self.workdir.report)
+        positions = self.labels.positions
+        tables = [self.predict(params, name) for name in ("val", "test") if name in positions]
+        judged = tables[-1]
+        shown = positions[str(judged.split[0])]
+        features = self._features(params, shown[:MAX_EMBEDDED])
+        wrong = np.flatnonzero(judged.probabilities.argmax(1) != judged.labels)
+        wrong = wrong[np.argsort(-judged.probabilities[wrong].max(axis=1))][:MISTAKES]
+        views = self._rollouts(params, shown[wrong]) if len(wrong) else []
+        figure = self.workdir.report / report.FIGURES
+        if not main:
+            return Conclusion(self.latest, "", figure)
+        mistakes = [(judged.where(np.array([i])), *view) for i, view in zip(wrong, views, strict=True)]
+        if self.labels.table is not None:
+            self.labels.table.write(self.workdir.blur_search)
+        notes = self._notes(step, features, mistakes)
+        table = predictions.concatenate(tables)
+        numbers = report.write(self.workdir, table, self.run.index, positions, notes)
+        name = numbers["judged_on"]
+        measures = {
+            f"{name}_{k}": v["value"] for k, v in numbers["splits"][name]["per_image"].items() if v["value"] is not None
+        }
+        return Conclusion(measures, report.verdict(numbers), figure)
 
-def f1_binary(labels: np.ndarray, p: np.ndarray) -> float:
-    """F1 of the last class; NaN for more than two classes."""
-    if p.shape[1] != 2:
-        return float("nan")
-    return float(metrics.f1_score(labels, p.argmax(1), pos_label=1, zero_division=0))
+    def _notes(self, step: int, features: np.ndarray, mistakes: list[Any]) -> report.Notes:
+        labels = self.labels
+        train = labels.labels[labels.positions["train"]]
+        return report.Notes(
+            title=self._title(),
+            config=fields.flat(self.run.config),
+            lines=self.run.notes,
+            setting=labels.setting.kind if labels.setting else None,
+            best_step=step,
+            curves=metric_writer.read(self.workdir),
+            skipped=len(self.run.skipped),
+            features=features,
+            mistakes=mistakes,
+            train_counts=np.bincount(train, minlength=len(labels.classes)),
+        )
 
+    def _features(self, params: Any, positions: np.ndarray) -> np.ndarray:
+        model = self.run.network.model
 
-def _one_against_rest(
-    labels: np.ndarray, p: np.ndarray, score: Callable[[np.ndarray, np.ndarray], float]
-) -> float:
-    """`score(is the class, probability)`: of the last of two classes, or the mean over those present."""
-    present = _present(labels)
-    if len(present) < 2:
-        return float("nan")
-    if p.shape[1] == 2:
-        return float(score(labels == 1, p[:, 1]))
-    return float(np.mean([score(labels == c, p[:, c]) for c in present]))
+        def features(params, images, level):
+            return model.apply({"params": params}, images, level=level, method=model.features)
 
+        program = jax.jit(features, out_shardings=sharding.replicated(self.run.mesh))
+        return self._over(params, positions, program)
 
-def auroc(labels: np.ndarray, p: np.ndarray) -> float:
-    """Area under the ROC curve; ties count one half."""
-    return _one_against_rest(labels, p, metrics.roc_auc_score)
+    def _rollouts(self, params: Any, positions: np.ndarray) -> list[tuple[Any, Any]]:
+        """(view in gray levels, attention map or None) of some images."""
+        network = self.run.network
+        model, inputs, attends = network.model, network.inputs, network.rules.attends
 
+        def look(params, images, level):
+            mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
+            views = jnp.clip(crop_resize.denormalise(images, mean, std), 0, 255)
+            if not attends:
+                return views, jnp.zeros(len(views))
+            return views, attention_rollout.rollout(model, params, images, level)
 
-def average_precision(labels: np.ndarray, p: np.ndarray) -> float:
-    """Area under the precision-recall steps."""
-    return _one_against_rest(labels, p, metrics.average_precision_score)
+        program = jax.jit(look, out_shardings=sharding.replicated(self.run.mesh))
+        views, maps = self._over(params, positions, program)
+        return [(view, found if attends else None) for view, found in zip(views, maps, strict=True)]
 
-
-def sensitivity_at_specificity(labels: np.ndarray, p: np.ndarray) -> float:
-    """The largest sensitivity of a threshold whose specificity is at least `SPECIFICITY`."""
-
-    def score(truth, values):
-        false_positives, sensitivity, _ = metrics.roc_curve(truth, values, drop_intermediate=False)
-        return sensitivity[false_positives <= 1 - SPECIFICITY + 1e-12].max()
-
-    return _one_against_rest(labels, p, score)
-
-
-def ece(labels: np.ndarray, p: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error of the predicted class, bins of equal width (low, high]."""
-    return calibration_error(p.argmax(1) == labels, p.max(1), bins)
-
-
-def calibration_error(right: np.ndarray, confidence: np.ndarray, bins: int = BINS) -> float:
-    """Mean over bins of |share right - mean confidence|, weighted by the images in them."""
-    which = np.ceil(np.asarray(confidence) * bins)
-    edges = np.arange(bins + 1) + 0.5
-
-    def summed(values):
-        return stats.binned_statistic(np.clip(which, 1, bins), values, "sum", edges).statistic
-
-    gap = np.abs(summed(np.asarray(right, float)) - summed(confidence))
-    return float(gap.sum() / len(which))
-
-
-def brier(labels: np.ndarray, p: np.ndarray) -> float:
-    """Mean of the squared error summed over the classes (two classes: twice the usual one)."""
-    return float(metrics.brier_score_loss(labels, p, labels=range(p.shape[1]), scale_by_half=False))
-
-
-def log_loss(labels: np.ndarray, p: np.ndarray) -> float:
-    """Mean cross-entropy."""
-    return float(metrics.log_loss(labels, p, labels=range(p.shape[1])))
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    f.__name__: f
-    for f in (
-        accuracy, balanced_accuracy, f1_binary, f1_macro, f1_weighted, auroc, average_precision,
-        sensitivity_at_specificity, ece, brier, log_loss,
-    )
-}  # fmt: skip
-
-
-def measure(labels: np.ndarray, p: np.ndarray) -> dict[str, float]:
-    """Every measure; `f1_binary` only for two classes."""
-    names = [n for n in METRICS if n != "f1_binary" or p.shape[1] == 2]
-    return {name: METRICS[name](labels, p) for name in names}
-
-
-def fit_temperature(labels: np.ndarray, p: np.ndarray) -> float | None:
-    """The temperature that minimises the cross-entropy (Guo et al. 2017); fit it on validation images.
-
-    `None` where there is none between 0.05 and 20, as for probabilities that are all 0 or 1.
-    """
-    logits = np.log(np.maximum(p, 1e-300))
-
-    def loss(log_t):
-        return -special.log_softmax(logits / np.exp(log_t), axis=1)[
-            np.arange(len(labels)), labels
-        ].mean()
-
-    low, high = np.log(0.05), np.log(20.0)
-    found = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded")
-    if min(found.x - low, high - found.x) < 1e-2:
-        return None
-    return float(np.exp(found.x))
-
-
-def scale(p: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities at another temperature."""
-    return special.softmax(np.log(np.maximum(p, 1e-300)) / temperature, axis=1)
+    def _over(self, params: Any, positions: np.ndarray, program: Any) -> Any:
+        """Apply `program(params, network inputs, level)` to images of the index."""
+        order = InOrder(positions, self.batch_size)
+        conditioned = self.run.network.conditioned
+        results = []
+        for number, batch in enumerate(self.run.store.in_order(order)):
+            first = jnp.int32(number * self.batch_size)
+            _, level, images = self._predict(params, self.run.arrays, batch, first)
+            results.append(jax.device_get(program(params, images, level if conditioned else None)))
+        count = len(positions)
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *results)

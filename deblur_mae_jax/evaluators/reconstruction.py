@@ -1,122 +1,106 @@
-"""How well a fixed set of images is reconstructed, in numbers and in pictures."""
+"""Pre-training: a fixed set of images, reconstructed, measured, drawn and put on a page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import dm_pix
 import jax
-import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from deblur_mae_jax import losses, masking, views
-from deblur_mae_jax.evaluators import report
-from deblur_mae_jax.inputs import stream_keys
+from deblur_mae_jax import config as fields
+from deblur_mae_jax import sharding
+from deblur_mae_jax.data import dataset
+from deblur_mae_jax.data.loader import Loader
+from deblur_mae_jax.evaluators import image_reconstruction, volume_reconstruction
+from deblur_mae_jax.reports import reconstruction
+from deblur_mae_jax.training.evaluator import Conclusion, Judgement
+from deblur_mae_jax.training.experiment import Experiment, modality_of
+from deblur_mae_jax.workdir import metric_writer
+from deblur_mae_jax.workdir.run_folder import Workdir
 
-# Masks and degradations of the evaluation never change: they belong to this step of their own seed.
-EVALUATION_STEP = 0
-
-Arrays = dict[str, np.ndarray]
+# By the axes of the images.
+KINDS: dict[int, Any] = {2: image_reconstruction, 3: volume_reconstruction}
 
 
-def make(network: Any, config: Any) -> Callable[[Any, Any], dict[str, jax.Array]]:
-    """`evaluate(params, examples) -> arrays`, to be jitted.
+class Evaluator:
+    """Evaluates the same images with the same masks each time; writes `report/` of the workdir."""
 
-    Per image `(B,)`: `loss` (what training minimises), `loss_of_mean` (the error of predicting every
-    image by its own mean, the floor any model must beat), `mse_degraded` and `mse_restored` (error
-    of the degraded input and of its reconstruction with nothing masked, 0..1 grey scale),
-    `ssim_degraded` and `ssim_restored` likewise, `level`.
-    Pictures `(B, S, S, C)` in grey levels: `clean`, `degraded`, `masked`, `reconstructed` (from
-    the visible patches, as in training), `restored` (with nothing masked).
-    """
-    inputs, model, loss = network.inputs, network.model, network.loss
-    loss_on, norm_pix_loss = config.task.loss_on, config.task.norm_pix_loss
-    mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
-
-    def pixels(patches, goal):
-        if (
-            norm_pix_loss
-        ):  # the network predicts normalised patches; undo it with the true statistics
-            average, spread = losses.patch_statistics(goal)
-            patches = patches * spread + average
-        images = masking.unpatchify(patches, model.patch_size, model.in_chans)
-        return jnp.clip(views.denormalise(images, mean, std), 0, 255)
-
-    def evaluate(params, examples):
-        count = examples["size"].shape[0]
-        keys = stream_keys(0, EVALUATION_STEP, jnp.arange(count))
-        level = None
-        if inputs.degradation.at_level is not None:  # spread over all levels, the strongest first
-            num = inputs.degradation.num_levels
-            level = (num - 1 - (jnp.arange(count) * 3) % num).astype(jnp.int32) + 1
-        batch = inputs.evaluate(examples, keys, level)
-        per_image, out = loss(params, batch, keys)
-        goal = masking.patchify(batch["targets"], model.patch_size)
-        restored, _ = model.apply(
-            {"params": params}, batch["inputs"], None, 0.0, batch.get("level")
-        )
-
-        counted = out["mask"] if loss_on == "masked" else None
-        average = out["target"].mean(axis=(1, 2), keepdims=True)
-        clean = jnp.clip(views.denormalise(batch["targets"], mean, std), 0, 255)
-        degraded = jnp.clip(views.denormalise(batch["inputs"], mean, std), 0, 255)
-        hidden = out["mask"][..., None]
-        shown = masking.patchify(degraded, model.patch_size)
-        masked = masking.unpatchify(
-            jnp.where(hidden > 0, 128.0, shown), model.patch_size, model.in_chans
-        )
-        restored = pixels(restored, goal)
-
-        def mse(a, b):
-            return jnp.square((a - b) / 255).mean(axis=(1, 2, 3))
-
-        def ssim(a, b):
-            return dm_pix.ssim(a / 255, b / 255)
-
-        return {
-            "loss": per_image,
-            "loss_of_mean": losses.patch_mse(
-                jnp.broadcast_to(average, out["target"].shape), out["target"], counted
-            ),
-            "mse_degraded": mse(degraded, clean),
-            "mse_restored": mse(restored, clean),
-            "ssim_degraded": ssim(degraded, clean),
-            "ssim_restored": ssim(restored, clean),
-            "level": batch.get("level", jnp.zeros(count, jnp.int32)),
-            "clean": clean,
-            "degraded": degraded,
-            "masked": masked,
-            "reconstructed": pixels(out["pred"], goal),
-            "restored": restored,
+    def __init__(self, run: Experiment, workdir: Workdir):
+        self.run, self.workdir = run, workdir
+        self.latest: dict[str, float] = {}
+        self.kind = KINDS[run.network.axes]
+        examples, self.names = self._examples()
+        everywhere = sharding.replicated(run.mesh)
+        self.examples = {
+            name: jax.make_array_from_callback(v.shape, everywhere, v.__getitem__) for name, v in examples.items()
         }
+        self._evaluate = jax.jit(self.kind.make(run.network), out_shardings=everywhere)
 
-    return evaluate
+    def _examples(self) -> tuple[dict[str, np.ndarray], list[str]]:
+        """(the images, stacked; their names), spread over the set, so that not all are of the first sub-folder."""
+        run, config, split = self.run, self.run.config, self.run.config.report.eval_split
+        index, loader = run.index, run.loader
+        if split:
+            main = jax.process_index() == 0
+            index = dataset.build_index(config, self.workdir.index(split) if main else None, split)
+            loader = Loader(index, config.model.in_chans, modality_of(index))
+        count = min(config.report.num_eval_images, len(index))
+        numbers = np.unique(np.linspace(0, len(index) - 1, count).astype(int))
+        examples = [loader.example(int(n)) for n in numbers]
+        stacked = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+        inputs = run.network.inputs
+        if inputs.precomputes:
+            degraded = jax.jit(inputs.precompute)(stacked["image"], stacked["size"])
+            stacked["degraded"] = np.asarray(degraded)
+        return stacked, [index.source.names[int(n)] for n in numbers]
 
+    def evaluate(self, params: Any) -> Judgement:
+        """Measures, and a sheet of the first images; no checkpoint is better than the last."""
+        arrays = {k: np.asarray(v) for k, v in self._evaluate(params, self.examples).items()}
+        self.latest = self.kind.summary(arrays)
+        images = {}
+        if jax.process_index() == 0:
+            count, degradation = (
+                self.run.config.report.num_images,
+                self.run.network.inputs.degradation,
+            )
+            sheet = self.kind.sheet(arrays, count, self.names, degradation)
+            images["reconstructions"] = np.asarray(sheet)
+        return Judgement(None, self.latest, images)
 
-def picture(arrays: Arrays, config: Any, names: list[str], degradation: Any) -> Image.Image:
-    """Clean, degraded, masked and reconstructed views of the first images."""
-    size = 0.0
-    if degradation.at_level is not None:
-        size = float(degradation.at_level(jnp.int32(1)).get("sigma", 0.0))
-    count, levels = config.report.num_images, degradation.num_levels
-    return report.reconstruction_sheet(arrays, count, names, levels, size)
+    def write(self, step: int, judgement: Judgement) -> None:
+        """The sheet, and the page."""
+        from PIL import Image
 
+        path = self.workdir.make_report() / f"reconstructions_{step:07d}.png"
+        Image.fromarray(judgement.images["reconstructions"]).save(path)
+        self._page(step)
 
-def psnr(mse: np.ndarray) -> float:
-    """Of the mean squared error over all images, in dB, against the 0..1 scale."""
-    return float(-10 * np.log10(np.maximum(np.mean(mse), 1e-12)))
+    def _sheets(self) -> list[Path]:
+        return sorted(self.workdir.report.glob("reconstructions_*.png"))
 
+    def _page(self, step: int) -> None:
+        run, config = self.run, self.run.config
+        reconstruction.write(
+            self.workdir.make_report(),
+            title=f"{self.workdir.name}: {config.task.degrade}",
+            facts={
+                "step": f"{step} of {run.total_steps}",
+                "images": len(run.index),
+                "batch": config.optim.batch_size,
+                "GFLOP per image": f"{run.network.flops_per_image / 1e9:.2f}",
+                "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            },
+            latest=self.latest,
+            lines=metric_writer.read(self.workdir),
+            sheets=[(int(path.stem.split("_")[1]), path) for path in self._sheets()],
+            config=fields.flat(config),
+            skipped=len(run.skipped),
+        )
 
-def summary(arrays: Arrays) -> dict[str, float]:
-    """Means over the images, with PSNR in dB."""
-
-    return {
-        "eval_loss": float(arrays["loss"].mean()),
-        "eval_loss_of_mean": float(arrays["loss_of_mean"].mean()),
-        "psnr_degraded": psnr(arrays["mse_degraded"]),
-        "psnr_restored": psnr(arrays["mse_restored"]),
-        "ssim_degraded": float(arrays["ssim_degraded"].mean()),
-        "ssim_restored": float(arrays["ssim_restored"].mean()),
-    }
+    def finish(self, step: int, params: Any, main: bool) -> Conclusion:
+        """The page, where no evaluation has written one."""
+        if main and not self.workdir.page.exists():
+            self._page(step)
+        return Conclusion(self.latest, "", (self._sheets() or [self.workdir.report])[-1])

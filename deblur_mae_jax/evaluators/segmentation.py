@@ -1,122 +1,202 @@
-"""How alike two label maps are: overlap, and distances between surfaces in mm (or pixels). NumPy and SciPy.
-
-The definitions are MONAI's: the surface of a mask is what an erosion by one voxel (faces touching) takes away, also at
-the border of the image; distances are between the centres of surface voxels.
-"""
+"""A segmentation judged as it trains, on the validation images, and once at the end on the test images."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
-from scipy import ndimage
 
-from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax import config as fields
+from deblur_mae_jax.data import audit
+from deblur_mae_jax.data import grid as grids
+from deblur_mae_jax.data.source import BadImage, Skipped
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.inference.segmenter import Segmenter
+from deblur_mae_jax.metrics import segmentation
+from deblur_mae_jax.reports import cases, page, segmentation_figures
+from deblur_mae_jax.reports import segmentation as report
+from deblur_mae_jax.reports.cases import Cases
+from deblur_mae_jax.reports.segmentation_figures import Shown
+from deblur_mae_jax.training.evaluator import Conclusion, Judgement
+from deblur_mae_jax.training.experiment import Experiment
+from deblur_mae_jax.workdir import metric_writer
+from deblur_mae_jax.workdir.run_folder import Workdir
 
-MEASURES = {
-    "dice": "Dice",
-    "hd": "Hausdorff distance",
-    "hd95": "95 % Hausdorff distance",
-    "surface_distance": "mean surface distance",
-    "surface_dice": "surface Dice",
-}
-HIGHER_IS_BETTER = {name: name in ("dice", "surface_dice") for name in MEASURES}
-# What a label counts for in a case where the truth, the prediction or both have none of it.
-EMPTY = ("skip", "count")
-
-
-def dice(truth: np.ndarray, predicted: np.ndarray, empty: str = "skip") -> float:
-    """2 |A B| / (|A| + |B|) of two masks.
-
-    empty: "skip" gives NaN where the truth is empty, as MONAI does by default; "count" gives 1 where both are and 0
-    where only the truth is. A label that was missed has 0 either way.
-    """
-    if not truth.any() and empty == "skip":
-        return float("nan")
-    size = int(truth.sum()) + int(predicted.sum())
-    return 2.0 * int((truth & predicted).sum()) / size if size else 1.0
+SHOWN = 4
 
 
-def surface(mask: np.ndarray) -> np.ndarray:
-    """The voxels of a mask that touch its outside."""
-    return mask & ~ndimage.binary_erosion(mask)
+class Evaluator:
+    """Judges the validation images during training, validation and test images with the best weights at the end."""
 
+    def __init__(self, run: Experiment, workdir: Workdir):
+        assert run.supervision is not None
+        self.run, self.workdir, self.supervision = run, workdir, run.supervision
+        self.labels = self.supervision.classes[1:]
+        self.latest: dict[str, float] = {}
+        self.metric = run.config.select.metric
+        self.tolerance, self.empty = run.config.report.tolerance, run.config.report.empty
+        self.segmenter = Segmenter(run.network, run.mesh, run.config.infer)
 
-def surface_distances(
-    truth: np.ndarray, predicted: np.ndarray, spacing: tuple[float, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(from each surface voxel of the prediction to the truth's surface, and the other way round); both not empty."""
-    both = ndimage.find_objects((truth | predicted).astype(np.uint8))[
-        0
-    ]  # nothing outside this box matters
-    a, b = surface(truth[both]), surface(predicted[both])
-    to_truth = ndimage.distance_transform_edt(~a, sampling=spacing)
-    to_predicted = ndimage.distance_transform_edt(~b, sampling=spacing)
-    return to_truth[b], to_predicted[a]
+    def evaluate(self, params: Any) -> Judgement:
+        """The validation images on the grid the network sees, by the measure that selects.
 
+        A structure that was missed counts as the worst there is, so that weights that find less are never chosen.
+        """
+        rows = []
+        source, classes = self.run.index.source, self.supervision.mask_classes
+        assert source.masks is not None and classes is not None
+        wanted = tuple(self.run.config.data.spacing) if self.segmenter.is_3d else ()
+        segmented = self.segmenter.each([params], self.run.loader, self.supervision.positions["val"])
+        for position, labels in segmented:
+            truth = classes[source.masks(position)]
+            spacing = wanted or source.grid_of(position).spacing
+            rows.append([self._score(truth == n, labels == n, spacing) for n in range(1, len(self.labels) + 1)])
+        values = np.array(rows)
+        known = np.isfinite(values)
+        if not known.any():
+            raise UserError(
+                "config.data.val_split: no validation mask holds a label, so the best weights cannot be chosen"
+            )
+        counts = known.sum(axis=1)
+        means = np.where(known, values, 0).sum(axis=1)[counts > 0] / counts[counts > 0]
+        mean = float(means.mean())
+        self.latest = {f"val_{self.metric}": mean}
+        if len(self.labels) > 1:
+            for j, label in enumerate(self.labels):
+                if known[:, j].any():
+                    self.latest[f"val_{self.metric}_{label}"] = float(values[known[:, j], j].mean())
+        score = mean if segmentation.HIGHER_IS_BETTER[self.metric] else -mean
+        return Judgement(score, self.latest, {})
 
-def measure(
-    truth: np.ndarray,
-    predicted: np.ndarray,
-    spacing: tuple[float, ...],
-    tolerance: float = 1.0,
-    empty: str = "skip",
-) -> dict[str, float]:
-    """Every measure of two masks of bool.
+    def _score(self, truth: np.ndarray, labels: np.ndarray, spacing: tuple[float, ...]) -> float:
+        """The measure that selects, of one label; NaN where the truth has none of it."""
+        if not truth.any():
+            return float("nan")
+        if self.metric == "dice":
+            return segmentation.dice(truth, labels)
+        return segmentation.measure(truth, labels, spacing, self.tolerance, "count")[self.metric]
 
-    spacing: of the voxels; tolerance: in the same unit, up to which surfaces count as the same (surface Dice). The
-    95 % Hausdorff distance is the larger of the two directed 95th percentiles, the mean surface distance that over the
-    voxels of both surfaces together. Where one of the masks is empty there is no distance: NaN with `empty="skip"`;
-    with "count" the diagonal of the image (0 and 1 where both are), the worst there can be.
-    """
-    if empty not in EMPTY:
-        raise unknown("config.report.empty", empty, EMPTY)
-    out = {"dice": dice(truth, predicted, empty)}
-    if truth.any() and predicted.any():
-        forth, back = surface_distances(truth, predicted, spacing)
-        joined = np.concatenate([forth, back])
-        out["hd"] = float(joined.max())
-        out["hd95"] = float(max(np.percentile(forth, 95), np.percentile(back, 95)))
-        out["surface_distance"] = float(joined.mean())
-        out["surface_dice"] = float((joined <= tolerance).mean())
+    def write(self, step: int, judgement: Judgement) -> None:
+        """Nothing: the page of a run that is not finished is written when it stops."""
+
+    def _title(self) -> str:
+        return f"{self.workdir.name}: {', '.join(self.labels)}"
+
+    def judge(self, params: Any, split: str, write: bool) -> Cases:
+        """Segment every image of a split, on its own grid; with `write` the label maps are kept."""
+        source, supervision = self.run.index.source, self.supervision
+        classes, values = supervision.mask_classes, np.array(supervision.mask_values, np.uint8)
+        assert classes is not None
+        rows: list[dict[str, np.ndarray]] = []
+        names, groups, sizes, units = [], [], [], set()
+        folder, taken = self.workdir.segmentations / split, set[Path]()
+        for position, labels in self.segmenter.each([params], self.run.loader, supervision.positions[split]):
+            grid = source.grid_of(position)
+            try:
+                truth = classes[grid.truth()]
+            except (BadImage, OSError) as error:
+                self.run.loader.report(Skipped(source.names[position], str(error)))
+                continue
+            own = grid.finish(labels)
+            spacing = grid.spacing
+            rows.append(segmentation.measure_labels(truth, own, len(self.labels), spacing, self.tolerance, self.empty))
+            voxel = float(np.prod(spacing))
+            counts = [np.bincount(x.ravel(), minlength=len(values))[1:] for x in (truth, own)]
+            sizes.append([voxel * c for c in counts])
+            names.append(source.names[position])
+            groups.append(source.groups[position] if source.groups else "")
+            units.add(grid.unit)
+            if write:
+                grid.save(values[own], grids.place(folder, names[-1], taken))
+        if not names:
+            raise UserError(f"none of the {split} images can be read any more")
+        truth_size, predicted_size = (np.array([s[i] for s in sizes]) for i in range(2))
+        return Cases(
+            self.labels, np.array(names), np.array(groups), np.full(len(names), split),
+            {m: np.array([row[m] for row in rows]) for m in segmentation.MEASURES},
+            truth_size, predicted_size, " or ".join(sorted(units)),
+        )  # fmt: skip
+
+    def finish(self, step: int, params: Any, main: bool) -> Conclusion:
+        """Segment validation and test images with the best weights; write table, label maps and report.
+
+        This is the only place that looks at the test split.
+        """
+        if params is None:
+            if main:
+                lines = metric_writer.read(self.workdir)
+                curves = segmentation_figures.curves(lines, None, self.metric)
+                page.progress(self.workdir.make_report(), self._title(), self.latest, curves)
+            return Conclusion(self.latest, "", self.workdir.report)
+        splits = [name for name in ("val", "test") if name in self.supervision.positions]
+        tables = [self.judge(params, name, main) for name in splits]
+        shown = self._shown(params, tables[-1], splits[-1])
+        figure = self.workdir.report / report.FIGURES
+        if not main:
+            return Conclusion(self.latest, "", figure)
+        notes = report.Notes(
+            title=self._title(),
+            config=fields.flat(self.run.config),
+            lines=self.run.notes,
+            best_step=step,
+            curves=metric_writer.read(self.workdir),
+            skipped=len(self.run.skipped),
+            shown=shown,
+            leaks=self._leaks(),
+            n_train=len(self.supervision.positions["train"]),
+        )
+        numbers = report.write(self.workdir, cases.concatenate(tables), notes)
+        name = numbers["judged_on"]
+        measures = {
+            f"{name}_{k}": v["value"] for k, v in numbers["splits"][name]["per_image"].items() if v["value"] is not None
+        }
+        return Conclusion(measures, report.verdict(numbers), figure)
+
+    def _leaks(self) -> audit.Leaks:
+        """Copies across splits, and images that pre-training saw, where these can be compared."""
+        run, is_3d = self.run, self.segmenter.is_3d
+        comparable = True
+        if is_3d and run.source is not None:
+            before, now = run.source.config.data, run.config.data
+            comparable = (before.spacing, before.ct_window) == (now.spacing, now.ct_window)
+        if not comparable:
+            run.notes.append(
+                "we cannot check whether pre-training saw these volumes: there they were windowed or resampled in "
+                "another way"
+            )
+        return audit.compare(
+            run.index,
+            self.supervision.positions,
+            pretrained=audit.known_hashes(self.workdir.pretrained_images) if comparable else None,
+            near=run.config.report.audit == "near" and not is_3d,
+        )
+
+    def _shown(self, params: Any, judged: Cases, split: str) -> list[Shown]:
+        """The worst cases, the middle one and the best, to be drawn on the grid the network sees."""
+        dice = judged.mean_of_labels("dice")
+        order = [int(i) for i in np.argsort(dice) if np.isfinite(dice[i])]
+        if not order:
+            return []
+        kinds: dict[int, str] = {}
+        for title, at in (
+            ("worst", 0),
+            ("second worst", 1),
+            ("median", len(order) // 2),
+            ("best", -1),
+        ):
+            if at < len(order):
+                kinds.setdefault(order[at], title)
+        source, classes = self.run.index.source, self.supervision.mask_classes
+        assert source.masks is not None and classes is not None
+        where = {source.names[int(p)]: int(p) for p in self.supervision.positions[split]}
+        chosen = {where[str(judged.names[i])]: i for i in kinds}
+        out = []
+        for position, labels in self.segmenter.each([params], self.run.loader, list(chosen)):
+            row = chosen[position]
+            name = Path(source.names[position]).name
+            title = f"{kinds[row]}: {name}, Dice {dice[row]:.2f}"
+            image = source.read(position).astype(np.float32).mean(axis=-1)
+            truth = classes[source.masks(position)]
+            out.append(Shown(title, image, truth, labels, source.grid_of(position).spacing))
         return out
-    worst, same = float("nan"), float("nan")
-    if empty == "count":
-        both_empty = not truth.any() and not predicted.any()
-        extent = np.array(truth.shape) * np.array(spacing)
-        worst, same = (0.0, 1.0) if both_empty else (float(np.linalg.norm(extent)), 0.0)
-    return out | {"hd": worst, "hd95": worst, "surface_distance": worst, "surface_dice": same}
-
-
-def measure_labels(
-    truth: np.ndarray,
-    predicted: np.ndarray,
-    num_labels: int,
-    spacing: tuple[float, ...],
-    tolerance: float = 1.0,
-    empty: str = "skip",
-) -> dict[str, np.ndarray]:
-    """Every measure of labels 1 to `num_labels` of two label maps, each `(num_labels,)`."""
-    rows = [
-        measure(truth == label, predicted == label, spacing, tolerance, empty)
-        for label in range(1, num_labels + 1)
-    ]
-    return {name: np.array([row[name] for row in rows]) for name in MEASURES}
-
-
-def largest_components(labels: np.ndarray) -> np.ndarray:
-    """Of every label only its largest connected part (faces touching)."""
-    out = np.zeros_like(labels)
-    for label in range(1, int(labels.max()) + 1):
-        parts, count = ndimage.label(labels == label)
-        if count:
-            sizes = np.bincount(parts.ravel())
-            sizes[0] = 0
-            out[parts == sizes.argmax()] = label
-    return out
-
-
-def check(tolerance: float, empty: str) -> None:
-    """Raise `UserError` for settings that mean nothing."""
-    if empty not in EMPTY:
-        raise unknown("config.report.empty", empty, EMPTY)
-    if tolerance < 0:
-        raise UserError(f"config.report.tolerance={tolerance} must be 0 or greater")

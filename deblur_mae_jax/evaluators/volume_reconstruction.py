@@ -1,4 +1,4 @@
-"""How well a fixed set of volumes is rebuilt, in numbers and in pictures: `reconstruction` in 3-D."""
+"""How well a fixed set of volumes is rebuilt, in numbers and as a sheet."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from deblur_mae_jax.data.nifti import MODALITIES
-from deblur_mae_jax.evaluators import report
-from deblur_mae_jax.evaluators.reconstruction import EVALUATION_STEP, Arrays, psnr
-from deblur_mae_jax.inputs import stream_keys
+from deblur_mae_jax.evaluators.image_reconstruction import EVALUATION_STEP, Arrays, psnr
+from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.network import Network
+from deblur_mae_jax.reports import page
 
 COLUMNS = {
     "clean": "clean",
@@ -25,21 +26,21 @@ COLUMNS = {
 PLANES = ("axial", "coronal", "sagittal")
 
 
-def make(network: Any, config: Any) -> Callable[[Any, Any], dict[str, jax.Array]]:
+def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """`evaluate(params, examples) -> arrays`, to be jitted.
 
     Per volume `(B,)`: `loss` (what training minimises), `loss_of_mean` (the L1 error of predicting every
     cube by its own median, the floor any network must beat), `reconstruction` and `contrast` (its parts),
-    `mse_degraded` and `mse_restored`, the latter with nothing masked, where the task rebuilds. Pictures: the three
-    middle planes `(B, 3, S, S)` of `clean`, `degraded`, `reconstructed`.
+    `mse_degraded` and `mse_restored`, the latter with nothing masked, where the task rebuilds. Planes: the three
+    middle ones `(B, 3, S, S)` of `clean`, `degraded`, `reconstructed`.
     """
-    inputs, model, loss = network.inputs, network.model, network.loss
+    inputs, model, task = network.inputs, network.model, network.task
 
     def evaluate(params, examples):
         count = examples["size"].shape[0]
         keys = stream_keys(0, EVALUATION_STEP, jnp.arange(count))
         batch = inputs.evaluate(examples, keys)
-        per_volume, out = loss(params, batch, keys)
+        per_volume, out = task.loss(params, batch, keys)
         clean = out.get("clean", batch["targets"])
         degraded = out.get("degraded", batch["inputs"] * (1 - out["mask"]))
         middle = jnp.median(clean, axis=(1, 2, 3), keepdims=True)
@@ -92,21 +93,19 @@ def summary(arrays: Arrays) -> dict[str, float]:
     return out
 
 
-def picture(arrays: Arrays, config: Any, names: list[str], degradation: Any) -> Image.Image:
+def sheet(arrays: Arrays, count: int, names: list[str], degradation: Any) -> Image.Image:
     """The middle planes of the first volumes, each scaled to the range of its clean cube."""
     rows, labels = [], []
     kept: list[str] = [k for k in ("clean", "degraded", "reconstructed") if k in arrays]
     columns = {k: v for k, v in COLUMNS.items() if k in kept or "reconstructed" in kept}
-    for i in range(min(config.report.num_images, len(arrays["clean"]))):
+    for i in range(min(count, len(arrays["clean"]))):
         low, high = np.percentile(arrays["clean"][i], (0.5, 99.5))
         for number, plane in enumerate(PLANES):
             shown = {k: arrays[k][i, number] for k in kept}
-            grey: dict[str, np.ndarray] = {
-                k: 255 * (v - low) / max(high - low, 1e-6) for k, v in shown.items()
-            }
+            grey: dict[str, np.ndarray] = {k: 255 * (v - low) / max(high - low, 1e-6) for k, v in shown.items()}
             if "reconstructed" in grey:
                 grey["difference"] = 2 * np.abs(grey["reconstructed"] - grey["clean"])
             rows.append([grey[k][..., None] for k in columns])
             modality = MODALITIES[int(arrays["modality"][i])]
             labels.append(f"{Path(names[i]).name[:16]}\n{modality}, {plane}")
-    return report.sheet(rows, list(columns.values()), labels)
+    return page.sheet(rows, list(columns.values()), labels)

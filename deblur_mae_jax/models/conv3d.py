@@ -76,9 +76,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return _Convolution(
-            self.features, self.kernel, self.stride, self.use_bias, self.dtype, name="conv"
-        )(x)
+        return _Convolution(self.features, self.kernel, self.stride, self.use_bias, self.dtype, name="conv")(x)
 
 
 class _Convolution(nn.Module):

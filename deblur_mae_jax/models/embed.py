@@ -45,9 +45,7 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, patches):
-        return _PatchProjection(
-            self.patch_size, self.in_chans, self.embed_dim, self.dtype, name="proj"
-        )(patches)
+        return _PatchProjection(self.patch_size, self.in_chans, self.embed_dim, self.dtype, name="proj")(patches)
 
 
 class _PatchProjection(nn.Module):
@@ -67,9 +65,7 @@ class _PatchProjection(nn.Module):
         bias = self.param("bias", _patch_bias_init(P * P * C), (D,))
         x, kernel, bias = nn.dtypes.promote_dtype(patches, kernel, bias, dtype=self.dtype)
         x = x.reshape(-1, P * P * C)
-        return (layers.matmul(x, kernel.reshape(P * P * C, D)) + bias).reshape(
-            *patches.shape[:-1], D
-        )
+        return (layers.matmul(x, kernel.reshape(P * P * C, D)) + bias).reshape(*patches.shape[:-1], D)
 
 
 class LevelCode(nn.Module):
@@ -95,48 +91,46 @@ class LevelCode(nn.Module):
         return x
 
 
-def encoder_sizes(variant: str, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(width, depth and heads by name, the other fields); a size in `fields` that is not 0 wins."""
+def build(network: Any, variant: str, fields: dict[str, Any]) -> Any:
+    """`network(**fields)` with the sizes of a variant of the ViT; a size in `fields` that is set wins. Raises
+    `UserError`."""
     if variant not in VARIANTS:
         raise unknown("config.model.variant", variant, VARIANTS)
-    sizes: dict[str, Any] = dict(
-        zip(("embed_dim", "depth", "num_heads"), VARIANTS[variant], strict=True)
-    )
-    rest = {k: v for k, v in fields.items() if k not in sizes}
-    sizes |= {k: fields[k] for k in sizes if fields.get(k)}
+    sizes = dict(zip(("embed_dim", "depth", "num_heads"), VARIANTS[variant], strict=True))
+    sizes |= {name: fields[name] for name in sizes if fields.get(name)}
     if sizes["embed_dim"] % sizes["num_heads"] or sizes["embed_dim"] % 4:
         raise UserError(
             f"config.model.embed_dim={sizes['embed_dim']} must be divisible by 4 and by "
             f"config.model.num_heads={sizes['num_heads']}"
         )
-    return sizes, rest
+    model = network(**fields | sizes | {"dtype": jnp.dtype(fields.get("dtype", "float32"))})
+    check(model)
+    return model
 
 
-def check(image_size: int, patch_size: int, conditioning: str, attention: str, dtype: str) -> None:
-    """Raise `UserError` for fields that no network can be built from."""
-    if conditioning not in CONDITIONINGS:
-        raise unknown("config.model.conditioning", conditioning, CONDITIONINGS)
-    if attention not in layers.ATTENTIONS:
-        raise unknown("config.model.attention", attention, layers.ATTENTIONS)
-    backend = jax.default_backend()
-    if attention == "cudnn" and (dtype != "bfloat16" or backend != "gpu"):
+def check(model: Any) -> None:
+    """Raise `UserError` for fields with which no ViT works here."""
+    named = {"conditioning": CONDITIONINGS, "level_code": LEVEL_CODES, "attention": layers.ATTENTIONS}
+    for name, choices in named.items():
+        if getattr(model, name) not in choices:
+            raise unknown(f"config.model.{name}", getattr(model, name), choices)
+    backend, dtype = jax.default_backend(), jnp.dtype(model.dtype).name
+    if model.attention == "cudnn" and (dtype != "bfloat16" or backend != "gpu"):
         raise UserError(
             "config.model.attention=cudnn needs an NVIDIA GPU and config.model.dtype=bfloat16; "
             f"this is a {backend} with {dtype}. 'auto' chooses what runs here"
         )
     tokamax = importlib.util.find_spec("tokamax") is not None
-    if attention == "triton" and not (backend == "gpu" and tokamax):
+    if model.attention == "triton" and not (backend == "gpu" and tokamax):
         raise UserError(
             "config.model.attention=triton needs an NVIDIA GPU (Ampere or newer) and Tokamax (pip install tokamax); "
             f"this is a {backend} {'with' if tokamax else 'without'} Tokamax. 'auto' chooses what runs here"
         )
-    if dtype not in ("float32", "bfloat16"):
-        raise unknown("config.model.dtype", dtype, ("auto", "bfloat16", "float32"))
-    if patch_size < 1 or image_size % patch_size:
+    size, patch = model.image_size, model.patch_size
+    if patch < 1 or size % patch:
         raise UserError(
-            f"config.model.patch_size={patch_size} does not divide "
-            f"config.image_size={image_size}. Choices: "
-            f"{', '.join(str(p) for p in range(4, image_size + 1) if image_size % p == 0)}."
+            f"config.model.patch_size={patch} does not divide config.image_size={size}. Choices: "
+            f"{', '.join(str(p) for p in range(4, size + 1) if size % p == 0)}."
         )
 
 

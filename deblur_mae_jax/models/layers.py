@@ -124,9 +124,7 @@ def attend_by_image(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     def one(qkv):
         q, k, v = (jnp.moveaxis(x, -3, -2) for x in qkv)
-        scores = jnp.einsum(
-            "...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
-        )
+        scores = jnp.einsum("...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
         return jnp.moveaxis(jnp.einsum("...qk,...kd->...qd", weights, v), -3, -2)
 

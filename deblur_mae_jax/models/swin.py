@@ -71,9 +71,7 @@ def regions(size: tuple[int, ...], window: Triple, shift: Triple) -> np.ndarray:
     number = np.zeros(size, np.int32)
     for axis in range(3):
         place = np.arange(size[axis])
-        part = (place >= size[axis] - window[axis]).astype(int) + (
-            place >= size[axis] - shift[axis]
-        )
+        part = (place >= size[axis] - window[axis]).astype(int) + (place >= size[axis] - shift[axis])
         part = part if shift[axis] else np.zeros_like(part)
         number = number * 3 + part.reshape([-1 if i == axis else 1 for i in range(3)])
     blocks = number[None, ..., None]
@@ -153,9 +151,7 @@ def _apart(region: jax.Array) -> jax.Array:
 def linear(features: int, fan_in: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
     """A linear layer with PyTorch's default initialisation."""
     init = torch_uniform(fan_in)
-    return nn.Dense(
-        features, use_bias=use_bias, dtype=dtype, kernel_init=init, bias_init=init, name=name
-    )
+    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 
 def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from deblur_mae_jax.models import conv3d, swin, swin_unetr
 
-NDIM = 3
+AXES = 3
 KINDS = ("pretext",)
 EMBEDDING = 512
 # Where the convolutions stand in MONAI's sequence of convolution, norm, activation, up-sampling.
@@ -67,14 +67,16 @@ class SwinSSL(nn.Module):
         """`(B, D, H, W, C)`, sides multiples of 32 -> hidden states 0 to 4."""
         return self.swinViT(x.astype(self.dtype))
 
-    def __call__(self, x):
-        """rotation logits `(B, 4)`, embeddings `(B, 512)`, and the rebuilt volume (or `None`), float32."""
+    def __call__(self, x, level=None):
+        """`(B, D, H, W, C)` -> the rebuilt volume, or `None`, float32; out: `rotation` logits `(B, 4)`, `embedding`
+        `(B, 512)`."""
         last = self.encode(x)[-1]
         tokens = last.reshape(last.shape[0], -1, last.shape[-1]).astype(jnp.float32)
         rebuilt = self.conv(last).astype(jnp.float32) if self.rebuilds else None
         # A cube of 32 voxels ends in a single token, which then serves both.
         second = tokens[:, min(1, tokens.shape[1] - 1)]
-        return self.rotation_head(tokens[:, 0]), self.contrastive_head(second), rebuilt
+        rotation, embedding = self.rotation_head(tokens[:, 0]), self.contrastive_head(second)
+        return rebuilt, {"rotation": rotation, "embedding": embedding}
 
 
 class _Sequence(nn.Module):
@@ -91,15 +93,32 @@ class _Sequence(nn.Module):
         return _Conv(self.features[-1], 1, self.dtype, name=str(PLACES[-1]))(x)
 
 
-def Model(variant: str = "48", *, rebuilds: bool = True, **fields: Any) -> SwinSSL:
-    """A self-supervised network by feature size; other fields are those of the encoder of `swin_unetr.Model`."""
-    whole = swin_unetr.Model(variant, **fields)
+def Model(
+    variant: str = "48",
+    *,
+    rebuilds: bool = True,
+    feature_size: int | None = None,
+    depths: tuple[int, ...] | None = None,
+    num_heads: tuple[int, ...] | None = None,
+    patch_embed: str = "conv",
+    merge_order: str = "monai15",
+    layout: str = "intended",
+    image_size: int = 96,
+    in_chans: int = 1,
+    num_levels: int = 0,
+    dtype: str = "float32",
+    remat: bool = False,
+) -> SwinSSL:
+    """A self-supervised network by feature size; the other fields are those of `swin_unetr.Model`."""
+    whole = swin_unetr.Model(
+        variant, feature_size=feature_size, depths=depths, num_heads=num_heads, patch_embed=patch_embed,
+        merge_order=merge_order, layout=layout, image_size=image_size, in_chans=in_chans, num_levels=num_levels,
+        dtype=dtype, remat=remat,
+    )  # fmt: skip
     names = ("feature_size", "depths", "num_heads", "patch_embed", "merge_order", "layout", "mask_token", "dtype",
              "remat")  # fmt: skip
     encoder = {name: getattr(whole, name) for name in names}
-    return SwinSSL(
-        whole.in_chans, whole.feature_size, encoder, whole.image_size, rebuilds, whole.dtype
-    )
+    return SwinSSL(whole.in_chans, whole.feature_size, encoder, whole.image_size, rebuilds, whole.dtype)
 
 
 def flops_per_image(model: SwinSSL, mask_ratio: float = 0.0, training: bool = True) -> float:
@@ -121,3 +140,6 @@ def flops_per_image(model: SwinSSL, mask_ratio: float = 0.0, training: bool = Tr
             side, width = 2 * side, after
         total += side**3 * width * model.in_chans
     return 2.0 * 2.0 * total * (3 if training else 1)
+
+
+RULES = swin_unetr.RULES

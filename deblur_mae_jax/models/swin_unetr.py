@@ -20,12 +20,13 @@ import jax.numpy as jnp
 
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.models import conv3d, swin
+from deblur_mae_jax.models.contract import Adapted, Flat, Rules
 
 PATCH_EMBEDS = ("conv", "unet_basic")
 SKIPS = ("disrupted", "none")
 LAYOUTS = ("intended", "as_coded")
-NDIM = 3
-KINDS = ("rebuild", "segment")
+AXES = 3
+KINDS = ("reconstruct", "segment")
 
 
 class PatchEmbed(nn.Module):
@@ -149,18 +150,15 @@ class SwinUNETR(nn.Module):
         skip = None if self.skip_input == "none" else self.encoder1(x.astype(self.dtype))
         return self.out(self.decoder1(y, skip))
 
-    def segment(self, x, level=None):
-        """`(B, D, H, W, C)` -> logits `(B, D, H, W, K)` float32; there are no levels."""
-        return self(x)[0]
+    def __call__(self, x, disrupt=None, masked=None, level=None):
+        """`(B, D, H, W, C)` -> output `(B, D, H, W, out_chans)` float32; out: `hidden`, the states of the stages.
 
-    def __call__(self, x, disrupt=None, masked=None):
-        """Output volume `(B, D, H, W, out_chans)` float32, and the hidden states.
-
-        disrupt: a function of the patch embedding `(B, D/2, H/2, W/2, C)`, for local masking. masked: tokens
-        that the mask token stands for, for a network with one.
+        disrupt: a function of the patch embedding `(B, D/2, H/2, W/2, C)`, for local masking.
+        masked: `(B, D/2, H/2, W/2, 1)`, 1 where the mask token replaces the embedding.
+        level: not used.
         """
         hidden = self.encode(x, disrupt, masked)
-        return self.decode(x, hidden), hidden
+        return self.decode(x, hidden), {"hidden": hidden}
 
 
 def Model(
@@ -183,9 +181,7 @@ def Model(
     if num_classes:
         fields["out_chans"] = num_classes
     if image_size % 32:
-        raise UserError(
-            f"config.image_size={image_size} must be a multiple of 32 voxels (five halvings)"
-        )
+        raise UserError(f"config.image_size={image_size} must be a multiple of 32 voxels (five halvings)")
     if num_levels:
         raise UserError("config.task.degrade: a degradation with levels does not fit a Swin-UNETR")
     if variant not in ("12", "24", "48"):
@@ -195,11 +191,10 @@ def Model(
         ("merge_order", merge_order, tuple(swin.MERGE_ORDERS)),
         ("skip_input", skip_input, SKIPS),
         ("layout", layout, LAYOUTS),
-        ("dtype", dtype, ("float32", "bfloat16")),
     ):
         if value not in choices:
             raise unknown(f"config.model.{name}", value, choices)
-    size = fields.pop("feature_size", 0) or int(variant)
+    size = fields.pop("feature_size", None) or int(variant)
     for name in ("depths", "num_heads"):
         fields[name] = tuple(fields.get(name) or getattr(SwinUNETR, name))
     heads = fields["num_heads"]
@@ -257,3 +252,33 @@ def flops_per_image(model: SwinUNETR, mask_ratio: float = 0.0, training: bool = 
         total += voxels * before * after * F * F + residual(joined, after * F, voxels)
     total += side**3 * F * model.out_chans
     return 2.0 * total * (3 if training else 1)
+
+
+SSL_HEADS = ("rotation_head/", "contrastive_head/", "conv/")
+TOKEN = "swinViT/mask_token"
+SKIP = "encoder1/layer/conv1/conv/kernel"
+
+
+def encodes(name: str) -> bool:
+    """Whether a parameter belongs to the encoder."""
+    return name.startswith("swinViT/")
+
+
+def adapt(weights: Flat, needed: Flat, before: Any, model: Any) -> Adapted:
+    """What a Swin-UNETR takes of another one, of a self-supervised encoder, or what that encoder takes of them."""
+    unused: tuple[str, ...] = () if TOKEN in needed else (TOKEN,)
+    # May start anew: the output, the token, the skip connection at full resolution, the heads of pretext tasks.
+    optional: tuple[str, ...] = ("out/", TOKEN, "encoder1/", *SSL_HEADS)
+    if (SKIP in weights) != (SKIP in needed):
+        # Without that skip connection the last block has half as many channels to read.
+        optional, unused = (*optional, "decoder1/"), (*unused, "decoder1/")
+    weights = {k: v for k, v in weights.items() if not k.startswith(unused)}
+    if not any(k.startswith("decoder") for k in needed):  # a network for pretext tasks
+        weights = {k: v for k, v in weights.items() if encodes(k) or k in needed}
+    weights = {k: v for k, v in weights.items() if k in needed or not k.startswith(optional)}
+    if not any(k.startswith("decoder") for k in weights):  # an encoder alone
+        return Adapted(weights, lambda k: not encodes(k) or k.startswith(optional))
+    return Adapted(weights, lambda k: k.startswith(optional))
+
+
+RULES = Rules(undecayed=("mask_token",), heads=("out/", *SSL_HEADS), encodes=encodes, adapt=adapt)

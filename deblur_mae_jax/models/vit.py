@@ -1,4 +1,4 @@
-"""Vision Transformer classifier with the encoder of `vit_mae` (MAE's fine-tuning and probing models).
+"""Vision Transformer: the encoder that all ViTs here share, and the classifier (MAE's fine-tuning and probing models).
 
 Parameter names are those of MAE's PyTorch code: `head`, `fc_norm` (mean pooling) or `norm` (cls
 token), a position table that is a parameter, and for a linear probe `head_0` (BatchNorm) before
@@ -7,6 +7,8 @@ token), a position table that is a parameter, and for a linear probe `head_0` (B
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,30 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deblur_mae_jax import masking
 from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.models import embed, layers, position
+from deblur_mae_jax.models import embed, layers, masking, position
+from deblur_mae_jax.models.contract import Adapted, Flat, Rules
 
 POOLS = ("mean", "cls")
 KINDS = ("classify",)
+AXES = 2
+TOKENS = ("cls_token", "pos_embed", "blur_token", "level_embed", "mask_token")
+# Parameters of a pre-training network that a network for labels lacks.
+DECODER = ("decoder_", "mask_token")
+# Parameters of a network for labels that a pre-training network lacks.
+HEADS = ("head", "fc_norm", "segmenter", "norm/")
 
 
-def drop_path_rates(rate: float, depth: int) -> np.ndarray:
-    """Stochastic depth of each block, from 0 to `rate` linearly `(depth,)` (timm)."""
-    return np.linspace(0.0, rate, depth)
+class Encoder(nn.Module):
+    """Patches, tokens and blocks: the fields and parameters that all ViTs share."""
 
-
-def drop_path_scales(keys: jax.Array, rate: float, depth: int) -> jax.Array:
-    """Factors `(B, depth, 2)` of the residual branches, from one key per example: 0 or 1 / keep."""
-    keep = 1.0 - jnp.asarray(drop_path_rates(rate, depth), jnp.float32)[:, None]
-    draws = jax.vmap(lambda key: jax.random.uniform(key, (depth, 2)))(keys)
-    return jnp.where(draws < keep, 1.0 / keep, 0.0)
-
-
-class ViT(nn.Module):
-    """Encoder and head. Build it with `Model`."""
-
-    num_classes: int
     image_size: int = 224
     patch_size: int = 16
     in_chans: int = 1
@@ -45,10 +40,6 @@ class ViT(nn.Module):
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
-    pool: str = "mean"
-    probe: bool = False
-    drop_path: float = 0.0
-    head_init: float = 2e-5
     conditioning: str = "none"
     level_code: str = "learned"
     num_levels: int = 0
@@ -66,30 +57,65 @@ class ViT(nn.Module):
         """Tokens before the patches: cls, and the blur token."""
         return 2 if self.conditioning == "token" else 1
 
-    def setup(self):
-        self._encoder()
-        self._head()
+    def _block(self) -> Callable[..., Any]:
+        return nn.remat(layers.Block) if self.remat else layers.Block
 
-    def _encoder(self):
-        block = nn.remat(layers.Block) if self.remat else layers.Block
+    def _encoder(self, learned_positions: bool) -> None:
+        """Create the encoder's parameters, in the order that their random numbers depend on."""
         self.cls_token = self.param("cls_token", embed.token_init, (1, 1, self.embed_dim))
+        if learned_positions:
 
-        def table(key, shape):
-            return jnp.asarray(position.sincos_2d(self.embed_dim, self.grid, self.num_prefix))[None]
+            def table(key, shape):
+                return jnp.asarray(position.sincos_2d(self.embed_dim, self.grid, self.num_prefix))[None]
 
-        shape = (1, self.num_prefix + self.grid**2, self.embed_dim)
-        self.pos_embed = self.param("pos_embed", table, shape)
+            shape = (1, self.num_prefix + self.grid**2, self.embed_dim)
+            self.pos_embed = self.param("pos_embed", table, shape)
         if self.conditioning != "none":
             if self.level_code == "learned":
                 self.blur_token = self.param("blur_token", embed.token_init, (1, 1, self.embed_dim))
             self.level_embed = embed.LevelCode(self.embed_dim, self.level_code, self.num_levels)
-        self.patch_embed = embed.PatchEmbed(
-            self.patch_size, self.in_chans, self.embed_dim, self.dtype
-        )
-        self.blocks = [
-            block(self.num_heads, self.mlp_ratio, self.dtype, self.attention)
-            for _ in range(self.depth)
-        ]
+        self.patch_embed = embed.PatchEmbed(self.patch_size, self.in_chans, self.embed_dim, self.dtype)
+        block = self._block()
+        self.blocks = [block(self.num_heads, self.mlp_ratio, self.dtype, self.attention) for _ in range(self.depth)]
+
+    def _cls(self, count: int) -> jax.Array:
+        """The cls token of `count` images `(B, 1, D)`."""
+        return jnp.broadcast_to(self.cls_token.astype(self.dtype), (count, 1, self.embed_dim))
+
+    def _code(self, level: jax.Array | None) -> jax.Array:
+        """The code of the blur levels `(B, D)` float32."""
+        if level is None:
+            raise ValueError(f"conditioning='{self.conditioning}' needs the level of every image")
+        code = self.level_embed(level)
+        if self.level_code == "learned":
+            code = code + self.blur_token[:, 0]
+        return code
+
+
+def drop_path_rates(rate: float, depth: int) -> np.ndarray:
+    """Stochastic depth of each block, from 0 to `rate` linearly `(depth,)` (timm)."""
+    return np.linspace(0.0, rate, depth)
+
+
+def drop_path_scales(keys: jax.Array, rate: float, depth: int) -> jax.Array:
+    """Factors `(B, depth, 2)` of the residual branches, from one key per example: 0 or 1 / keep."""
+    keep = 1.0 - jnp.asarray(drop_path_rates(rate, depth), jnp.float32)[:, None]
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (depth, 2)))(keys)
+    return jnp.where(draws < keep, 1.0 / keep, 0.0)
+
+
+class ViT(Encoder):
+    """Encoder and head. Build it with `Model`."""
+
+    num_classes: int = 0
+    pool: str = "mean"
+    probe: bool = False
+    drop_path: float = 0.0
+    head_init: float = 2e-5
+
+    def setup(self):
+        self._encoder(learned_positions=True)
+        self._head()
 
     def _head(self):
         if self.pool == "mean":
@@ -102,27 +128,16 @@ class ViT(nn.Module):
         else:
             self.head = head
 
-    def _code(self, level):
-        code = self.level_embed(level)
-        if self.level_code == "learned":
-            code = code + self.blur_token[:, 0]
-        return code
-
     def hidden(self, images, level=None, mix=None, drop_path_keys=None):
         """`(B, H, W, C)` -> the tokens after each block, a list of `(B, num_prefix + L, D)`.
 
-        level `(B,)`: the blur level of each image, needed where the model is conditioned. mix
-        `(levels (B,), weights (B,))`: of the images mixed into these; the codes are mixed alike.
-        drop_path_keys `(B,)`: keys, in training.
+        level: `(B,)`, the blur level of each image, needed where the model is conditioned.
+        mix: `(levels (B,), weights (B,))` of the images mixed into these; the codes are mixed alike.
+        drop_path_keys: `(B,)` keys, in training.
         """
-        B = images.shape[0]
         x = self.patch_embed(masking.patchify(images, self.patch_size))
-        prefix = [jnp.broadcast_to(self.cls_token.astype(self.dtype), (B, 1, self.embed_dim))]
+        prefix = [self._cls(images.shape[0])]
         if self.conditioning != "none":
-            if level is None:
-                raise ValueError(
-                    f"conditioning='{self.conditioning}' needs the level of every image"
-                )
             code = self._code(level)
             if mix is not None:
                 weight = mix[1][:, None]
@@ -150,51 +165,24 @@ class ViT(nn.Module):
             return self.fc_norm(x[:, self.num_prefix :].astype(jnp.float32).mean(axis=1))
         return self.norm(x[:, 0].astype(jnp.float32))
 
-    def __call__(
-        self, images, level=None, mix=None, drop_path_keys=None, train=False, frozen=False
-    ):
-        """Logits `(B, num_classes)` float32, and new running statistics (a linear probe in training)."""
+    def __call__(self, images, level=None, mix=None, drop_path_keys=None, train=False, frozen=False):
+        """Logits `(B, num_classes)` float32; out: `assign`, new running statistics (a linear probe in training)."""
         x = self.features(images, level, mix, drop_path_keys)
         if frozen:
             x = jax.lax.stop_gradient(x)
         if self.probe:
             x, new = self.head_0(x, train)
-            return self.head_1(x), {"head_0": new} if new else {}
-        return self.head(x), {}
+            return self.head_1(x), {"assign": {"head_0": new} if new else {}}
+        return self.head(x), {"assign": {}}
 
 
-def Model(
-    variant: str = "B",
-    *,
-    num_classes: int,
-    image_size: int = 224,
-    patch_size: int = 16,
-    conditioning: str = "none",
-    level_code: str = "learned",
-    attention: str = "auto",
-    dtype: str = "float32",
-    pool: str = "mean",
-    drop_path: float = 0.0,
-    **kwargs: Any,
-) -> ViT:
-    """A ViT classifier by size; other fields of `ViT` by name."""
+def Model(variant: str = "B", *, pool: str = "mean", drop_path: float = 0.0, **fields: Any) -> ViT:
+    """A ViT classifier by size: variant "Ti", "S", "B", "L" or "H"; other fields of `ViT` by name."""
     if pool not in POOLS:
         raise unknown("config.model.pool", pool, POOLS)
     if not 0 <= drop_path < 1:
         raise UserError(f"config.model.drop_path={drop_path} must be in [0, 1)")
-    sizes, rest = embed.encoder_sizes(variant, kwargs)
-    embed.check(image_size, patch_size, conditioning, attention, dtype)
-    fields: dict[str, Any] = {
-        "image_size": image_size,
-        "patch_size": patch_size,
-        "conditioning": conditioning,
-        "level_code": level_code,
-        "attention": attention,
-        "dtype": jnp.dtype(dtype),
-        "pool": pool,
-        "drop_path": drop_path,
-    }
-    return ViT(num_classes=num_classes, **fields, **sizes, **rest)
+    return embed.build(ViT, variant, fields | {"pool": pool, "drop_path": drop_path})
 
 
 def flops_per_image(model: ViT, mask_ratio: float = 0.0, training: bool = True) -> float:
@@ -206,3 +194,36 @@ def flops_per_image(model: ViT, mask_ratio: float = 0.0, training: bool = True) 
         + 2 * model.embed_dim * model.num_classes
     )
     return forward * (3 if training else 1)
+
+
+def layers_of(model: Encoder) -> tuple[int, Callable[[str], int]]:
+    """MAE's layers: 0 is the tokens, the position table and the patch embedding, i + 1 is block i, and the last one is
+    everything after the blocks."""
+
+    def layer(name: str) -> int:
+        block = re.fullmatch(r"blocks_(\d+)", name)
+        if block:
+            return int(block[1]) + 1
+        return 0 if name in (*TOKENS, "patch_embed") else model.depth + 1
+
+    return model.depth + 1, layer
+
+
+def adapt(weights: Flat, needed: Flat, before: Encoder, model: Encoder) -> Adapted:
+    """What a network for labels takes of any ViT: encoder, position table resized as MAE's code does it, head."""
+    absent = [name for name in ("segmenter/", "norm/", "fc_norm/") if not any(k.startswith(name) for k in needed)]
+    weights = {k: v for k, v in weights.items() if not k.startswith((*DECODER, *absent))}
+    table = weights.get("pos_embed")
+    if table is None:  # pre-training networks have a fixed one
+        table = position.sincos_2d(before.embed_dim, before.grid, model.num_prefix)[None]
+    table = position.resize_table(np.asarray(table), model.grid, model.num_prefix)
+    resized = ""
+    if before.grid != model.grid:
+        resized = f"pos_embed from {before.grid} x {before.grid} to {model.grid} x {model.grid}"
+    return Adapted(weights | {"pos_embed": table}, lambda k: k.startswith(HEADS), resized)
+
+
+RULES = Rules(
+    undecayed=TOKENS, layers=layers_of, heads=("head", "segmenter/out/"), adapt=adapt,
+    encodes=lambda name: not name.startswith((*DECODER, *HEADS)), attends=True,
+)  # fmt: skip

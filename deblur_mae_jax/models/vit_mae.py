@@ -1,6 +1,6 @@
 """Masked autoencoder with a ViT encoder and decoder (He et al. 2022), and D2MAE's blur token.
 
-Parameter names and layouts are PyTorch's up to a rename and a transpose (`pytorch/names.py`). The position
+Parameter names and layouts are PyTorch's up to a rename and a transpose (`weight_formats/names.py`). The position
 tables are constants, not parameters. The network does not know which method trains it: it sees
 images, masking noise and, if the method has one, a level.
 """
@@ -9,46 +9,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
-from deblur_mae_jax import masking
-from deblur_mae_jax.errors import unknown
-from deblur_mae_jax.models import embed, layers, position
+from deblur_mae_jax.models import embed, layers, masking, position, vit
+from deblur_mae_jax.models.contract import Adapted, Flat, Rules
 
 KINDS = ("reconstruct",)
+AXES = 2
 
 
-class ViTMAE(nn.Module):
+class ViTMAE(vit.Encoder):
     """Encoder and decoder. Build it with `Model`."""
 
-    image_size: int = 224
-    patch_size: int = 16
-    in_chans: int = 1
-    embed_dim: int = 768
-    depth: int = 12
-    num_heads: int = 12
     decoder_embed_dim: int = 512
     decoder_depth: int = 8
     decoder_num_heads: int = 16
-    mlp_ratio: float = 4.0
-    conditioning: str = "none"
-    level_code: str = "learned"
     decoder_level_token: bool = True
-    num_levels: int = 0
-    dtype: Any = jnp.float32
-    attention: str = "auto"
-    remat: bool = False
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_prefix(self) -> int:
-        """Tokens before the patches in the encoder: cls, and the blur token."""
-        return 2 if self.conditioning == "token" else 1
 
     @property
     def num_decoder_prefix(self) -> int:
@@ -56,57 +33,38 @@ class ViTMAE(nn.Module):
         return self.num_prefix if self.decoder_level_token else 1
 
     def setup(self):
-        block = nn.remat(layers.Block) if self.remat else layers.Block
-        self.cls_token = self.param("cls_token", embed.token_init, (1, 1, self.embed_dim))
-        if self.conditioning != "none":
-            if self.level_code == "learned":
-                self.blur_token = self.param("blur_token", embed.token_init, (1, 1, self.embed_dim))
-            self.level_embed = embed.LevelCode(self.embed_dim, self.level_code, self.num_levels)
-        self.patch_embed = embed.PatchEmbed(
-            self.patch_size, self.in_chans, self.embed_dim, self.dtype
-        )
-        self.blocks = [
-            block(self.num_heads, self.mlp_ratio, self.dtype, self.attention)
-            for _ in range(self.depth)
-        ]
+        self._encoder(learned_positions=False)
+        block = self._block()
         self.norm = layers.layer_norm(None, self.dtype)
         self.decoder_embed = layers.dense(self.decoder_embed_dim, self.dtype)
         self.mask_token = self.param("mask_token", embed.token_init, (1, 1, self.decoder_embed_dim))
         self.decoder_blocks = [
-            block(self.decoder_num_heads, self.mlp_ratio, self.dtype, self.attention)
-            for _ in range(self.decoder_depth)
+            block(self.decoder_num_heads, self.mlp_ratio, self.dtype, self.attention) for _ in range(self.decoder_depth)
         ]
         self.decoder_norm = layers.layer_norm(None, self.dtype)
         self.decoder_pred = layers.dense(self.patch_size**2 * self.in_chans, self.dtype)
 
-    def _code(self, level):
-        code = self.level_embed(level)
-        if self.level_code == "learned":
-            code = code + self.blur_token[:, 0]
-        return code[:, None].astype(self.dtype)  # (B, 1, D)
-
     def encode(self, images, ids_keep=None, level=None):
         """`(B, H, W, C)` -> `(B, num_prefix + K, D)` tokens after the final norm.
 
-        ids_keep `(B, K)`: the visible patches; `None` keeps all, in order. level `(B,)`: needed
-        where the model is conditioned.
+        ids_keep: `(B, K)`, the visible patches; `None` keeps all, in order.
+        level: `(B,)`, the blur level of each image, needed where the model is conditioned.
         """
-        if self.conditioning != "none" and level is None:
-            raise ValueError(f"conditioning='{self.conditioning}' needs the level of every image")
         patches = masking.patchify(images, self.patch_size)
         table = position.sincos_2d(self.embed_dim, self.grid, self.num_prefix)
         patch_table = jnp.asarray(table[None, self.num_prefix :], self.dtype)
-        B = images.shape[0]
         if ids_keep is not None:
             # Only visible patches are embedded; positions are gathered with them.
             patches = masking.take_patches(patches, ids_keep)
             patch_table = jnp.take(patch_table[0], ids_keep, axis=0)
         x = self.patch_embed(patches) + patch_table
-        prefix = [jnp.broadcast_to(self.cls_token.astype(self.dtype), (B, 1, self.embed_dim))]
-        if self.conditioning == "addition":
-            x = x + self._code(level)
-        elif self.conditioning == "token":
-            prefix.append(self._code(level))
+        prefix = [self._cls(images.shape[0])]
+        if self.conditioning != "none":
+            code = self._code(level)[:, None].astype(self.dtype)  # (B, 1, D)
+            if self.conditioning == "addition":
+                x = x + code
+            else:
+                prefix.append(code)
         x = jnp.concatenate([*prefix, x], axis=1)
         for block in self.blocks:
             x = block(x)
@@ -126,12 +84,21 @@ class ViTMAE(nn.Module):
         x = self.decoder_norm(x[:, self.num_decoder_prefix :])
         return self.decoder_pred(x).astype(jnp.float32)
 
-    def __call__(self, images, noise=None, mask_ratio: float = 0.75, level=None):
-        """Reconstruct `(B, H, W, C)` normalised images.
+    def features(self, images, level=None, pool="mean"):
+        """`(B, H, W, C)` -> `(B, D)` float32, nothing masked: the mean of the patch tokens, "cls", or "none": all
+        tokens `(B, num_prefix + L, D)`."""
+        x = self.encode(images, None, level).astype(jnp.float32)
+        if pool == "none":
+            return x
+        return x[:, self.num_prefix :].mean(axis=1) if pool == "mean" else x[:, 0]
 
-        noise `(B, L)`: uniform draws that choose the hidden patches; not needed at mask_ratio 0.
-        Returns the predicted patches `(B, L, P*P*C)` and a dict with `latent`, `mask` `(B, L)`
-        (1 = hidden) and `ids_restore`.
+    def __call__(self, images, noise=None, mask_ratio: float = 0.0, level=None):
+        """Reconstruct `(B, H, W, C)` normalised images: predicted patches `(B, L, P*P*C)`.
+
+        noise: `(B, L)`, uniform draws that choose the masked patches; not needed at mask_ratio 0.
+        mask_ratio: share of the patches that are masked.
+        level: as in `encode`.
+        out: `latent`, `mask` `(B, L)` (1 = masked) and `ids_restore`.
         """
         if mask_ratio == 0:
             latent = self.encode(images, None, level)
@@ -144,32 +111,9 @@ class ViTMAE(nn.Module):
         return pred, {"latent": latent, "mask": mask, "ids_restore": ids_restore}
 
 
-def Model(
-    variant: str = "B",
-    *,
-    image_size: int = 224,
-    patch_size: int = 16,
-    conditioning: str = "none",
-    level_code: str = "learned",
-    attention: str = "auto",
-    dtype: str = "float32",
-    **kwargs: Any,
-) -> ViTMAE:
+def Model(variant: str = "B", **fields: Any) -> ViTMAE:
     """A ViT-MAE by size: variant "Ti", "S", "B", "L" or "H"; other fields of `ViTMAE` by name."""
-    if level_code not in embed.LEVEL_CODES:
-        raise unknown("config.model.level_code", level_code, embed.LEVEL_CODES)
-    sizes, kwargs = embed.encoder_sizes(variant, kwargs)
-    embed.check(image_size, patch_size, conditioning, attention, dtype)
-    return ViTMAE(
-        image_size=image_size,
-        patch_size=patch_size,
-        conditioning=conditioning,
-        level_code=level_code,
-        attention=attention,
-        dtype=jnp.dtype(dtype),
-        **sizes,
-        **kwargs,
-    )
+    return embed.build(ViTMAE, variant, fields)
 
 
 def flops_per_image(model: ViTMAE, mask_ratio: float, training: bool = True) -> float:
@@ -187,9 +131,33 @@ def flops_per_image(model: ViTMAE, mask_ratio: float, training: bool = True) -> 
         2 * L * pixels * model.embed_dim
         + embed.block_flops(encoder_tokens, model.embed_dim, model.depth, model.mlp_ratio)
         + 2 * encoder_tokens * model.embed_dim * model.decoder_embed_dim
-        + embed.block_flops(
-            decoder_tokens, model.decoder_embed_dim, model.decoder_depth, model.mlp_ratio
-        )
+        + embed.block_flops(decoder_tokens, model.decoder_embed_dim, model.decoder_depth, model.mlp_ratio)
         + 2 * L * model.decoder_embed_dim * pixels
     )
     return forward * (3 if training else 1)
+
+
+def adapt(weights: Flat, needed: Flat, before: vit.Encoder, model: ViTMAE) -> Adapted:
+    """What an autoencoder takes of any ViT: the encoder, and the decoder whole or not at all."""
+    unused = ("pos_embed", *vit.HEADS[:3])
+    weights = {k: v for k, v in weights.items() if not k.startswith(unused)}
+    decoder = [k for k in weights if k.startswith(vit.DECODER)]
+    if not all(k in needed and weights[k].shape == tuple(needed[k].shape) for k in decoder):
+        weights = {k: v for k, v in weights.items() if k not in decoder}
+    # Without a decoder in the weights, it starts anew; so do the parts that code the blur level.
+    optional = (*vit.DECODER, "blur_token", "level_embed", "norm/")
+    return Adapted(weights, lambda k: k.startswith(optional))
+
+
+def tables(model: ViTMAE) -> dict[str, np.ndarray]:
+    """The fixed position tables, which PyTorch keeps in the state dict."""
+    return {
+        "pos_embed": position.sincos_2d(model.embed_dim, model.grid, model.num_prefix)[None],
+        "decoder_pos_embed": position.sincos_2d(model.decoder_embed_dim, model.grid, model.num_decoder_prefix)[None],
+    }
+
+
+RULES = Rules(
+    undecayed=vit.TOKENS, layers=vit.layers_of, heads=("head",), adapt=adapt, tables=tables,
+    encodes=vit.RULES.encodes,
+)  # fmt: skip

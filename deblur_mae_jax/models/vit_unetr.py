@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from deblur_mae_jax.models import embed, layers, vit
 from deblur_mae_jax.models.conv3d import leaky_relu
 
-NDIM = 2
+AXES = 2
 KINDS = ("segment",)
 
 
@@ -104,7 +104,7 @@ class ViTUNETR(vit.ViT):
         x = self.norm(self.hidden(images, level, mix, drop_path_keys)[-1])
         return x[:, self.num_prefix :].astype(jnp.float32).mean(axis=1)
 
-    def segment(self, images, level=None):
+    def __call__(self, images, level=None):  # type: ignore[override]
         """`(B, S, S, C)` -> logits `(B, S, S, K)` float32. level `(B,)`: where the model is conditioned."""
         states = self.hidden(images, level)
         wanted = len(factors(self.patch_size))
@@ -114,32 +114,12 @@ class ViTUNETR(vit.ViT):
         def on_grid(tokens):
             return tokens[:, self.num_prefix :].reshape(-1, self.grid, self.grid, self.embed_dim)
 
-        return self.segmenter([on_grid(tokens) for tokens in kept], images)
-
-    def __call__(self, images, level=None):  # type: ignore[override]
-        """The same."""
-        return self.segment(images, level)
+        return self.segmenter([on_grid(tokens) for tokens in kept], images), {}
 
 
-def Model(
-    variant: str = "B",
-    *,
-    num_classes: int,
-    image_size: int = 224,
-    patch_size: int = 16,
-    conditioning: str = "none",
-    level_code: str = "learned",
-    attention: str = "auto",
-    dtype: str = "float32",
-    **kwargs: Any,
-) -> ViTUNETR:
+def Model(variant: str = "B", **fields: Any) -> ViTUNETR:
     """A segmentation network by the size of its ViT; other fields of `ViTUNETR` by name."""
-    sizes, rest = embed.encoder_sizes(variant, kwargs)
-    embed.check(image_size, patch_size, conditioning, attention, dtype)
-    return ViTUNETR(
-        num_classes=num_classes, image_size=image_size, patch_size=patch_size, conditioning=conditioning,
-        level_code=level_code, attention=attention, dtype=jnp.dtype(dtype), **sizes, **rest,
-    )  # fmt: skip
+    return embed.build(ViTUNETR, variant, fields)
 
 
 def flops_per_image(model: ViTUNETR, mask_ratio: float = 0.0, training: bool = True) -> float:
@@ -165,3 +145,6 @@ def flops_per_image(model: ViTUNETR, mask_ratio: float = 0.0, training: bool = T
         total += refine(2 * width, width, side**2)
     total += 2 * side**2 * width * model.num_classes
     return total * (3 if training else 1)
+
+
+RULES = vit.RULES

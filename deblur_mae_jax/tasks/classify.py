@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deblur_mae_jax import augment
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.tasks import mixup as mixing
+from deblur_mae_jax.tasks.contract import Kind, Task
 
-KIND = "classify"
-EVALUATOR = "live_classification"
-SUPERVISED = True
+KIND = Kind("classify", axes=(2,), evaluator="classification", supervised=True)
 
 
 def make(
@@ -26,12 +25,19 @@ def make(
     mix_switch: float = 0.5,
     class_weights: Sequence[float] = (),
     frozen: bool = False,
-) -> Any:
-    """`loss(params, batch, keys) -> (cross-entropy (B,), out)`.
+) -> Task:
+    """Cross-entropy. Images are mixed with their partners (timm's mixup and cutmix), and so are targets and level
+    codes.
 
-    batch: `inputs` `(B, S, S, C)`, `label` `(B,)` and, for a conditioned model, `level` `(B,)`. Images
-    are mixed with their partners (timm's mixup and cutmix), and so are targets and level codes.
-    frozen: only the head learns (a linear probe). out: `logits` `(B, num_classes)`.
+    label_smoothing: share of the target that is spread over all classes.
+    mixup, cutmix: parameters of their Beta distributions, 0: off.
+    mix_probability: of mixing a batch.
+    mix_switch: probability of cutmix where both are on.
+    class_weights: a factor of the loss for each class; (): none.
+    frozen: train the head only (a linear probe).
+
+    The loss takes `inputs` `(B, S, S, C)`, `label` `(B,)` and, for a conditioned model, `level` `(B,)`. out: `logits`
+    `(B, num_classes)`.
     """
     for name, value in (("label_smoothing", label_smoothing), ("mix_probability", mix_probability),
                         ("mix_switch", mix_switch)):  # fmt: skip
@@ -46,24 +52,23 @@ def make(
         images, labels, level = batch["inputs"], batch["label"], batch.get("level")
         partner, share = None, jnp.ones(())
         if mixup or cutmix:
-            drawn = augment.draw_mix(
-                keys["mix"][0], images.shape[1], mixup, cutmix, mix_probability, mix_switch
-            )
-            images, share = augment.mix_images(images, drawn), drawn.weight
+            drawn = mixing.draw_mix(keys["mix"][0], images.shape[1], mixup, cutmix, mix_probability, mix_switch)
+            images, share = mixing.mix_images(images, drawn), drawn.weight
             if level is not None:
                 partner = (level[::-1], jnp.broadcast_to(share, level.shape))
-        logits, new = model.apply(
-            {"params": params}, images, level, partner, keys["drop_path"], train=True, frozen=frozen
+        logits, out = model.apply(
+            {"params": params},
+            images,
+            level=level,
+            mix=partner,
+            drop_path_keys=keys["drop_path"],
+            train=True,
+            frozen=frozen,
         )
-        targets = augment.mixed_targets(labels, share, model.num_classes, label_smoothing)
+        targets = mixing.mixed_targets(labels, share, model.num_classes, label_smoothing)
         terms = -targets * jax.nn.log_softmax(logits)
         if weights is not None:
             terms = terms * weights
-        return terms.sum(axis=-1), {"logits": logits, "assign": new}
+        return terms.sum(axis=-1), {"logits": logits, "assign": out.get("assign", {})}
 
-    return loss
-
-
-def trained(frozen: bool) -> Any:
-    """Which top-level entries of the parameter tree learn."""
-    return lambda name: not frozen or name.startswith("head")
+    return Task(loss, trains=lambda name: not frozen or name.startswith("head"))

@@ -12,28 +12,23 @@ encoder, on the channels of the patch embedding. The last hidden states are cont
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from deblur_mae_jax import losses
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.tasks import losses
+from deblur_mae_jax.tasks.contract import Kind, Task
 
-KIND = "rebuild"
-EVALUATOR = "live_reconstruction"
+KIND = Kind("reconstruct", axes=(3,), evaluator="reconstruction")
 SCOPES = ("batch", "sample", "token")
 LOSS_ON = ("all", "masked")
 # Side of the blocks that are masked together, in voxels.
 BLOCK = 16
 
-Loss = Callable[[Any, dict[str, jax.Array], dict[str, jax.Array]], tuple[jax.Array, dict]]
 
-
-def channel_mask(
-    key: jax.Array, shape: tuple[int, ...], ratio: float, scope: str = "sample"
-) -> jax.Array:
+def channel_mask(key: jax.Array, shape: tuple[int, ...], ratio: float, scope: str = "sample") -> jax.Array:
     """1 for the channels that are masked, int(ratio * C) of every token; broadcasts to `shape` `(D, H, W, C)`.
 
     scope: "token" draws anew for every token, "sample" and "batch" (by the key) share one set.
@@ -56,27 +51,10 @@ def block_mask(key: jax.Array, side: int, ratio: float) -> jax.Array:
     return blocks
 
 
-def make(
-    model: Any,
-    *,
-    local_mask: float = 0.6,
-    local_mask_scope: str = "sample",
-    block_mask_ratio: float = 0.0,
-    loss_on: str = "all",
-    contrast: str = "paper",
-    contrast_weight: float = 0.05,
-    temperature: float = 0.07,
-) -> Loss:
-    """`loss(params, batch, keys) -> (loss (B,), out)`: L1 to the clean cube, and the contrast of modalities.
-
-    batch: `inputs`, `targets` `(B, S, S, S, C)` and, for the contrast, `modality` `(B,)`. The contrast is a
-    function of the whole batch, over all devices and hosts. out: `pred`, `mask` `(B, S, S, S, 1)` of masked
-    voxels (zeros for local masking, which hides no voxel), `reconstruction` and `contrast` `(B,)`.
-    """
+def _check(model: Any, local_mask: float, local_mask_scope: str, block_mask_ratio: float, loss_on: str) -> None:
+    """Raise `UserError` for settings that cannot be right."""
     if local_mask_scope not in SCOPES:
         raise unknown("config.task.local_mask_scope", local_mask_scope, SCOPES)
-    if contrast not in losses.CONTRASTS:
-        raise unknown("config.task.contrast", contrast, losses.CONTRASTS)
     if loss_on not in LOSS_ON:
         raise unknown("config.task.loss_on", loss_on, LOSS_ON)
     for name, value in (("local_mask", local_mask), ("block_mask_ratio", block_mask_ratio)):
@@ -87,9 +65,35 @@ def make(
             "config.task.block_mask_ratio needs config.model.mask_token=True, the token that stands for what is masked"
         )
     if loss_on == "masked" and not block_mask_ratio:
-        raise UserError(
-            "config.task.loss_on=masked needs config.task.block_mask_ratio: no voxel is masked"
-        )
+        raise UserError("config.task.loss_on=masked needs config.task.block_mask_ratio: no voxel is masked")
+
+
+def make(
+    model: Any,
+    *,
+    local_mask: float = 0.6,
+    local_mask_scope: str = "sample",
+    block_mask_ratio: float = 0.0,
+    loss_on: str = "all",
+    contrast: str = "paper",
+    contrast_weight: float = 0.05,
+    temperature: float = 0.07,
+) -> Task:
+    """L1 to the clean cube, and the contrast of modalities over the whole batch of all devices and hosts.
+
+    local_mask: share of the patch embedding's channels that are set to zero.
+    local_mask_scope: what shares one choice of channels, "batch", "sample" or "token".
+    block_mask_ratio: share of the 16-voxel blocks that the mask token replaces.
+    loss_on: "all" voxels count, or the "masked" ones.
+    contrast: "paper", "bce", "code" or "none" (`losses.contrast`), with its weight and temperature.
+
+    The loss takes `inputs`, `targets` `(B, S, S, S, C)` and, for the contrast, `modality` `(B,)`. out: `pred`, `mask`
+    `(B, S, S, S, 1)` of masked voxels (zeros for local masking, which hides no voxel), `reconstruction` and
+    `contrast` `(B,)`.
+    """
+    _check(model, local_mask, local_mask_scope, block_mask_ratio, loss_on)
+    if contrast not in losses.CONTRASTS:
+        raise unknown("config.task.contrast", contrast, losses.CONTRASTS)
 
     def loss(params, batch, keys):
         x, goal = batch["inputs"], batch["targets"]
@@ -105,10 +109,12 @@ def make(
             dropped = jax.vmap(draw)(own)
             return tokens * (1 - dropped).astype(tokens.dtype)
 
-        pred, states = model.apply(
-            {"params": params}, x, disrupt if local_mask else None,
-            hidden[:, ::2, ::2, ::2] if block_mask_ratio else None,
-        )  # fmt: skip
+        pred, found = model.apply(
+            {"params": params},
+            x,
+            disrupt=disrupt if local_mask else None,
+            masked=hidden[:, ::2, ::2, ::2] if block_mask_ratio else None,
+        )
         error = jnp.abs(pred - goal.astype(jnp.float32))
         if loss_on == "masked":
             counted = jnp.broadcast_to(hidden, error.shape)
@@ -117,8 +123,8 @@ def make(
             error = error.mean((1, 2, 3, 4))
         apart = jnp.zeros(())
         if contrast != "none":
-            apart = losses.contrast(states[-1], batch["modality"], temperature, contrast)
+            apart = losses.contrast(found["hidden"][-1], batch["modality"], temperature, contrast)
         out = {"pred": pred, "mask": hidden, "reconstruction": error, "contrast": apart}
         return error + contrast_weight * apart, out
 
-    return loss
+    return Task(loss)

@@ -10,20 +10,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from deblur_mae_jax import losses, masking
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.models import masking
+from deblur_mae_jax.tasks import losses
+from deblur_mae_jax.tasks.contract import Kind, Task
 
-KIND = "reconstruct"
-EVALUATOR = "live_reconstruction"
+KIND = Kind("reconstruct", axes=(2,), evaluator="reconstruction")
 LOSS_ON = ("all", "masked")
 TARGETS = ("clean", "degraded")
-
-Loss = Callable[[Any, dict[str, jax.Array], dict[str, jax.Array]], tuple[jax.Array, dict]]
 
 
 def make(
@@ -33,12 +31,16 @@ def make(
     loss_on: str = "all",
     norm_pix_loss: bool = False,
     target: str = "clean",
-) -> Loss:
-    """`loss(params, batch, keys) -> (loss (B,), out)`.
+) -> Task:
+    """Reconstruct the clean image from the visible patches of the degraded one.
 
-    batch: `inputs`, `targets` `(B, S, S, C)` and, for a conditioned model, `level` `(B,)`; keys: the
-    stream `mask`, one key per example. out: `pred` and `target` patches `(B, L, P*P*C)`, `mask`.
+    mask_ratio: share of the patches that are masked.
+    loss_on: "all" patches count, or the "masked" ones.
+    norm_pix_loss: predict patches of mean 0 and standard deviation 1.
     target: "clean" is the papers' deblurring; "degraded" reconstructs the input, a control.
+
+    The loss takes `inputs`, `targets` `(B, S, S, C)` and, for a conditioned model, `level` `(B,)`. out: `pred` and
+    `target` patches `(B, L, P*P*C)`, `mask` `(B, L)`, and `counted`, the mask where only masked patches count.
     """
     if loss_on not in LOSS_ON:
         raise unknown("config.task.loss_on", loss_on, LOSS_ON)
@@ -48,9 +50,7 @@ def make(
         raise UserError(f"config.task.mask_ratio={mask_ratio} must be in [0, 1)")
     num_patches = model.grid**2
     if masking.num_kept(num_patches, mask_ratio) < 1:
-        raise UserError(
-            f"config.task.mask_ratio={mask_ratio} leaves none of the {num_patches} patches visible"
-        )
+        raise UserError(f"config.task.mask_ratio={mask_ratio} leaves none of the {num_patches} patches visible")
     if loss_on == "masked" and masking.num_kept(num_patches, mask_ratio) == num_patches:
         raise UserError(
             f"config.task.mask_ratio={mask_ratio} masks no patch, so "
@@ -60,13 +60,18 @@ def make(
     def loss(params, batch, keys):
         noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys["mask"])
         pred, out = model.apply(
-            {"params": params}, batch["inputs"], noise, mask_ratio, batch.get("level")
+            {"params": params},
+            batch["inputs"],
+            noise=noise,
+            mask_ratio=mask_ratio,
+            level=batch.get("level"),
         )
         goal = batch["targets"] if target == "clean" else batch["inputs"]
         goal = masking.patchify(goal, model.patch_size)
         if norm_pix_loss:
             goal = losses.normalise_patches(goal)
-        per_image = losses.patch_mse(pred, goal, out["mask"] if loss_on == "masked" else None)
-        return per_image, {"pred": pred, "target": goal, "mask": out["mask"]}
+        counted = out["mask"] if loss_on == "masked" else None
+        per_image = losses.patch_mse(pred, goal, counted)
+        return per_image, {"pred": pred, "target": goal, "mask": out["mask"], "counted": counted}
 
-    return loss
+    return Task(loss, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss)

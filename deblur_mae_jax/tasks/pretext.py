@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deblur_mae_jax import losses
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.tasks import losses
+from deblur_mae_jax.tasks.contract import Kind, Task
 
-KIND = "pretext"
-EVALUATOR = "live_reconstruction"
+KIND = Kind("pretext", axes=(3,), evaluator="reconstruction")
 # Sides of a box that is cut out, as shares of the cube's; and how much of it may be cut at most.
 BOX = (0.05, 0.25)
 MAX_CUT = 0.3
@@ -74,6 +74,17 @@ def views(keys: jax.Array, cubes: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     return jax.vmap(cut_out)(k_second, cut, other), whole, turns
 
 
+def _check(model: Any, weights: dict[str, float]) -> None:
+    """Raise `UserError` for weights of the three losses that cannot be right."""
+    for name, value in weights.items():
+        if value < 0:
+            raise UserError(f"config.task.{name}={value} must be 0 or greater")
+    if not any(weights.values()):
+        raise UserError(f"config.task: nothing to learn, {', '.join(weights)} are all 0")
+    if weights["reconstruction_weight"] and not model.rebuilds:
+        raise UserError("config.task.reconstruction_weight needs config.model.rebuilds=True")
+
+
 def make(
     model: Any,
     *,
@@ -81,25 +92,19 @@ def make(
     contrast_weight: float = 1.0,
     reconstruction_weight: float = 1.0,
     temperature: float = 0.5,
-) -> Any:
-    """`loss(params, batch, keys) -> (loss (B,), out)`.
+) -> Task:
+    """Rotation, contrast and reconstruction of two views of every cube. A weight of 0 leaves a part out.
 
-    batch: `targets` `(B, S, S, S, C)`. A weight of 0 leaves a part out. out: `pred` and what it is compared
-    with, `clean`
-    and `degraded`, of the first views; `reconstruction`, `contrast` and `rotation_accuracy` `(B,)`, 1 for a turn told.
+    temperature: of the contrast.
+
+    The loss takes `targets` `(B, S, S, S, C)`. out: `pred` and what it is compared with, `clean` and `degraded`, of
+    the first views; `reconstruction`, `contrast` and `rotation_accuracy` `(B,)`, 1 for a rotation that is recognised.
     """
-    weights = {
+    _check(model, {
         "rotation_weight": rotation_weight,
         "contrast_weight": contrast_weight,
         "reconstruction_weight": reconstruction_weight,
-    }
-    for name, value in weights.items():
-        if value < 0:
-            raise UserError(f"config.task.{name}={value} must be 0 or greater")
-    if not any(weights.values()):
-        raise UserError(f"config.task: nothing to learn, {', '.join(weights)} are all 0")
-    if reconstruction_weight and not model.rebuilds:
-        raise UserError("config.task.reconstruction_weight needs config.model.rebuilds=True")
+    })  # fmt: skip
 
     def loss(params, batch, keys):
         cubes = batch["targets"]
@@ -111,10 +116,11 @@ def make(
         join = lambda *parts: jnp.stack(parts, axis=1).reshape(2 * B, *parts[0].shape[1:])
         apart = lambda x: jnp.moveaxis(x.reshape(B, 2, *x.shape[1:]), 1, 0)
         cut, whole, turns = jax.tree.map(join, *pairs)
-        logits, embeddings, rebuilt = model.apply({"params": params}, cut)
+        rebuilt, found = model.apply({"params": params}, cut)
+        logits, embeddings = found["rotation"], found["embedding"]
         scores = jax.nn.log_softmax(logits)
-        told = -jnp.take_along_axis(scores, turns[:, None], axis=1)[:, 0]
-        rotation = apart(told).mean(0)
+        surprise = -jnp.take_along_axis(scores, turns[:, None], axis=1)[:, 0]
+        rotation = apart(surprise).mean(0)
         first, second = apart(embeddings)
         contrast = losses.nt_xent(first, second, temperature)
         error = jnp.zeros(B)
@@ -134,4 +140,4 @@ def make(
         }
         return total, out
 
-    return loss
+    return Task(loss)

@@ -1,4 +1,4 @@
-"""Segmentation of volumes or pictures: Dice and cross-entropy (fine-tuning of Disruptive Autoencoders, MIDL 2024)."""
+"""Segmentation of volumes or 2-D images: Dice and cross-entropy (fine-tuning of Disruptive Autoencoders, MIDL 2024)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 
-from deblur_mae_jax import losses
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.tasks import losses
+from deblur_mae_jax.tasks.contract import Kind, Task
 
-KIND = "segment"
-EVALUATOR = "live_segmentation"
-SUPERVISED = True
+KIND = Kind("segment", axes=(2, 3), evaluator="segmentation", supervised=True)
 LOSSES = ("dice_ce", "dice", "ce")
 
 
@@ -22,12 +21,16 @@ def make(
     include_background: bool = True,
     dice_weight: float = 1.0,
     ce_weight: float = 1.0,
-) -> Any:
-    """`loss(params, batch, keys) -> (loss (B,), out)`.
+) -> Task:
+    """Dice and cross-entropy.
 
-    batch: `inputs` `(B, *space, C)`, `mask` `(B, *space)` class numbers and, for a conditioned model, `level` `(B,)`.
-    loss: "dice_ce" (the published code), "dice" (the paper's words) or "ce". include_background: whether class 0 counts
-    in the Dice term. out: `logits` `(B, *space, K)`.
+    loss: "dice_ce" (the published code), "dice" (the paper's words) or "ce".
+    include_background: count class 0 in the Dice term.
+    dice_weight, ce_weight: of the two terms.
+
+    The loss takes `inputs` `(B, *space, C)`, `mask` `(B, *space)` class numbers and, for a conditioned model, `level`
+    `(B,)`.
+    out: `logits` `(B, *space, K)`.
     """
     if loss not in LOSSES:
         raise unknown("config.task.loss", loss, LOSSES)
@@ -36,16 +39,12 @@ def make(
             raise UserError(f"config.task.{name}={value} must be 0 or greater")
 
     def compute(params: Any, batch: dict[str, jax.Array], keys: Any) -> tuple[jax.Array, dict]:
-        logits = model.apply(
-            {"params": params}, batch["inputs"], batch.get("level"), method=model.segment
-        )
+        logits, _ = model.apply({"params": params}, batch["inputs"], level=batch.get("level"))
         total: Any = 0.0
         if loss != "ce":
-            total += dice_weight * losses.dice(
-                logits, batch["mask"], include_background=include_background
-            )
+            total += dice_weight * losses.dice(logits, batch["mask"], include_background=include_background)
         if loss != "dice":
             total += ce_weight * losses.voxel_cross_entropy(logits, batch["mask"])
         return total, {"logits": logits}
 
-    return compute
+    return Task(compute)

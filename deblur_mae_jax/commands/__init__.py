@@ -1,0 +1,1 @@
+"""Programs beside training: search, probe, predict, segment, plan."""

@@ -1,0 +1,273 @@
+"""`--plan`: what a run costs on chips that are not here, in closed form, and on this machine, timed.
+
+Four numbers decide: the FLOPs of the matrix products (each model's `flops_per_image`), the bytes that
+travel to and from a chip's memory, the memory that must hold them, and the price of an hour.
+
+    bytes of a step  = 5 x saved activations + 42 x parameters
+    memory           = 18 x parameters + saved activations + input + images kept on the device
+    seconds          = FLOPs / (80 % of peak) + bytes / (90 % of bandwidth)
+
+Saved activations are what JAX keeps for the backward pass, counted on the program itself: written
+once, read twice, and as many gradients written and read. Of 42 bytes per parameter 36 are AdamW's
+(weight, gradient and two moments read, three of them written, the gradient once more for its norm)
+and 6 the bfloat16 copy. Products and the rest take turns, as they do in a program without fused
+attention. 80 and 90 % are what large products and copies reach on an H100.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import network as networks
+from deblur_mae_jax.commands.run import PROGRAMS
+from deblur_mae_jax.config import copy, flat
+from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.performance import chips
+from deblur_mae_jax.pretrained import inherit
+from deblur_mae_jax.training import compilation, experiment
+from deblur_mae_jax.training.progress import Progress, duration
+
+PRODUCTS, COPIES = 0.8, 0.9
+# Parts of a step timed on a CPU: enough to fill it, not a batch for a pod.
+TIMED_FLOPS = 5e11
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What a run needs of any accelerator, in bfloat16; bytes and FLOPs of a whole step."""
+
+    parameters: int
+    flops_per_image: float
+    saved_per_image: float
+    input_per_image: float
+    images: float  # bytes of the whole set, where it is kept on the device
+    batch: int
+    accum: int
+    steps: int
+
+    @property
+    def flops(self) -> float:
+        """Of the matrix products of one step."""
+        return self.flops_per_image * self.batch
+
+    @property
+    def bytes(self) -> float:
+        """To and from memory in one step."""
+        return 5 * self.saved_per_image * self.batch + 42 * self.parameters
+
+    def memory(self, accum: int | None = None, dtype: str = "bfloat16") -> float:
+        """Bytes at the peak of a step."""
+        part = self.batch / (accum or self.accum)
+        held = part * (_width(dtype) * self.saved_per_image + self.input_per_image)
+        return 18 * self.parameters + held + self.images
+
+    def seconds(self, chip: chips.Chip) -> float:
+        """One step on one chip."""
+        if chip.measured_share is not None:
+            return self.flops / (chip.measured_share * 1e12 * chip.tflops)
+        products = self.flops / (PRODUCTS * 1e12 * chip.tflops)
+        traffic = _width(chip.dtype) * self.bytes
+        return products + traffic / (COPIES * 1e12 * chip.terabytes_per_second)
+
+
+def _width(dtype: str) -> int:
+    """How many times the bytes of bfloat16."""
+    return jnp.dtype(dtype).itemsize // 2
+
+
+def saved_bytes(network: Any, batch: Any, keys: Any) -> float:
+    """Bytes per image that the backward pass needs of the forward pass, by JAX's own account.
+
+    Left out: parameters and their copies in another precision, what is there anyway (the batch), and
+    float32 arrays that are kept in bfloat16 as well, of which the compiler keeps one.
+    """
+    params = jax.eval_shape(network.init)
+
+    def keep(params, batch, keys):
+        return jax.vjp(lambda p: network.task.loss(p, batch, keys)[0].mean(), params)[1]
+
+    program = jax.make_jaxpr(keep)(params, batch, keys).jaxpr
+    shapes = {x.shape for x in jax.tree.leaves(params)}
+    given, kept = set(program.invars), {}
+    for var in program.outvars:
+        if hasattr(var, "val") or var in given or var.aval.shape in shapes:
+            continue
+        kept[var] = var.aval
+    halves = [a.shape for a in kept.values() if a.dtype == jnp.bfloat16]
+    total = 0
+    for aval in kept.values():
+        if aval.dtype == jnp.float32 and aval.shape in halves:
+            halves.remove(aval.shape)
+            continue
+        total += aval.size * aval.dtype.itemsize
+    return total / jax.tree.leaves(batch)[0].shape[0]
+
+
+def need(run: experiment.Experiment, num_images: int = 0) -> Need:
+    """What `run` needs of an accelerator; with `num_images`, as if it had so many."""
+    config = copy(run.config, {"model.dtype": "bfloat16"})
+    # What a CPU chooses is not what an accelerator does.
+    if flat(config).get("model.attention") in ("auto", "by_image"):
+        config.model.attention = "xla"
+    classes = len(run.supervision.classes) if run.supervision else 0
+    network = networks.build(config, classes)
+    part = jax.eval_shape(lambda b: jax.tree.map(lambda x: x[0, :8], b), _first(run))
+    size = jax.tree.leaves(part)[0].shape[0]
+    keys = jax.eval_shape(lambda: stream_keys(0, 0, jnp.arange(size)))
+
+    def prepare(arrays, part, keys):
+        def level(*_):  # an online search gives each example one
+            return jnp.ones(size, jnp.int32)
+
+        choose = level if run.choose_level is not None else None
+        return network.inputs.train(run.store.gather(arrays, part), keys, choose)
+
+    examples = jax.eval_shape(run.store.gather, run.store.arrays, part)
+    batch = jax.eval_shape(prepare, run.store.arrays, part, keys)
+    pixels = sum(x.size * max(4, 2 * x.dtype.itemsize) for x in jax.tree.leaves((examples, batch)))
+    stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.store.arrays))
+    steps = run.total_steps
+    if num_images:
+        stored = stored * num_images / len(run.index)
+        if not run.config.optim.steps:
+            steps = max(1, round(run.config.optim.epochs * num_images / run.config.optim.batch_size))
+    return Need(
+        parameters=sum(int(np.prod(x.shape)) for x in jax.tree.leaves(jax.eval_shape(network.init))),
+        flops_per_image=network.flops_per_image,
+        saved_per_image=saved_bytes(network, batch, keys),
+        input_per_image=2 * pixels / size,
+        images=stored,
+        batch=run.config.optim.batch_size,
+        accum=run.config.optim.accum_steps,
+        steps=steps,
+    )
+
+
+def _first(run: experiment.Experiment) -> Any:
+    return next(run.store.batches(0, 1))
+
+
+def fitting_accum(wanted: Need, chip: chips.Chip) -> int:
+    """The fewest accumulation steps with which a step fits 90 % of the chip; 0: none does."""
+    for accum in range(wanted.accum, wanted.batch + 1):
+        if wanted.batch % accum == 0 and wanted.memory(accum, chip.dtype) <= (0.9e9 * chip.gigabytes):
+            return accum
+    return 0
+
+
+def timed(run: experiment.Experiment, repeats: int = 3) -> tuple[float, int]:
+    """(seconds per image here, the batch it was timed at); compiles and runs a few steps.
+
+    On a CPU at a smaller batch than the run's, where that would take minutes.
+    """
+    devices = jax.device_count()
+    fits = max(1, int(TIMED_FLOPS / run.network.flops_per_image) // devices) * devices
+    if jax.default_backend() == "cpu" and run.config.optim.batch_size > fits:
+        config = copy(run.config, {"optim.batch_size": fits, "optim.accum_steps": 1})
+        run = experiment.build(config, source=run.source)
+    o = run.config.optim
+    state, batch = run.make_state(), _first(run)
+    step = compilation.compile_step(run, state, batch).step
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.monotonic()
+        state, out = step(state, run.arrays, batch)
+        jax.block_until_ready((state, out))
+        seconds.append(time.monotonic() - started)
+    return statistics.median(seconds[1:]) / o.batch_size, o.batch_size
+
+
+def parse_prices(text: str) -> dict[str, float]:
+    """`'H100=2.5,TPU v5e=0.6'` -> dollars per chip and hour."""
+    prices = {}
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        name, _, value = (piece.strip() for piece in item.partition("="))
+        if name not in {chip.name for chip in chips.CHIPS}:
+            raise unknown("--prices", name, [chip.name for chip in chips.CHIPS])
+        try:
+            prices[name] = float(value)
+        except ValueError:
+            raise UserError(f"--prices: '{item}' is not name=dollars per hour") from None
+    return prices
+
+
+def table(wanted: Need, prices: dict[str, float]) -> list[str]:
+    """A line per chip: memory, time, share of peak, hours, money."""
+    lines = [
+        f"{'one chip':9s} {'peak':>11s} {'memory':>7s} {'a step needs':>20s} {'img/s':>8s} "
+        f"{'of peak':>8s} {'whole run':>14s} {'$/h':>6s} {'money':>10s}"
+    ]
+    for chip in chips.CHIPS:
+        accum = fitting_accum(wanted, chip)
+        seconds = wanted.seconds(chip)
+        share = wanted.flops / seconds / (1e12 * chip.tflops)
+        hours = wanted.steps * seconds / 3600
+        price = prices.get(chip.name, chip.dollars_per_hour)
+        start = f"{chip.name:9s} {chip.tflops:7.1f} TF/s {chip.gigabytes:4.0f} GB "
+        if not accum:
+            lines.append(f"{start}{'does not fit':>20s}")
+            continue
+        fits = f"{wanted.memory(accum, chip.dtype) / 1e9:.1f} GB"
+        fits += f" (accum {accum})" if accum > 1 else ""
+        known = "a" if chip.measured_share is None else "m"
+        lines.append(
+            f"{start}{fits:>20s} {wanted.batch / seconds:8,.0f} {share:7.0%}{known} "
+            f"{duration(3600 * hours):>14s} {price:6.2f} {f'${hours * price:,.0f}':>10s}"
+        )
+    return lines
+
+
+def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
+    """Print the plan of a training run; nothing is written. Raises `UserError`.
+
+    num_images: plan for a set of so many images without having them: simulated ones are timed.
+    """
+    progress = Progress()
+    if config.task.name in PROGRAMS:
+        raise UserError(f"--plan is for training; config.task.name={config.task.name} trains nothing")
+    own = parse_prices(prices)
+    compilation.use_compilation_cache(config.compilation_cache)
+    config, source, _ = inherit.resolve(config, None)
+    if num_images < 0:
+        raise UserError(f"--plan_images={num_images} must be greater than 0")
+    if num_images:
+        name = {2: "phantoms", 3: "phantoms3d"}[networks.identify(config).axes]
+        config = copy(config, {"data.name": name, "data.num_images": min(num_images, 64)})
+    here = experiment.build(config, source=source)
+    wanted = need(here, num_images)
+    lines = [
+        f"{num_images or len(here.index):,} images, batch {wanted.batch:,}, {wanted.steps:,} steps; "
+        f"{wanted.parameters:,} parameters",
+        f"one image  {wanted.flops_per_image / 1e9:.4g} GFLOP, "
+        f"{5 * wanted.saved_per_image / 1e6:.4g} MB of memory traffic",
+        f"one step   {wanted.flops / 1e12:.4g} TFLOP, {wanted.bytes / 1e9:.4g} GB of memory traffic, "
+        f"{wanted.memory() / 1e9:.4g} GB of memory",
+        f"whole run  {wanted.flops * wanted.steps:.3g} FLOP",
+        "",
+        *table(wanted, own),
+        "a: assumed, from the FLOPs at 80 % of peak and the traffic at 90 % of bandwidth; m: measured. "
+        "Several chips divide the hours, not the money; small networks do not fill a chip and take longer.",
+    ]
+    for line in lines:
+        progress.print(line)
+    progress.update("timing this machine", force=progress.live)
+    seconds, batch = timed(here)
+    kind, devices = jax.devices()[0].device_kind, jax.device_count()
+    peak = chips.peak_flops(kind)
+    share = f", {wanted.flops_per_image / seconds / peak / devices:.0%} of peak" if peak else ""
+    last = (
+        f"here       {devices} x {kind}: {1 / seconds:,.1f} img/s, "
+        f"{wanted.flops_per_image / seconds / 1e9:,.0f} GFLOP/s{share} (measured at batch {batch}); "
+        f"whole run {duration(wanted.steps * wanted.batch * seconds)}"
+    )
+    progress.print(last)
+    return [*lines, last]

@@ -1,0 +1,100 @@
+"""Classify or segment new images: `main.py --mode=predict --workdir=RUN --input=FOLDER --output=FILE.csv`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from deblur_mae_jax import api
+from deblur_mae_jax import network as networks
+from deblur_mae_jax.commands import new_images, segment
+from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.inference import blur_search
+from deblur_mae_jax.inference.arrays import as_list
+from deblur_mae_jax.pretrained import trained_network
+from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.reports.predictions import Predictions
+from deblur_mae_jax.training.progress import Progress
+from deblur_mae_jax.weight_formats import files
+
+
+def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str = "") -> Path:
+    """Label maps (`commands/segment.py`) or class probabilities (`classify`), as the run learned it.
+
+    run_folder: a workdir or a weight file; of segmentations also several, "a,b,c", which are averaged.
+    images: a folder or a CSV.
+    output: the CSV to write, or the folder of label maps.
+    infer: fields of `config.infer`, "flips=True,overlap=0.7", of a segmentation.
+    """
+    folders = [str(run_folder)]
+    if not Path(run_folder).expanduser().exists():
+        folders = [name.strip() for name in str(run_folder).split(",") if name.strip()]
+    first = Path(folders[0]).expanduser()
+    is_file = files.is_weights(first)
+    config = trained_network.load(first, "--workdir").config if is_file else (
+        trained_network.read_config(first)
+    )  # fmt: skip
+    if networks.identify(config).kind == "segment":
+        return segment.run(folders, images, str(output), infer)
+    if infer:
+        raise UserError("--infer: only a segmentation has these fields")
+    if len(folders) > 1:
+        raise UserError("--workdir: several runs are averaged only where they segment")
+    return classify(run_folder, images, output)
+
+
+def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Path:
+    """Predictions of the classifier in `run_folder` for every image of a folder or CSV.
+
+    The images are blurred as the run's setting says, a D2MAE classifier's by a search. Files that
+    cannot be used are listed beside the table. Returns the path of the CSV, `predictions_new.csv` in
+    the run if no `output` is given.
+    """
+    progress = Progress()
+    trained = api.load(run_folder)
+    if not trained.classes:
+        raise UserError(f"--workdir: '{run_folder}' is not a classifier; fine-tune it first")
+    path = Path(output).expanduser() if output else Path(run_folder) / "predictions_new.csv"
+    if path.suffix != ".csv":
+        raise UserError(f"--output: '{path}' must end in .csv")
+    new_images.make_folder(path.parent)
+    index = new_images.index_of(trained, images, progress)
+    table = _table(trained, index, progress)
+    table.write(path)
+    if index.skipped:
+        skipped = path.with_name(path.stem + "_skipped.csv")
+        data_index.write_skipped(skipped, index.skipped)
+        progress.print(f"{len(index.skipped)} files left out, see {skipped}")
+    predicted = table.probabilities.argmax(1)
+    counts = {name: int((predicted == i).sum()) for i, name in enumerate(trained.classes)}
+    progress.print(f"{len(index)} images: " + ", ".join(f"{n} {c}" for c, n in counts.items()))
+    progress.print(f"predictions {path}")
+    return path
+
+
+def _table(trained: TrainedNetwork, index: Index, progress: Progress) -> Predictions:
+    probabilities, levels = [], []
+    for numbers, images in new_images.chunks(index):
+        level = api.levels_for(trained, as_list(images))
+        probabilities.append(api.predict(trained, images, level=level))
+        levels.append(np.zeros(len(images), int) if level is None else level)
+        progress.update(f"predicting: {numbers.stop} of {len(index)}")
+    level = np.concatenate(levels)
+    sigma = np.full(len(index), np.nan)
+    by_level = blur_search.all_sigmas(trained.network.inputs.degradation)
+    if len(by_level):
+        sigma = by_level[level - 1]
+    classes, names = trained.classes, index.source.labels or [""] * len(index)
+    return Predictions(
+        classes,
+        np.array(index.source.names),
+        np.array(index.source.groups or [""] * len(index)),
+        np.full(len(index), "new"),
+        np.array([classes.index(name) if name in classes else -1 for name in names]),
+        np.concatenate(probabilities),
+        level,
+        sigma,
+    )

@@ -1,0 +1,188 @@
+"""Quick probes of frozen features: nearest neighbours and logistic regression (scikit-learn)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+
+from deblur_mae_jax import api, sharding
+from deblur_mae_jax import network as networks
+from deblur_mae_jax.commands import new_images
+from deblur_mae_jax.config import flat
+from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.degradations import parse
+from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.inference import blur_search
+from deblur_mae_jax.metrics import classification
+from deblur_mae_jax.pretrained import inherit
+from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.reports import classification as report
+from deblur_mae_jax.reports import predictions
+from deblur_mae_jax.training import checks, supervision
+from deblur_mae_jax.training.progress import Progress
+from deblur_mae_jax.training.supervision import Supervision
+from deblur_mae_jax.workdir import run_folder
+from deblur_mae_jax.workdir.run_folder import Workdir
+
+KINDS = ("knn", "logistic")
+
+
+def candidates(kind: str, config: ConfigDict, train: int) -> dict[str, Any]:
+    """The classifiers to choose from on the validation images, by name."""
+    if kind == "knn":
+        return {
+            f"k = {k}": make_pipeline(
+                Normalizer(),  # then Euclidean neighbours are those of the cosine
+                KNeighborsClassifier(k, weights="distance"),
+            )
+            for k in config.probe.neighbours
+            if k <= train
+        }
+    return {
+        f"C = {c:g}": make_pipeline(
+            StandardScaler(),
+            LogisticRegression(
+                C=c,
+                max_iter=2000,
+                class_weight="balanced" if config.data.balance != "none" else None,
+            ),
+        )
+        for c in config.probe.strengths
+    }
+
+
+def run(config: ConfigDict, workdir: str | Path, dry_run: bool = False) -> dict[str, Any]:
+    """Encode the images of all splits once, fit on training, choose on validation, judge on test.
+
+    The images are degraded as the network of `config.init_from` was trained, a D2MAE network's at the
+    level that the blur search finds. Returns the numbers of `metrics.json`. Raises `UserError`.
+    """
+    if dry_run:
+        raise UserError("--dry_run: a probe trains no network; run it on a few images instead")
+    folder, progress = Workdir(workdir), Progress()
+    config, source, lines = inherit.resolve(config)
+    trained = inherit.require_source(source, "a probe")
+    identity = networks.identify(config)
+    checks.check_labels(config, identity)
+    if config.probe.kind not in KINDS:
+        raise unknown("config.probe.kind", config.probe.kind, KINDS)
+    if jax.process_count() > 1:
+        raise UserError("a probe runs on one process")
+    run_folder.claim(folder, config)
+    inherit.keep_copy(folder, trained)
+    index, labels = supervision.prepare(
+        config,
+        identity,
+        trained,
+        sharding.make_mesh(),
+        folder.index(),
+        progress.counters(),
+    )
+    if labels.setting is not None and labels.levels is None:
+        raise UserError(
+            f"config.search.setting={config.search.setting} needs training; choices for a probe: auto, "
+            "none, fixed(sigma), search(step), random"
+        )
+    run_folder.check_data(folder, index.fingerprint, len(index))
+    data_index.write_skipped(folder.skipped, index.skipped)
+    lines += labels.lines
+    for line in lines:
+        progress.print(line)
+    features = _features(trained, index, labels, config.probe.pool, progress)
+    chosen, model = _choose(config, labels, features)
+    lines.append(f"{config.probe.kind} on frozen features: {chosen}, chosen on validation")
+    numbers = _judge(config, folder, (index, labels, lines), features, model)
+    progress.print(f"{config.probe.kind}, {chosen}, judged on {numbers['judged_on']}")
+    for name, entry in numbers["splits"][numbers["judged_on"]]["per_image"].items():
+        if entry["value"] is not None:
+            progress.print(f"  {name.replace('_', ' '):32s} {entry['value']:.4f}")
+    progress.print(f"report      {folder.page}")
+    return numbers
+
+
+def _features(trained: TrainedNetwork, index: Index, labels: Supervision, pool: str, progress: Progress) -> np.ndarray:
+    """`(N, D)` float64 of all images."""
+    network = trained.with_params(jax.tree.map(jax.numpy.asarray, trained.params))
+    features = []
+    for numbers, images in new_images.chunks(index):
+        levels = None
+        if labels.levels is not None:
+            levels = labels.levels[numbers.start : numbers.stop]
+        elif trained.network.inputs.degradation.num_levels:
+            levels = np.ones(len(images), np.int32)
+        features.append(api.encode(network, images, level=levels, pool=pool))
+        progress.update(f"encoding: {numbers.stop} of {len(index)} images")
+    return np.concatenate(features).astype(np.float64)
+
+
+def _choose(config: ConfigDict, labels: Supervision, x: np.ndarray) -> tuple[str, Any]:
+    """(name, fitted classifier) of the best one on the validation images."""
+    train, val = labels.positions["train"], labels.positions["val"]
+    best: tuple[float, str, Any] | None = None
+    for name, model in candidates(config.probe.kind, config, len(train)).items():
+        model.fit(x[train], labels.labels[train])
+        p = probabilities(model, x[val], len(labels.classes))
+        score = classification.METRICS[config.select.metric](labels.labels[val], p)
+        score = score if classification.HIGHER_IS_BETTER[config.select.metric] else -score
+        if best is None or score > best[0]:
+            best = (score, name, model)
+    if best is None:
+        raise UserError(
+            f"config.probe.neighbours={tuple(config.probe.neighbours)}: all above the {len(train)} training images"
+        )
+    return best[1], best[2]
+
+
+def _judge(
+    config: ConfigDict,
+    workdir: Workdir,
+    run: tuple[Index, Supervision, list[str]],
+    x: np.ndarray,
+    model: Any,
+) -> dict[str, Any]:
+    """Predict validation and test images, write the report. run: images, labels, lines for the page."""
+    index, labels, lines = run
+    positions = labels.positions
+    sigmas = blur_search.all_sigmas(parse.degradation(config.task.degrade))
+    tables = [
+        predictions.of_index(
+            index,
+            labels,
+            name,
+            probabilities(model, x[positions[name]], len(labels.classes)),
+            labels.levels,
+            sigmas,
+        )
+        for name in ("val", "test")
+        if name in positions
+    ]
+    train = labels.labels[positions["train"]]
+    notes = report.Notes(
+        title=f"{workdir.name}: {config.probe.kind} on frozen features",
+        config=flat(config),
+        lines=lines,
+        best_step=None,
+        curves=[],
+        skipped=len(index.skipped),
+        setting=labels.setting.kind if labels.setting else None,
+        features=x[positions.get("test", positions["val"])],
+        mistakes=[],
+        train_counts=np.bincount(train, minlength=len(labels.classes)),
+    )
+    return report.write(workdir, predictions.concatenate(tables), index, positions, notes)
+
+
+def probabilities(model: Any, x: np.ndarray, num_classes: int) -> np.ndarray:
+    """`(N, num_classes)`, zero for classes that no training image has."""
+    out = np.zeros((len(x), num_classes))
+    out[:, model.classes_] = model.predict_proba(x)
+    return out

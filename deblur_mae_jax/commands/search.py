@@ -1,0 +1,141 @@
+"""The blur search as a run of its own: `main.py --config=configs/blur_search.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import api, sharding
+from deblur_mae_jax.data import dataset
+from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.inference import blur_search
+from deblur_mae_jax.pretrained import inherit
+from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.reports import blur_search as report
+from deblur_mae_jax.reports import page
+from deblur_mae_jax.training.progress import Progress
+from deblur_mae_jax.workdir import run_folder
+from deblur_mae_jax.workdir.run_folder import Workdir
+
+STRIPS = 6
+
+
+@dataclasses.dataclass
+class SearchResult:
+    """What a blur search left."""
+
+    table: blur_search.Table
+    report: Path
+
+
+def run(config: ConfigDict, workdir: str | Path, dry_run: bool = False) -> SearchResult:
+    """Search the images of `config.data` with the network of `config.init_from`.
+
+    Writes `blur_search.csv` and a page with D2MAE's figure 3. Raises `UserError`.
+    """
+    if dry_run:
+        raise UserError("--dry_run: a blur search trains nothing; run it on a few images instead")
+    folder, progress = Workdir(workdir), Progress()
+    config, source, lines = inherit.resolve(config)
+    trained = inherit.require_source(source, "a blur search")
+    if trained.network.kind != "reconstruct":
+        raise UserError(f"config.init_from: '{config.init_from}' has no decoder; name a pre-training run")
+    setting = blur_search.parse(config.search.setting, trained.network.inputs.degradation)
+    if setting is None or setting.kind != "search":
+        raise UserError(
+            f"config.search.setting={config.search.setting} searches nothing: the network of "
+            f"config.init_from was trained with '{trained.config.task.degrade}'. Choices: search(step), "
+            "with a network trained with levels of blur (D2MAE)"
+        )
+    if config.task.degrade != trained.config.task.degrade:
+        raise UserError(
+            f"config.task.degrade='{config.task.degrade}': a search uses the degradation that the network of "
+            f"config.init_from was trained with, '{trained.config.task.degrade}'"
+        )
+    run_folder.claim(folder, config)
+    for line in lines:
+        progress.print(line)
+    first = jax.process_index() == 0
+    index = dataset.build_index(
+        config,
+        folder.index() if first else None,
+        progress=lambda done, total: progress.update(f"checking images: {done} of {total}"),
+        check="pixels",
+    )
+    if first:
+        data_index.write_skipped(folder.skipped, index.skipped)
+    table = blur_search.search(
+        trained,
+        index,
+        sharding.make_mesh(),
+        step=setting.step,
+        batch_size=config.search.batch_size,
+        cache=config.search.cache,
+        num_threads=config.data.num_threads,
+        show=lambda done, total: progress.update(f"blur search: {done} of {total} images"),
+    )
+    if first:
+        table.write(folder.blur_search)
+        _write_page(folder, config, trained, index, table)
+        counts = {f"{s:g}": int((table.best_sigma == s).sum()) for s in table.sigmas}
+        rate = ""
+        if table.searched:
+            images = table.searched / table.seconds
+            rate = f", {images:.1f} images/s, {images * gflop(trained, len(table.levels)):.1f} GFLOP/s"
+        progress.print(f"searched {table.searched} images{rate}; {len(index) - table.searched} looked up")
+        progress.print("images by best sigma: " + ", ".join(f"{s}: {n}" for s, n in counts.items()))
+        progress.print(f"table       {folder.blur_search}")
+        progress.print(f"report      {folder.page}")
+    return SearchResult(table, folder.page)
+
+
+def gflop(trained: TrainedNetwork, num_levels: int) -> float:
+    """GFLOP of the matrix products of a search, per image."""
+    return num_levels * trained.network.forward_flops / 1e9
+
+
+def _write_page(
+    workdir: Workdir,
+    config: ConfigDict,
+    trained: TrainedNetwork,
+    index: Index,
+    table: blur_search.Table,
+) -> None:
+    folder = workdir.make_report()
+    histogram = page.figures(folder, {"histogram.png": report.histogram(table, index.source.labels)})
+    figures = {"Sigma of the set": histogram["histogram.png"]}
+    numbers = np.unique(np.linspace(0, len(index) - 1, STRIPS).astype(int)).tolist()
+    images = [index.source.read(number) for number in numbers]
+    views = [api.reconstruct(trained, images, mask_ratio=0.0, level=int(level)) for level in table.levels]
+    for row, number in enumerate(numbers):
+        strip = report.strip(
+            views[0]["clean"][row],
+            np.stack([view["degraded"][row] for view in views]),
+            np.stack([view["reconstructed"][row] for view in views]),
+            table,
+            number,
+        )
+        figures[index.source.names[number]] = page.png(strip)
+    seconds = f"{table.seconds:.1f} s" if table.searched else "looked up"
+    facts = {
+        "images": len(index),
+        "network": config.init_from,
+        "degradation": trained.config.task.degrade,
+        "levels tried": ", ".join(f"{s:g}" for s in table.sigmas) + " (sigma)",
+        "searched now": f"{table.searched} images, {seconds}",
+        "GFLOP per image": f"{gflop(trained, len(table.levels)):.2f}",
+        "mean sigma": f"{table.best_sigma.mean():.3f}",
+    }
+    page.write(folder, f"{workdir.name}: optimal blurriness search", [
+        page.table_of(facts),
+        "<p class=note>For every image the level whose reconstruction, nothing masked, is closest to "
+        "the original; the smallest at a tie. No label is used.</p>",
+        *(f"<h2>{html.escape(name)}</h2>{page.embedded(data, name)}" for name, data in figures.items()),
+    ])  # fmt: skip

@@ -1,0 +1,136 @@
+"""Segment new images: `main.py --mode=predict --workdir=RUN --input=FOLDER`, of a segmentation run."""
+
+from __future__ import annotations
+
+import ast
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import api, sharding
+from deblur_mae_jax.commands import new_images
+from deblur_mae_jax.config import flat
+from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.data.grid import place
+from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.data.loader import Loader
+from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.inference.arrays import as_list
+from deblur_mae_jax.inference.segmenter import Segmenter
+from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.training.progress import Progress
+from deblur_mae_jax.workdir.run_folder import Workdir
+
+# What is done to an image before the network; it must be the same for all members of an ensemble.
+PREPARATION = ("image_size", "task.degrade", "task.blur_site", "data.spacing", "data.ct_window", "data.mean",
+"data.std",
+               "data.max_side", "data.bits16", "search.setting")  # fmt: skip
+
+
+def infer_fields(config: ConfigDict, text: str) -> ConfigDict:
+    """`config.infer` with the fields of `text`, such as "flips=True,overlap=0.7"."""
+    infer = ConfigDict(config.infer.to_dict())
+    for setting in filter(str.strip, text.split(",")):
+        name, _, value = (piece.strip() for piece in setting.partition("="))
+        if name not in infer:
+            raise unknown("--infer", name, infer.keys())
+        try:
+            infer[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError):
+            try:
+                infer[name] = value
+            except TypeError as error:
+                raise UserError(f"--infer: {name}='{value}' must be like {infer[name]!r}") from error
+    return infer
+
+
+def load_members(folders: list[str]) -> list[TrainedNetwork]:
+    """The runs of an ensemble; they must be of one kind."""
+    members = [api.load(folder) for folder in folders]
+    first = members[0]
+    for folder, member in zip(folders, members, strict=True):
+        if member.network.kind != "segment":
+            raise UserError(f"--workdir: '{folder}' is not a segmentation run")
+        same = member.classes == first.classes and member.model == first.model
+        same &= member.mask_values == first.mask_values
+        values, expected = flat(member.config), flat(first.config)
+        same &= all(values.get(name) == expected.get(name) for name in PREPARATION)
+        if not same:
+            raise UserError(
+                f"--workdir: '{folder}' has other labels, another network or another preparation than "
+                f"'{folders[0]}': they cannot be averaged"
+            )
+    return members
+
+
+def run(folders: list[str], images: str, output: str = "", infer: str = "") -> Path:
+    """Label maps of every image of a folder or CSV, by one run or the mean of several; returns their folder.
+
+    A volume is written as NIfTI on its own voxels, a 2-D image as PNG, with the values of the masks of the training
+    images; beside them `segmentations.csv` with the size of every label. Files that cannot be used are listed in
+    `skipped.csv`.
+
+    folders: workdirs or weight files.
+    images: a folder or a CSV.
+    output: a folder; `segmentations/new` of the first run by default.
+    infer: fields of `config.infer`, "flips=True,overlap=0.7".
+    """
+    progress = Progress()
+    members = load_members(folders)
+    first = members[0]
+    out = Path(output).expanduser() if output else Workdir(folders[0]).segmentations / "new"
+    if out.suffix in (".csv", ".gz", ".nii", ".png"):
+        raise UserError(f"--output: '{out}' must be a folder, the label maps go there")
+    new_images.make_folder(out)
+    index = new_images.index_of(first, images, progress)
+    loader = Loader(index, first.config.model.in_chans, _levels(first, index))
+    fields = infer_fields(first.config, infer)
+    segmenter = Segmenter(first.network, sharding.make_mesh(), fields)
+    values = np.array(first.mask_values, np.uint8)
+    unit = "3" if first.network.axes == 3 else ""
+    rows: list[list[Any]] = []
+    taken: set[Path] = set()
+    params = [member.params for member in members]
+    for position, labels in segmenter.each(params, loader, range(len(index))):
+        grid = index.source.grid_of(position)
+        own = grid.finish(labels)
+        path = grid.save(values[own], place(out, index.source.names[position], taken))
+        voxel = float(np.prod(grid.spacing))
+        counts = np.bincount(own.ravel(), minlength=len(values))[1:]
+        for label, count in zip(first.classes[1:], counts, strict=True):
+            written = path.relative_to(out).as_posix()
+            rows.append(
+                [
+                    index.source.names[position],
+                    label,
+                    voxel * int(count),
+                    f"{grid.unit}{unit}",
+                    written,
+                ]
+            )
+        progress.update(f"segmenting: {position + 1} of {len(index)}")
+    with open(out / "segmentations.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "label", "size", "unit", "file"])
+        table.writerows(rows)
+    skipped = [*index.skipped, *loader.failed]
+    if skipped:
+        data_index.write_skipped(out / "skipped.csv", skipped)
+        progress.print(f"{len(skipped)} files left out, see {out / 'skipped.csv'}")
+    progress.print(f"{len(rows) // max(1, len(values) - 1)} images, label maps in {out}")
+    return out
+
+
+def _levels(trained: TrainedNetwork, index: Index) -> dict[str, np.ndarray]:
+    """The blur level of every image, as a `Loader` takes it; empty for networks without levels."""
+    if trained.network.axes == 3 or not trained.network.inputs.degradation.num_levels:
+        return {}
+    levels: list[int] = []
+    for _, images in new_images.chunks(index):
+        found = api.given_levels(trained, as_list(images), None)
+        assert found is not None
+        levels += found.tolist()
+    return {"level": np.array(levels, np.int32)}

@@ -1,0 +1,715 @@
+"""Every field of a run's config: its default, its meaning, and the kinds of run that have it.
+
+A kind of run is a function below: `pretraining()`, `finetuning()`, `linear_probe()`, `probe()`, `blur_search()`,
+`segmentation()`, `volumes()`, `pretext()`, `volume_segmentation()`. Each picks groups of fields and states the values in which it
+differs from their defaults. The files of `configs/` call one of them and change what their method needs; the command
+line changes the rest. `python -m deblur_mae_jax.config` prints the reference page.
+
+A field that is unset (`None`, a typed placeholder) is taken from the network in `init_from`, or from the model's variant.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, config_dict
+
+from deblur_mae_jax.errors import unknown
+
+
+class Field(NamedTuple):
+    """default: a value, or a type for a field that is unset. meaning: one line for the reference page."""
+
+    default: Any
+    meaning: str
+
+
+Group = dict[str, Field]
+
+RUN: Group = {
+    "seed": Field(0, "Seed of every random number of the run."),
+    "image_size": Field(224, "Side of the network's input: pixels, or voxels of a cube."),
+    "compilation_cache": Field("auto", 'Folder that keeps compiled programs between runs. "auto": the user\'s cache folder. "": none.'),
+    "init_from": Field("", 'Weights to start from: the workdir of a run, or a weight file of this library, MAE, DeblurringMIM, timm, Hugging Face, MONAI or DAE. "": from scratch.'),
+    "init_strict": Field(True, "Refuse weights that do not fit the network. False: take what fits."),
+    "init_parts": Field("both", "Parts of `init_from` to take: both | encoder | decoder."),
+}  # fmt: skip
+DEGRADE: Group = {
+    "degrade": Field("none", "How the input is degraded; join several with \"|\". blur.gaussian(sigma=1.1), blur.gaussian_levels(max_sigma=1.1, step=0.1), speckle.srad(40, 0.1), blur.mean(5), blur.median(5), blur.motion(5), blur.defocus(5), noise.gaussian_noise(0.25), resample.down_up(4), none."),
+}  # fmt: skip
+BLUR_SITE: Group = {
+    "blur_site": Field("native", "native: degrade before the crop, in the image's own pixels (published code) | network: after the resize."),
+}  # fmt: skip
+MASKED_RECON: Group = {
+    "target": Field("clean", "Image to reconstruct: clean | degraded (a control)."),
+    "loss_on": Field("all", "Patches that count in the loss: all | masked."),
+    "mask_ratio": Field(0.75, "Share of the patches that are masked."),
+    "norm_pix_loss": Field(False, "Normalise each target patch to mean 0 and standard deviation 1 (He et al. 2022)."),
+}  # fmt: skip
+DISRUPTED_RECON: Group = {
+    "local_mask": Field(0.6, "Share of the patch embedding's channels that are set to zero."),
+    "local_mask_scope": Field("sample", "What shares one choice of channels: batch | sample | token."),
+    "block_mask_ratio": Field(0.0, "Share of the 16-voxel blocks that the mask token replaces (3-D MAE)."),
+    "loss_on": Field("all", "Voxels that count in the loss: all | masked."),
+    "contrast": Field("paper", "Contrast of modalities: paper | bce | code | none."),
+    "contrast_weight": Field(0.05, "Weight of the contrast in the loss."),
+    "temperature": Field(0.07, "Temperature of the contrast."),
+}  # fmt: skip
+PRETEXT: Group = {
+    "rotation_weight": Field(1.0, "Weight of the rotation loss. 0: off."),
+    "contrast_weight": Field(1.0, "Weight of the contrast of two views. 0: off."),
+    "reconstruction_weight": Field(1.0, "Weight of the reconstruction loss. 0: off."),
+    "temperature": Field(0.5, "Temperature of the contrast."),
+}  # fmt: skip
+CLASSIFY: Group = {
+    "frozen": Field(False, "Train the head only."),
+    "label_smoothing": Field(0.1, "Share of the target that is spread over all classes."),
+    "mixup": Field(0.8, "Parameter of mixup's Beta distribution. 0: off."),
+    "cutmix": Field(1.0, "Parameter of cutmix's Beta distribution. 0: off."),
+    "mix_probability": Field(1.0, "Probability that a batch is mixed."),
+    "mix_switch": Field(0.5, "Probability of cutmix where mixup is on too."),
+}  # fmt: skip
+SEGMENT: Group = {
+    "loss": Field("dice_ce", "dice_ce (published code) | dice (the paper's words) | ce."),
+    "include_background": Field(True, "Count the background in the Dice term."),
+    "dice_weight": Field(1.0, "Weight of the Dice term."),
+    "ce_weight": Field(1.0, "Weight of the cross-entropy term."),
+}  # fmt: skip
+
+COMPUTE: Group = {
+    "dtype": Field("auto", "auto (bfloat16 on accelerators, float32 on CPUs) | bfloat16 | float32."),
+    "remat": Field(False, "Recompute activations in the backward pass to save memory."),
+}  # fmt: skip
+VIT: Group = {
+    "name": Field("vit_mae", "Network: a file of `deblur_mae_jax/models`."),
+    "variant": Field("B", "Size of the ViT: Ti | S | B | L | H."),
+    "patch_size": Field(16, "Side of a patch, pixels."),
+    "in_chans": Field(1, "Channels of the image: 1 | 3. The published networks have 3, all equal for gray images."),
+    "embed_dim": Field(int, "Width of the encoder. Unset: that of the variant."),
+    "depth": Field(int, "Blocks of the encoder. Unset: that of the variant."),
+    "num_heads": Field(int, "Attention heads of the encoder. Unset: that of the variant."),
+    "conditioning": Field("none", "How the network is given the blur level: none | addition | token."),
+    "level_code": Field("learned", "Code of the blur level: learned | sinusoid | table | mlp."),
+    "attention": Field("auto", "Implementation of attention: auto | xla | cudnn | triton | by_image."),
+    **COMPUTE,
+}  # fmt: skip
+VIT_DECODER: Group = {
+    "decoder_embed_dim": Field(512, "Width of the decoder."),
+    "decoder_depth": Field(8, "Blocks of the decoder."),
+    "decoder_num_heads": Field(16, "Attention heads of the decoder."),
+    "decoder_level_token": Field(True, "Pass the blur token to the decoder."),
+}
+VIT_HEAD: Group = {
+    "pool": Field("mean", "Features for the head: mean (of the patch tokens, then `fc_norm`) | cls (the cls token after `norm`)."),
+    "drop_path": Field(0.1, "Stochastic depth of the last block; 0.2 for ViT-H."),
+    "probe": Field(False, "BatchNorm without affine parameters before the head."),
+    "head_init": Field(2e-5, "Standard deviation of the head's initial weights."),
+}  # fmt: skip
+VIT_UNETR: Group = {"width": Field(16, "Channels of the segmentation decoder at full resolution.")}
+SWIN: Group = {
+    "name": Field("swin_unetr", "Network: a file of `deblur_mae_jax/models`."),
+    "variant": Field("48", "Channels of the first stage: 12 | 24 | 48."),
+    "feature_size": Field(int, "Another width. Unset: that of the variant."),
+    "depths": Field(tuple, "Blocks of each stage. Unset: (2, 2, 2, 2)."),
+    "num_heads": Field(tuple, "Attention heads of each stage. Unset: (3, 6, 12, 24)."),
+    "in_chans": Field(1, "Channels of the volume: 1."),
+    "patch_embed": Field("unet_basic", "unet_basic (DAE) | conv (MONAI)."),
+    "merge_order": Field("legacy", "Order in which patches are merged: legacy (DAE, MONAI up to 1.4) | monai15 | v2."),
+    "layout": Field("intended", "intended | as_coded (the published pre-training code, which reads depth as channels)."),
+    **COMPUTE,
+}  # fmt: skip
+SWIN_OUTPUT: Group = {
+    "normalize": Field(False, "LayerNorm on the decoder's inputs (MONAI; not in DAE's pre-training)."),
+    "skip_input": Field("disrupted", "Input of the full-resolution skip connection: disrupted | none."),
+    "mask_token": Field(False, "A learned token for masked blocks."),
+}  # fmt: skip
+SWIN_RECONSTRUCTION: Group = {"out_chans": Field(1, "Channels of the reconstruction.")}
+SWIN_SSL: Group = {"rebuilds": Field(True, "Add the decoder of the reconstruction loss.")}
+
+SOURCE: Group = {
+    "name": Field("image_folder", "Kind of source: a file of `deblur_mae_jax/data`: image_folder | manifest | tfds_source | phantoms | nifti | phantoms3d."),
+    "root": Field("", 'Folder or CSV. Volumes: one or several, joined by ";", each with its modality: "/data/lung=ct;/data/brain=mr".'),
+    "split": Field("train+pool", "Splits to train on, of a manifest or of split folders. TFDS has its own syntax."),
+    "fraction": Field(1.0, "Share of the images to use, chosen by the seed."),
+    "num_images": Field(600, "Number of phantoms."),
+    "side": Field(160, "Height of a phantom, pixels; side of a phantom volume, voxels."),
+    "phantom_seed": Field(0, "Seed of the phantoms."),
+    "store": Field("auto", "Where the images stay: resident (device memory) | streaming (read again in every epoch) | auto."),
+    "num_threads": Field(4, "Threads that read images."),
+    "num_workers": Field(0, "Processes that read ahead for the streaming store. 0: threads read."),
+    "check": Field("pixels", "What is checked before training: pixels (decode every file) | header."),
+    "max_bad_fraction": Field(0.2, "Stop when a larger share of the files cannot be used."),
+    "max_pixels": Field(50_000_000, "Refuse larger images: pixels, or voxels of a volume."),
+}  # fmt: skip
+IMAGES: Group = {
+    "tfds_name": Field("", "Name of a TensorFlow Datasets set, with data.name=tfds_source."),
+    "mean": Field((), "Mean of the 0..1 gray scale, one value per channel. (): ImageNet's, averaged over the colours for one channel."),
+    "std": Field((), "Standard deviation of the 0..1 gray scale; like `mean`."),
+    "crop_scale": Field((0.2, 1.0), "Range of the area of a random crop, as a share of the image."),
+    "crop_ratio": Field((3 / 4, 4 / 3), "Range of the aspect ratio of a random crop."),
+    "crop_rejection": Field(True, "Draw crops that do not fit the image again. False: cut them to the image (linear probe)."),
+    "flip": Field(True, "Flip left and right at random."),
+    "gray_target": Field(False, "With three channels: make the target gray too."),
+    "max_side": Field(1024, "Shrink larger images to this when they are read, pixels. 0: never."),
+    "min_side": Field(16, "Leave smaller images out, pixels."),
+    "bits16": Field("minmax", "How 16-bit gray levels become 8-bit: minmax (the image's own range) | full."),
+}  # fmt: skip
+VOLUMES: Group = {
+    "spacing": Field((), "Resample to this voxel size, mm, such as (2.0, 2.0, 2.0). (): keep the file's."),
+    "ct_window": Field((-1000.0, 1000.0), "Range of CT values, HU, that is mapped to 0..1."),
+    "decoded": Field("", 'Folder that keeps decoded volumes between epochs and runs. "": none.'),
+}
+MODALITIES: Group = {"ratio": Field("", 'Ratio of the modalities drawn, such as "ct=1,mr=3". "": as they are.')}  # fmt: skip
+SPLITS: Group = {
+    "val_split": Field("val", 'Validation images: a split by name | "": drawn from the training images, whole patients at a time | auto: the first if there is one, else the second.'),
+    "test_split": Field("test", "Test images: as `val_split` | none."),
+    "split_seed": Field(0, "Seed of the splits that are drawn, and of `fraction`; `seed` is that of the training."),
+    "folds": Field(5, "Number of folds. 5 are the papers' 3:1:1."),
+    "fold": Field(0, "Fold that tests; the next one validates."),
+}  # fmt: skip
+CLASSES: Group = {
+    "balance": Field("none", "none | sampling (classes equally often) | loss (weighted by class)."),
+    "positive": Field("", 'The positive one of two classes. "": the last in alphabetical order.'),
+}
+LABEL_MAPS: Group = {
+    "label_names": Field((), "Names of the values in the masks, in order, without the background."),
+    "crops_per_image": Field(1, "Crops of each image in an epoch."),
+}
+FOREGROUND: Group = {"foreground": Field(0.5, "Share of the crops whose centre is a labelled voxel.")}
+
+AUGMENT_CLASSES: Group = {
+    "rand_augment": Field("rand-m9-mstd0.5-inc1", 'RandAugment in timm\'s notation. "": off.'),
+    "erase_probability": Field(0.25, "Probability of random erasing."),
+}
+AUGMENT_INTENSITY: Group = {
+    "intensity_scale": Field(0.1, "Largest relative change of the intensities."),
+    "intensity_shift": Field(0.1, "Largest shift of the intensities."),
+    "intensity_probability": Field(0.1, "Probability of each of the two."),
+}
+AUGMENT_VOLUMES: Group = {
+    "flip_probability": Field(0.2, "Probability of a flip along each axis."),
+    "rotate_probability": Field(0.2, "Probability of a rotation by 90, 180 or 270 degrees around the third axis."),
+}  # fmt: skip
+SEARCH: Group = {
+    "setting": Field("auto", "How the blur level of each image is found: auto | none | fixed(0.5) | search(2) | online(2) | random | oracle."),
+    "batch_size": Field(64, "Forward passes at once: images times levels."),
+    "cache": Field("auto", 'Folder that keeps the results between runs. "": none.'),
+}  # fmt: skip
+SELECT: Group = {
+    "metric": Field("accuracy", "Measure on the validation images that selects the best weights."),
+    "patience_epochs": Field(0.0, "Stop so many epochs after the best. 0: never."),
+}
+INFER: Group = {
+    "overlap": Field(0.5, "Overlap of neighbouring windows, as a share of their side."),
+    "blending": Field("gaussian", "Weights of overlapping windows: gaussian | constant."),
+    "batch_size": Field(4, "Windows, or 2-D images, at once."),
+    "flips": Field(False, "Average over flipped views (8 of a volume, 2 of a 2-D image)."),
+    "largest_component": Field(False, "Keep only the largest connected component of every label."),
+}
+PROBE: Group = {
+    "kind": Field("knn", "knn | logistic."),
+    "pool": Field("mean", "Features: mean (of the patch tokens) | cls."),
+    "neighbours": Field((1, 5, 20, 50), "Numbers of neighbours to choose from."),
+    "strengths": Field((1e-4, 1e-3, 1e-2, 0.1, 1.0), "Values of C of the logistic regression to choose from."),
+}  # fmt: skip
+OPTIM: Group = {
+    "name": Field("adamw", "adamw | lars."),
+    "batch_size": Field(256, "Images per step, over all devices and accumulation steps."),
+    "accum_steps": Field(1, "Parts of a batch whose gradients are accumulated."),
+    "epochs": Field(800.0, "Length of the run, epochs."),
+    "steps": Field(0, "Length of the run, steps. If set, it replaces `epochs`, and the warm-up is at most a tenth of it."),
+    "warmup_epochs": Field(40.0, "Length of the warm-up, epochs."),
+    "warmup_steps": Field(0, "With `steps`: length of the warm-up, steps."),
+    "base_lr": Field(1.5e-4, "Learning rate at batch 256; see `scale_lr`."),
+    "scale_lr": Field(True, "Multiply `base_lr` by batch_size / 256."),
+    "min_lr": Field(0.0, "Learning rate at the end."),
+    "warmup_lr": Field(0.0, "With schedule=timm: learning rate at the start of the warm-up."),
+    "schedule": Field("cosine", "After the warm-up: cosine | constant | timm (DAE's code) | by_epoch (MONAI's)."),
+    "b1": Field(0.9, "AdamW's decay of the first moment."),
+    "b2": Field(0.95, "AdamW's decay of the second moment."),
+    "eps": Field(1e-8, "AdamW's epsilon."),
+    "weight_decay": Field(0.05, "Weight decay."),
+    "decay_on": Field("weights_and_tokens", "What weight decay acts on: weights | weights_and_tokens | all."),
+    "layer_decay": Field(1.0, "Factor of the learning rate from each block to the one below. 1: off."),
+    "clip_norm": Field(0.0, "Clip gradients to this global norm. 0: off."),
+}  # fmt: skip
+CHECKPOINT: Group = {
+    "every_epochs": Field(10.0, "Epochs between checkpoints."),
+    "keep_last": Field(2, "Number of newest checkpoints to keep."),
+    "keep_every": Field(0, "Never delete checkpoints of these multiples of steps. 0: off."),
+}
+LOG: Group = {
+    "every_steps": Field(20, "Steps between lines of `metrics.jsonl`."),
+    "tensorboard": Field(True, "Write TensorBoard files too."),
+}
+REPORT: Group = {"every_epochs": Field(100.0, "Epochs between evaluations.")}
+REPORT_RECONSTRUCTION: Group = {
+    "num_images": Field(8, "Images shown."),
+    "num_eval_images": Field(64, "Images measured."),
+    "eval_split": Field("", 'Split of a manifest to measure on. "": images of the training set.'),
+}
+REPORT_LABELS: Group = {
+    "bootstrap": Field(1000, "Resamples of the confidence intervals."),
+    "audit": Field("near", "Search for copies across splits: near (perceptual hashes too) | identical."),
+}
+REPORT_SEGMENTATION: Group = {
+    "tolerance": Field(1.0, "Surfaces so close count as equal (surface Dice): mm, or pixels."),
+    "empty": Field("skip", "A label that the truth or the prediction lacks: skip | count."),
+}
+
+Groups = dict[str, tuple[Group, ...]]
+_TASK = {"name": Field("", "What is trained: a file of `deblur_mae_jax/tasks`, or a command: blur_search | probe.")}  # fmt: skip
+_COMMON: Groups = {"": (RUN,), "optim": (OPTIM,), "checkpoint": (CHECKPOINT,), "log": (LOG,)}
+_VIT_LABELS: Groups = {
+    **_COMMON,
+    "search": (SEARCH,),
+    "select": (SELECT,),
+}
+GROUPS: dict[str, Groups] = {
+    "pretraining": {
+        **_COMMON,
+        "task": (_TASK, DEGRADE, BLUR_SITE, MASKED_RECON),
+        "model": (VIT, VIT_DECODER),
+        "data": (SOURCE, IMAGES),
+        "report": (REPORT, REPORT_RECONSTRUCTION),
+    },
+    "finetuning": {
+        **_VIT_LABELS,
+        "task": (_TASK, DEGRADE, BLUR_SITE, CLASSIFY),
+        "model": (VIT, VIT_HEAD),
+        "data": (SOURCE, IMAGES, SPLITS, CLASSES),
+        "augment": (AUGMENT_CLASSES,),
+        "report": (REPORT, REPORT_LABELS),
+    },
+    "segmentation": {
+        **_VIT_LABELS,
+        "task": (_TASK, DEGRADE, BLUR_SITE, SEGMENT),
+        "model": (VIT, VIT_UNETR),
+        "data": (SOURCE, IMAGES, SPLITS, LABEL_MAPS),
+        "augment": (AUGMENT_INTENSITY,),
+        "infer": (INFER,),
+        "report": (REPORT, REPORT_LABELS, REPORT_SEGMENTATION),
+    },
+    "volumes": {
+        **_COMMON,
+        "task": (_TASK, DEGRADE, DISRUPTED_RECON),
+        "model": (SWIN, SWIN_OUTPUT, SWIN_RECONSTRUCTION),
+        "data": (SOURCE, VOLUMES, MODALITIES),
+        "report": (REPORT, REPORT_RECONSTRUCTION),
+    },
+    "pretext": {
+        **_COMMON,
+        "task": (_TASK, DEGRADE, PRETEXT),
+        "model": (SWIN, SWIN_SSL),
+        "data": (SOURCE, VOLUMES, MODALITIES),
+        "report": (REPORT, REPORT_RECONSTRUCTION),
+    },
+    "volume_segmentation": {
+        **_COMMON,
+        "task": (_TASK, DEGRADE, SEGMENT),
+        "model": (SWIN, SWIN_OUTPUT),
+        "data": (SOURCE, VOLUMES, SPLITS, LABEL_MAPS, FOREGROUND),
+        "augment": (AUGMENT_INTENSITY, AUGMENT_VOLUMES),
+        "infer": (INFER,),
+        "select": (SELECT,),
+        "report": (REPORT, REPORT_LABELS, REPORT_SEGMENTATION),
+    },
+}
+GROUPS["probe"] = {**GROUPS["finetuning"], "task": (_TASK, DEGRADE, BLUR_SITE), "probe": (PROBE,)}
+GROUPS["blur_search"] = {**GROUPS["finetuning"], "task": (_TASK, DEGRADE, BLUR_SITE)}
+
+# What a run takes from the network in `init_from` unless the user sets it; and the value without such a network,
+# where it is not the field's default.
+INHERITED_BY_IMAGES = (
+    "image_size", "task.degrade", "task.blur_site", "model.variant", "model.patch_size", "model.in_chans",
+    "model.embed_dim", "model.depth", "model.num_heads", "model.conditioning", "model.level_code", "data.mean",
+    "data.std", "data.max_side", "data.bits16", "data.gray_target",
+)  # fmt: skip
+# Windows and spacing are of the images, not of the network.
+INHERITED_BY_VOLUMES = (
+    "image_size", "model.variant", "model.feature_size", "model.depths", "model.num_heads", "model.in_chans",
+    "model.patch_embed", "model.merge_order",
+)  # fmt: skip
+INHERITS = {
+    "finetuning": INHERITED_BY_IMAGES,
+    "probe": INHERITED_BY_IMAGES,
+    "blur_search": INHERITED_BY_IMAGES,
+    "segmentation": INHERITED_BY_IMAGES,
+    "volume_segmentation": INHERITED_BY_VOLUMES,
+}
+FROM_SCRATCH = {
+    "volume_segmentation": {
+        "image_size": 96,
+        "model.patch_embed": "conv",
+        "model.merge_order": "monai15",
+    }
+}
+# Fields of `config.data` that change the decoded values.
+DECODING = ("max_pixels", "max_side", "min_side", "bits16", "spacing", "ct_window")
+
+# The values of each kind of run that differ from the defaults above.
+_LABELS = {
+    "data.split": "train",
+    "data.crop_scale": (0.08, 1.0),
+    "optim.epochs": 100.0,
+    "optim.warmup_epochs": 5.0,
+    "optim.base_lr": 1e-3,
+    "optim.min_lr": 1e-6,
+    "optim.b2": 0.999,
+    "optim.layer_decay": 0.75,
+    "optim.decay_on": "weights",
+    "checkpoint.every_epochs": 5.0,
+    "report.every_epochs": 1.0,
+}
+_DAE = {
+    "image_size": 96,
+    "model.name": "swin_unetr",
+    "data.name": "nifti",
+    "data.side": 64,
+    "data.max_pixels": 500_000_000,
+    "optim.batch_size": 16,
+    "optim.scale_lr": False,
+    "optim.base_lr": 4e-4,
+    "optim.weight_decay": 1e-5,
+    "optim.b2": 0.999,
+}
+_DAE_PRETRAINING = {
+    **_DAE,
+    # Noise, then down and up, as coded; the paper says they are added. The 0.1 is a variance.
+    "task.degrade": "noise.gaussian_noise(variance=0.1, clip=False)|resample.down_up(4)",
+    "optim.warmup_steps": 500,
+    "optim.steps": 20_000,
+    "optim.clip_norm": 1.0,
+    "optim.decay_on": "weights",
+    "optim.schedule": "timm",
+    "report.num_images": 2,
+    "report.num_eval_images": 4,
+}
+VALUES: dict[str, dict[str, Any]] = {
+    "pretraining": {"task.name": "masked_recon"},
+    "finetuning": {"task.name": "classify", "model.name": "vit", **_LABELS},
+    "probe": {"task.name": "probe", "model.name": "vit", **_LABELS},
+    "blur_search": {"task.name": "blur_search", "model.name": "vit", **_LABELS},
+    "segmentation": {
+        "task.name": "segment",
+        "model.name": "vit_unetr",
+        **_LABELS,
+        "data.crop_scale": (0.5, 1.0),
+        "data.val_split": "auto",
+        "data.test_split": "auto",
+        "select.metric": "dice",
+        "optim.batch_size": 32,
+    },
+    "volumes": {"task.name": "disrupted_recon", **_DAE_PRETRAINING},
+    "pretext": {
+        "task.name": "pretext",
+        **_DAE_PRETRAINING,
+        "task.degrade": "none",  # the task makes its own views
+        "model.name": "swin_ssl",
+        "model.patch_embed": "conv",
+    },
+    "volume_segmentation": {
+        "task.name": "segment",
+        **_DAE,
+        "model.normalize": True,  # as MONAI and the published fine-tuning, unlike its pre-training
+        "data.split": "train",
+        "data.val_split": "auto",
+        "data.test_split": "auto",
+        "data.crops_per_image": 4,
+        "select.metric": "dice",
+        "optim.epochs": 600.0,
+        "optim.warmup_epochs": 50.0,
+        "optim.decay_on": "all",
+        "report.every_epochs": 10.0,
+    },
+}
+# What the published code does where it differs from the papers.
+UPSTREAM: dict[str, dict[str, Any]] = {
+    # DeblurringMIM: a constant rate, no layer decay, no mixing, stopped 200 epochs after the best.
+    "finetuning": {
+        "task.mixup": 0.0,
+        "task.cutmix": 0.0,
+        "optim.weight_decay": 0.01,
+        "optim.layer_decay": 1.0,
+        "optim.decay_on": "all",
+        "optim.schedule": "constant",
+        "optim.epochs": 10_000.0,
+        "select.patience_epochs": 200.0,
+    },
+    # DAE: nearest-neighbour resampling, channels masked alike in a whole batch, the rates of its README. Two of its bugs are
+    # not reproduced: its contrast is meaningless (config.task.contrast=code), and its axes are scrambled
+    # (config.model.layout=as_coded).
+    "volumes": {
+        "task.degrade": "noise.gaussian_noise(variance=0.1, clip=False)|resample.down_up(4, method='nearest')",
+        "task.local_mask_scope": "batch",
+        "task.contrast_weight": 0.03,
+        "task.temperature": 0.5,
+        "optim.base_lr": 1e-4,
+        "optim.min_lr": 1e-5,
+        "optim.warmup_lr": 1e-6,
+        "optim.weight_decay": 0.05,
+        "optim.steps": 0,
+        "optim.epochs": 1000.0,
+        "optim.warmup_epochs": 4.0,
+    },
+    # DAE's fine-tuning commands: twice the rate, and one per whole epoch that is exactly 0 in the first.
+    "volume_segmentation": {"optim.base_lr": 8e-4, "optim.schedule": "by_epoch"},
+}
+
+
+def pretraining() -> ConfigDict:
+    """Masked pre-training of a ViT on 2-D images: the MAE recipe, ViT-B/16 at 224 pixels, one gray channel."""
+    return _make("pretraining")
+
+
+def finetuning(preset: str = "paper") -> ConfigDict:
+    """A classifier, by the MAE recipe (He et al. 2022, table 9) that DeblurrMAE and D2MAE use; or preset "upstream"."""
+    return _make("finetuning", "upstream" if preset == "repo" else preset)  # its name in 0.1
+
+
+def linear_probe() -> ConfigDict:
+    """A linear classifier on the frozen encoder (He et al. 2022, table 10): LARS, plain crops."""
+    config = _make("finetuning")
+    return change(config, {
+        "task.frozen": True,
+        "task.label_smoothing": 0.0,
+        "task.mixup": 0.0,
+        "task.cutmix": 0.0,
+        "data.crop_rejection": False,
+        "model.pool": "cls",
+        "model.drop_path": 0.0,
+        "model.probe": True,
+        "model.head_init": 0.01,
+        "augment.rand_augment": "",
+        "augment.erase_probability": 0.0,
+        "optim.name": "lars",
+        "optim.batch_size": 1024,
+        "optim.base_lr": 0.1,
+        "optim.min_lr": 0.0,
+        "optim.weight_decay": 0.0,
+        "optim.epochs": 90.0,
+        "optim.warmup_epochs": 10.0,
+    })  # fmt: skip
+
+
+def probe() -> ConfigDict:
+    """Nearest neighbours or logistic regression on frozen features."""
+    return _make("probe")
+
+
+def blur_search() -> ConfigDict:
+    """Optimal blurriness search over a set of images (D2MAE, Algorithm 1)."""
+    return _make("blur_search")
+
+
+def segmentation() -> ConfigDict:
+    """Segmentation of 2-D images: a pre-trained ViT with a convolutional decoder (UNETR), MAE's recipe without mixing."""
+    return _make("segmentation")
+
+
+def volumes(preset: str = "paper") -> ConfigDict:
+    """Disruptive Autoencoders (MIDL 2024), all disruptions, at the sizes and rates of the paper; or preset "upstream"."""
+    return _make("volumes", preset)
+
+
+def pretext() -> ConfigDict:
+    """The three-part pre-training of Swin-UNETR (Tang et al. 2022) at the size and rates of DAE's paper."""
+    return _make("pretext")
+
+
+def volume_segmentation(preset: str = "paper") -> ConfigDict:
+    """Segmentation of volumes, from Disruptive Autoencoders or from scratch; or preset "upstream"."""
+    return _make("volume_segmentation", preset)
+
+
+def on_organ(config: ConfigDict, organ: str) -> ConfigDict:
+    """The data of a fine-tuning run: a "folder" of one's own, or the "thyroid", "ovary" or "pancreas" set of the papers."""
+    if organ == "ovary":  # the official split, as a CSV
+        return change(config, {"data.name": "manifest", "select.metric": "f1_macro"})
+    return change(config, {"data.split": "train+pool", "data.val_split": "auto", "data.test_split": "auto"})
+
+
+def pick(arguments: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
+    """The words after `config.py:`, separated by commas: one of each group of `choices`, the first where none is given."""
+    picked = [group[0] for group in choices]
+    for word in filter(None, (word.strip() for word in arguments.split(","))):
+        group = next((i for i, group in enumerate(choices) if word in group), None)
+        if group is None:
+            raise unknown("--config", word, [name for group in choices for name in group])
+        picked[group] = word
+    return tuple(picked)
+
+
+def _make(kind: str, preset: str = "paper") -> ConfigDict:
+    presets = ("paper", "upstream") if kind in UPSTREAM else ("paper",)
+    if preset not in presets:
+        raise unknown("--config", preset, presets)
+    config = ConfigDict()
+    for section, groups in GROUPS[kind].items():
+        node = config
+        if section:
+            config[section] = node = ConfigDict()
+        for group in groups:
+            for name, field in group.items():
+                node[name] = _default(field)
+    change(config, VALUES[kind] | (UPSTREAM[kind] if preset == "upstream" else {}))
+    for name in INHERITS.get(kind, ()):
+        _unset(config, name)
+    return config
+
+
+def _default(field: Field) -> Any:
+    return config_dict.placeholder(field.default) if isinstance(field.default, type) else field.default
+
+
+def _unset(config: ConfigDict, name: str) -> None:
+    """Make a field unset, with the type that it had."""
+    node, leaf = _node(config, name)
+    kind = node.get_type(leaf)
+    del node[leaf]
+    node[leaf] = config_dict.placeholder(kind)
+
+
+def _node(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:
+    """The section that holds the field of this dotted name, and the field's own name."""
+    *sections, leaf = name.split(".")
+    for section in sections:
+        config = config[section]
+    return config, leaf
+
+
+def change(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
+    """Set fields by their dotted names; returns `config`."""
+    for name, value in values.items():
+        node, leaf = _node(config, name)
+        node[leaf] = value
+    return config
+
+
+def copy(config: ConfigDict, values: dict[str, Any] | None = None) -> ConfigDict:
+    """A copy whose fields take values of any type, with `values`, by dotted names, set in it."""
+    return change(ConfigDict(config.to_dict(), type_safe=False), values or {})
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Dotted names to plain values, tuples as lists (as JSON gives them back)."""
+    out: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, (dict, ConfigDict)):
+                walk(f"{name}.", value)
+            else:
+                out[name] = list(value) if isinstance(value, tuple) else value
+
+    walk("", config)
+    return out
+
+
+def nested(values: dict[str, Any]) -> ConfigDict:
+    """The inverse of `flat`, lists as tuples."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        node = out
+        *sections, leaf = name.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = tuple(value) if isinstance(value, list) else value
+    return ConfigDict(out, type_safe=False)
+
+
+def fields_of(kind: str) -> dict[str, Field]:
+    """The fields of a kind of run by dotted name."""
+    return {
+        f"{section}.{name}" if section else name: field
+        for section, groups in GROUPS[kind].items()
+        for group in groups
+        for name, field in group.items()
+    }
+
+
+def without_source(axes: int) -> dict[str, Any]:
+    """The value of every field that a run could inherit, for a run that starts from scratch.
+
+    axes: of the images, 2 or 3.
+    """
+    kind = "finetuning" if axes == 2 else "volume_segmentation"
+    known, own = fields_of(kind), FROM_SCRATCH.get(kind, {})
+    values = {name: own.get(name, known[name].default) for name in INHERITS[kind]}
+    return {name: None if isinstance(value, type) else value for name, value in values.items()}
+
+
+def decoding(config: ConfigDict) -> list[Any]:
+    """The settings that change the decoded values of an image."""
+    values = config.data.to_dict()
+    return [values[name] for name in DECODING if name in values]
+
+
+_KIND_OF_TASK = {"masked_recon": "pretraining", "disrupted_recon": "volumes", "pretext": "pretext", "classify": "finetuning",
+                 "probe": "probe", "blur_search": "blur_search"}  # fmt: skip
+
+
+def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """A flat config that version 0.1 wrote, with the fields of this version.
+
+    Fields added since have their default; fields that such a run never used are dropped; a size of 0, which meant "as
+    the variant says", is unset. Configs of tasks that are not in this library are returned unchanged.
+    """
+    task = values.get("task.name")
+    kind = _KIND_OF_TASK.get(str(task))
+    if task == "segment":
+        kind = "volume_segmentation" if "data.ct_window" in values else "segmentation"
+    if kind is None:
+        return values
+    own_model = VALUES[kind].get("model.name", VIT["name"].default)
+    out = {}
+    for name, field in fields_of(kind).items():
+        if name.startswith("model.") and values.get("model.name") != own_model:
+            continue  # the fields of a network that is not ours
+        default = None if isinstance(field.default, type) else field.default
+        value = values.get(name, list(default) if isinstance(default, tuple) else default)
+        out[name] = None if isinstance(field.default, type) and not value else value
+    # Settings that the model of a file has beside them, such as its mlp_ratio.
+    return out | {k: v for k, v in values.items() if k.startswith("model.") and k not in out}
+
+
+def reference() -> str:
+    """The reference page, in Markdown."""
+    lines = [
+        "# Config fields",
+        "",
+        "Every run has one config: a file of `configs/`, changed on the command line with `--config.<field>=<value>`.",
+        "A field that is *unset* is taken from the network in `config.init_from`, or from the variant of the model.",
+        "",
+        "This page is generated by `python -m deblur_mae_jax.config`.",
+    ]
+    seen: dict[int, None] = {}
+    for section in ("", "task", "model", "data", "augment", "search", "select", "infer", "probe", "optim", "checkpoint", "log", "report"):  # fmt: skip
+        lines += ["", f"## {f'config.{section}' if section else 'config'}"]
+        for groups in GROUPS.values():
+            for group in groups.get(section, ()):
+                if id(group) in seen:
+                    continue
+                seen[id(group)] = None
+                users = [k for k, g in GROUPS.items() if any(x is group for x in g.get(section, ()))]
+                lines += ["", f"In {', '.join(f'`{user}`' for user in users)}:", "", "| field | default | meaning |", "|---|---|---|"]  # fmt: skip
+                lines += [_row(section, name, field) for name, field in group.items()]
+    lines += ["", "## Kinds of run", "", "The functions of `deblur_mae_jax/config.py`, and where each differs from the defaults."]  # fmt: skip
+    for kind, values in VALUES.items():
+        unset = ", ".join(f"`{name}`" for name in INHERITS.get(kind, ()))
+        lines += ["", f"### {kind}", "", "| field | value |", "|---|---|"]
+        lines += [f"| `{name}` | `{value!r}` |" for name, value in values.items()]
+        lines += [f"| `{name}` with preset `upstream` | `{value!r}` |" for name, value in UPSTREAM.get(kind, {}).items()]  # fmt: skip
+        lines += ["", f"Unset, so inherited from `config.init_from`: {unset}."] if unset else []
+    return "\n".join(lines).replace("|`", "| `") + "\n"
+
+
+def _row(section: str, name: str, field: Field) -> str:
+    default = "unset" if isinstance(field.default, type) else f"`{field.default!r}`"
+    meaning = field.meaning.replace("|", "\\|")
+    return f"| `config.{section + '.' if section else ''}{name}` | {default} | {meaning} |"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,121 @@
+"""How well a fixed set of 2-D images is reconstructed, in numbers and as a sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from deblur_mae_jax.input_pipeline import crop_resize
+from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.models import masking
+from deblur_mae_jax.network import Network
+from deblur_mae_jax.reports.reconstruction import reconstruction_sheet
+from deblur_mae_jax.tasks import losses
+
+# Masks and degradations of the evaluation never change: they belong to this step of their own seed.
+EVALUATION_STEP = 0
+
+Arrays = dict[str, np.ndarray]
+
+
+def mse(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Mean squared error of gray levels `(B, H, W, C)` on the 0..1 scale `(B,)`."""
+    return jnp.square((a - b) / 255).mean(axis=(1, 2, 3))
+
+
+def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Structural similarity of gray levels `(B, H, W, C)` `(B,)`."""
+    return dm_pix.ssim(a / 255, b / 255)
+
+
+def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """`evaluate(params, examples) -> arrays`, to be jitted.
+
+    Per image `(B,)`: `loss` (what training minimises), `loss_of_mean` (the error of predicting every
+    image by its own mean, the floor any model must beat), `mse_degraded` and `mse_restored` (error
+    of the degraded input and of its reconstruction with nothing masked, 0..1 grey scale),
+    `ssim_degraded` and `ssim_restored` likewise, `level`.
+    Images `(B, S, S, C)` in gray levels: `clean`, `degraded`, `masked`, `reconstructed` (from
+    the visible patches, as in training), `restored` (with nothing masked).
+    """
+    inputs, model, task = network.inputs, network.model, network.task
+    mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
+
+    def pixels(patches, goal):
+        if task.norm_pix_loss:  # the network predicts normalised patches; undo it with the true statistics
+            average, spread = losses.patch_statistics(goal)
+            patches = patches * spread + average
+        images = masking.unpatchify(patches, model.patch_size, model.in_chans)
+        return jnp.clip(crop_resize.denormalise(images, mean, std), 0, 255)
+
+    def evaluate(params, examples):
+        count = examples["size"].shape[0]
+        keys = stream_keys(0, EVALUATION_STEP, jnp.arange(count))
+        level = None
+        if inputs.degradation.at_level is not None:  # spread over all levels, the strongest first
+            num = inputs.degradation.num_levels
+            level = (num - 1 - (jnp.arange(count) * 3) % num).astype(jnp.int32) + 1
+        batch = inputs.evaluate(examples, keys, level)
+        per_image, out = task.loss(params, batch, keys)
+        goal = masking.patchify(batch["targets"], model.patch_size)
+        restored, _ = model.apply({"params": params}, batch["inputs"], level=batch.get("level"))
+
+        average = out["target"].mean(axis=(1, 2), keepdims=True)
+        clean, degraded = (
+            jnp.clip(crop_resize.denormalise(batch[name], mean, std), 0, 255) for name in ("targets", "inputs")
+        )
+        hidden = out["mask"][..., None]
+        shown = masking.patchify(degraded, model.patch_size)
+        masked = masking.unpatchify(jnp.where(hidden > 0, 128.0, shown), model.patch_size, model.in_chans)
+        restored = pixels(restored, goal)
+
+        return {
+            "loss": per_image,
+            "loss_of_mean": losses.patch_mse(
+                jnp.broadcast_to(average, out["target"].shape), out["target"], out["counted"]
+            ),
+            "mse_degraded": mse(degraded, clean),
+            "mse_restored": mse(restored, clean),
+            "ssim_degraded": ssim(degraded, clean),
+            "ssim_restored": ssim(restored, clean),
+            "level": batch.get("level", jnp.zeros(count, jnp.int32)),
+            "clean": clean,
+            "degraded": degraded,
+            "masked": masked,
+            "reconstructed": pixels(out["pred"], goal),
+            "restored": restored,
+        }
+
+    return evaluate
+
+
+def sheet(arrays: Arrays, count: int, names: list[str], degradation: Any) -> Image.Image:
+    """Clean, degraded, masked and reconstructed views of the first `count` images."""
+    size = 0.0
+    if degradation.at_level is not None:
+        size = float(degradation.at_level(jnp.int32(1)).get("sigma", 0.0))
+    return reconstruction_sheet(arrays, count, names, degradation.num_levels, size)
+
+
+def psnr(mse: np.ndarray) -> float:
+    """Of the mean squared error over all images, in dB, against the 0..1 scale."""
+    return float(-10 * np.log10(np.maximum(np.mean(mse), 1e-12)))
+
+
+def summary(arrays: Arrays) -> dict[str, float]:
+    """Means over the images, with PSNR in dB."""
+
+    return {
+        "eval_loss": float(arrays["loss"].mean()),
+        "eval_loss_of_mean": float(arrays["loss_of_mean"].mean()),
+        "psnr_degraded": psnr(arrays["mse_degraded"]),
+        "psnr_restored": psnr(arrays["mse_restored"]),
+        "ssim_degraded": float(arrays["ssim_degraded"].mean()),
+        "ssim_restored": float(arrays["ssim_restored"].mean()),
+    }

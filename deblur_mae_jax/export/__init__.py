@@ -1,0 +1,1 @@
+"""Export to PyTorch, with a certificate and a model card."""

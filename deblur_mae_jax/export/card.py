@@ -1,0 +1,166 @@
+"""The model card of an export: what it is, how to open it, how to prepare an image, how well it agrees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deblur_mae_jax.weight_formats import contract
+
+NAME = "README.md"
+
+
+def text(certificate: dict[str, Any]) -> str:
+    """Markdown."""
+    network = certificate["network"]
+    format = contract.named(certificate["format"])
+    reader = format.TITLE
+    what, about = (_of_volumes if network["axes"] == 3 else _of_images)(network)
+    if "versions" in certificate["opens_with"]:
+        reader += f" ({certificate['opens_with']['versions']})"
+    about += f" Trained with deblur_mae_jax, written for {reader}. Not a medical device."
+    steps = _volume_steps if network["axes"] == 3 else _image_steps
+    search = _search_of(network) if network["kind"] == "classify" else []
+    before = steps(certificate["preprocessing"])
+    return _page(certificate, (what, about), format.snippet(certificate), before, search)
+
+
+def _of_images(network: dict[str, Any]) -> tuple[str, str]:
+    """(title, first sentence) of a network for 2-D images."""
+    what = "an encoder and decoder, pre-trained by masked reconstruction"
+    if network["kind"] == "classify":
+        what = f"a classifier of {', '.join(network['classes'])}" if network["classes"] else "an encoder"
+    chans = "one gray channel" if network["in_chans"] == 1 else "three channels"
+    sizes = ", ".join(
+        f"{words} {network[name]}"
+        for name, words in (
+            ("embed_dim", "width"),
+            ("depth", "depth"),
+            ("num_heads", "heads"),
+            ("patch_size", "patches of"),
+        )
+        if name in network
+    )
+    return what, f"A network of {sizes}, for {network['image_size']} pixels and {chans}."
+
+
+def _of_volumes(network: dict[str, Any]) -> tuple[str, str]:
+    """(title, first sentence) of a network for volumes."""
+    labels = ", ".join(network["classes"][1:])
+    what = f"a segmentation of {labels}" if labels else "a pre-trained Swin-UNETR"
+    return what, (
+        f"Swin-UNETR of width {network['feature_size']}, cubes of {network['image_size']} voxels, patches merged in "
+        f"the order `{network['merge_order']}`."
+    )
+
+
+def _page(
+    certificate: dict[str, Any],
+    introduction: tuple[str, str],
+    snippet: list[str],
+    before: list[str],
+    search: list[str],
+) -> str:
+    source, (what, about) = certificate["source"], introduction
+    lines = [
+        f"# {what[0].upper()}{what[1:]}",
+        "",
+        about,
+        "",
+        "## Open it",
+        "",
+        "```python",
+        *snippet,
+        "```",
+        "",
+        "## Before the network",
+        "",
+        *(f"{i}. {step}" for i, step in enumerate(before, 1)),
+        "",
+        *search,
+        "Without the same preparation the results are meaningless.",
+        "",
+        "## Agreement with JAX",
+        "",
+        *_agreement(certificate),
+        "",
+        "## Origin",
+        "",
+        f"- File `{certificate['file']['name']}`, SHA-256 `{certificate['file']['sha256']}`, "
+        f"{certificate['file']['tensors']} tensors, {certificate['file']['numbers']:,} numbers",
+        *(f"- Changed: {line}" for line in certificate["changed"]),
+        *(f"- Left out: {line}" for line in certificate["left_out"]),
+        f"- Weights `{source['weights']}`, exported {certificate['exported']}",
+    ]
+    if "fingerprint" in source:
+        lines.append(f"- Trained on {source.get('num_images', '?')} images, fingerprint `{source['fingerprint']}`")
+    if source.get("git", {}).get("commit"):
+        changed = ", modified" if source["git"].get("modified") else ""
+        lines.append(f"- Code `{source['git']['commit']}`{changed}")
+    lines.append("- All settings of the run: `source.config` in `certificate.json`")
+    return "\n".join(lines) + "\n"
+
+
+def _image_steps(p: dict[str, Any]) -> list[str]:
+    gray = "8 bits, gray" if p["channels"] == 1 else "8 bits, RGB"
+    steps = [f"Read the image as {gray} (16-bit images: `{p['bits16']}`)."]
+    if p["max_side"]:
+        steps.append(f"Shrink it to at most {p['max_side']} pixels on its long side (Lanczos).")
+    resize = (
+        f"Resize the short side to {p['resize_short_side']} ({p['interpolation']}), and cut the central "
+        f"{p['centre_crop']} x {p['centre_crop']} pixels."
+    )
+    if p["degrade"] == "none":
+        steps.append(resize)
+    else:
+        native = p["where"] == "native"
+        sigmas = ", ".join(f"{sigma:g}" for sigma in p["sigmas"])
+        known = f" Sigma of levels 1, 2, ...: {sigmas}." if sigmas else ""
+        where = "at its own resolution" if native else "the result"
+        degrade = f"Degrade {'it ' if native else ''}{where} with `{p['degrade']}`, as in training.{known}"
+        steps += [degrade, resize] if native else [resize, degrade]
+    colour = ", every channel the same gray image unless it has colours" if p["channels"] == 3 else ""
+    return [*steps, f"Divide by 255, subtract {p['mean']}, divide by {p['std']}{colour}."]
+
+
+def _volume_steps(p: dict[str, Any]) -> list[str]:
+    """What is done to a volume before the network."""
+    low, high = p["ct_window"] or (-1000.0, 1000.0)
+    spacing = " x ".join(f"{s:g}" for s in p["spacing"])
+    out = ["Turn the volume to RAS orientation."]
+    if spacing:
+        out.append(f"Resample it to {spacing} mm (linear).")
+    out += [
+        f"CT: clip to {low:g} .. {high:g} HU and scale to 0..1. MR: subtract the mean and divide by the standard "
+        "deviation of the voxels that are not zero, and leave the zeros.",
+        f"Cut cubes of {p['image_size']} voxels, or use a sliding window of that size.",
+    ]
+    return out
+
+
+def _search_of(network: dict[str, Any]) -> list[str]:
+    """How the level of blur of a new image is found, for a classifier that has levels."""
+    kind, value = network.get("setting") or ["", 0.0]
+    how = {
+        "search": f"a search in steps of {value:g} with the pre-trained network, `searcher.safetensors`",
+        "fixed": f"always sigma {value:g}",
+        "none": "always level 1",
+        "random": "at random, as in training",
+    }.get(kind)
+    return [f"The level of blur of an image: {how}.", ""] if how else []
+
+
+def _agreement(certificate: dict[str, Any]) -> list[str]:
+    found = certificate["agreement"]
+    if found["status"] != "measured":
+        return [f"{found['status'].capitalize()}: {found['why']}."]
+    versions = ", ".join(f"{k} {v}" for k, v in certificate["versions"].items())
+    return [
+        f"The same weights on fixed inputs, {found['precision']}, CPU; {versions}.",
+        "",
+        "| output | largest difference | largest value |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {item['max_difference']:.1e} | {item['max_value']:.2f} |"
+            for name, item in found["outputs"].items()
+        ),
+    ]

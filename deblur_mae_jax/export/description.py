@@ -1,0 +1,135 @@
+"""What a network is, in plain values: enough to build it elsewhere and to prepare its images."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from deblur_mae_jax.degradations import blur
+from deblur_mae_jax.inference import blur_search
+from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+
+# Fields of a model that change its speed, not its results.
+_SPEED = ("parent", "name", "dtype", "attention", "remat")
+
+
+def describe(trained: TrainedNetwork) -> dict[str, Any]:
+    """The fields of the model, its classes, and how its images are prepared; plain values.
+
+    This is `network` in a certificate, and what the functions of a weight format take.
+    """
+    model, axes = trained.model, trained.network.axes
+    fields = {
+        field.name: _plain(getattr(model, field.name))
+        for field in dataclasses.fields(model)
+        if field.name not in _SPEED
+    }
+    common = {"kind": trained.network.kind, "axes": axes, "classes": trained.classes}
+    more = _of_images(trained) if axes == 2 else _of_volumes(trained)
+    return common | fields | more
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _of_images(trained: TrainedNetwork) -> dict[str, Any]:
+    network, config = trained.network, trained.config
+    inputs, size = network.inputs, network.inputs.image_size
+    kind, sigma, sigmas, kernel = _blur_of(inputs.degradation)
+    out = {
+        "task": "classify" if network.kind == "classify" else "masked_recon",
+        "norm_pix_loss": network.task.norm_pix_loss,
+        "mask_ratio": float(network.task.mask_ratio),
+        "degrade": config.task.degrade,
+        "degradation": kind,
+        "sigma": sigma,
+        "sigmas": sigmas,
+        "kernel": kernel,
+        "blur_site": inputs.blur_site,
+        "gray_target": inputs.gray_target,
+        "max_side": config.data.max_side,
+        "bits16": config.data.bits16,
+        "resize_to": round(size * 256 / 224) if size <= 224 else size,
+        "mean": [float(v) for v in inputs.mean],
+        "std": [float(v) for v in inputs.std],
+    }
+    if network.kind == "classify":
+        out |= {"decoder_level_token": True, "setting": _setting(trained)}
+    return out
+
+
+def _of_volumes(trained: TrainedNetwork) -> dict[str, Any]:
+    data = trained.config.data
+    return {
+        "task": trained.config.task.name,
+        "spacing": list(data.spacing),
+        "ct_window": list(data.ct_window),
+    }
+
+
+def _setting(trained: TrainedNetwork) -> list[Any]:
+    """How the blur of a new image is found: kind and value; an empty kind where there are no levels."""
+    setting = blur_search.parse(
+        trained.config.search.setting,
+        trained.network.inputs.degradation,
+        trained.searcher is not None,
+    )
+    if setting is None:
+        return ["", 0.0]
+    return ["search" if setting.kind == "online" else setting.kind, setting.value]
+
+
+def _blur_of(degradation: Any) -> tuple[str, float | None, list[float], str]:
+    """("none", "gaussian", "levels" or "other", the fixed sigma, sigma by level, kernel) of a degradation."""
+    other: tuple[str, float | None, list[float], str] = ("other", None, [], "")
+    if degradation.identity:
+        return "none", None, [], ""
+    if degradation.taps is None:
+        return other
+    if degradation.num_levels and degradation.at_level is not None:
+        levels = range(1, degradation.num_levels + 1)
+        drawn = [degradation.at_level(jax.numpy.int32(level)) for level in levels]
+    else:
+        drawn = [degradation.draw(jax.random.key(seed)) for seed in range(2)]
+    if not all("sigma" in one for one in drawn):
+        return other
+    sigmas = [round(float(one["sigma"]), 6) for one in drawn]
+    taps = [np.asarray(degradation.taps(one)) for one in drawn]
+    for kernel in blur.KERNELS:
+        usual = [blur.gaussian_taps(sigma, len(own) // 2, kernel) for sigma, own in zip(sigmas, taps, strict=True)]
+        if all(np.abs(a - b).max() < 1e-6 for a, b in zip(taps, usual, strict=True)):
+            if degradation.num_levels:
+                return "levels", None, sigmas, kernel
+            return ("gaussian", sigmas[0], [], kernel) if sigmas[0] == sigmas[1] else other
+    return other
+
+
+def preprocessing(network: dict[str, Any]) -> dict[str, Any]:
+    """What is done to an image before the network, in this order. network: from `describe`."""
+    if network["axes"] == 3:
+        return {k: network[k] for k in ("spacing", "ct_window", "image_size")}
+    sigma, kernel = network["sigma"], network["kernel"]
+    taps = []
+    if network["degradation"] == "gaussian":
+        radius = blur.gaussian_radius(sigma, kernel)
+        taps = blur.gaussian_taps(sigma, radius, kernel).tolist()
+    return {
+        "channels": network["in_chans"],
+        "gray": network["gray_target"],
+        "max_side": network["max_side"],
+        "bits16": network["bits16"],
+        "degrade": network["degrade"],
+        "where": network["blur_site"],
+        "sigmas": network["sigmas"],
+        "taps": taps,
+        "resize_short_side": network["resize_to"],
+        "interpolation": "bicubic, antialiased",
+        "centre_crop": network["image_size"],
+        "scale": "grey levels / 255",
+        "mean": network["mean"],
+        "std": network["std"],
+    }

@@ -1,0 +1,249 @@
+"""Export to PyTorch: weights in a file that MAE's code, timm, Hugging Face or MONAI opens, and the proof beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from deblur_mae_jax import config as fields
+from deblur_mae_jax import network as networks
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.export import agreement, card, description, opened
+from deblur_mae_jax.pretrained import trained_network
+from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.weight_formats import channels, contract, d2mae, names
+from deblur_mae_jax.weight_formats.contract import State
+from deblur_mae_jax.weight_formats.torch_calls import EXTRA, need_torch
+from deblur_mae_jax.workdir import run_folder
+from deblur_mae_jax.workdir.run_folder import Workdir
+
+NOT_MEASURED = "not measured"
+# Fields of a config that hold paths.
+_PRIVATE = ("data.root", "data.tfds_name", "init_from", "compilation_cache", "search.cache")
+# Fields of a model for parts that a format leaves out or folds.
+_LEFT_OUT = {"model.mask_token": ("monai", "dae"), "model.probe": ("timm", "hf")}
+
+
+def export(
+    run: str | Path | TrainedNetwork,
+    format: str = "timm",
+    output: str | Path = "",
+    in_chans: int = 0,
+) -> Path:
+    """Write the network of `run`, a workdir or a file, for PyTorch; returns the folder.
+
+    format: a name of `weight_formats.contract.formats()`: "mae", "timm", "hf", "d2mae"; for volumes "monai" or "dae".
+    output: a folder, or a .safetensors or .pth file in a folder of its own; the run's `export/<format>` by default.
+    in_chans: 1 or 3, converted as `channels.py` says; 0: as trained.
+    Beside the weights are `certificate.json`, with the differences between JAX and PyTorch measured now, and a
+    `README.md`. Raises `UserError`.
+    """
+    module = contract.named(format)
+    trained = run if isinstance(run, TrainedNetwork) else trained_network.load(run, "RUN")
+    _require_fit(trained, module)
+    folder, name = _target(trained, module, output)
+    trained, converted = _with_channels(trained, in_chans)
+    network = description.describe(trained)
+    state, left_out, changed = module.from_ours(network, state_of(trained))
+    opens = module.opens_with(network)
+    certificate = {
+        "format": format,
+        "opens_with": opens,
+        "network": network,
+        "left_out": left_out,
+        "changed": converted + changed,
+        "source": _source(trained),
+        "preprocessing": description.preprocessing(network),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+        draft = Path(temporary)
+        _write_weights(draft / name, state, trained, format)
+        if module is d2mae:
+            _write_searcher(draft, trained, network, in_chans)
+        module.companions(draft, network, opens, name)
+        certificate["file"] = _fingerprint(draft / name, state)
+        certificate["agreement"], used = _agreement(trained, module, draft / name, certificate)
+        certificate["versions"] = _versions() | used
+        certificate["exported"] = datetime.datetime.now(datetime.UTC).date().isoformat()
+        run_folder.write_json(draft / opened.CERTIFICATE, certificate)
+        (draft / card.NAME).write_text(card.text(certificate), encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        for path in sorted(draft.iterdir()):
+            os.replace(path, folder / path.name)
+    return folder
+
+
+def _require_fit(trained: TrainedNetwork, module: Any) -> None:
+    """Raise `UserError` with the formats that can hold the network, where this one cannot."""
+    model = trained.config.model.name
+    if model in module.MODELS:
+        return
+    fitting = [name for name, other in contract.formats().items() if model in other.MODELS]
+    images = networks.IMAGES[trained.network.axes]
+    raise UserError(
+        f"--format={module.NAME}: it has no place for config.model.name={model}, a network for {images}. Choices: "
+        f"{', '.join(fitting) or 'none; fine-tune the network first, or start another run from its encoder'}"
+    )
+
+
+def state_of(trained: TrainedNetwork) -> State:
+    """Every entry that MAE's or MONAI's code has, constant tables included, under our names; without an empty head."""
+    state = names.state_dict_from_params(trained.params)
+    state |= trained.network.rules.tables(trained.model)
+    return {name: value for name, value in state.items() if value.size}
+
+
+def _with_channels(trained: TrainedNetwork, in_chans: int) -> tuple[TrainedNetwork, list[str]]:
+    """(the network for so many channels, what was changed)."""
+    before = trained.config.model.in_chans
+    if in_chans in (0, before):
+        return trained, []
+    if trained.network.axes == 3:
+        raise UserError(f"--in_chans={in_chans}: networks for volumes keep their channels")
+    if in_chans not in (1, 3):
+        raise UserError(f"--in_chans={in_chans}. Choices: 1, 3")
+    values: dict[str, Any] = {"model.in_chans": in_chans}
+    for name in ("mean", "std"):
+        value = trained.config.data[name]
+        values[f"data.{name}"] = () if len(value) == before else value
+    config = fields.copy(trained.config, values)
+    network = networks.build(config, len(trained.classes))
+    norm_pix_loss = trained.network.task.norm_pix_loss
+    params = channels.convert(trained.params, trained.network.inputs, network.inputs, norm_pix_loss)
+    how = (
+        "the patch embedding is divided over three channels, the decoder's prediction repeated for each"
+        if in_chans == 3
+        else "the patch embedding is summed over the channels, the decoder's predictions averaged"
+    )
+    done = f"{before} to {in_chans} channels: {how}; gray images give the same results"
+    return dataclasses.replace(trained, config=config, network=network, params=params), [done]
+
+
+def _target(trained: TrainedNetwork, module: Any, output: str | Path) -> tuple[Path, str]:
+    """(folder, name of the weights), checked against what is there."""
+    usual = d2mae.WEIGHTS if module is d2mae else contract.WEIGHTS
+    path = Path(output).expanduser() if output else _home(trained) / "export" / module.NAME
+    if path.suffix in (".safetensors", ".pth"):
+        folder, name = path.parent, path.name
+    elif path.suffix and not path.is_dir():
+        raise UserError(f"--output: '{path}' must be a folder, or a file that ends in .safetensors or .pth")
+    else:
+        folder, name = path, usual
+    if module.NAME == "hf" and name != usual:
+        raise UserError(f"--output: --format=hf writes a folder that holds {usual}; name a folder")
+    if name.endswith(".pth"):
+        need_torch(".pth files")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output: '{folder}' is a file, not a folder")
+    record = folder / opened.CERTIFICATE
+    if record.exists():
+        try:
+            before = json.loads(record.read_text(encoding="utf-8"))["file"]["name"]
+        except (OSError, ValueError, KeyError, TypeError):
+            before = "something else"
+        if before != name:
+            raise UserError(f"--output: '{folder}' already holds the export of {before}; use another folder")
+    else:
+        there = [n for n in (name, card.NAME, "config.json") if (folder / n).exists()]
+        if there:
+            raise UserError(
+                f"--output: '{folder}' already holds a {there[0]} that no export wrote; use a folder of its own, "
+                f"such as {folder / 'export' / name}"
+            )
+    return folder, name
+
+
+def _home(trained: TrainedNetwork) -> Path:
+    return trained.path if trained.path.is_dir() else trained.path.parent
+
+
+def _source(trained: TrainedNetwork) -> dict[str, Any]:
+    """Where the weights come from, without paths."""
+    workdir = Workdir(_home(trained))
+    source: dict[str, Any] = {"weights": trained.weights_hash}
+    for path, keys in (
+        (workdir.environment, ("git",)),
+        (workdir.dataset, ("fingerprint", "num_images")),
+    ):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        source |= {key: record[key] for key in keys if key in record}
+    config = {k: v for k, v in fields.flat(trained.config).items() if not k.startswith(_PRIVATE)}
+    return source | {"config": config}
+
+
+def _write_weights(path: Path, state: State, trained: TrainedNetwork, format: str) -> None:
+    state = {name: np.ascontiguousarray(value) for name, value in state.items()}
+    if path.suffix == ".pth":
+        torch = need_torch(".pth files")
+        tensors = {name: torch.from_numpy(value.copy()) for name, value in state.items()}
+        torch.save({"model": tensors} if format in ("mae", "dae") else tensors, path)
+        return
+    from safetensors.numpy import save_file
+
+    known = fields.flat(trained.config)
+    values: dict[str, Any] = {name: "" for name in _PRIVATE if name in known}
+    values |= {n: False for n, formats in _LEFT_OUT.items() if n in known and format in formats}
+    public = dataclasses.replace(trained, config=fields.copy(trained.config, values))
+    save_file(state, path, metadata=trained_network.header(public))
+
+
+def _write_searcher(folder: Path, trained: TrainedNetwork, network: dict[str, Any], in_chans: int) -> None:
+    """Beside a classifier that needs a search: the pre-trained network that searches."""
+    if network["kind"] != "classify" or network["setting"][0] != "search":
+        return
+    assert trained.searcher is not None
+    searcher, _ = _with_channels(trained.searcher, in_chans)
+    weights, config = d2mae.SEARCHER
+    _write_weights(folder / weights, state_of(searcher), searcher, d2mae.NAME)
+    run_folder.write_json(folder / config, description.describe(searcher))
+
+
+def _fingerprint(path: Path, state: State) -> dict[str, Any]:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    numbers = int(sum(value.size for value in state.values()))
+    return {
+        "name": path.name,
+        "sha256": digest,
+        "bytes": path.stat().st_size,
+        "tensors": len(state),
+        "numbers": numbers,
+    }
+
+
+def _agreement(
+    trained: TrainedNetwork, module: Any, path: Path, certificate: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(differences by output, versions that were used)."""
+    lacking = opened.missing(module)
+    if lacking:
+        why = f"{', '.join(lacking)} not installed"
+        return {"status": NOT_MEASURED, "why": f"{why}: {EXTRA}"}, {}
+    outputs = agreement.measure(trained, opened.open_file(module, path, certificate))
+    record = {"status": "measured", "precision": "float32", "outputs": outputs}
+    return record, opened.versions(module)
+
+
+def _versions() -> dict[str, str]:
+    try:
+        ours = importlib.metadata.version("deblur_mae_jax")
+    except importlib.metadata.PackageNotFoundError:
+        ours = "from source"
+    return {
+        "deblur_mae_jax": ours,
+        "jax": jax.__version__,
+        "flax": importlib.metadata.version("flax"),
+    }

@@ -1,0 +1,53 @@
+"""An export, opened in PyTorch by the library it is for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.weight_formats import contract
+from deblur_mae_jax.weight_formats.contract import Opened
+from deblur_mae_jax.weight_formats.torch_calls import EXTRA
+
+CERTIFICATE = "certificate.json"
+
+
+def missing(format: Any) -> list[str]:
+    """The packages that are needed to open a format (its module) and are not installed."""
+    return [name for name in format.NEEDS if importlib.util.find_spec(name) is None]
+
+
+def versions(format: Any) -> dict[str, str]:
+    """Of the packages that open a format."""
+    return {name: importlib.metadata.version(name) for name in format.NEEDS}
+
+
+def open_export(folder: Path) -> Opened:
+    """Open what `export.export` wrote there. Raises `UserError`."""
+    try:
+        certificate = json.loads((folder / CERTIFICATE).read_text(encoding="utf-8"))
+        format = contract.named(certificate["format"])
+        file = folder / certificate["file"]["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{folder}' is not an export: it holds no readable {CERTIFICATE}") from error
+    lacking = missing(format)
+    if lacking:
+        raise UserError(f"opening a {format.NAME} export needs {', '.join(lacking)}: {EXTRA}")
+    return open_file(format, file, certificate)
+
+
+def open_file(format: Any, file: Path, certificate: dict[str, Any]) -> Opened:
+    """Open one weight file, strictly: every name and shape must fit."""
+    if "torch" not in format.NEEDS:
+        return format.open(file, certificate)
+    import torch
+
+    torch.set_grad_enabled(False)
+    try:
+        return format.open(file, certificate)
+    finally:
+        torch.set_grad_enabled(True)

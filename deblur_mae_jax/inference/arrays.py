@@ -1,0 +1,76 @@
+"""Arrays of images from a user: checked, and put on one canvas as the input pipeline wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deblur_mae_jax.errors import UserError
+
+
+def as_list(images: Any) -> list[np.ndarray]:
+    """Images, checked: each `(H, W, C)`, uint8, or float32 gray levels 0..255. Raises `UserError`.
+
+    images: an array `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`, one image without N, or an iterable of images of
+        different sizes; uint8, or float between 0 and 1.
+    """
+    if hasattr(images, "__next__"):  # a generator
+        images = list(images)
+    if not isinstance(images, (list, tuple)):
+        array = np.asarray(images)
+        single = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3) and array.shape[0] > 3)
+        images = [array] if single else list(array)
+    out = []
+    for number, image in enumerate(images):
+        image = np.asarray(image)
+        image = image[:, :, None] if image.ndim == 2 else image
+        if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
+            raise UserError(f"images: image {number} has shape {image.shape}; expected (H, W), (H, W, 1) or (H, W, 3)")
+        if image.dtype == bool or not (image.dtype == np.uint8 or np.issubdtype(image.dtype, np.floating)):
+            raise UserError(f"images: image {number} is {image.dtype}; expected uint8, or float in 0..1")
+        if image.dtype != np.uint8:
+            low, high = float(np.min(image)), float(np.max(image))
+            if not (low >= 0 and high <= 1):  # also catches NaN
+                raise UserError(
+                    f"images: image {number} has values from {low:g} to {high:g}; float images must "
+                    "lie in 0..1, or be uint8"
+                )
+            image = image.astype(np.float32) * 255.0
+        out.append(image)
+    if not out:
+        raise UserError("images: there are none")
+    return out
+
+
+def _channels(image: np.ndarray, channels: int) -> np.ndarray:
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    if image.dtype == np.uint8:  # as the images of a run are read
+        return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
+    return image @ np.array([[0.299], [0.587], [0.114]], np.float32)
+
+
+def batches(ready: list[np.ndarray], channels: int, batch: int) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+    """(number of the first, how many are real, examples) of `batch` images on one canvas, the last batch filled up.
+
+    ready: from `as_list`.
+    """
+    ready = [_channels(image, channels) for image in ready]
+    height = max(image.shape[0] for image in ready)
+    width = max(image.shape[1] for image in ready)
+    kind = np.uint8 if all(image.dtype == np.uint8 for image in ready) else np.float32
+    batch = min(batch, len(ready))
+    for start in range(0, len(ready), batch):
+        part = ready[start : start + batch]
+        canvas = np.zeros((batch, height, width, channels), kind)
+        sizes = np.ones((batch, 2), np.int32)
+        for i in range(batch):
+            image = part[min(i, len(part) - 1)]
+            canvas[i, : image.shape[0], : image.shape[1]] = image
+            sizes[i] = image.shape[:2]
+        yield start, len(part), {"image": canvas, "size": sizes}

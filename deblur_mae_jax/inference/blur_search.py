@@ -1,0 +1,316 @@
+"""Optimal blurriness search (D2MAE, eq. 4 and 5, Algorithm 1): which blur suits an image best.
+
+For every image and every level t = 1, 1 + s, ... <= T: blur, reconstruct with nothing masked, and
+compare with the original. t* is the level of the smallest error, the smallest such level at a tie.
+It needs no label, so it is the same for training, validation and test images.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deblur_mae_jax import sharding
+from deblur_mae_jax.data.index import Index, pixel_hash
+from deblur_mae_jax.data.loader import Loader
+from deblur_mae_jax.data.order import InOrder
+from deblur_mae_jax.degradations.contract import Degradation
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.inference import search_cache
+from deblur_mae_jax.input_pipeline import stores
+from deblur_mae_jax.input_pipeline.images import ImageInputs
+from deblur_mae_jax.models import masking
+from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.tasks import losses
+
+SETTINGS = ("auto", "none", "fixed(sigma)", "search(step)", "online(step)", "random", "oracle")
+Show = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How the level of an image is found; `value` is the step of a search or the fixed sigma."""
+
+    kind: str
+    value: float = 0.0
+
+    @property
+    def step(self) -> int:
+        """Step between the levels that are tried."""
+        return int(self.value) if self.kind in ("search", "online") else 1
+
+
+def parse(text: str, degradation: Degradation, can_search: bool = True) -> Setting | None:
+    """Read `config.search.setting`; `None` where the degradation has no levels.
+
+    auto: `search(2)`, the paper's, where there is a network to search with; else `none`.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*(?:\w+\s*=\s*)?([\d.]+)\s*\))?\s*", text)
+    kind, value = (match[1], match[2]) if match else (text, None)
+    known = {"auto": None, "none": None, "fixed": 0.5, "search": 2, "online": 2, "random": None,
+             "oracle": None}  # fmt: skip
+    if kind not in known or (value is not None and known[kind] is None):
+        raise UserError(f"config.search.setting='{text}' cannot be read. Choices: {', '.join(SETTINGS)}.")
+    if not degradation.num_levels or degradation.at_level is None:
+        if kind not in ("auto", "none"):
+            raise UserError(
+                f"config.search.setting={text} needs a degradation with levels, such as "
+                "blur.gaussian_levels, in the network of config.init_from. Choices: auto, none."
+            )
+        return None
+    if kind == "auto":
+        kind, value = ("search", "2") if can_search else ("none", None)
+    number = float(value) if value is not None else float(known[kind] or 0)
+    if kind in ("search", "online"):
+        if number != int(number) or not 1 <= number <= degradation.num_levels:
+            raise UserError(
+                f"config.search.setting={text}: the step must be a whole number from 1 to "
+                f"{degradation.num_levels}, the number of levels"
+            )
+        if not can_search:
+            raise UserError(
+                f"config.search.setting={text} needs a pre-trained network with a decoder: set "
+                "config.init_from to a pre-training run"
+            )
+    if kind == "fixed":
+        level_of(number, degradation)
+    return Setting(kind, number)
+
+
+def candidates(num_levels: int, step: int) -> np.ndarray:
+    """Levels 1, 1 + step, ... up to `num_levels`."""
+    return np.arange(1, num_levels + 1, step, dtype=np.int32)
+
+
+def sigmas(degradation: Degradation, levels: np.ndarray) -> np.ndarray:
+    """Sigma of each level in pixels, NaN where the degradation has none."""
+    assert degradation.at_level is not None
+    found = [degradation.at_level(jnp.int32(level)).get("sigma", jnp.nan) for level in levels]
+    return np.round(np.array([float(f) for f in found]), 6)
+
+
+def all_sigmas(degradation: Degradation) -> np.ndarray:
+    """Sigma of levels 1, 2, ...; empty where the degradation has no levels."""
+    if degradation.at_level is None:
+        return np.empty(0)
+    return sigmas(degradation, candidates(degradation.num_levels, 1))
+
+
+def level_of(sigma: float, degradation: Degradation) -> int:
+    """The level whose sigma is `sigma`, or a `UserError` with the choices."""
+    levels = candidates(degradation.num_levels, 1)
+    choices = sigmas(degradation, levels)
+    near = int(np.argmin(np.abs(choices - sigma)))
+    if not abs(choices[near] - sigma) < 1e-3:
+        raise UserError(
+            f"config.search.setting: no level has sigma {sigma:g}. Choices: {', '.join(f'{c:g}' for c in choices)}"
+        )
+    return int(levels[near])
+
+
+def make_losses(model: Any, inputs: ImageInputs, levels: np.ndarray, norm_pix_loss: bool = False) -> Any:
+    """`losses(params, examples, boxes, flips) -> (B, T)`: the error of every image at every level.
+
+    Mean squared difference of the reconstruction, nothing masked, to the clean view in network units.
+    """
+    T = len(levels)
+
+    def errors(params, examples, boxes, flips):
+        degraded, clean = inputs.at_levels(examples, boxes, flips, jnp.asarray(levels))
+        B = clean.shape[0]
+        pred, _ = model.apply(
+            {"params": params},
+            degraded.reshape(B * T, *degraded.shape[2:]),
+            level=jnp.tile(jnp.asarray(levels), B),
+        )
+        goal = masking.patchify(clean, model.patch_size)
+        if norm_pix_loss:
+            goal = losses.normalise_patches(goal)
+        return jnp.square(pred.reshape(B, T, *pred.shape[1:]) - goal[:, None]).mean(axis=(2, 3))
+
+    return errors
+
+
+def make_choose_level(model: Any, inputs: ImageInputs, levels: np.ndarray, norm_pix_loss: bool) -> Any:
+    """`choose(params) -> (examples, boxes, flips) -> levels (B,)`, for the search inside the step."""
+    errors = make_losses(model, inputs, levels, norm_pix_loss)
+
+    def choose(params):
+        def at(examples, boxes, flips):
+            found = jax.lax.stop_gradient(errors(params, examples, boxes, flips))
+            return jnp.asarray(levels)[jnp.argmin(found, axis=1)]
+
+        return at
+
+    return choose
+
+
+@dataclasses.dataclass
+class Table:
+    """Result of a search.
+
+    names: of the images `(N,)`.
+    levels, sigmas: `(T,)`, those that were tried.
+    losses: `(N, T)`.
+    searched, seconds: images that were searched now, not looked up, and the time for them.
+    """
+
+    names: list[str]
+    levels: np.ndarray
+    sigmas: np.ndarray
+    losses: np.ndarray
+    searched: int = 0
+    seconds: float = 0.0
+
+    @property
+    def best(self) -> np.ndarray:
+        """t* of every image `(N,)`; the first, so the smallest, level wins a tie."""
+        return self.levels[np.argmin(self.losses, axis=1)]
+
+    @property
+    def best_sigma(self) -> np.ndarray:
+        """Sigma of t* `(N,)`."""
+        return self.sigmas[np.argmin(self.losses, axis=1)]
+
+    def write(self, path: Path) -> None:
+        """CSV: image, level, sigma, and the loss at every level."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            out.writerow(["image", "level", "sigma", *(f"loss_{level}" for level in self.levels)])
+            rows = zip(self.names, self.best, self.best_sigma, self.losses, strict=True)
+            for name, level, sigma, row in rows:
+                out.writerow([name, level, f"{sigma:g}", *(f"{x:.9g}" for x in row)])
+
+
+def search(
+    trained: TrainedNetwork,
+    index: Index,
+    mesh: jax.sharding.Mesh,
+    *,
+    step: int = 2,
+    batch_size: int = 64,
+    cache: str = "auto",
+    num_threads: int = 4,
+    show: Show | None = None,
+) -> Table:
+    """Search every image of `index` with the pre-trained network `trained`.
+
+    One jitted program over images and levels, the images divided over the devices of `mesh`.
+    step: between the levels that are tried.
+    batch_size: forward passes at once, images times levels.
+    cache: folder of earlier results, which are looked up; "auto": the user's cache folder; "": none.
+    show: called with the number of images done and the total.
+    """
+    network, config = trained.network, trained.config
+    degradation = network.inputs.degradation
+    levels = candidates(degradation.num_levels, step)
+    key = search_cache.cache_key(trained.weights_hash, _spec(trained, levels))
+    results = search_cache.Cache(cache, key, len(levels))
+    hashes = [known or pixel_hash(index.source.read(i)) for i, known in enumerate(index.hashes)]
+    missing = np.array([i for i, h in enumerate(hashes) if h not in results.known], np.int64)
+    if jax.process_count() > 1:  # the first process alone writes the cache, so it decides
+        from jax.experimental import multihost_utils
+
+        flags = np.zeros(len(hashes), bool)
+        flags[missing] = True
+        missing = np.flatnonzero(multihost_utils.broadcast_one_to_all(flags))
+    started = time.monotonic()
+    if len(missing):
+        share = max(1, batch_size // len(levels))
+        B = min(-(-share // mesh.size), -(-len(missing) // mesh.size)) * mesh.size
+        loader, order = Loader(index, config.model.in_chans), InOrder(missing, B)
+        store = stores.Streaming(loader, order, mesh, 1, num_threads=num_threads)
+
+        def keep(number: int, losses: jax.Array) -> None:
+            rows, numbers = np.asarray(losses), missing[number * B : (number + 1) * B]
+            # What can no longer be read was replaced by another image, whose losses are not its own.
+            lost = {item.name for item in loader.failed}
+            own = [row for row, i in enumerate(numbers) if index.source.names[i] not in lost]
+            results.add([hashes[numbers[row]] for row in own], rows[own])
+            if show is not None:
+                show(number * B + len(numbers), len(missing))
+
+        _run(trained, mesh, levels, store.in_order(order), keep)
+    seconds = time.monotonic() - started
+    nothing = np.full(len(levels), np.nan, np.float32)
+    table = np.stack([results.known.get(h, nothing) for h in hashes])
+    if jax.process_count() > 1:
+        table = np.asarray(multihost_utils.broadcast_one_to_all(table))
+    return Table(index.source.names, levels, sigmas(degradation, levels), table, len(missing), seconds)
+
+
+def _spec(trained: TrainedNetwork, levels: np.ndarray) -> dict[str, Any]:
+    """Everything beside the weights and the image that the errors of an image depend on."""
+    config, inputs = trained.config, trained.network.inputs
+    return {
+        "levels": levels.tolist(),
+        "degrade": config.task.degrade,
+        "site": config.task.blur_site,
+        "size": config.image_size,
+        "chans": config.model.in_chans,
+        "mean": inputs.mean,
+        "std": inputs.std,
+        "dtype": str(trained.model.dtype),
+        "backend": jax.default_backend(),
+        "gray_target": inputs.gray_target,
+    }
+
+
+def _run(
+    trained: TrainedNetwork,
+    mesh: jax.sharding.Mesh,
+    levels: np.ndarray,
+    batches: Iterable[Any],
+    keep: Callable[[int, jax.Array], None],
+) -> None:
+    """Hand the errors of every batch to `keep(number, losses)`, one batch late: the device then works on the next."""
+    network, everywhere = trained.network, sharding.replicated(mesh)
+    errors = make_losses(network.model, network.inputs, levels, network.task.norm_pix_loss)
+
+    def step(params, batch):
+        examples = jax.tree.map(lambda x: x[0], batch)
+        return errors(params, examples, *network.inputs.central(examples))
+
+    program = jax.jit(step, out_shardings=everywhere)
+    params = jax.device_put(trained.params, everywhere)
+    pending = None
+    for number, batch in enumerate(batches):
+        losses = program(params, batch)
+        if pending is not None:
+            keep(*pending)
+        pending = number, losses
+    if pending is not None:
+        keep(*pending)
+
+
+def assign(
+    setting: Setting,
+    degradation: Degradation,
+    count: int,
+    seed: int,
+    run_search: Callable[[int], Table],
+) -> tuple[np.ndarray | None, Table | None]:
+    """The level of every image `(count,)`, or `None` where the step finds or draws it.
+
+    none: level 1, which blurs nothing at sigma 0.1; random: one level per image, drawn once.
+    """
+    if setting.kind == "search":
+        table = run_search(setting.step)
+        return table.best.astype(np.int32), table
+    if setting.kind == "none":
+        return np.ones(count, np.int32), None
+    if setting.kind == "fixed":
+        return np.full(count, level_of(setting.value, degradation), np.int32), None
+    if setting.kind == "random":
+        generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 41]))
+        return generator.integers(1, degradation.num_levels + 1, count, dtype=np.int32), None
+    return None, None

@@ -1,0 +1,1 @@
+"""From stored images to network inputs, inside the jitted step; 2-D and 3-D."""

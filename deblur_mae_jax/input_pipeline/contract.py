@@ -1,0 +1,38 @@
+"""What turns stored images into the inputs of a network: `ImageInputs` for 2-D images, `VolumeInputs` for volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+
+from deblur_mae_jax.degradations.contract import Degradation
+
+# Arrays by name; the first axis is the batch.
+Batch = dict[str, jax.Array]
+Keys = dict[str, jax.Array]
+# (examples, boxes, flips) -> the blur level of each example `(B,)`
+ChooseLevel = Callable[[Batch, Any, jax.Array], jax.Array]
+
+
+class InputPipeline(Protocol):
+    """From examples, as a store gives them, to batches; every function is traced inside a jitted step.
+
+    An example has `image` on its canvas `(*canvas, C)`, `size` (its own sides), and entries that pass through, such as
+    `label`. A batch has `inputs` and `targets` float32 `(B, *space, C)`, all of side `image_size`.
+    """
+
+    degradation: Degradation
+    image_size: int
+    in_chans: int
+
+    @property
+    def precomputes(self) -> bool:
+        """Whether `precompute` makes the degraded image once, to be stored beside the original."""
+
+    def train(self, examples: Batch, keys: Keys, choose_level: ChooseLevel | None = None) -> Batch:
+        """Random views, each example with its own draws."""
+
+    def evaluate(self, examples: Batch, keys: Keys, level: jax.Array | None = None) -> Batch:
+        """The central view. level: `(B,)`, instead of the drawn or stored one."""

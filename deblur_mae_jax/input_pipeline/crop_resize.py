@@ -1,0 +1,220 @@
+"""Crops of native-resolution images, inside the jitted step, as two small matrices per image.
+
+A crop with an antialiased resize is linear and separable, and so is a Gaussian blur before it:
+`resize(crop(G_h x G_w^T)) = (R_h G_h) x (R_w G_w)^T`. Blurring at native resolution, with the border
+rule at the true edge of the image, then costs nothing more than another pair of matrices.
+
+Images lie in the top-left corner of a canvas `(Hc, Wc, C)`; `size` is their true (height, width).
+Grey levels are float32 in 0..255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# weight_at(positions (K,)) -> (out, K): how much each output pixel takes from native positions.
+WeightAt = Callable[[jax.Array], jax.Array]
+
+CROP_TRIES = 10
+
+
+class Box(NamedTuple):
+    """Part of an image, in native pixels: the crop, and the range its filter may read.
+
+    A crop that is cut out before it is resized reads nothing outside itself; one that is cut out
+    afterwards (the evaluation view) reads the whole image.
+    """
+
+    top: jax.Array
+    left: jax.Array
+    height: jax.Array
+    width: jax.Array
+    read: tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # first row, last + 1, column likewise
+
+
+def random_resized_crop(
+    key: jax.Array,
+    size: jax.Array,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    rejection: bool = True,
+) -> Box:
+    """torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio, then the centre.
+
+    rejection=False: the first try, cut to the image where it does not fit (MAE's linear probe, after BYOL).
+    """
+    height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
+    k_area, k_ratio, k_top, k_left = jax.random.split(key, 4)
+    area = height * width * jax.random.uniform(k_area, (CROP_TRIES,), minval=scale[0], maxval=scale[1])
+    low, high = jnp.log(jnp.asarray(ratio))
+    aspect = jnp.exp(jax.random.uniform(k_ratio, (CROP_TRIES,), minval=low, maxval=high))
+    w = jnp.round(jnp.sqrt(area * aspect))
+    h = jnp.round(jnp.sqrt(area / aspect))
+    if not rejection:
+        w, h = jnp.clip(w, 1, width), jnp.clip(h, 1, height)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = jnp.argmax(fits)
+
+    # Fallback: the largest centred crop whose aspect ratio lies in the range.
+    image_ratio = width / height
+    w_centre = jnp.where(image_ratio > ratio[1], jnp.round(height * ratio[1]), width)
+    h_centre = jnp.where(image_ratio < ratio[0], jnp.round(width / ratio[0]), height)
+    found = fits.any()
+    w = jnp.where(found, w[first], w_centre)
+    h = jnp.where(found, h[first], h_centre)
+
+    top = jnp.floor(jax.random.uniform(k_top) * (height - h + 1))
+    left = jnp.floor(jax.random.uniform(k_left) * (width - w + 1))
+    top = jnp.where(found, jnp.minimum(top, height - h), jnp.floor((height - h) / 2))
+    left = jnp.where(found, jnp.minimum(left, width - w), jnp.floor((width - w) / 2))
+    return Box(top, left, h, w, (top, top + h, left, left + w))
+
+
+def centre_crop(size: jax.Array, out: int, resize_to: int | None = None) -> Box:
+    """The evaluation view: short side to `resize_to`, then the central `out` x `out` pixels.
+
+    resize_to defaults to out * 256 / 224, and to `out` above 224 pixels, as in MAE's fine-tuning code.
+    """
+    if resize_to is None:
+        resize_to = round(out * 256 / 224) if out <= 224 else out
+    height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
+    short = jnp.minimum(height, width)
+    # torchvision truncates the long side and rounds the crop's corner, both in resized pixels.
+    tall = jnp.where(height <= width, resize_to, jnp.floor(resize_to * height / short))
+    wide = jnp.where(width <= height, resize_to, jnp.floor(resize_to * width / short))
+    top, left = jnp.round((tall - out) / 2), jnp.round((wide - out) / 2)
+    rows, cols = height / tall, width / wide  # native pixels per resized pixel
+    zero = jnp.zeros(())
+    return Box(top * rows, left * cols, out * rows, out * cols, (zero, height, zero, width))
+
+
+def cubic(x: jax.Array) -> jax.Array:
+    """Pillow's bicubic kernel, a = -1/2."""
+    x = jnp.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
+
+
+def resize_weights(
+    out: int,
+    canvas: int,
+    start: jax.Array,
+    length: jax.Array,
+    inside: tuple[jax.Array, jax.Array],
+    flip: jax.Array | bool = False,
+) -> WeightAt:
+    """Weights of Pillow's antialiased bicubic resize of `[start, start + length)` to `out` pixels.
+
+    inside: (first, last), only positions in `[first, last)` are read; the weights of each output pixel sum to one. The
+    result can be evaluated at any integer position, which is what folding a blur in needs.
+    """
+    scale = length / out
+    support = jnp.maximum(scale, 1.0)
+    index = jnp.arange(out)
+    index = jnp.where(flip, out - 1 - index, index)
+    centre = start + (index + 0.5) * scale
+
+    first, last = inside
+
+    def raw(position):
+        read = (position >= first) & (position < last)
+        weight = cubic((position[None] + 0.5 - centre[:, None]) / support)
+        return jnp.where(read[None], weight, 0.0)
+
+    total = raw(jnp.arange(canvas)).sum(axis=1, keepdims=True)
+    return lambda position: raw(position) / total
+
+
+def blurred_weights(weight_at: WeightAt, taps: jax.Array, canvas: int, extent: jax.Array) -> jax.Array:
+    """`R G`: the resize matrix R after a blur G with reflect-101 borders, `(out, canvas)`.
+
+    A pixel j of an axis of length n is read at j and, near the edges, at its mirror images -j and
+    2 (n - 1) - j. R is known at any position, so each term is one short correlation.
+    """
+    radius = (taps.shape[0] - 1) // 2
+    j = jnp.arange(canvas)
+    around = jnp.arange(-radius, canvas + radius)
+
+    def correlate(positions):
+        # The barrier keeps the compiler from evaluating the cubic again for every tap.
+        weights = jax.lax.optimization_barrier(weight_at(positions))
+        return sum(
+            (taps[k] * jax.lax.slice_in_dim(weights, k, k + canvas, axis=1) for k in range(taps.shape[0])),
+            start=jnp.zeros(()),
+        )
+
+    head = min(radius + 1, canvas)  # -j is within reach of the image for the first pixels only
+    low = correlate(-around)[:, :head] * (j[:head] >= 1)
+    rows = correlate(around) + jnp.where(j <= extent - 2, correlate(2 * (extent - 1) - around), 0.0)
+    return jnp.where(j < extent, rows.at[:, :head].add(low), 0.0)
+
+
+def matrices(
+    box: Box,
+    size: jax.Array,
+    canvas: tuple[int, int],
+    out: int,
+    flip: jax.Array | bool = False,
+    taps: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Row and column matrices `(out, Hc)`, `(out, Wc)` of a crop, with a blur folded in if given."""
+    top, bottom, left, right = box.read
+    rows = resize_weights(out, canvas[0], box.top, box.height, (top, bottom))
+    cols = resize_weights(out, canvas[1], box.left, box.width, (left, right), flip)
+    if taps is None:
+        return rows(jnp.arange(canvas[0])), cols(jnp.arange(canvas[1]))
+    return (
+        blurred_weights(rows, taps, canvas[0], size[0]),
+        blurred_weights(cols, taps, canvas[1], size[1]),
+    )
+
+
+def render(image: jax.Array, rows: jax.Array, cols: jax.Array, blurred: bool = False) -> jax.Array:
+    """`(Hc, Wc, C)` -> `(out, out, C)` grey levels in 0..255.
+
+    Columns first and clipped in between, as Pillow does on 8-bit images, so that the overshoot of
+    the bicubic kernel at hard edges is the same. With a blur folded into the matrices the values in
+    between are not yet blurred along the rows, and clipping them would be wrong.
+    """
+    wide = jnp.einsum("hwc,pw->hpc", image.astype(jnp.float32), cols)
+    wide = wide if blurred else jnp.clip(wide, 0.0, 255.0)
+    return jnp.clip(jnp.einsum("oh,hpc->opc", rows, wide), 0.0, 255.0)
+
+
+def sample(mask: jax.Array, box: Box, size: jax.Array, out: int, flip: jax.Array | bool) -> jax.Array:
+    """A mask `(Hc, Wc)` in the view of `matrices`: the nearest pixel of every one of the `(out, out)`."""
+    index = jnp.arange(out)
+    across = jnp.where(flip, out - 1 - index, index)
+    rows = jnp.floor(box.top + (index + 0.5) * (box.height / out)).astype(int)
+    cols = jnp.floor(box.left + (across + 0.5) * (box.width / out)).astype(int)
+    return mask[jnp.clip(rows, 0, size[0] - 1)][:, jnp.clip(cols, 0, size[1] - 1)]
+
+
+def whole(size: jax.Array) -> Box:
+    """All of the image; its sides are brought to the same length."""
+    height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
+    zero = jnp.zeros(())
+    return Box(zero, zero, height, width, (zero, height, zero, width))
+
+
+def to_gray(image: jax.Array) -> jax.Array:
+    """RGB grey levels -> one channel with OpenCV's weights, rounded to whole levels."""
+    if image.shape[-1] == 1:
+        return image
+    weights = jnp.asarray([0.299, 0.587, 0.114])
+    return jnp.floor((image * weights).sum(axis=-1, keepdims=True) + 0.5)
+
+
+def normalise(image: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Grey levels 0..255 -> zero-mean, unit-variance network input."""
+    return (image / 255.0 - mean) / std
+
+
+def denormalise(image: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Network values -> grey levels 0..255 (not clipped)."""
+    return (image * std + mean) * 255.0

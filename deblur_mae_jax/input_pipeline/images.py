@@ -1,0 +1,211 @@
+"""From stored images to network input, inside the jitted step: crop, degrade, resize, normalise."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from deblur_mae_jax.degradations.contract import Degradation, Params
+from deblur_mae_jax.input_pipeline import augment, crop_resize
+from deblur_mae_jax.input_pipeline.contract import Batch, ChooseLevel
+
+# Mean and standard deviation of ImageNet by the number of channels; averaged over the colours for one channel.
+IMAGENET = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageInputs:
+    """Settings of the input path; `train` and `evaluate` turn examples into batches.
+
+    An example is `image` uint8 `(Hc, Wc, C)` on its canvas, `size` (H, W) and, where a degradation
+    is the same every time, `degraded` uint8 `(Hc, Wc, 1)`; where its blur level is settled, `level`.
+    A batch is `inputs` and `targets` float32 `(B, S, S, C)` and, for a degradation with levels, `level`
+    int32 `(B,)`; entries of the examples that are not pixels (`label`) pass through. The `mask` `(Hc, Wc)` of an
+    example becomes `mask` int32 `(B, S, S)`.
+
+    blur_site: "native" degrades the image at its own resolution before the crop, as the published
+        DeblurrMAE code does (sigma is in native pixels); "network" degrades the resized crop.
+    mean, std: of the 0..1 gray scale, one value per channel.
+    crop_scale, crop_ratio: ranges of the area (share of the image) and the aspect ratio of a random crop.
+    flip: flip left and right at random.
+    gray_target: with three channels the degraded input is gray, as in that code, while the target
+        keeps its colours unless this is set.
+    crop_rejection: draw crops that do not fit again, instead of cutting them to the image.
+    augment, erase, intensity: `(key, image (S, S, C)) -> image`, for training views only: after the degradation
+        and before the normalisation, after it, and after that.
+    """
+
+    degradation: Degradation
+    image_size: int = 224
+    in_chans: int = 1
+    blur_site: str = "native"
+    mean: tuple[float, ...] = (0.449,)
+    std: tuple[float, ...] = (0.226,)
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    gray_target: bool = False
+    crop_rejection: bool = True
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    erase: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    intensity: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, degradation: Degradation, kind: str) -> ImageInputs:
+        """As `config.data` and, for tasks with labels, `config.augment` say. kind: of the task."""
+        data, channels = config.data, config.model.in_chans
+        mean, std = IMAGENET[channels]
+        mean, std = tuple(data.mean) or mean, tuple(data.std) or std
+        views: dict[str, Any] = {}
+        if kind == "classify":
+            views["augment"] = augment.rand_augment(config.augment.rand_augment, mean)
+            if config.augment.erase_probability:
+                views["erase"] = augment.RandomErasing(config.augment.erase_probability)
+        if kind == "segment":
+            views["intensity"] = augment.intensity_of(config.augment)
+        return cls(
+            degradation,
+            image_size=config.image_size,
+            in_chans=channels,
+            blur_site=config.task.blur_site,
+            mean=mean,
+            std=std,
+            crop_scale=tuple(data.crop_scale),
+            crop_ratio=tuple(data.crop_ratio),
+            flip=data.flip,
+            gray_target=data.gray_target,
+            crop_rejection=data.crop_rejection,
+            **views,
+        )
+
+    @property
+    def precomputes(self) -> bool:
+        """Whether the degraded image is computed once and stored beside the original."""
+        d = self.degradation
+        return self.blur_site == "native" and not (d.identity or d.random or d.taps)
+
+    def degrade_native(self, image: jax.Array, params: Params, size: jax.Array) -> jax.Array:
+        """Degrade one image at native resolution to whole grey levels, `(Hc, Wc, 1)` float32."""
+        gray = crop_resize.to_gray(image.astype(jnp.float32))
+        degraded = self.degradation.apply(gray, params, (size[0], size[1]))
+        return jnp.clip(jnp.rint(degraded), 0.0, 255.0)
+
+    def precompute(self, images: jax.Array, sizes: jax.Array) -> jax.Array:
+        """`degraded` uint8 `(B, Hc, Wc, 1)` of a degradation that draws nothing."""
+
+        def one(image, size):
+            params = self.degradation.draw(jax.random.key(0))  # draws nothing; a chain has a tree
+            return self.degrade_native(image, params, size).astype(jnp.uint8)
+
+        return jax.vmap(one)(images, sizes)
+
+    def _pair(self, example, box, flip, params) -> tuple[jax.Array, jax.Array]:
+        """Degraded and clean view of one example, grey levels `(S, S, C)`."""
+        image, size = example["image"], example["size"]
+        canvas, out = (image.shape[0], image.shape[1]), self.image_size
+        rows, cols = crop_resize.matrices(box, size, canvas, out, flip)
+        clean = crop_resize.render(image, rows, cols)
+        d = self.degradation
+        if d.identity:
+            degraded = clean
+        elif self.blur_site == "network":
+            degraded = d.apply(crop_resize.to_gray(clean), params, None)
+        elif d.taps is not None:
+            gray = crop_resize.to_gray(image.astype(jnp.float32))
+            blurred = crop_resize.matrices(box, size, canvas, out, flip, d.taps(params))
+            degraded = crop_resize.render(gray, *blurred, blurred=True)
+        elif "degraded" in example:
+            degraded = crop_resize.render(example["degraded"], rows, cols)
+        else:
+            degraded = crop_resize.render(self.degrade_native(image, params, size), rows, cols)
+        if self.gray_target:
+            clean = crop_resize.to_gray(clean)
+            degraded = crop_resize.to_gray(degraded)
+        shape = (*clean.shape[:2], self.in_chans)
+        return jnp.broadcast_to(degraded, shape), jnp.broadcast_to(clean, shape)
+
+    def _batch(self, examples: Batch, boxes, flips, params, keys=None) -> Batch:
+        degraded, clean = jax.vmap(self._pair)(examples, boxes, flips, params)
+        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        if keys is not None and self.augment is not None:
+            degraded = jax.vmap(self.augment)(keys["augment"], degraded)
+        inputs = crop_resize.normalise(degraded, mean, std)
+        if keys is not None and self.erase is not None:
+            inputs = jax.vmap(self.erase)(keys["erase"], inputs)
+        if keys is not None and self.intensity is not None:
+            inputs = jax.vmap(self.intensity)(keys["augment"], inputs)
+        batch = {k: v for k, v in examples.items() if k not in ("image", "size", "degraded")}
+        if "mask" in batch:
+
+            def seen(mask, box, size, flip):
+                return crop_resize.sample(mask, box, size, self.image_size, flip)
+
+            mask = jax.vmap(seen)(batch["mask"], boxes, examples["size"], flips)
+            batch["mask"] = mask.astype(jnp.int32)
+        batch |= {"inputs": inputs, "targets": crop_resize.normalise(clean, mean, std)}
+        if "level" in params:
+            batch["level"] = params["level"]
+        return batch
+
+    def _params(self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None):
+        """Parameters of the degradation: at the given level, at the example's own, or drawn."""
+        level = examples.get("level") if level is None else level
+        if level is not None and self.degradation.at_level is not None:
+            return jax.vmap(self.degradation.at_level)(level)
+        return jax.vmap(self.degradation.draw)(keys["degrade"])
+
+    def train(
+        self,
+        examples: Batch,
+        keys: dict[str, jax.Array],
+        choose_level: ChooseLevel | None = None,
+    ) -> Batch:
+        """Random resized crops and flips, each example with its own draws."""
+
+        def crop(key, size):
+            k_box, k_flip = jax.random.split(key)
+            box = crop_resize.random_resized_crop(k_box, size, self.crop_scale, self.crop_ratio, self.crop_rejection)
+            flip = jax.random.bernoulli(k_flip) if self.flip else jnp.zeros((), bool)
+            return box, flip
+
+        boxes, flips = jax.vmap(crop)(keys["crop"], examples["size"])
+        level = None if choose_level is None else choose_level(examples, boxes, flips)
+        params = self._params(examples, keys, level)
+        return self._batch(examples, boxes, flips, params, keys)
+
+    def central(self, examples: Batch) -> tuple[crop_resize.Box, jax.Array]:
+        """Boxes and flips of the deterministic central view."""
+        boxes = jax.vmap(lambda size: crop_resize.centre_crop(size, self.image_size))(examples["size"])
+        return boxes, jnp.zeros(examples["size"].shape[0], bool)
+
+    def evaluate(self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None) -> Batch:
+        """The deterministic central view; `level` `(B,)` replaces the drawn or stored one."""
+        boxes, flips = self.central(examples)
+        return self._batch(examples, boxes, flips, self._params(examples, keys, level))
+
+    def whole(self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None) -> Batch:
+        """All of every image, its sides brought to the same length: what a segmentation is judged on."""
+        boxes = jax.vmap(crop_resize.whole)(examples["size"])
+        flips = jnp.zeros(examples["size"].shape[0], bool)
+        return self._batch(examples, boxes, flips, self._params(examples, keys, level))
+
+    def at_levels(
+        self, examples: Batch, boxes: crop_resize.Box, flips: jax.Array, levels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Network inputs at every level `(B, T, S, S, C)`, and the clean view `(B, S, S, C)`."""
+        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        at_level = self.degradation.at_level
+        assert at_level is not None
+
+        def one(example, box, flip):
+            pairs = jax.vmap(lambda level: self._pair(example, box, flip, at_level(level)))
+            degraded, clean = pairs(levels)
+            return degraded, clean[0]
+
+        degraded, clean = jax.vmap(one)(examples, boxes, flips)
+        return crop_resize.normalise(degraded, mean, std), crop_resize.normalise(clean, mean, std)

@@ -1,0 +1,21 @@
+"""Random keys: every draw of a run is a function of (seed, step, index in the batch)."""
+
+from __future__ import annotations
+
+import jax
+
+# One named stream of randomness per purpose; each example then has its own key.
+STREAMS = ("crop", "degrade", "mask", "drop_path", "augment", "erase", "mix")
+
+
+def stream_keys(seed: int, step: jax.Array | int, index: jax.Array) -> dict[str, jax.Array]:
+    """Keys `(B,)` per stream for the examples at places `index` `(B,)` of the batch of `step`.
+
+    Every draw is a function of (seed, step, index): the number of devices, hosts or accumulation
+    steps does not enter, and any example can be drawn again.
+    """
+    step_key = jax.random.fold_in(jax.random.key(seed), step)
+    return {
+        name: jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(step_key, i), index)
+        for i, name in enumerate(STREAMS)
+    }

@@ -1,0 +1,238 @@
+"""Where the images of a run live: in device memory, or streamed from disk. Same order, same pixels.
+
+Both stores give the jitted step two things: `arrays`, which stay on the devices, and for each step a
+batch of what has to travel. `gather(arrays, batch)`, traced inside the step, makes examples of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from deblur_mae_jax import sharding
+from deblur_mae_jax.data.loader import Loader, put, stream
+from deblur_mae_jax.data.order import InOrder, Order
+from deblur_mae_jax.errors import UserError, unknown
+
+STORES = ("auto", "resident", "streaming")
+# Share of the free memory that the resident store may take when it is chosen automatically.
+RESIDENT_SHARE = {"cpu": 0.25, "accelerator": 0.4}
+CHUNK = 64
+
+Precompute = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class Resident:
+    """The whole set, decoded, in device memory, split over the devices along the images.
+
+    Only the image numbers of a batch travel.
+    """
+
+    name = "resident"
+
+    def __init__(
+        self,
+        loader: Loader,
+        order: Order | InOrder,
+        mesh: Mesh,
+        accum_steps: int,
+        *,
+        precompute: Precompute | None = None,
+        num_threads: int = 4,
+    ):
+        self.order, self.mesh, self.accum_steps = order, mesh, accum_steps
+        count = len(loader)
+        padded = -(-count // mesh.size) * mesh.size
+        canvas = loader.index.canvas
+        shapes = {"image": (padded, *canvas, loader.channels), "size": (padded, len(canvas))}
+        if precompute is not None:
+            shapes["degraded"] = (padded, *canvas, 1)
+        if loader.classes is not None:
+            shapes["mask"] = (padded, *canvas)
+        shapes |= {name: (padded, *values.shape[1:]) for name, values in loader.extras.items()}
+        types: dict[str, Any] = {"size": np.int32, "degraded": np.uint8, "mask": np.uint8}
+        types["image"] = loader.index.source.dtype
+        types |= {name: values.dtype for name, values in loader.extras.items()}
+        cache: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+
+        def read(first: int, last: int) -> dict[str, np.ndarray]:
+            if (first, last) in cache:
+                return cache[first, last]
+            part = {name: np.zeros((last - first, *shape[1:]), types[name]) for name, shape in shapes.items()}
+            part["size"][:] = 1  # rows of padding are never drawn, but must not divide by zero
+
+            def one(number: int) -> None:
+                position, image, mask = loader.read(number)
+                put(part["image"][number - first], image)
+                if mask is not None:
+                    put(part["mask"][number - first], mask)
+                part["size"][number - first] = image.shape[:-1]
+                for name, values in loader.extras.items():
+                    part[name][number - first] = values[position]
+
+            with ThreadPoolExecutor(max(1, num_threads)) as pool:
+                list(pool.map(one, range(first, min(last, count))))
+            if precompute is not None:
+                for start in range(0, last - first, CHUNK):
+                    chunk = slice(start, start + CHUNK)
+                    part["degraded"][chunk] = precompute(part["image"][chunk], part["size"][chunk])
+            cache[first, last] = part
+            return part
+
+        def array(name: str) -> jax.Array:
+            shape = shapes[name]
+
+            def shard(index):
+                first, last, _ = index[0].indices(padded)
+                return read(first, last)[name]
+
+            return jax.make_array_from_callback(shape, sharding.along(mesh), shard)
+
+        self.arrays = {name: array(name) for name in shapes}
+
+    @staticmethod
+    def gather(arrays, batch):
+        """Image numbers `(B,)` -> examples."""
+        return {name: value.at[batch["number"]].get(mode="promise_in_bounds") for name, value in arrays.items()}
+
+    def batches(self, start_step: int, num_steps: int) -> Iterator[dict[str, jax.Array]]:
+        """Device batches for `num_steps` training steps from `start_step`."""
+        rows = sharding.local_rows(self.order.batch_size, self.accum_steps)
+        for step in range(start_step, start_step + num_steps):
+            numbers = self.order.batch(step)[rows]
+            yield sharding.put_batch(self.mesh, {"number": numbers}, self.accum_steps)
+
+    def in_order(self, order: InOrder) -> Iterator[dict[str, jax.Array]]:
+        """Device batches `(1, B, ...)` that hold each image of `order` once."""
+        rows = sharding.local_rows(order.batch_size, 1)
+        for step in range(order.num_batches):
+            yield sharding.put_batch(self.mesh, {"number": order.batch(step)[rows]}, 1)
+
+
+class Streaming:
+    """Images read ahead on the host and sent batch by batch, for sets that do not fit."""
+
+    name = "streaming"
+
+    def __init__(
+        self,
+        loader: Loader,
+        order: Order | InOrder,
+        mesh: Mesh,
+        accum_steps: int,
+        *,
+        precompute: Precompute | None = None,
+        num_threads: int = 4,
+        num_workers: int = 0,
+    ):
+        self.loader, self.order, self.mesh = loader, order, mesh
+        self.accum_steps, self.precompute = accum_steps, precompute
+        self.num_threads, self.num_workers = num_threads, num_workers
+        self.arrays: dict[str, jax.Array] = {}
+
+    @staticmethod
+    def gather(arrays, batch):
+        """The batch is the examples."""
+        return batch
+
+    def batches(self, start_step: int, num_steps: int) -> Iterator[dict[str, jax.Array]]:
+        """Device batches for `num_steps` training steps from `start_step`."""
+        return self._stream(self.order, start_step, num_steps, self.accum_steps)
+
+    def in_order(self, order: InOrder) -> Iterator[dict[str, jax.Array]]:
+        """Device batches `(1, B, ...)` that hold each image of `order` once."""
+        return self._stream(order, 0, order.num_batches, 1)
+
+    def _stream(
+        self, order: Order | InOrder, start_step: int, num_steps: int, accum_steps: int
+    ) -> Iterator[dict[str, jax.Array]]:
+        for local in stream(
+            self.loader,
+            order,
+            start_step=start_step,
+            num_steps=start_step + num_steps,
+            rows=sharding.local_rows(order.batch_size, accum_steps),
+            num_threads=self.num_threads,
+            num_workers=self.num_workers,
+        ):
+            if self.precompute is not None:
+                local = {**local, "degraded": self.precompute(local["image"], local["size"])}
+            yield sharding.put_batch(self.mesh, local, accum_steps)
+
+
+def resident_bytes(loader: Loader, with_degraded: bool) -> int:
+    """Bytes of the whole set on its canvas."""
+    voxels = int(np.prod(loader.index.canvas))
+    itemsize = np.dtype(loader.index.source.dtype).itemsize
+    beside = int(with_degraded) + (loader.classes is not None)
+    return len(loader) * voxels * (loader.channels * itemsize + beside)
+
+
+def _budget(mesh: Mesh) -> int:
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return int(RESIDENT_SHARE["cpu"] * total)
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit", 8 << 30)
+    return int(RESIDENT_SHARE["accelerator"] * limit) * mesh.size
+
+
+def make(
+    kind: str,
+    loader: Loader,
+    order: Order,
+    mesh: Mesh,
+    accum_steps: int,
+    *,
+    precompute: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    num_threads: int = 4,
+    num_workers: int = 0,
+) -> Resident | Streaming:
+    """The store `config.data.store` asks for; "auto" is resident when the set fits."""
+    if kind not in STORES:
+        raise unknown("config.data.store", kind, STORES)
+    need, budget = resident_bytes(loader, precompute is not None), _budget(mesh)
+    if kind == "auto":
+        kind = "resident" if need <= budget else "streaming"
+    if kind == "resident" and need > 2 * budget:
+        raise UserError(
+            f"config.data.store=resident: the images need {need / 2**30:.1f} GiB on their canvas of "
+            f"{loader.index.canvas}, too much here; use streaming or a smaller config.data.max_side"
+        )
+    logging.info("%s store, %d images, %.2f GiB", kind, len(loader), need / 2**30)
+    host_precompute = None
+    if precompute is not None:
+        jitted = jax.jit(precompute)
+
+        def host_precompute(images, sizes):
+            # Always the same shape, so that it compiles once: the last chunk is padded.
+            parts = []
+            for start in range(0, len(images), CHUNK):
+                chunk, size = images[start : start + CHUNK], sizes[start : start + CHUNK]
+                missing = CHUNK - len(chunk)
+                chunk = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0)))
+                size = np.pad(size, ((0, missing), (0, 0)), constant_values=1)
+                degraded = jitted(jnp.asarray(chunk), jnp.asarray(size))
+                parts.append(np.asarray(degraded)[: CHUNK - missing])
+            return np.concatenate(parts)
+
+    if kind == "resident":
+        return Resident(loader, order, mesh, accum_steps, precompute=host_precompute, num_threads=num_threads)
+    return Streaming(
+        loader,
+        order,
+        mesh,
+        accum_steps,
+        precompute=host_precompute,
+        num_threads=num_threads,
+        num_workers=num_workers,
+    )

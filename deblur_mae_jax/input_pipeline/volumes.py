@@ -1,0 +1,169 @@
+"""From stored volumes to network input, inside the jitted step: random cubes, degraded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from deblur_mae_jax.degradations.contract import Degradation
+from deblur_mae_jax.input_pipeline import augment
+from deblur_mae_jax.input_pipeline.contract import Batch, ChooseLevel
+
+# Volumes are scaled to about 0..1; degradations speak of grey levels 0..255.
+GREY = 255.0
+
+
+@dataclasses.dataclass(frozen=True)
+class VolumeInputs:
+    """Settings of the input path; `train` and `evaluate` turn examples into batches.
+
+    An example is `image` `(Dc, Hc, Wc, C)` on its canvas, `size` (D, H, W) and, in segmentation, `mask`
+    `(Dc, Hc, Wc)`. A batch is `inputs` and `targets` float32 `(B, S, S, S, C)`, and `mask` int32 `(B, S, S, S)`;
+    entries that are not voxels (`modality`) pass through. A volume smaller than the cube is centred in it, zeros
+    around it.
+
+    For training on masks:
+    foreground: share of the cubes whose centre is a labelled voxel; the others' is one
+        without a label whose value is above 0, as MONAI does it.
+    flip: probability of a flip along each axis.
+    rotate: probability of a rotation by 90, 180 or 270 degrees in the plane of the first two axes.
+    intensity: `(key, cube) -> cube`.
+    """
+
+    degradation: Degradation
+    image_size: int = 96
+    in_chans: int = 1
+    foreground: float = 0.0
+    flip: float = 0.0
+    rotate: float = 0.0
+    intensity: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, degradation: Degradation, kind: str) -> VolumeInputs:
+        """As `config.data` and, for segmentation, `config.augment` say. kind: of the task."""
+        sizes: dict[str, Any] = {"image_size": config.image_size, "in_chans": config.model.in_chans}
+        if kind != "segment":
+            return cls(degradation, **sizes)
+        return cls(
+            degradation,
+            **sizes,
+            foreground=config.data.foreground,
+            flip=config.augment.flip_probability,
+            rotate=config.augment.rotate_probability,
+            intensity=augment.intensity_of(config.augment),
+        )
+
+    @property
+    def precomputes(self) -> bool:
+        """Nothing is computed beforehand: every draw is new."""
+        return False
+
+    def _cube(self, image: jax.Array, size: jax.Array, start: jax.Array) -> jax.Array:
+        """The cube that begins at `start` (negative: zeros before the volume)."""
+        for axis in range(3):
+            place = start[axis] + jnp.arange(self.image_size)
+            inside = (place >= 0) & (place < size[axis])
+            image = jnp.take(image, jnp.clip(place, 0, image.shape[axis] - 1), axis=axis)
+            shape = [-1 if i == axis else 1 for i in range(4)]
+            image = jnp.where(inside.reshape(shape), image, 0)
+        return image
+
+    def _batch(self, examples: Batch, starts: jax.Array, keys: jax.Array) -> Batch:
+        def one(image, size, start, key):
+            clean = self._cube(image, size, start).astype(jnp.float32)
+            if self.degradation.identity:
+                return clean, clean
+            params = self.degradation.draw(key)
+            return self.degradation.apply(clean * GREY, params, None) / GREY, clean
+
+        inputs, targets = jax.vmap(one)(examples["image"], examples["size"], starts, keys)
+        batch = {k: v for k, v in examples.items() if k not in ("image", "size")}
+        if "mask" in batch:
+            cut = lambda mask, size, start: self._cube(mask[..., None], size, start)[..., 0]
+            batch["mask"] = jax.vmap(cut)(batch["mask"], examples["size"], starts).astype(jnp.int32)
+        return batch | {"inputs": inputs, "targets": targets}
+
+    def train(self, examples: Batch, keys: dict[str, jax.Array], choose_level: ChooseLevel | None = None) -> Batch:
+        """Cubes at random places, each example with its own draws."""
+
+        def start(key, size):
+            room = size - self.image_size
+            drawn = jnp.floor(jax.random.uniform(key, (3,)) * (jnp.maximum(room, 0) + 1)).astype(int)
+            return jnp.where(room < 0, -((-room) // 2), jnp.minimum(drawn, room))
+
+        starts = jax.vmap(start)(keys["crop"], examples["size"])
+        if "mask" not in examples:
+            return self._batch(examples, starts, keys["degrade"])
+        if self.foreground:
+            starts = jax.vmap(self._balanced)(
+                keys["crop"], examples["image"], examples["mask"], examples["size"], starts
+            )
+        batch = self._batch(examples, starts, keys["degrade"])
+        inputs, mask = jax.vmap(self._turned)(keys["augment"], batch["inputs"], batch["mask"])
+        return batch | {"inputs": inputs, "mask": mask}
+
+    def _balanced(self, key, image, mask, size, start) -> jax.Array:
+        """Where a cube begins whose middle is a labelled voxel or one of the background; `start` without either."""
+        k_kind, k_labelled, k_other = jax.random.split(jax.random.fold_in(key, 1), 3)
+        inside = mask > 0
+        labelled, some = draw_voxel(k_labelled, inside)
+        other, any_other = draw_voxel(k_other, (image[..., 0] > 0) & ~inside)
+        wanted = jax.random.bernoulli(k_kind, self.foreground)
+        middle = jnp.where(some & (wanted | ~any_other), labelled, other)
+        room = size - self.image_size
+        begin = jnp.clip(middle - self.image_size // 2, 0, jnp.maximum(room, 0))
+        begin = jnp.where(room < 0, -((-room) // 2), begin)
+        return jnp.where(some | any_other, begin, start)
+
+    def _turned(self, key, cube, mask) -> tuple[jax.Array, jax.Array]:
+        """Flips, quarter turns and intensities, at random; the mask goes along."""
+        k_flip, k_rotate, k_turns, k_intensity = jax.random.split(key, 4)
+        flips = jax.random.bernoulli(k_flip, self.flip, (3,))
+        turns = jax.random.randint(k_turns, (), 1, 4) * jax.random.bernoulli(k_rotate, self.rotate)
+
+        def turn(x):
+            for axis in range(3):
+                x = jnp.where(flips[axis], jnp.flip(x, axis), x)
+            return quarter_turns(x, turns)
+
+        if self.flip or self.rotate:
+            cube, mask = turn(cube), turn(mask)
+        if self.intensity is not None:
+            cube = self.intensity(k_intensity, cube)
+        return cube, mask
+
+    def evaluate(self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None) -> Batch:
+        """The central cube. level: not used, volumes have no blur levels."""
+        room = examples["size"] - self.image_size
+        starts = jnp.where(room < 0, -((-room) // 2), room // 2)
+        return self._batch(examples, starts, keys["degrade"])
+
+
+def quarter_turns(x: jax.Array, turns: jax.Array) -> jax.Array:
+    """A cube `(S, S, ...)` turned by `turns` times 90 degrees in the plane of its first two axes."""
+    return jax.lax.switch(turns % 4, [lambda x, k=k: jnp.rot90(x, k) for k in range(4)], x)
+
+
+def draw_voxel(key: jax.Array, inside: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One of the voxels where `inside` `(D, H, W)` is true, all as likely `(3,)`; and whether there is any.
+
+    A plane is drawn by its count, then a row of it, then a voxel of that: one pass, no list of voxels.
+    """
+    keys = jax.random.split(key, 3)
+    place = []
+    for axis in range(3):
+        counts = inside.astype(jnp.int32).reshape(inside.shape[0], -1).sum(axis=1)
+        total = counts.sum()
+        nth = jnp.floor(jax.random.uniform(keys[axis]) * total).astype(jnp.int32)
+        number = jnp.searchsorted(jnp.cumsum(counts), jnp.minimum(nth, total - 1), side="right")
+        number = jnp.minimum(number, inside.shape[0] - 1)
+        place.append(number)
+        if axis == 0:
+            found = total > 0
+        inside = inside[number]
+    return jnp.stack(place), found

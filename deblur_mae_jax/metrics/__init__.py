@@ -1,0 +1,1 @@
+"""Numbers from arrays: classification, segmentation, statistics, similarity of features."""

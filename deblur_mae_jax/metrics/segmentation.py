@@ -1,0 +1,119 @@
+"""How alike two label maps are: overlap, and distances between surfaces in mm (or pixels). NumPy and SciPy.
+
+The definitions are MONAI's: the surface of a mask is what an erosion by one voxel (faces touching) takes away, also at
+the border of the image; distances are between the centres of surface voxels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from deblur_mae_jax.errors import UserError, unknown
+
+MEASURES = {
+    "dice": "Dice",
+    "hd": "Hausdorff distance",
+    "hd95": "95 % Hausdorff distance",
+    "surface_distance": "mean surface distance",
+    "surface_dice": "surface Dice",
+}
+HIGHER_IS_BETTER = {name: name in ("dice", "surface_dice") for name in MEASURES}
+# What a label counts for in a case where the truth, the prediction or both have none of it.
+EMPTY = ("skip", "count")
+
+
+def dice(truth: np.ndarray, predicted: np.ndarray, empty: str = "skip") -> float:
+    """2 |A B| / (|A| + |B|) of two masks.
+
+    empty: "skip" gives NaN where the truth is empty, as MONAI does by default; "count" gives 1 where both are and 0
+    where only the truth is. A label that was missed has 0 either way.
+    """
+    if not truth.any() and empty == "skip":
+        return float("nan")
+    size = int(truth.sum()) + int(predicted.sum())
+    return 2.0 * int((truth & predicted).sum()) / size if size else 1.0
+
+
+def surface(mask: np.ndarray) -> np.ndarray:
+    """The voxels of a mask that touch its outside."""
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def surface_distances(
+    truth: np.ndarray, predicted: np.ndarray, spacing: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(from each surface voxel of the prediction to the truth's surface, and the other way round); both not empty."""
+    both = ndimage.find_objects((truth | predicted).astype(np.uint8))[0]  # nothing outside this box matters
+    a, b = surface(truth[both]), surface(predicted[both])
+    to_truth = ndimage.distance_transform_edt(~a, sampling=spacing)
+    to_predicted = ndimage.distance_transform_edt(~b, sampling=spacing)
+    return to_truth[b], to_predicted[a]
+
+
+def measure(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    spacing: tuple[float, ...],
+    tolerance: float = 1.0,
+    empty: str = "skip",
+) -> dict[str, float]:
+    """Every measure of two masks of bool.
+
+    spacing: of the voxels; tolerance: in the same unit, up to which surfaces count as the same (surface Dice). The
+    95 % Hausdorff distance is the larger of the two directed 95th percentiles, the mean surface distance that over the
+    voxels of both surfaces together. Where one of the masks is empty there is no distance: NaN with `empty="skip"`;
+    with "count" the diagonal of the image (0 and 1 where both are), the worst there can be.
+    """
+    if empty not in EMPTY:
+        raise unknown("config.report.empty", empty, EMPTY)
+    out = {"dice": dice(truth, predicted, empty)}
+    if truth.any() and predicted.any():
+        forth, back = surface_distances(truth, predicted, spacing)
+        joined = np.concatenate([forth, back])
+        out["hd"] = float(joined.max())
+        out["hd95"] = float(max(np.percentile(forth, 95), np.percentile(back, 95)))
+        out["surface_distance"] = float(joined.mean())
+        out["surface_dice"] = float((joined <= tolerance).mean())
+        return out
+    worst, same = float("nan"), float("nan")
+    if empty == "count":
+        both_empty = not truth.any() and not predicted.any()
+        extent = np.array(truth.shape) * np.array(spacing)
+        worst, same = (0.0, 1.0) if both_empty else (float(np.linalg.norm(extent)), 0.0)
+    return out | {"hd": worst, "hd95": worst, "surface_distance": worst, "surface_dice": same}
+
+
+def measure_labels(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    num_labels: int,
+    spacing: tuple[float, ...],
+    tolerance: float = 1.0,
+    empty: str = "skip",
+) -> dict[str, np.ndarray]:
+    """Every measure of labels 1 to `num_labels` of two label maps, each `(num_labels,)`."""
+    rows = [
+        measure(truth == label, predicted == label, spacing, tolerance, empty) for label in range(1, num_labels + 1)
+    ]
+    return {name: np.array([row[name] for row in rows]) for name in MEASURES}
+
+
+def largest_components(labels: np.ndarray) -> np.ndarray:
+    """Of every label only its largest connected part (faces touching)."""
+    out = np.zeros_like(labels)
+    for label in range(1, int(labels.max()) + 1):
+        parts, count = ndimage.label(labels == label)
+        if count:
+            sizes = np.bincount(parts.ravel())
+            sizes[0] = 0
+            out[parts == sizes.argmax()] = label
+    return out
+
+
+def check(tolerance: float, empty: str) -> None:
+    """Raise `UserError` for settings that mean nothing."""
+    if empty not in EMPTY:
+        raise unknown("config.report.empty", empty, EMPTY)
+    if tolerance < 0:
+        raise UserError(f"config.report.tolerance={tolerance} must be 0 or greater")

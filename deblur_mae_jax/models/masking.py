@@ -1,0 +1,73 @@
+"""Patches and random masking (He et al. 2022, section 3), for images `(B, H, W, C)`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+    """`(B, H, W, C)` -> `(B, L, P*P*C)`: row-major patches, inside a patch (row, column, channel)."""
+    B, H, W, C = images.shape
+    P = patch_size
+    x = images.reshape(B, H // P, P, W // P, P, C)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, (H // P) * (W // P), P * P * C)
+
+
+def unpatchify(patches: jax.Array, patch_size: int, channels: int) -> jax.Array:
+    """Inverse of `patchify` for square images: `(B, L, P*P*C)` -> `(B, H, W, C)`."""
+    B, L, _ = patches.shape
+    P, side = patch_size, round(L**0.5)
+    x = patches.reshape(B, side, side, P, P, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, side * P, side * P, channels)
+
+
+def num_kept(num_patches: int, mask_ratio: float) -> int:
+    """Visible patches of `num_patches` at `mask_ratio`: 49 of 196 at 0.75."""
+    return int(num_patches * (1 - mask_ratio))
+
+
+def random_masking(noise: jax.Array, mask_ratio: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keep the patches with the smallest noise.
+
+    noise: `(B, L)`, uniform draws. Returns ids_keep `(B, K)`, mask `(B, L)` float32 with 0 = kept and
+    1 = removed, and ids_restore `(B, L)`, the rank of every patch (patch l is the
+    `ids_restore[l]`-th of the shuffled sequence; ranks below K are visible).
+    """
+    ids_shuffle = jnp.argsort(noise, axis=1)
+    ids_restore = jnp.argsort(ids_shuffle, axis=1)
+    keep = num_kept(noise.shape[1], mask_ratio)
+    mask = (ids_restore >= keep).astype(jnp.float32)
+    return ids_shuffle[:, :keep], mask, ids_restore
+
+
+def take_patches(tokens: jax.Array, ids: jax.Array) -> jax.Array:
+    """Pick `(B, K)` positions of `(B, L, D)` tokens."""
+    return jnp.take_along_axis(tokens, ids[:, :, None], axis=1)
+
+
+@jax.custom_vjp
+def restore_patches(visible: jax.Array, fill: jax.Array, ids_keep: jax.Array, ids_restore: jax.Array) -> jax.Array:
+    """Put `(B, K, D)` visible tokens back in place and `fill` `(D,)` everywhere else: `(B, L, D)`.
+
+    The gradient of a gather is a scatter, which is slow on every device; this permutation knows its
+    inverse, so its gradient is a gather too.
+    """
+    K = visible.shape[1]
+    hidden = (ids_restore >= K)[:, :, None]
+    return jnp.where(hidden, fill, take_patches(visible, jnp.minimum(ids_restore, K - 1)))
+
+
+def _restore_fwd(visible, fill, ids_keep, ids_restore):
+    return restore_patches(visible, fill, ids_keep, ids_restore), (ids_keep, ids_restore)
+
+
+def _restore_bwd(residuals, grad):
+    ids_keep, ids_restore = residuals
+    hidden = (ids_restore >= ids_keep.shape[1])[:, :, None]
+    # Summed in float32: the fill is one vector for all hidden patches of the batch.
+    grad_fill = jnp.sum(jnp.where(hidden, grad, 0).astype(jnp.float32), axis=(0, 1))
+    return take_patches(grad, ids_keep), grad_fill.astype(grad.dtype), None, None
+
+
+restore_patches.defvjp(_restore_fwd, _restore_bwd)

@@ -1,0 +1,1 @@
+"""What a program costs: traces, compiled instructions, known chips, process settings."""

@@ -1,0 +1,1 @@
+"""Trained networks to start from: loading them, what a run inherits, which weights fit."""

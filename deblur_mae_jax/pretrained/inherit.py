@@ -1,0 +1,121 @@
+"""What a downstream run takes from the network it starts from: degradation, sizes, normalisation."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import config as fields
+from deblur_mae_jax import network as networks
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.pretrained import trained_network
+from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.workdir import run_folder
+from deblur_mae_jax.workdir.run_folder import Workdir
+
+
+def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigDict, TrainedNetwork | None, list[str]]:
+    """Fill in the unset fields of `config` from the network of `config.init_from`.
+
+    workdir: its copy of that network, which an earlier start left, is used before the network itself. A pre-training
+        run takes weights and inherits nothing.
+    Returns the config, the network (or `None`), and lines that say what was inherited and what the user chose
+    otherwise.
+    """
+    identity = networks.identify(config)
+    started = workdir is not None and workdir.is_started()
+    if not identity.starts_from_pretrained:
+        # A checkpoint of its own has all its weights.
+        source = trained_network.load(config.init_from) if config.init_from and not started else None
+        return _filled(config, {}), source, [] if source is None else list(source.notes)
+    source = None
+    if workdir is not None and started and workdir.pretrained_weights.exists():
+        source = trained_network.load(workdir.pretrained_weights)
+    elif config.init_from:
+        source = trained_network.load(config.init_from)
+    if identity.kind:
+        networks.check(config)
+    axes = identity.axes
+    if source is not None and source.network.axes != axes:
+        theirs, ours = networks.IMAGES[source.network.axes], networks.IMAGES[axes]
+        raise UserError(f"config.init_from: '{config.init_from}' is a network for {theirs}, this config is for {ours}")
+    defaults = fields.without_source(axes)
+    # A run of an earlier version may lack a field that was added since.
+    offered = defaults if source is None else _offered(defaults, source)
+    before = fields.flat(config)
+    taken = [f"{name}={value}" for name, value in offered.items()
+             if before.get(name, "") is None and value != defaults.get(name)]  # fmt: skip
+    other = [f"{name}={before[name]} (the checkpoint has {offered[name]})" for name in defaults
+             if before.get(name) is not None and before[name] != _plain(offered[name])]  # fmt: skip
+    config = _filled(config, offered)
+    if source is None:
+        return config, None, [_from_scratch(config, axes)]
+    lines = list(source.notes)
+    if source.format == "mae" and source.config.task.degrade == "none":
+        lines.append(
+            "the file does not record how its images were degraded; we assume that they were not. For a DeblurringMIM "
+            "checkpoint add --config.task.degrade='blur.gaussian(sigma=1.1)'"
+        )
+    if axes == 2 and config.model.in_chans != source.config.model.in_chans:
+        for name in ("mean", "std"):  # of other channels than the images have now
+            if config.data[name] == source.config.data[name]:
+                config.data[name] = ()
+    lines.append(f"inherited from {config.init_from}: {', '.join(taken) or 'the defaults'}")
+    if other:
+        lines.append(f"overridden: {', '.join(other)}")
+    return config, source, lines
+
+
+def _offered(defaults: dict[str, Any], source: TrainedNetwork) -> dict[str, Any]:
+    """The source's value of every field that could be unset: those of `defaults`, and all of the model."""
+    theirs = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.flat(source.config).items()
+    }
+    model = {name: value for name, value in theirs.items() if name.startswith("model.")}
+    return {name: theirs.get(name, value) for name, value in defaults.items()} | model
+
+
+def _filled(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
+    """A copy of `config` with `values` in the fields that are unset."""
+    unset = {k for k, v in fields.flat(config).items() if v is None}
+    return fields.copy(config, {k: v for k, v in values.items() if k in unset})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _from_scratch(config: ConfigDict, axes: int) -> str:
+    model, start = config.model, "config.init_from is not set: from scratch, "
+    if axes == 3:
+        return f"{start}{model.name}, variant {model.variant}, cubes of {config.image_size} voxels"
+    size = [f"{n}={model[n]}" for n in ("variant", "embed_dim", "patch_size") if model[n] is not None]
+    return f"{start}{model.name} ({', '.join(size)}) at {config.image_size} pixels, degradation {config.task.degrade}"
+
+
+def keep_copy(workdir: Workdir, source: TrainedNetwork) -> None:
+    """Copy what a later start, or a prediction, needs of the source. All processes call this."""
+    if jax.process_index() == 0 and not workdir.is_started():
+        workdir.pretrained.mkdir(exist_ok=True)
+        from deblur_mae_jax.data import audit  # takes a second to import
+
+        seen = audit.hashes_of_index(Workdir(source.path).index())
+        if seen is not None:
+            run_folder.write_json(workdir.pretrained_images, seen)
+        draft = workdir.pretrained_weights.with_suffix(".tmp")
+        trained_network.save_file(draft, source)
+        os.replace(draft, workdir.pretrained_weights)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("copy of the source")
+
+
+def require_source(source: TrainedNetwork | None, what: str) -> TrainedNetwork:
+    """The source, or a `UserError` that says that it is needed."""
+    if source is None:
+        raise UserError(f"config.init_from is not set: {what} needs a pre-trained network, the workdir of a run")
+    return source

@@ -1,0 +1,203 @@
+"""Trained networks: from the workdir of a run, or from a weight file, ours or PyTorch's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import config as fields
+from deblur_mae_jax import network as networks
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.network import Network
+from deblur_mae_jax.weight_formats import d2mae, files, names
+from deblur_mae_jax.weight_formats.contract import State
+from deblur_mae_jax.workdir import checkpoint
+from deblur_mae_jax.workdir.run_folder import Workdir
+
+
+@dataclasses.dataclass
+class TrainedNetwork:
+    """A network with its weights.
+
+    path: the workdir or the file.
+    params: the parameters; arrays that cannot be written to.
+    classes: names, of a classifier, or of a segmentation with the background first; else empty.
+    mask_values: the value of each class in mask files.
+    format: name of the format of a file that is not ours.
+    notes: what had to be assumed about it.
+    """
+
+    path: Path
+    config: ConfigDict
+    network: Network
+    params: Any
+    classes: list[str]
+    mask_values: list[int] = dataclasses.field(default_factory=list)
+    format: str = ""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    programs: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        """`model, params, info = dm.load(...)`."""
+        return iter((self.model, self.params, self))
+
+    @property
+    def model(self) -> Any:
+        """The Flax module."""
+        return self.network.model
+
+    @property
+    def info(self) -> TrainedNetwork:
+        """Itself: config, classes, network."""
+        return self
+
+    @functools.cached_property
+    def searcher(self) -> TrainedNetwork | None:
+        """The network that finds the blur level of new images: itself, or the one that this one started from."""
+        if self.network.can_search:
+            return self
+        copy = copy_of_source(self.path)
+        if copy is None or self.network.axes != 2:
+            return None
+        source = load(copy)
+        return source if source.network.can_search else None
+
+    @functools.cached_property
+    def weights_hash(self) -> str:
+        """Changes with any weight."""
+        digest = hashlib.sha256()
+        for name, value in sorted(traverse_util.flatten_dict(self.params, sep="/").items()):
+            digest.update(f"{name} {value.shape} {value.dtype}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()[:32]
+
+    def jitted(self, name: str, function: Callable[..., Any]) -> Any:
+        """`jax.jit(function)`, made once for each name."""
+        if name not in self.programs:
+            self.programs[name] = jax.jit(function)
+        return self.programs[name]
+
+    def with_params(self, params: Any) -> TrainedNetwork:
+        """The same network with other arrays."""
+        return dataclasses.replace(self, params=params, programs={})
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The config of a run, from its workdir or the path of its `config.json`."""
+    path = path if path.name == "config.json" else Workdir(path).config
+    if not path.exists():
+        raise UserError(f"'{path.parent}' is not a run: it holds no config.json")
+    try:
+        return fields.nested(fields.upgrade(json.loads(path.read_text())))
+    except ValueError as error:
+        raise UserError(f"'{path}' is not readable JSON: {error}") from error
+
+
+def load(path: str | Path, field: str = "config.init_from") -> TrainedNetwork:
+    """Config, network and weights of a run, the best ones where it has labels; or of a weight file.
+
+    Files: our exports, and those of the formats in `weight_formats/`. Raises `UserError`.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{field}: '{path}' does not exist")
+    try:
+        trained = _from_file(path, field) if files.is_weights(path) else _from_run(path)
+    except UserError as error:
+        if str(error).startswith(field):
+            raise
+        raise UserError(f"{field}: {error}") from error
+    for value in jax.tree.leaves(trained.params):
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    return trained
+
+
+def _from_run(path: Path) -> TrainedNetwork:
+    workdir = Workdir(path.parent if path.name == "config.json" else path)
+    config = read_config(workdir.path)
+    classes: list[str] = []
+    values: list[int] = []
+    if networks.identify(config).supervised:
+        if not workdir.dataset.exists():
+            raise UserError(f"'{workdir.path}' holds no dataset.json: the run never started")
+        record = json.loads(workdir.dataset.read_text())
+        classes, values = record["class_names"], record.get("mask_values") or []
+    network = networks.build(config, len(classes))
+    params = checkpoint.load_params(workdir, jax.eval_shape(network.init))
+    return TrainedNetwork(workdir.path, config, network, params, classes, values)
+
+
+def _from_file(path: Path, field: str) -> TrainedNetwork:
+    weights = files.read(path, field)
+    infer = d2mae.infer if weights.format is None else weights.format.infer
+    try:
+        values, classes, notes, parts = infer(weights)
+        config = fields.nested(values)
+        network = networks.build(config, len(classes))
+        shapes = jax.eval_shape(network.init)
+        if parts is not None:
+            shapes = {name: shapes[name] for name in parts}
+        tables = network.rules.tables(network.model)
+        params = names.params_from_state_dict(weights.state, shapes, tables)
+        notes = [*notes, *_other_tables(weights.state, tables)]
+    except UserError as error:
+        raise UserError(f"{field}: '{path}': {error}") from error
+    ours = "config" in weights.header
+    mask_values = json.loads(weights.header.get("mask_values", "[]")) or list(range(len(classes)))
+    format = "" if ours else weights.format.NAME
+    return TrainedNetwork(path, config, network, params, classes, mask_values, format, notes)
+
+
+def _other_tables(state: State, tables: State) -> list[str]:
+    """A note where the constant tables of a file are not those of this network. Raises `UserError` for another
+    shape."""
+    out = []
+    for name, table in tables.items():
+        if name not in state:
+            continue
+        if state[name].shape != table.shape:
+            raise UserError(f"'{name}': shape {state[name].shape} does not fit {table.shape}")
+        difference = float(np.abs(state[name] - table).max())
+        if difference > 1e-4:
+            out.append(
+                f"{name} of the file is not MAE's fixed table (they differ by up to {difference:.2g}); "
+                "the fixed one is used"
+            )
+    return out
+
+
+def copy_of_source(path: Path) -> Path | None:
+    """The weights of the network that the run or export at `path` started from, where they were kept."""
+    folder = path if path.is_dir() else path.parent
+    copies = (Workdir(folder).pretrained_weights, folder / d2mae.SEARCHER[0])
+    return next((copy for copy in copies if copy.exists()), None)
+
+
+def save_file(path: Path, trained: TrainedNetwork) -> None:
+    """Weights under our own names, with config and classes in the header, for `load`."""
+    from safetensors.numpy import save_file as save
+
+    state = names.state_dict_from_params(trained.params)
+    metadata = header(trained) | {"names": files.OWN_NAMES}
+    save({k: np.ascontiguousarray(v) for k, v in state.items()}, path, metadata=metadata)
+
+
+def header(trained: TrainedNetwork) -> dict[str, str]:
+    """What a safetensors file of ours records about its network."""
+    return {
+        "format": "pt",
+        "config": json.dumps(fields.flat(trained.config), default=str),
+        "classes": json.dumps(trained.classes),
+        "mask_values": json.dumps(trained.mask_values),
+    }

@@ -1,0 +1,132 @@
+"""Which weights of a trained network another one can take: `fit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from flax import traverse_util
+
+from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.network import Network
+from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.weight_formats import channels
+
+PARTS = ("both", "encoder", "decoder")
+
+
+@dataclasses.dataclass
+class Fit:
+    """What was taken.
+
+    params: a nested dict of the weights.
+    new: top-level parameters that start anew.
+    rows: (what was done, to which parameters), for the user.
+    """
+
+    params: Any
+    new: list[str]
+    rows: list[tuple[str, str]]
+
+    def table(self, source: TrainedNetwork) -> list[str]:
+        """Lines for the terminal."""
+        origin = f" ({source.format} names)" if source.format else ""
+        width = max(len(what) for what, _ in self.rows)
+        lines = [f"weights of {source.path}{origin}:"]
+        return lines + [f"  {what:<{width}}  {names}" for what, names in self.rows]
+
+
+def fit(
+    source: TrainedNetwork,
+    shapes: Any,
+    network: Network,
+    strict: bool = True,
+    classes: list[str] | None = None,
+    parts: str = "both",
+) -> Fit:
+    """The weights of `source` that `network` with parameters of these `shapes` can take.
+
+    strict: refuse weights that do not fit; else take what fits.
+    classes: of the run that starts; heads are only taken from a network with the same ones.
+    parts: "encoder" or "decoder" alone, or "both".
+    Another number of channels is converted (`weight_formats/channels.py`); the rest follows the model's own rules
+    (`models/contract.py`). Raises `UserError` listing what does not fit.
+    """
+    if parts not in PARTS:
+        raise unknown("config.init_parts", parts, PARTS)
+    rules = network.rules
+    params, converted = _same_channels(source, network)
+    weights = traverse_util.flatten_dict(params, sep="/")
+    needed = traverse_util.flatten_dict(shapes, sep="/")
+    before = {top(name) for name in weights}
+    if source.classes != (classes or []):
+        weights = {k: v for k, v in weights.items() if not k.startswith(rules.heads)}
+    if parts != "both":
+        weights = {k: v for k, v in weights.items() if rules.encodes(k) == (parts == "encoder")}
+    weights, optional, resized = rules.adapt(weights, needed, source.network.model, network.model)
+    if parts == "decoder":  # then its encoder is not there
+        weights = {k: v for k, v in weights.items() if not rules.encodes(k)}
+    taken = {k: v for k, v in weights.items() if k in needed and v.shape == tuple(needed[k].shape)}
+    wanted = {k for k in needed if parts == "both" or rules.encodes(k) == (parts == "encoder")}
+    misfits = {
+        "missing": sorted(k for k in wanted if k not in weights and not optional(k)),
+        "extra": sorted(k for k in weights if k not in needed and not k.startswith(rules.heads)),
+        "other shape": sorted(
+            f"{k} {tuple(weights[k].shape)} instead of {tuple(needed[k].shape)}"
+            for k in weights
+            if k in needed and k not in taken and not k.startswith(rules.heads)
+        ),
+    }
+    if strict and any(misfits.values()):
+        listed = "; ".join(f"{what} {_some(names)}" for what, names in misfits.items() if names)
+        raise UserError(
+            f"config.init_from: the weights do not fit the network: {listed}. "
+            "--config.init_strict=False takes what fits"
+        )
+    used, fresh = {top(k) for k in taken}, {top(k) for k in needed if k not in taken}
+    rows = [
+        ("taken", _listed(used)),
+        ("converted", converted),
+        ("resized", resized),
+        ("left out", _listed(before - used | {top(k) for k in weights if k not in taken})),
+        ("new", _listed(fresh)),
+    ]
+    return Fit(
+        traverse_util.unflatten_dict(taken, sep="/"),
+        sorted({top(k) for k in needed} - used),
+        [row for row in rows if row[1]],
+    )
+
+
+def _same_channels(source: TrainedNetwork, network: Network) -> tuple[Any, str]:
+    """The parameters for as many channels as `network` has, and what was done."""
+    before, after = source.network.inputs, network.inputs
+    if before.in_chans == after.in_chans:
+        return source.params, ""
+    params = channels.convert(source.params, before, after, source.network.task.norm_pix_loss)
+    names = [n for n in ("patch_embed", "decoder_pred") if n in params]
+    return params, f"{', '.join(names)} from {before.in_chans} channels to {after.in_chans}"
+
+
+def top(name: str) -> str:
+    """`blocks_3/attn/qkv/kernel` -> `blocks_3`."""
+    return name.split("/")[0]
+
+
+def _listed(names: set[str]) -> str:
+    """Names in one line, numbered ones as a range: `blocks 0 to 11`."""
+    ranges: dict[str, list[int]] = {}
+    plain = []
+    for name in names:
+        numbered = re.fullmatch(r"(.*blocks)_(\d+)", name)
+        if numbered:
+            ranges.setdefault(numbered[1], []).append(int(numbered[2]))
+        else:
+            plain.append(name)
+    spans = [f"{stem} {min(numbers)} to {max(numbers)}" for stem, numbers in ranges.items()]
+    return ", ".join(sorted([*plain, *spans]))
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:6]) + (f" and {len(items) - 6} more" if len(items) > 6 else "")

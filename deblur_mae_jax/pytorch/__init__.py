@@ -1,1 +1,0 @@
-"""Weights in and out of PyTorch: names, file formats, export with a certificate, import."""

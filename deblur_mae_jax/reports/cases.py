@@ -1,0 +1,166 @@
+"""Measures of segmentations as a table, the one source of every number of a report: a row per case and label."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.metrics import segmentation, statistics
+
+_BEFORE = ("image", "group", "split", "label")
+_AFTER = ("truth_size", "predicted_size", "unit")
+
+
+@dataclasses.dataclass
+class Cases:
+    """N cases with L labels (background not counted).
+
+    values: of each of `segmentation.MEASURES` `(N, L)`, NaN where not defined.
+    truth_size, predicted_size: `(N, L)`, mm^3 or pixels.
+    unit: of distances, "mm" or "px".
+    """
+
+    labels: list[str]
+    names: np.ndarray
+    groups: np.ndarray
+    split: np.ndarray
+    values: dict[str, np.ndarray]
+    truth_size: np.ndarray
+    predicted_size: np.ndarray
+    unit: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, rows: np.ndarray) -> Cases:
+        """The cases that a mask or a list of numbers selects."""
+        return dataclasses.replace(
+            self,
+            names=self.names[rows],
+            groups=self.groups[rows],
+            split=self.split[rows],
+            values={name: v[rows] for name, v in self.values.items()},
+            truth_size=self.truth_size[rows],
+            predicted_size=self.predicted_size[rows],
+        )
+
+    @property
+    def patients(self) -> np.ndarray:
+        """A group for every case: its own name where it has none."""
+        return np.where(self.groups == "", self.names, self.groups)
+
+    @property
+    def missed(self) -> np.ndarray:
+        """Per label, in how many cases the truth has it and the prediction has none `(L,)`."""
+        return ((self.truth_size > 0) & (self.predicted_size == 0)).sum(axis=0)
+
+    def mean_of_labels(self, measure: str) -> np.ndarray:
+        """Per case the mean over the labels for which a measure is defined `(N,)`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a case without any label is NaN
+            return np.nanmean(self.values[measure], axis=1)
+
+    def write(self, path: Path) -> None:
+        """CSV: image, group, split, label, the measures, sizes, unit."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            out.writerow([*_BEFORE, *segmentation.MEASURES, *_AFTER])
+            for i, name in enumerate(self.names):
+                for j, label in enumerate(self.labels):
+                    row = [repr(float(self.values[m][i, j])) for m in segmentation.MEASURES]
+                    sizes = [repr(float(s[i, j])) for s in (self.truth_size, self.predicted_size)]
+                    out.writerow([name, self.groups[i], self.split[i], label, *row, *sizes, self.unit])
+
+
+def read(path: Path) -> Cases:
+    """What `Cases.write` wrote. Raises `UserError` for another file."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            columns = reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read '{path}': {error}") from error
+    if not rows or not {*_BEFORE, *segmentation.MEASURES, *_AFTER} <= set(columns):
+        raise UserError(f"'{path}' is not a table of segmentations: its columns are {columns}")
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    first = rows[:: len(labels)]
+
+    def column(name: str) -> np.ndarray:
+        return np.array([float(row[name]) for row in rows]).reshape(-1, len(labels))
+
+    try:
+        return Cases(
+            labels,
+            np.array([row["image"] for row in first]),
+            np.array([row["group"] for row in first]),
+            np.array([row["split"] for row in first]),
+            {name: column(name) for name in segmentation.MEASURES},
+            column("truth_size"),
+            column("predicted_size"),
+            rows[0]["unit"],
+        )
+    except ValueError as error:
+        raise UserError(f"'{path}' is not a table of segmentations: {error}") from error
+
+
+def entry(values: np.ndarray, patients: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+    """`{value, low, high, cases}`: the mean over the cases for which a measure is defined, BCa over patients."""
+    known = np.isfinite(values)
+    out: dict[str, Any] = {"value": None, "cases": int(known.sum())}
+    if known.any():
+        out["value"] = float(values[known].mean())
+    if known.any() and resamples:
+        interval = statistics.of_mean(values[known], patients[known], resamples, seed)
+        for name, end in (("low", interval.low), ("high", interval.high)):
+            out[name] = float(end) if np.isfinite(end) else None
+    return out
+
+
+def summarise(table: Cases, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Measures of every split, over labels and for each label; intervals of the split that is judged."""
+    splits = {str(name): table.where(table.split == name) for name in dict.fromkeys(table.split)}
+    judged = "test" if "test" in splits else "val" if "val" in splits else next(iter(splits))
+    out: dict[str, Any] = {
+        "labels": table.labels,
+        "unit": table.unit,
+        "judged_on": judged,
+        "intervals": f"95 %, bootstrap over patients (BCa; percentile where it is not defined), {resamples} resamples",
+        "splits": {},
+    }
+    for name, part in splits.items():
+        draws = resamples if name == judged else 0
+        patients = part.patients
+        out["splits"][name] = {
+            "images": len(part),
+            "patients": len(set(patients)),
+            "patients_known": bool((part.groups != "").any()),
+            "missed": dict(zip(table.labels, part.missed.tolist(), strict=True)),
+            "per_image": {m: entry(part.mean_of_labels(m), patients, draws, seed) for m in part.values},
+            "per_label": {
+                label: {m: entry(v[:, j], patients, draws, seed) for m, v in part.values.items()}
+                for j, label in enumerate(table.labels)
+            },
+        }
+    return out
+
+
+def concatenate(parts: list[Cases]) -> Cases:
+    """Several tables of the same labels, one after the other."""
+    first = parts[0]
+    join = lambda field: np.concatenate([getattr(part, field) for part in parts])
+    return dataclasses.replace(
+        first,
+        names=join("names"),
+        groups=join("groups"),
+        split=join("split"),
+        values={m: np.concatenate([part.values[m] for part in parts]) for m in first.values},
+        truth_size=join("truth_size"),
+        predicted_size=join("predicted_size"),
+    )

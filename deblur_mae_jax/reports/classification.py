@@ -1,0 +1,184 @@
+"""The report of a classification run: predictions, measures, leakage, and one page that opens offline."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.data import audit
+from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.metrics import classification
+from deblur_mae_jax.reports import classification_figures, page, predictions
+from deblur_mae_jax.reports.predictions import Predictions
+from deblur_mae_jax.workdir import run_folder
+from deblur_mae_jax.workdir.run_folder import Workdir
+
+LOWER = tuple(k for k, higher in classification.HIGHER_IS_BETTER.items() if not higher)
+FIGURES = "figures.png"
+
+
+@dataclasses.dataclass
+class Notes(page.Notes):
+    """What the page says beside the numbers.
+
+    setting: how the blur level of each image was found; None without levels.
+    features: `(N, D)`, of the judged images.
+    mistakes: (prediction, view, attention map) of the most confident mistakes.
+    train_counts: `(C,)`, training images of each class.
+    """
+
+    setting: str | None
+    features: np.ndarray
+    mistakes: list[Any]
+    train_counts: np.ndarray
+
+
+def write(
+    workdir: Workdir,
+    table: Predictions,
+    index: Index,
+    positions: dict[str, np.ndarray],
+    notes: Notes,
+) -> dict[str, Any]:
+    """Write `predictions.csv`, `metrics.json`, `leakage.csv` and `report/index.html`.
+
+    positions: of the images of each split in the index.
+    The numbers are computed from the file, not from memory, so that they follow from it. Returns them.
+    """
+    table.write(workdir.predictions)
+    table = predictions.read(workdir.predictions)
+    numbers = predictions.summarise(table, notes.config["report.bootstrap"], notes.config["seed"])
+    numbers["n_train"] = int(notes.train_counts.sum())
+    numbers |= {"best_step": notes.best_step, "setting": notes.setting}
+    leaks = audit.compare(
+        index,
+        positions,
+        pretrained=audit.known_hashes(workdir.pretrained_images),
+        near=notes.config["report.audit"] == "near",
+    )
+    leaks.write(workdir.leakage)
+    numbers["leakage"] = leaks.lines()
+    run_folder.write_json(workdir.measures, numbers)
+    _page(workdir, table, numbers, leaks, notes)
+    return numbers
+
+
+def verdict(numbers: dict[str, Any]) -> str:
+    """One sentence: is it better than chance, and does the interval say so?"""
+    judged = numbers["splits"][numbers["judged_on"]]
+    entry = judged["per_image"]["balanced_accuracy"]
+    present = sum(n > 0 for n in judged["per_class"].values())
+    chance = 1 / present if present else float("nan")
+    images = f"on {judged['images']} {numbers['judged_on']} images {page.of_patients(judged)}"
+    if entry.get("low") is None:
+        return (
+            f"Balanced accuracy {entry['value']:.3f} {images}; no interval (too few patients, or no resample differs)."
+        )
+    difference = (
+        "is above chance"
+        if entry["low"] > chance
+        else "is below chance"
+        if entry["high"] < chance
+        else "does not differ significantly from chance"
+    )
+    return f"Balanced accuracy {page.cell(entry)} {difference} ({chance:.3f}) {images}."
+
+
+def measures(numbers: dict[str, Any]) -> str:
+    """The table of measures, per image and per patient."""
+    judged = numbers["splits"][numbers["judged_on"]]
+    columns = {"per image": judged["per_image"]}
+    if "per_patient" in judged:
+        columns["per patient"] = judged["per_patient"]
+    if "after_temperature" in judged:
+        columns["after temperature scaling"] = judged["after_temperature"]
+    rows = [
+        (
+            meaning + (" (lower is better)" if name in LOWER else ""),
+            [page.cell(entries[name]) if name in entries else "" for entries in columns.values()],
+        )
+        for name, meaning in classification.MEANING.items()
+        if name in judged["per_image"]
+    ]
+    return page.grid(list(columns), rows)
+
+
+def counts(numbers: dict[str, Any], train_counts: np.ndarray) -> str:
+    """Images by class and split."""
+    splits = numbers["splits"]
+    rows = [
+        (name, [str(train_counts[i]), *(str(s["per_class"][name]) for s in splits.values())])
+        for i, name in enumerate(numbers["classes"])
+    ]
+    totals = [f"{s['images']} ({s['patients']})" for s in splits.values()]
+    return page.grid(["training", *splits], [*rows, ("images (patients)", [str(train_counts.sum()), *totals])])
+
+
+def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: Any, notes: Notes) -> None:
+    judged = table.where(table.split == numbers["judged_on"])
+    drawn = {
+        FIGURES: classification_figures.judgement(judged, numbers["temperature"]),
+        "features.png": classification_figures.embedding_and_blur(judged, notes.features),
+    }
+    if notes.curves:
+        drawn["curves.png"] = classification_figures.curves(notes.curves, numbers["best_step"])
+    folder = workdir.make_report()
+    pictures = page.figures(folder, drawn)
+    warnings = []
+    if notes.setting == "oracle":
+        warnings.append("The blur of each judged image was chosen with its label: an upper bound, not a result.")
+    warnings += page.no_test_split(numbers["judged_on"])
+    warnings += [f"Leakage: {line}." for line in leaks.lines()]
+    warnings += [line for line in notes.lines if "no image of class" in line]
+    facts = {
+        "task": f"{len(table.classes)} classes: {', '.join(table.classes)}",
+        **page.common_facts(notes, numbers),
+        "degradation": notes.config["task.degrade"],
+        "blur setting": numbers["setting"] or "none",
+    }
+    shown = "loss, learning rate, validation measures"
+    page.judged(folder, notes, verdict(numbers), warnings, facts, {
+        "Measures": measures(numbers),
+        "Images": counts(numbers, notes.train_counts),
+        "Curves of the judgement": page.embedded(
+            pictures[FIGURES], "ROC, precision-recall, confusion, reliability"
+        ),
+        "Features": page.embedded(pictures["features.png"], "principal components, blur by class"),
+        "Most confident mistakes": _mistakes(notes.mistakes) if notes.mistakes else "",
+        "Training": page.embedded(pictures["curves.png"], shown) if notes.curves else "",
+        "Leakage": _audited(leaks, judged.patients_known, bool(notes.config["init_from"])),
+    })  # fmt: skip
+
+
+def _audited(leaks: Any, patients_known: bool, pretrained: bool) -> str:
+    checked = ["identical pixels"]
+    checked.append("patients in two splits" if patients_known else "(patients are not known)")
+    if leaks.near_checked:
+        checked.append("perceptual hashes")
+    if leaks.pretraining_known:
+        checked.append("images of pre-training")
+    elif pretrained:
+        checked.append("(the images of pre-training are not known)")
+    result = "found copies" if leaks.any else "found none"
+    return f"<p>Compared: {', '.join(checked)}; {result}. Pairs: <code>leakage.csv</code>.</p>"
+
+
+def _mistakes(items: list[tuple[Predictions, np.ndarray, np.ndarray | None]]) -> str:
+    images, labels = [], []
+    for p, view, attention in items:
+        predicted = p.classes[int(p.probabilities[0].argmax())]
+        labels.append(f"{p.classes[int(p.labels[0])]} as {predicted} ({p.probabilities[0].max():.2f})")
+        shown = [np.repeat(view.mean(axis=2, keepdims=True), 3, axis=2)]
+        if attention is not None:
+            shown.append(classification_figures.overlay(view, attention))
+        images.append(np.concatenate(shown, axis=1))
+    sheet = page.gallery(images, labels, columns=min(2, len(images)), tile=190)
+    names = ", ".join(str(p.names[0]) for p, _, _ in items)
+    return (
+        page.embedded(page.png_of(sheet), "mistakes and attention")
+        + "<p class=note>True class as predicted class (probability); beside each view, attention "
+        f"rollout. From the left, row by row: {html.escape(names)}</p>"
+    )

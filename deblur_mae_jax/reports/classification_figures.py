@@ -1,0 +1,182 @@
+"""The figures of a classification report."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn import metrics
+from sklearn.decomposition import PCA
+
+from deblur_mae_jax.metrics import classification
+from deblur_mae_jax.reports.predictions import Predictions
+
+GRID = np.linspace(0, 1, 101)
+BAND_DRAWS = 200
+MIN_IN_BIN = 3
+
+
+def _curves(labels: np.ndarray, p: np.ndarray, kind: str) -> np.ndarray:
+    """ROC (`roc`) or precision (`pr`) on `GRID`, the mean over the classes present."""
+    present = np.unique(labels)
+    chosen = [1] if p.shape[1] == 2 else [int(c) for c in present]
+    rows = []
+    for c in chosen:
+        truth = labels == c
+        if truth.all() or not truth.any():
+            continue
+        if kind == "roc":
+            x, y, _ = metrics.roc_curve(truth, p[:, c])
+            row = np.interp(GRID, x, y)
+            row[0] = 0.0
+        else:
+            y, x, _ = metrics.precision_recall_curve(truth, p[:, c])
+            row = np.interp(GRID, x[::-1], y[::-1])
+        rows.append(row)
+    return np.mean(rows, axis=0) if rows else np.full(len(GRID), np.nan)
+
+
+def _band(p: Predictions, kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Pointwise 95 % band, patients drawn again."""
+    _, which = np.unique(p.patients, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    rows = np.split(order, np.cumsum(np.bincount(which))[:-1])
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(BAND_DRAWS):
+        chosen = np.concatenate([rows[i] for i in generator.integers(0, len(rows), len(rows))])
+        drawn.append(_curves(p.labels[chosen], p.probabilities[chosen], kind))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a band is NaN where no draw has both classes
+        low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def _grid(count: int, columns: int = 3, height: float = 3.4) -> tuple[Figure, list[Any]]:
+    rows = -(-count // columns)
+    figure = Figure(figsize=(11, height * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel().tolist()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes[:count]
+
+
+def judgement(p: Predictions, temperature: float | None) -> Figure:
+    """ROC, precision-recall, confusion matrix and reliability."""
+    figure, (roc, pr, confusion, reliability) = _grid(4, columns=2, height=3.9)
+    several = "mean over classes, one against the rest" if len(p.classes) > 2 else ""
+    for axis, kind in ((roc, "roc"), (pr, "pr")):
+        line = _curves(p.labels, p.probabilities, kind)
+        low, high = _band(p, kind)
+        axis.fill_between(GRID, low, high, alpha=0.25, lw=0, label="95 %, patients drawn again")
+        axis.plot(GRID, line)
+        axis.set(xlim=(0, 1), ylim=(0, 1.02))
+    roc.plot([0, 1], [0, 1], ls="--", color="gray", lw=0.8)
+    title = several or f"positive: {p.classes[-1]}"
+    roc.set(title=f"ROC ({title})", xlabel="1 - specificity", ylabel="sensitivity")
+    pr.set(title=f"precision and recall ({title})", xlabel="recall", ylabel="precision")
+    roc.legend(fontsize=8, loc="lower right")
+
+    table = metrics.confusion_matrix(p.labels, p.probabilities.argmax(1), labels=range(len(p.classes)))
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    confusion.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for i in range(len(table)):
+        for j in range(len(table)):
+            color = "white" if share[i, j] > 0.6 else "black"
+            confusion.text(j, i, str(table[i, j]), ha="center", va="center", color=color, fontsize=8)
+    names = [c if len(c) < 14 else c[:12] + "…" for c in p.classes]
+    confusion.set(title="confusion (images)", xlabel="predicted", ylabel="true")
+    turn = 90 if len(names) > 3 else 0
+    confusion.set_xticks(range(len(names)), names, rotation=turn, fontsize=8)
+    confusion.set_yticks(range(len(names)), names, fontsize=8)
+
+    versions = [("as predicted", p.probabilities, "tab:blue")]
+    if temperature is not None:
+        scaled = classification.scale(p.probabilities, temperature)
+        versions.append((f"temperature {temperature:.2f}", scaled, "tab:orange"))
+    for name, values, color in versions:
+        confidence, right = values.max(1), values.argmax(1) == p.labels
+        which = np.clip(np.ceil(confidence * classification.BINS).astype(int), 1, None)
+        bins = [b for b in range(1, classification.BINS + 1) if (which == b).sum() >= MIN_IN_BIN]
+        x = [confidence[which == b].mean() for b in bins]
+        y = [right[which == b].mean() for b in bins]
+        size = [8 + 120 * (which == b).mean() for b in bins]
+        reliability.plot(x, y, color=color, lw=0.8)
+        reliability.scatter(x, y, s=size, color=color, label=name)
+    reliability.plot([0, 1], [0, 1], ls="--", color="gray", lw=0.8)
+    reliability.set(
+        title=f"reliability (bins of {MIN_IN_BIN} images and more)",
+        xlabel="confidence",
+        ylabel="share right",
+    )
+    reliability.legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def embedding_and_blur(p: Predictions, features: np.ndarray) -> Figure:
+    """Principal components of the features, and the sigma of the blur by class where there is one."""
+    blurred = bool(np.isfinite(p.sigma).any())
+    figure, axes = _grid(2 if blurred else 1, columns=2 if blurred else 1, height=3.9)
+    labels = p.labels[: len(features)]
+    if len(features) > 2 and features.shape[1] > 1:
+        found = PCA(2).fit(features)
+        points, share = found.transform(features), found.explained_variance_ratio_
+        for i, name in enumerate(p.classes):
+            inside = labels == i
+            axes[0].scatter(*points[inside].T, s=9, alpha=0.7, label=name)
+        axes[0].set(
+            title=f"features, first two components ({share.sum():.0%} of the variance)",
+            xticks=[], yticks=[],
+        )  # fmt: skip
+        axes[0].legend(fontsize=8)
+    if blurred:
+        values = np.unique(p.sigma[np.isfinite(p.sigma)])
+        width = 0.8 / len(p.classes)
+        for i, name in enumerate(p.classes):
+            own = p.sigma[p.labels == i]
+            share = [(np.isclose(own, v)).mean() if len(own) else 0.0 for v in values]
+            axes[1].bar(np.arange(len(values)) + (i - (len(p.classes) - 1) / 2) * width, share,
+                        width, label=name)  # fmt: skip
+        axes[1].set_xticks(range(len(values)), [f"{v:g}" for v in values])
+        axes[1].set(title="blur of the images", xlabel="sigma", ylabel="share of the class")
+        axes[1].legend(fontsize=8)
+    return figure
+
+
+def curves(lines: list[dict[str, Any]], best_step: int | None = None) -> Figure:
+    """Training loss and learning rate, and the validation measures, against the step."""
+    figure, (loss, rate, score) = _grid(3)
+
+    def draw(axis, key, **style):
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if points:
+            axis.plot(*zip(*points, strict=True), **style)
+
+    draw(loss, "loss", lw=0.8, label="training")
+    draw(loss, "val_log_loss", marker="o", ms=3, label="validation")
+    draw(rate, "learning_rate", color="tab:green")
+    for key in ("accuracy", "balanced_accuracy", "f1_macro", "auroc"):
+        draw(score, f"val_{key}", marker="o", ms=3, label=key.replace("_", " "))
+    loss.set(title="cross-entropy", xlabel="step")
+    rate.set(title="learning rate", xlabel="step")
+    score.set(title="validation images", xlabel="step", ylim=(0, 1.02))
+    for axis in (loss, rate, score):
+        axis.grid(alpha=0.3)
+        if best_step is not None and axis is not rate:
+            axis.axvline(best_step, color="gray", ls=":", lw=1, label=f"used: step {best_step}")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    return figure
+
+
+def overlay(picture: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """A picture `(S, S, C)` with the attention of its patches over it, `(S, S, 3)` grey levels."""
+    side = picture.shape[0] // attention.shape[0]
+    spread = attention - attention.min()
+    spread = spread / max(float(spread.max()), 1e-9)
+    heat = np.kron(spread, np.ones((side, side)))[..., None]
+    gray = np.repeat(picture.mean(axis=2, keepdims=True), 3, axis=2)
+    red = np.array([255.0, 80.0, 0.0])
+    return (1 - 0.55 * heat) * gray + 0.55 * heat * red

@@ -1,0 +1,248 @@
+"""What the pages of all reports are built from: tables, figures, sheets of images, and the page itself, readable
+offline."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from deblur_mae_jax.workdir import run_folder
+
+GAP = 6
+
+
+def _tile(array: np.ndarray, height: int) -> Image.Image:
+    array = np.rint(np.clip(array, 0, 255)).astype(np.uint8)
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
+    if height != image.height:
+        width = round(image.width * height / image.height)
+        image = image.resize((width, height), Image.Resampling.NEAREST)
+    return image
+
+
+def sheet(rows: list[list[np.ndarray]], columns: list[str], labels: list[str], tile: int = 0) -> Image.Image:
+    """A labelled table of images `(H, W, C)` in gray levels; small ones are enlarged whole times."""
+    side = rows[0][0].shape[0]
+    tile = tile or side * max(1, round(144 / side))
+    font = ImageFont.load_default(size=13)
+    lines = [label.split("\n") for label in labels]
+    margin = max((int(font.getlength(part)) for parts in lines for part in parts), default=0)
+    margin += 2 * GAP if margin else GAP
+    width = margin + len(columns) * (tile + GAP)
+    out = Image.new("RGB", (width, 26 + len(rows) * (tile + GAP)), "white")
+    draw = ImageDraw.Draw(out)
+    for c, name in enumerate(columns):
+        draw.text((margin + c * (tile + GAP), 6), name, fill="black", font=font)
+    for r, row in enumerate(rows):
+        top = 26 + r * (tile + GAP)
+        draw.multiline_text((GAP, top + 4), labels[r], fill="black", font=font)
+        for c, picture in enumerate(row):
+            out.paste(_tile(picture, tile), (margin + c * (tile + GAP), top))
+    return out
+
+
+def gallery(pictures: list[np.ndarray], labels: list[str], columns: int, tile: int) -> Image.Image:
+    """Images `(H, W, C)` in gray levels, `tile` pixels high, each with its label above it."""
+    font = ImageFont.load_default(size=13)
+    rows = -(-len(pictures) // columns)
+    tiles = [_tile(picture, tile) for picture in pictures]
+    wide = max(image.width for image in tiles)
+    out = Image.new("RGB", (columns * (wide + GAP) + GAP, rows * (tile + 26) + GAP), "white")
+    draw = ImageDraw.Draw(out)
+    for number, (image, label) in enumerate(zip(tiles, labels, strict=True)):
+        x, y = GAP + number % columns * (wide + GAP), number // columns * (tile + 26)
+        draw.text((x, y + 7), label, fill="black", font=font)
+        out.paste(image, (x, y + 26))
+    return out
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def png_of(image: Image.Image) -> bytes:
+    """An image as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def embedded(data: bytes, alt: str) -> str:
+    """A PNG inside a page."""
+    code = base64.b64encode(data).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{code}">'
+
+
+def table_of(values: dict[str, Any]) -> str:
+    """Two columns: what, and its value."""
+    rows = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in values.items())
+    return f"<table>{rows}</table>"
+
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:1rem auto;padding:0 1rem;color:#222}
+img{max-width:100%;height:auto;border:1px solid #ddd}
+h1{font-size:1.4rem;overflow-wrap:anywhere}h2{font-size:1.1rem}
+table{border-collapse:collapse;display:block;overflow-x:auto}
+th,td{text-align:left;padding:.15rem .8rem .15rem 0;border-bottom:1px solid #eee;font-weight:400}
+thead th{color:#222;font-weight:600}
+td.n{text-align:right;font-variant-numeric:tabular-nums}
+.warn{background:#fff3cd;border-left:4px solid #d39e00;padding:.5rem .8rem}.note{color:#555}
+details{margin:.5rem 0}summary{cursor:pointer}
+"""
+
+
+def head(title: str) -> str:
+    """The beginning of a page."""
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width,initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
+    )
+
+
+def write(folder: Path, title: str, parts: list[str]) -> Path:
+    """`index.html` of these parts, with everything inside it."""
+    path = folder / "index.html"
+    path.write_text("\n".join([head(title), *filter(None, parts), "</html>"]), encoding="utf-8")
+    return path
+
+
+def figures(folder: Path, drawn: dict[str, Figure]) -> dict[str, bytes]:
+    """Figures as PNG by file name, written beside the page."""
+    pictures = {name: png(figure) for name, figure in drawn.items()}
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
+    return pictures
+
+
+def progress(folder: Path, title: str, latest: dict[str, float], curves: Figure) -> Path:
+    """The page of a run that is not finished: validation measures and curves."""
+    return write(folder, title, [
+        "<p>Not finished: the test images have not been looked at.</p>",
+        table_of({name: f"{value:.4f}" for name, value in latest.items()}),
+        embedded(png(curves), "curves"),
+    ])  # fmt: skip
+
+
+@dataclasses.dataclass
+class Notes:
+    """What the page of a judged run says beside its numbers.
+
+    config: flat.
+    lines: how the run was made.
+    best_step: of the weights; None for a frozen encoder.
+    curves: lines of `metrics.jsonl`.
+    skipped: number of files that were left out.
+    """
+
+    title: str
+    config: dict[str, Any]
+    lines: list[str]
+    best_step: int | None
+    curves: list[dict[str, Any]]
+    skipped: int
+
+
+def judged(
+    folder: Path,
+    notes: Notes,
+    verdict: str,
+    warnings: list[str],
+    facts: dict[str, Any],
+    sections: dict[str, str],
+) -> Path:
+    """The page of a run that was judged: verdict, warnings, facts, then `sections` by heading, then how it was made."""
+    box = "".join(f"<p>{html.escape(line)}</p>" for line in warnings)
+    left_out = f"<p>{notes.skipped} files were not used: see <code>skipped.csv</code>.</p>"
+    return write(folder, notes.title, [
+        f"<p><b>{html.escape(verdict)}</b></p>",
+        f"<div class=warn>{box}</div>" if box else "",
+        table_of(facts),
+        left_out if notes.skipped else "",
+        *(f"<h2>{html.escape(heading)}</h2>{content}" for heading, content in sections.items() if content),
+        "<h2>How it was made</h2>",
+        "".join(f"<p class=note>{html.escape(line)}</p>" for line in notes.lines),
+        "<p class=note>Every number here follows from <code>predictions.csv</code>. For research; "
+        "not a medical device.</p>",
+        details("Config", notes.config),
+        details("Environment", flat(run_folder.environment())),
+    ])  # fmt: skip
+
+
+def no_test_split(judged_on: str) -> list[str]:
+    """A warning where the numbers are not those of test images."""
+    if judged_on == "test":
+        return []
+    return [
+        "There is no test split: the numbers are of the validation images, on which the weights "
+        "were also chosen, and are therefore too good."
+    ]
+
+
+def common_facts(notes: Notes, numbers: dict[str, Any]) -> dict[str, str]:
+    """What was judged, with which weights, from which start."""
+    judged_on, metric = numbers["judged_on"], notes.config["select.metric"]
+    split = numbers["splits"][judged_on]
+    frozen = notes.best_step is None
+    return {
+        "judged on": f"{split['images']} {judged_on} images {of_patients(split)}",
+        "trained on": f"{numbers['n_train']} images",
+        "weights": "frozen encoder" if frozen else f"step {notes.best_step}, the best {metric} on validation",
+        "start": notes.config["init_from"] or "from scratch",
+        "intervals": numbers["intervals"],
+    }  # fmt: skip
+
+
+def details(summary: str, values: dict[str, Any]) -> str:
+    """A table that opens on a click."""
+    return f"<details><summary>{summary}</summary>{table_of(values)}</details>"
+
+
+def grid(columns: list[str], rows: list[tuple[str, list[str]]]) -> str:
+    """A table of numbers: a heading for each column, and for each row its heading and cells (escaped already)."""
+    top = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    body = "".join(
+        f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td class=n>{c}</td>" for c in cells) + "</tr>"
+        for name, cells in rows
+    )
+    return f"<table><thead><tr><th></th>{top}</tr></thead>{body}</table>"
+
+
+def cell(entry: dict[str, Any]) -> str:
+    """`0.812 (0.771 to 0.850)`, or a dash."""
+    if entry.get("value") is None:
+        return "-"
+    text = f"{entry['value']:.3f}"
+    if entry.get("low") is not None:
+        text += f" ({entry['low']:.3f} to {entry['high']:.3f})"
+    return text
+
+
+def of_patients(split: dict[str, Any]) -> str:
+    """How many patients the images are of, in words."""
+    if split["patients_known"]:
+        return f"of {split['patients']} patients"
+    return "(patients unknown: every image counts as one)"
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested record as one table."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key} ")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out

@@ -1,0 +1,231 @@
+"""Predictions of a classifier as a table, the one source of every number of a report, and those numbers."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.metrics import classification, statistics
+
+# Their intervals are on the page; the bootstrap of all measures would take minutes.
+WITH_INTERVAL = ("accuracy", "balanced_accuracy", "f1_binary", "f1_macro", "auroc",
+                 "average_precision", "sensitivity_at_specificity")  # fmt: skip
+
+
+@dataclasses.dataclass
+class Predictions:
+    """One row per image.
+
+    names, split: `(N,)`.
+    groups: `(N,)`, patients, "" where unknown.
+    labels: `(N,)` class numbers, -1 where unknown.
+    probabilities: `(N, C)`, before any calibration.
+    level, sigma: `(N,)`, of the blur; 0 and NaN without one.
+    """
+
+    classes: list[str]
+    names: np.ndarray
+    groups: np.ndarray
+    split: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    level: np.ndarray
+    sigma: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, rows: np.ndarray) -> Predictions:
+        """The rows that a mask or a list of numbers selects."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Predictions(**{k: v if k == "classes" else v[rows] for k, v in values.items()})
+
+    @property
+    def of_split(self) -> dict[str, Predictions]:
+        """By split."""
+        return {str(name): self.where(self.split == name) for name in dict.fromkeys(self.split)}
+
+    @property
+    def patients_known(self) -> bool:
+        """Whether it is known which images are of one patient."""
+        return bool((self.groups != "").any())
+
+    @property
+    def patients(self) -> np.ndarray:
+        """A group for every image: its own name where it has none."""
+        return np.where(self.groups == "", self.names, self.groups)
+
+    @property
+    def by_patient(self) -> Predictions:
+        """One row per patient: the mean of the probabilities of its images.
+
+        A patient whose images have different labels (two lesions) has one row for each label.
+        """
+        keys = [f"{p}\0{n}" for p, n in zip(self.patients, self.labels, strict=True)]
+        unique, first, which = np.unique(keys, return_index=True, return_inverse=True)
+        counts = np.bincount(which)
+
+        def mean(values):
+            sums = np.zeros((len(unique), *values.shape[1:]))
+            np.add.at(sums, which, values)
+            return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
+
+        part = self.where(first)
+        return dataclasses.replace(
+            part,
+            names=part.patients,
+            probabilities=mean(self.probabilities),
+            sigma=mean(self.sigma),
+        )
+
+    def write(self, path: Path) -> None:
+        """CSV: image, group, split, label, predicted, one column per class, level, sigma."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            columns = [f"p_{name}" for name in self.classes]
+            out.writerow(["image", "group", "split", "label", "predicted", *columns, "level", "sigma"])
+            for i in range(len(self)):
+                label = self.classes[self.labels[i]] if self.labels[i] >= 0 else ""
+                predicted = self.classes[int(self.probabilities[i].argmax())]
+                row = [repr(float(p)) for p in self.probabilities[i]]  # exactly what was predicted
+                sigma = "" if np.isnan(self.sigma[i]) else f"{self.sigma[i]:g}"
+                out.writerow(
+                    [self.names[i], self.groups[i], self.split[i], label, predicted, *row,
+                     self.level[i], sigma]
+                )  # fmt: skip
+
+
+def read(path: Path) -> Predictions:
+    """What `write` wrote. Raises `UserError` for another file."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            columns = reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read '{path}': {error}") from error
+    classes = [name[2:] for name in columns if name.startswith("p_")]
+    if not classes or "image" not in columns or not rows:
+        raise UserError(f"'{path}' is not a table of predictions: its columns are {columns}")
+    try:
+        return Predictions(
+            classes,
+            np.array([r["image"] for r in rows]),
+            np.array([r["group"] for r in rows]),
+            np.array([r["split"] for r in rows]),
+            np.array([classes.index(r["label"]) if r["label"] else -1 for r in rows]),
+            np.array([[float(r[f"p_{c}"]) for c in classes] for r in rows]),
+            np.array([int(r["level"]) for r in rows]),
+            np.array([float(r["sigma"] or "nan") for r in rows]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"'{path}' is not a table of predictions: {error}") from error
+
+
+def of_index(
+    index: Any,
+    known: Any,
+    split: str,
+    probabilities: np.ndarray,
+    levels: np.ndarray | None,
+    sigmas: np.ndarray,
+) -> Predictions:
+    """The images of a split of an index, in order.
+
+    known: classes, labels and positions of the run (`training/supervision.py`).
+    levels: of all images of the index, or of this split.
+    sigmas: of levels 1, 2, ..., empty where the degradation has none.
+    """
+    positions, source = known.positions[split], index.source
+    groups = source.groups or [""] * len(source)
+    level = np.zeros(len(positions), int)
+    sigma = np.full(len(positions), np.nan)
+    if levels is not None and len(sigmas):
+        level = (levels if len(levels) == len(positions) else levels[positions]).astype(int)
+        sigma = sigmas[level - 1]
+    return Predictions(
+        known.classes,
+        np.array([source.names[i] for i in positions]),
+        np.array([groups[i] for i in positions]),
+        np.full(len(positions), split),
+        known.labels[positions].astype(int),
+        probabilities,
+        level,
+        sigma,
+    )
+
+
+def probabilities_of(logits: np.ndarray) -> np.ndarray:
+    """Softmax in float64 `(N, C)`."""
+    return softmax(logits.astype(np.float64), axis=-1)
+
+
+def concatenate(parts: list[Predictions]) -> Predictions:
+    """Several tables of the same classes, one after the other."""
+    names = [f.name for f in dataclasses.fields(Predictions) if f.name != "classes"]
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Predictions(classes=parts[0].classes, **joined)
+
+
+def measured(p: Predictions, resamples: int, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """`{measure: {value, low, high}}`; null where not defined."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, value in classification.measure(p.labels, p.probabilities).items():
+        out[name] = {"value": _plain(value)}
+        if name in WITH_INTERVAL and resamples:
+            interval = statistics.over_patients(
+                p.labels, p.probabilities, p.patients, classification.METRICS[name], resamples, seed
+            )
+            out[name] |= {"low": _plain(interval.low), "high": _plain(interval.high)}
+    return out
+
+
+def summarise(p: Predictions, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Measures of every split per image and per patient, and after temperature scaling.
+
+    The temperature is fitted on the validation images; intervals (95 %, BCa over patients) are of the
+    test split, or of the validation split where no test split exists.
+    """
+    splits = p.of_split
+    judged = "test" if "test" in splits else "val" if "val" in splits else next(iter(splits))
+    temperature = None
+    if "val" in splits and judged != "val":
+        val = splits["val"]
+        temperature = classification.fit_temperature(val.labels, val.probabilities)
+    out: dict[str, Any] = {
+        "classes": p.classes,
+        "judged_on": judged,
+        "temperature": temperature,
+        "intervals": f"95 %, bootstrap over patients (BCa; percentile where it is not defined), {resamples} resamples",
+        "splits": {},
+    }
+    for name, part in splits.items():
+        draws = resamples if name == judged else 0
+        patients = part.by_patient
+        entry: dict[str, Any] = {
+            "images": len(part),
+            "patients": len(patients),
+            "patients_known": part.patients_known,
+            "per_class": {c: int((part.labels == i).sum()) for i, c in enumerate(p.classes)},
+            "per_image": measured(part, draws, seed),
+        }
+        if len(patients) < len(part):
+            entry["per_patient"] = measured(patients, draws, seed)
+        if temperature is not None and name == judged:
+            scaled = classification.scale(part.probabilities, temperature)
+            entry["after_temperature"] = {
+                k: {"value": _plain(classification.METRICS[k](part.labels, scaled))}
+                for k in ("ece", "brier", "log_loss")
+            }
+        out["splits"][name] = entry
+    return out
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

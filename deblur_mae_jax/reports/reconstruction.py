@@ -1,0 +1,115 @@
+"""The page of a pre-training run: reconstructions, curves, numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from deblur_mae_jax.reports import page
+
+MAX_SHEETS = 10  # on one page; all of them stay beside it as files
+MEANING = {
+    "eval_loss": "loss on the evaluation images",
+    "eval_loss_of_mean": "the same if each image were predicted by its mean",
+    "psnr_degraded": "PSNR of the degraded input (dB)",
+    "psnr_restored": "PSNR of its reconstruction, nothing masked (dB)",
+    "ssim_degraded": "SSIM of the degraded input",
+    "ssim_restored": "SSIM of its reconstruction, nothing masked",
+}
+COLUMNS = {
+    "clean": "clean",
+    "degraded": "degraded input",
+    "masked": "visible patches",
+    "reconstructed": "reconstructed",
+    "difference": "|difference| x 2",
+    "restored": "nothing masked",
+}
+
+
+def reconstruction_sheet(
+    arrays: dict[str, np.ndarray], count: int, names: list[str], num_levels: int, step_size: float
+) -> Image.Image:
+    """Clean, degraded, masked, reconstructed and |difference| of the first `count` images."""
+    rows, labels = [], []
+    for i in range(min(count, len(arrays["clean"]))):
+        pictures = {k: arrays[k][i] for k in COLUMNS if k in arrays}
+        pictures["difference"] = 2 * np.abs(pictures["reconstructed"] - pictures["clean"])
+        rows.append([pictures[k] for k in COLUMNS])
+        label = Path(names[i]).stem[:16]
+        if num_levels:
+            level = int(arrays["level"][i])
+            label += f"\nlevel {level}/{num_levels}"
+            if step_size:
+                label += f"\nsigma {level * step_size:.1f}"
+        labels.append(label)
+    return page.sheet(rows, list(COLUMNS.values()), labels)
+
+
+def loss_figure(lines: list[dict[str, Any]]) -> Figure:
+    """Training and evaluation loss, learning rate, and PSNR against the step."""
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+
+    def curve(axis, key, **style):
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=key.replace("_", " "), **style)
+
+    curve(left, "loss", lw=0.8, color="tab:blue")
+    curve(left, "eval_loss", marker="o", ms=3, color="tab:orange")
+    curve(left, "eval_loss_of_mean", ls="--", color="gray")
+    left.set(title="loss", xlabel="step", yscale="log")
+    curve(middle, "learning_rate", color="tab:green")
+    middle.set(title="learning rate", xlabel="step")
+    curve(right, "psnr_degraded", ls="--", color="gray")
+    curve(right, "psnr_restored", marker="o", ms=3, color="tab:red")
+    right.set(title="PSNR (dB), nothing masked", xlabel="step")
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    return figure
+
+
+def write(
+    folder: Path,
+    *,
+    title: str,
+    facts: dict[str, Any],
+    latest: dict[str, Any],
+    lines: list[dict[str, Any]],
+    sheets: list[tuple[int, Path]],
+    config: dict[str, Any],
+    skipped: int,
+) -> Path:
+    """`index.html` with everything inside it; the newest reconstructions first.
+
+    latest: measures of the evaluation images by name.
+    lines: of `metrics.jsonl`.
+    sheets: (step, PNG) of every evaluation.
+    config: flat.
+    skipped: number of files that were left out.
+    """
+    if len(sheets) > MAX_SHEETS:  # the newest, and earlier ones evenly spaced
+        chosen = np.linspace(0, len(sheets) - 1, MAX_SHEETS).round().astype(int)
+        sheets = [sheets[i] for i in chosen]
+    curves = page.figures(folder, {"loss.png": loss_figure(lines)})["loss.png"]
+    parts = [page.table_of(facts)]
+    if skipped:
+        parts.append(f"<p>{skipped} files were not used: see <code>skipped.csv</code>.</p>")
+    if latest:
+        named = {MEANING.get(k, k): f"{v:.4f}" for k, v in latest.items()}
+        parts += ["<h2>Evaluation</h2>", page.table_of(named)]
+    parts += ["<h2>Curves</h2>", page.embedded(curves, "loss, learning rate, PSNR")]
+    for number, (step, path) in enumerate(reversed(sheets)):
+        sheet = page.embedded(path.read_bytes(), f"reconstructions at step {step}")
+        heading = f"Reconstructions at step {step}"
+        if number == 0:
+            parts.append(f"<h2>{heading}</h2>{sheet}")
+        else:
+            parts.append(f"<details><summary>{heading}</summary>{sheet}</details>")
+    return page.write(folder, title, [*parts, page.details("Config", config)])

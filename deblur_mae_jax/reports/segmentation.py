@@ -1,0 +1,123 @@
+"""The report of a segmentation run: cases, measures, leakage, and one page that opens offline."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from deblur_mae_jax.metrics import segmentation
+from deblur_mae_jax.reports import cases, page, segmentation_figures
+from deblur_mae_jax.reports.cases import Cases
+from deblur_mae_jax.workdir import run_folder
+from deblur_mae_jax.workdir.run_folder import Workdir
+
+FIGURES = "overlays.png"
+POLICY = {
+    "skip": "a label that the truth of a case lacks is not counted; a missed one has Dice 0 and no distance",
+    "count": "a label that only one of the two has counts as Dice 0 and the image's diagonal, one that neither "
+    "has as Dice 1 and distance 0",
+}
+
+
+@dataclasses.dataclass
+class Notes(page.Notes):
+    """What the page says beside the numbers.
+
+    shown: images with the outlines of truth and prediction.
+    leaks: `audit.Leaks`.
+    n_train: number of training images.
+    """
+
+    shown: list[segmentation_figures.Shown]
+    leaks: Any
+    n_train: int
+
+
+def write(workdir: Workdir, table: Cases, notes: Notes) -> dict[str, Any]:
+    """Write `predictions.csv`, `metrics.json`, `leakage.csv` and `report/index.html`.
+
+    The numbers are computed from the file, not from memory, so that they follow from it. Returns them.
+    """
+    table.write(workdir.predictions)
+    table = cases.read(workdir.predictions)
+    config = notes.config
+    numbers = cases.summarise(table, config["report.bootstrap"], config["seed"])
+    numbers |= {
+        "best_step": notes.best_step,
+        "n_train": notes.n_train,
+        "tolerance": config["report.tolerance"],
+        "empty": config["report.empty"],
+        "leakage": notes.leaks.lines(),
+    }
+    notes.leaks.write(workdir.leakage)
+    run_folder.write_json(workdir.measures, numbers)
+    _page(workdir, table, numbers, notes)
+    return numbers
+
+
+def verdict(numbers: dict[str, Any]) -> str:
+    """One sentence."""
+    judged = numbers["splits"][numbers["judged_on"]]
+    text = (
+        f"Dice {page.cell(judged['per_image']['dice'])} on {judged['images']} {numbers['judged_on']} images "
+        f"{page.of_patients(judged)}, the mean over {len(numbers['labels'])} label(s)"
+    )
+    missed = sum(judged["missed"].values())
+    return text + (f"; {missed} structure(s) were missed entirely." if missed else ".")
+
+
+def measures(numbers: dict[str, Any]) -> str:
+    """The table: a row per measure, a column for the mean of the labels and for each of them."""
+    judged = numbers["splits"][numbers["judged_on"]]
+    columns = {"mean of labels": judged["per_image"], **judged["per_label"]}
+    if len(numbers["labels"]) == 1:
+        del columns["mean of labels"]
+    rows = []
+    for name, meaning in segmentation.MEASURES.items():
+        better = segmentation.HIGHER_IS_BETTER[name]
+        what = meaning if better else f"{meaning}, {numbers['unit']} (lower is better)"
+        if name == "surface_dice":
+            what += f" at {numbers['tolerance']:g} {numbers['unit']}"
+        rows.append((what, [page.cell(entries[name]) for entries in columns.values()]))
+    counted = [str(entries["dice"]["cases"]) for entries in columns.values()]
+    return page.grid(list(columns), [*rows, ("cases with it", counted)])
+
+
+def worst(table: Cases, count: int = 8) -> str:
+    """The cases with the smallest Dice."""
+    dice, distance = table.mean_of_labels("dice"), table.mean_of_labels("hd95")
+    order = [int(i) for i in dice.argsort() if dice[i] == dice[i]][:count]
+    rows = [(str(table.names[i]), [f"{dice[i]:.3f}", f"{distance[i]:.2f}"]) for i in order]
+    return page.grid(["Dice", f"HD95, {table.unit}"], rows)
+
+
+def _page(workdir: Workdir, table: Cases, numbers: dict[str, Any], notes: Notes) -> None:
+    config, judged_on = notes.config, numbers["judged_on"]
+    judged = table.where(table.split == judged_on)
+    drawn = {
+        "figures.png": segmentation_figures.box_plots(judged),
+        "curves.png": segmentation_figures.curves(notes.curves, notes.best_step, config["select.metric"]),
+    }
+    if notes.shown:
+        drawn[FIGURES] = segmentation_figures.overlays(notes.shown)
+    folder = workdir.make_report()
+    pictures = page.figures(folder, drawn)
+    warnings = page.no_test_split(judged_on)
+    warnings += [f"Leakage: {line}." for line in notes.leaks.lines()]
+    missed = numbers["splits"][judged_on]["missed"]
+    facts = {
+        "labels": ", ".join(table.labels),
+        **page.common_facts(notes, numbers),
+        "windows": f"overlap {config['infer.overlap']:g}, {config['infer.blending']} blending"
+        + (", averaged over flips" if config["infer.flips"] else ""),
+        "empty masks": POLICY[config["report.empty"]],
+        "missed": ", ".join(f"{k}: {v}" for k, v in missed.items()),
+    }
+    page.judged(folder, notes, verdict(numbers), warnings, facts, {
+        "Measures": measures(numbers),
+        "Per label": page.embedded(pictures["figures.png"], "box plots of every measure per label"),
+        "Cases": page.embedded(pictures[FIGURES], "overlays") if notes.shown else "",
+        "Worst cases": worst(judged),
+        "Training": page.embedded(pictures["curves.png"], "loss, learning rate, validation"),
+        "Label maps": "<p>In <code>segmentations/</code>, one file per image.</p>",
+    })  # fmt: skip

@@ -1,0 +1,123 @@
+"""Reconstruction losses, in float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+NORM_PIX_EPS = 1e-6
+
+
+def patch_statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation `(B, L, 1)` of each patch, as MAE's norm_pix_loss uses them.
+
+    The variance is the unbiased one, and 1e-6 is added to it before the root.
+    """
+    average = patches.mean(axis=-1, keepdims=True)
+    variance = patches.var(axis=-1, keepdims=True, ddof=1)
+    return average, jnp.sqrt(variance + NORM_PIX_EPS)
+
+
+def normalise_patches(patches: jax.Array) -> jax.Array:
+    """Each patch to zero mean and unit variance."""
+    average, std = patch_statistics(patches)
+    return (patches - average) / std
+
+
+def patch_mse(pred: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> jax.Array:
+    """Mean squared error of `(B, L, P*P*C)` patches, one number per image `(B,)`.
+
+    weight `(B, L)`: 1 for the patches that count (MAE's mask); `None` counts all of them
+    (DeblurrMAE eq. 4, D2MAE eq. 3). With equally many masked patches in every image the mean over
+    the batch is the mean over all of them.
+    """
+    error = jnp.square(pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=-1)
+    if weight is None:
+        return error.mean(axis=1)
+    return (error * weight).sum(axis=1) / weight.sum(axis=1)
+
+
+CONTRASTS = ("paper", "bce", "code", "none")
+
+
+def contrast(features: jax.Array, modality: jax.Array, temperature: float = 0.07, form: str = "paper") -> jax.Array:
+    """Cross-modal contrastive loss of Disruptive Autoencoders (MIDL 2024, section 3.3), per example `(B,)`.
+
+    features `(B, ...)`: the last hidden states, flattened here; modality `(B,)`: integers. The mean of the
+    result is the loss; it is a function of the whole batch, wherever its examples lie.
+
+    paper: features of length one, logits S = z z^T exp(t), and along rows and columns the cross-entropy to "same
+    modality", each row's target summing to one. bce: the same logits against the same matrix, element by element
+    (the paper's words, "binary cross entropy"). code: the published code, for comparison only: features as
+    they are, and the rank of the modality taken for a column of the logits.
+    """
+    z = features.reshape(features.shape[0], -1).astype(jnp.float32)
+    if form != "code":
+        z = z * jax.lax.rsqrt(jnp.square(z).sum(axis=1, keepdims=True) + 1e-12)
+    scale = jnp.exp(jnp.float32(temperature))
+    logits = jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST) * scale
+    same = (modality[:, None] == modality[None]).astype(jnp.float32)
+    if form == "bce":
+        return jax.nn.softplus(logits).mean(axis=1) - (same * logits).mean(axis=1)
+    if form == "code":
+        B = len(z)
+        first = jnp.argmax(same, axis=1) == jnp.arange(B)  # one example of every modality
+        rank = ((modality[None] < modality[:, None]) & first[None]).sum(axis=1)
+        target = jax.nn.one_hot(rank, B)
+    else:
+        target = same / same.sum(axis=1, keepdims=True)
+    rows = -(target * jax.nn.log_softmax(logits, axis=1)).sum(axis=1)
+    columns = -(target * jax.nn.log_softmax(logits.T, axis=1)).sum(axis=1)
+    return (rows + columns) / 2
+
+
+def dice(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    include_background: bool = True,
+    squared: bool = False,
+    over_batch: bool = False,
+    smooth_top: float = 1e-5,
+    smooth_bottom: float = 1e-5,
+) -> jax.Array:
+    """Soft Dice loss of segmentations, per example `(B,)`: 1 - 2 |A B| / (|A| + |B|), the mean over classes (MONAI's).
+
+    logits `(B, *space, K)`; labels `(B, *space)` integers. squared: squares in the denominator. over_batch: overlap
+    and sizes are summed over all examples first.
+    """
+    K = logits.shape[-1]
+    p = jax.nn.softmax(logits.astype(jnp.float32))
+    truth = jax.nn.one_hot(labels, K)
+    space = tuple(range(1, logits.ndim - 1))
+    power = 2 if squared else 1
+    overlap = (p * truth).sum(space)
+    size = (p**power).sum(space) + truth.sum(space)
+    if over_batch:
+        overlap, size = overlap.sum(0, keepdims=True), size.sum(0, keepdims=True)
+    loss = 1.0 - (2.0 * overlap + smooth_top) / (size + smooth_bottom)
+    loss = loss if include_background else loss[:, 1:]
+    return jnp.broadcast_to(loss.mean(axis=1), logits.shape[:1])
+
+
+def voxel_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy of `(B, *space, K)` logits, the mean over the voxels of each example `(B,)`."""
+    scores = jax.nn.log_softmax(logits.astype(jnp.float32))
+    truth = jax.nn.one_hot(labels, logits.shape[-1])
+    return -(truth * scores).sum(-1).mean(axis=tuple(range(1, logits.ndim - 1)))
+
+
+def nt_xent(a: jax.Array, b: jax.Array, temperature: float = 0.5) -> jax.Array:
+    """Contrast of two views of every example (SimCLR's), per example `(B,)`; a function of the whole batch.
+
+    a, b `(B, D)`: embeddings of the first and the second views, of any length. Every embedding has its other view
+    as the right answer among all others of both views.
+    """
+    z = jnp.concatenate([a, b]).astype(jnp.float32)
+    z = z * jax.lax.rsqrt(jnp.square(z).sum(axis=1, keepdims=True) + 1e-12)
+    B = len(a)
+    scores = jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    scores = jnp.where(jnp.eye(2 * B, dtype=bool), -jnp.inf, scores)
+    other = jnp.concatenate([jnp.arange(B, 2 * B), jnp.arange(B)])
+    loss = -jnp.take_along_axis(jax.nn.log_softmax(scores), other[:, None], axis=1)[:, 0]
+    return (loss[:B] + loss[B:]) / 2

@@ -1,0 +1,1 @@
+"""One training run: built from its config, stepped, saved, judged."""

@@ -1,0 +1,93 @@
+"""Everything about a training config that can be known to be wrong before any data is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import network as networks
+from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.inference import sliding_window
+from deblur_mae_jax.network import Identity
+
+BALANCE = ("none", "sampling", "loss")
+
+
+def check(config: ConfigDict) -> Identity:
+    """What the run is. Raises `UserError`."""
+    c, o = config, config.optim
+    identity = networks.check(config)
+    _require("image_size", c.image_size, c.image_size >= 16, "at least 16 pixels")
+    _require("optim.batch_size", o.batch_size, o.batch_size >= 1, "at least 1")
+    _require("optim.accum_steps", o.accum_steps, o.accum_steps >= 1, "at least 1")
+    _require("optim.epochs", o.epochs, o.epochs > 0 or o.steps > 0, "greater than 0")
+    _require("optim.base_lr", o.base_lr, o.base_lr > 0, "greater than 0")
+    _require("optim.weight_decay", o.weight_decay, o.weight_decay >= 0, "0 or greater")
+    _require("optim.clip_norm", o.clip_norm, o.clip_norm >= 0, "0 (off) or greater")
+    for name in ("b1", "b2"):
+        _require(f"optim.{name}", o[name], 0 <= o[name] < 1, "in [0, 1)")
+    _require("model.in_chans", c.model.in_chans, c.model.in_chans in (1, 3), "1 or 3")
+    bad = c.data.max_bad_fraction
+    _require("data.max_bad_fraction", bad, 0 <= bad < 1, "in [0, 1)")
+    share = jax.device_count() * o.accum_steps
+    if o.batch_size % share:
+        near = max(share, round(o.batch_size / share) * share)
+        raise UserError(
+            f"config.optim.batch_size={o.batch_size} is not divisible by {jax.device_count()} "
+            f"device(s) x config.optim.accum_steps={o.accum_steps}; try {near}"
+        )
+    if identity.axes == 2:
+        _check_views(config)
+    if identity.supervised:
+        check_labels(config, identity)
+    return identity
+
+
+def _require(field: str, value: Any, ok: bool, rule: str) -> None:
+    if not ok:
+        raise UserError(f"config.{field}={value!r} must be {rule}")
+
+
+def _check_views(c: ConfigDict) -> None:
+    """The part of `check` that is about 2-D images."""
+    low, high = c.data.crop_scale
+    _require("data.crop_scale", (low, high), 0 < low <= high <= 1, "(low, high) within (0, 1]")
+    low, high = c.data.crop_ratio
+    _require("data.crop_ratio", (low, high), 0 < low <= high, "(low, high), greater than 0")
+    if c.task.blur_site not in ("native", "network"):
+        raise unknown("config.task.blur_site", c.task.blur_site, ("native", "network"))
+    for name in ("mean", "std"):
+        values = c.data[name]
+        if values and len(values) not in (1, c.model.in_chans):
+            raise UserError(
+                f"config.data.{name}={tuple(values)} must have one value, or one for each of "
+                f"config.model.in_chans={c.model.in_chans} channels"
+            )
+
+
+def check_labels(config: ConfigDict, identity: Identity) -> None:
+    """The part of `check` that is about tasks with labels."""
+    # Here, not above: scikit-learn takes a second at the start of every run.
+    from deblur_mae_jax.metrics import classification, segmentation
+
+    segments = identity.kind == "segment"
+    measures: Any = segmentation.MEASURES if segments else classification.METRICS
+    if config.select.metric not in measures:
+        raise unknown("config.select.metric", config.select.metric, measures)
+    if not segments:
+        if config.data.balance not in BALANCE:
+            raise unknown("config.data.balance", config.data.balance, BALANCE)
+        return
+    segmentation.check(config.report.tolerance, config.report.empty)
+    sliding_window.check(config.infer.overlap, config.infer.blending)
+    crops = config.data.crops_per_image
+    _require("data.crops_per_image", crops, crops >= 1, "at least 1")
+    if identity.axes == 2:
+        setting = config.search.setting
+        if not setting.startswith(("auto", "none", "search", "fixed", "random")):
+            raise UserError(
+                f"config.search.setting={setting} is for classifiers. Choices: auto, none, search(step), "
+                "fixed(sigma), random"
+            )

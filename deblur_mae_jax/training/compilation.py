@@ -1,0 +1,101 @@
+"""What a run costs, known before it starts: the compiled step, FLOPs, memory, hours."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from clu import parameter_overview
+
+from deblur_mae_jax.training.experiment import Experiment
+from deblur_mae_jax.training.progress import Progress
+
+DEFAULT_CACHE = "~/.cache/deblur_mae_jax/xla"
+
+
+def use_compilation_cache(setting: str) -> None:
+    """Keep compiled programs between runs, unless the user chose a place through JAX itself."""
+    if setting and not getattr(jax.config, "jax_compilation_cache_dir", None):
+        folder = Path(DEFAULT_CACHE if setting == "auto" else setting).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+@dataclasses.dataclass
+class Program:
+    """The compiled training step and what the compiler says of it."""
+
+    step: Any
+    seconds: float
+    flops: float
+    bytes: int
+
+
+def compile_step(run: Experiment, state: Any, batch: Any) -> Program:
+    """Compile the training step for exactly these shapes; nothing is compiled later in the loop."""
+    started = time.monotonic()
+    compiled = run.train_step.lower(state, run.arrays, batch).compile()
+    cost = compiled.cost_analysis() or {}
+    memory = compiled.memory_analysis()
+    total = 0
+    if memory is not None:
+        total = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+    return Program(compiled, time.monotonic() - started, float(cost.get("flops", 0.0)), total)
+
+
+def summary(run: Experiment, program: Program, state: Any) -> dict[str, Any]:
+    """What a step costs, by formula and by the compiler's count."""
+    batch = run.config.optim.batch_size
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    return {
+        "parameters": parameters,
+        "gflop_per_image_formula": run.network.flops_per_image / 1e9,
+        # XLA counts the program of one device.
+        "gflop_per_image_compiler": program.flops * run.mesh.size / batch / 1e9,
+        "gflop_per_step_formula": run.network.flops_per_image * batch / 1e9,
+        "memory_gib_per_device": program.bytes / 2**30,
+        "compile_seconds": program.seconds,
+        "store": run.store.name,
+        "steps": run.total_steps,
+        "steps_per_epoch": run.steps_per_epoch,
+    }
+
+
+def dry_run(run: Experiment, state: Any, progress: Progress) -> None:
+    """Compile, print shapes and cost, take two steps, and say how long the whole run would take."""
+    first = next(run.store.batches(0, 1))
+    shapes = {k: v.shape for k, v in first.items()}
+    overview = parameter_overview.get_parameter_overview(state.params)
+    program = compile_step(run, state, first)
+    cost = summary(run, program, state)
+    state, numbers = program.step(state, run.arrays, first)
+    loss = float(numbers["loss"])
+    # One more step for the time: the first one also moves programs and data into place.
+    started = time.monotonic()
+    state, numbers = program.step(state, run.arrays, first)
+    jax.block_until_ready(numbers)
+    seconds = time.monotonic() - started
+    batch = run.config.optim.batch_size
+    lines = [
+        overview,
+        f"batch                 {batch}, arrays per step {shapes}",
+        f"parameters            {cost['parameters']:,}",
+        f"GFLOP per image       {cost['gflop_per_image_formula']:.2f} by formula, "
+        f"{cost['gflop_per_image_compiler']:.2f} by the compiler's count",
+        f"GFLOP per step        {cost['gflop_per_step_formula']:.1f}",
+        f"memory per device     {cost['memory_gib_per_device']:.2f} GiB",
+        f"compile time          {cost['compile_seconds']:.1f} s",
+        f"first loss            {loss:.4f}",
+        f"step time             {seconds:.3f} s, {batch / seconds:.1f} img/s on "
+        f"{run.mesh.size} x {jax.devices()[0].device_kind}",
+        f"whole run             {run.total_steps} steps, about {run.total_steps * seconds / 3600:.2f} h here",
+    ]
+    for line in lines:
+        progress.print(line)

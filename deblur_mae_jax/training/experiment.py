@@ -1,0 +1,228 @@
+"""A training run, built from its config: images, network, order, store, optimiser, step."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from deblur_mae_jax import network as networks
+from deblur_mae_jax import sharding
+from deblur_mae_jax.data import dataset
+from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.data.loader import Loader
+from deblur_mae_jax.data.nifti import MODALITIES
+from deblur_mae_jax.data.order import Order
+from deblur_mae_jax.data.source import Skipped
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.input_pipeline import stores
+from deblur_mae_jax.network import Identity, Network
+from deblur_mae_jax.pretrained import warm_start
+from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.training import checks, optimizer, schedule, supervision, train_step
+from deblur_mae_jax.training.schedule import Lengths
+from deblur_mae_jax.training.supervision import Progress, Supervision
+from deblur_mae_jax.training.train_step import TrainState
+from deblur_mae_jax.workdir import run_folder
+from deblur_mae_jax.workdir.run_folder import Workdir
+
+
+@dataclasses.dataclass
+class Experiment:
+    """A run, ready to start.
+
+    arrays: what stays on the devices: `images`, and `search`, the network of an online search.
+    train_step: jitted, (state, arrays, batch) -> (state, metrics).
+    make_state: the state before the first step.
+    source: the network the run starts from.
+    supervision: of a run with labels.
+    choose_level: the search inside the step, params -> `ChooseLevel`.
+    notes: how the run was made, for the user.
+    skipped: files that are left out; failures to read during training are added.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    network: Network
+    index: data_index.Index
+    loader: Loader
+    order: Order
+    store: stores.Resident | stores.Streaming
+    arrays: Any
+    length: Lengths
+    train_step: Any
+    make_state: Callable[[], TrainState]
+    source: TrainedNetwork | None
+    supervision: Supervision | None
+    choose_level: Any
+    notes: list[str]
+    skipped: list[Skipped]
+
+    @property
+    def total_steps(self) -> int:
+        """Of the whole run."""
+        return self.length.steps
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """May be below one for tiny sets."""
+        return self.order.steps_per_epoch
+
+    def every(self, epochs: float) -> int:
+        """A number of epochs in whole steps, at least one."""
+        return max(1, round(epochs * self.steps_per_epoch))
+
+
+def build(
+    config: ConfigDict,
+    workdir: Workdir | None = None,
+    source: TrainedNetwork | None = None,
+    progress: tuple[Progress | None, Progress | None] = (None, None),
+) -> Experiment:
+    """Check the config, index the images, build the network and the step. Raises `UserError`.
+
+    config: without unset fields, from `inherit.resolve`.
+    workdir: keeps the index of the images; None: nothing is written.
+    source: the trained network the run starts from.
+    progress: called during the check of the images, and during a blur search.
+    """
+    # Images
+    identity, mesh = checks.check(config), sharding.make_mesh()
+    images = _images(config, identity, workdir, source, mesh, progress)
+    if workdir is not None:
+        run_folder.check_data(workdir, images.index.fingerprint, len(images.index))
+
+    # Network, length, optimiser
+    labels = images.supervision
+    classes = None if labels is None else labels.classes
+    weights = () if labels is None else supervision.class_weights(config, labels)
+    network = networks.build(config, len(classes or []), weights)
+    length = schedule.lengths(config.optim, images.order.steps_per_epoch)
+    learning_rate = schedule.make(config.optim, length)
+    tx = optimizer.make(config.optim, learning_rate, network.model, network.rules, network.task.trains)
+
+    # Store, and what stays on the devices beside the images
+    store = _store(config, network, images, mesh)
+    arrays, choose = {"images": store.arrays}, None
+    if source is not None and labels is not None and labels.searches_online:
+        arrays["search"] = jax.device_put(source.params, sharding.replicated(mesh))
+        choose = supervision.online(labels, source, network)
+
+    # Step, and the first state with the weights it starts from
+    def prepare(arrays, batch, keys):
+        at = choose(arrays["search"]) if choose is not None else None
+        return network.inputs.train(store.gather(arrays["images"], batch), keys, at)
+
+    step = train_step.make_train_step(prepare, network.task.loss, tx, learning_rate, config.seed)
+    taken, table = _start(config, network, source, classes)
+
+    def initial_state(taken):
+        return train_step.create_state(train_step.merged(network.init(), taken), tx)
+
+    make_state = jax.jit(initial_state, out_shardings=sharding.replicated(mesh))
+    logging.info("%d steps, %.1f per epoch", length.steps, length.per_epoch)
+    return Experiment(
+        config=config, mesh=mesh, network=network, index=images.index, loader=images.loader, order=images.order,
+        store=store, arrays=arrays, length=length, train_step=jax.jit(step, donate_argnums=0),
+        make_state=lambda: make_state(taken), source=source, supervision=labels, choose_level=choose,
+        notes=[*([] if labels is None else labels.lines), *table], skipped=list(images.index.skipped),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass
+class _Images:
+    """The images of a run, how they are read, and in which order they are trained on."""
+
+    index: data_index.Index
+    loader: Loader
+    order: Order
+    supervision: Supervision | None
+
+
+def _images(
+    config: ConfigDict,
+    identity: Identity,
+    workdir: Workdir | None,
+    source: TrainedNetwork | None,
+    mesh: Mesh,
+    progress: tuple[Progress | None, Progress | None],
+) -> _Images:
+    main = jax.process_index() == 0
+    cache = workdir.index() if workdir is not None and main else None
+    channels = config.model.in_chans
+    if not identity.supervised:
+        index = dataset.build_index(config, cache, progress=progress[0])
+        loader = Loader(index, channels, modality_of(index))
+        return _Images(index, loader, _order(config, identity, index), None)
+    index, labels = supervision.prepare(config, identity, source, mesh, cache, progress)
+    extras = {}
+    if labels.mask_values is None:
+        extras["label"] = labels.labels
+    if labels.levels is not None:
+        extras["level"] = labels.levels
+    loader = Loader(index, channels, extras, labels.split_numbers, labels.mask_classes)
+    return _Images(index, loader, supervision.train_order(config, labels), labels)
+
+
+def _store(config: ConfigDict, network: Network, images: _Images, mesh: Mesh) -> stores.Resident | stores.Streaming:
+    data, inputs = config.data, network.inputs
+    return stores.make(
+        data.store,
+        images.loader,
+        images.order,
+        mesh,
+        config.optim.accum_steps,
+        precompute=inputs.precompute if inputs.precomputes else None,
+        num_threads=data.num_threads,
+        num_workers=data.num_workers,
+    )
+
+
+def _start(
+    config: ConfigDict,
+    network: Network,
+    source: TrainedNetwork | None,
+    classes: list[str] | None,
+) -> tuple[Any, list[str]]:
+    """(the weights that are taken from `source`, lines that say which)."""
+    if source is None:
+        return {}, []
+    shapes = jax.eval_shape(network.init)
+    fit = warm_start.fit(source, shapes, network, config.init_strict, classes=classes, parts=config.init_parts)
+    return fit.params, fit.table(source)
+
+
+def modality_of(index: data_index.Index) -> dict[str, np.ndarray]:
+    """`modality` `(N,)`, numbers, of the images that have one; as a `Loader` takes it."""
+    if index.source.modalities is None:
+        return {}
+    numbers = [MODALITIES.index(name) for name in index.source.modalities]
+    return {"modality": np.array(numbers, np.int32)}
+
+
+def _order(config: ConfigDict, identity: Identity, index: data_index.Index) -> Order:
+    """Every image once an epoch, or the modalities in the stated ratio."""
+    text = config.data.ratio if identity.axes == 3 else ""
+    if not text:
+        return Order(len(index), config.optim.batch_size, config.seed)
+    modalities = index.source.modalities
+    present = sorted(set(modalities or []))
+    try:
+        pairs = [pair.split("=") for pair in text.split(",")]
+        shares = {name.strip(): float(share) for name, share in pairs}
+    except ValueError:
+        shares = {}
+    if sorted(shares) != present or not all(share > 0 for share in shares.values()):
+        example = ",".join(f"{name}=1" for name in present or MODALITIES)
+        raise UserError(
+            f"config.data.ratio='{text}' must give every modality of the data a number above 0, such as {example}"
+        )
+    labels = np.array(modalities)
+    seed, batch = config.seed, config.optim.batch_size
+    return Order(len(index), batch, seed, labels=labels, shares=shares)

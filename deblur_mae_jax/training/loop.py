@@ -1,0 +1,292 @@
+"""The one training loop: step, log the previous step, evaluate, save, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from deblur_mae_jax.performance import chips, profiling
+from deblur_mae_jax.training.compilation import Program
+from deblur_mae_jax.training.evaluator import Conclusion, Evaluator
+from deblur_mae_jax.training.experiment import Experiment
+from deblur_mae_jax.training.meter import Throughput
+from deblur_mae_jax.training.progress import Progress, duration
+from deblur_mae_jax.training.stop import Stop
+from deblur_mae_jax.training.train_step import TrainState, fingerprint
+from deblur_mae_jax.workdir import checkpoint, metric_writer, run_folder
+from deblur_mae_jax.workdir.run_folder import BEST, Workdir
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient was not finite; the message names the capture."""
+
+
+@dataclasses.dataclass
+class Result:
+    """How a run ended.
+
+    step: the last one.
+    finished: whether all steps were taken, or patience ended.
+    report: the page.
+    checkpoint: of the last step; None if it could not be saved.
+    params_fingerprint: hash of every bit of the parameters.
+    params: of the last step.
+    measures: of the last evaluation, or of the final judgement.
+    """
+
+    step: int
+    finished: bool
+    report: Path
+    checkpoint: Path | None
+    params_fingerprint: str
+    params: Any
+    measures: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@jax.jit
+def _copied(params: Any) -> Any:
+    return jax.tree.map(jax.numpy.copy, params)
+
+
+@dataclasses.dataclass
+class Loop:
+    """The loop and what it writes. Metrics of a step are read while the next one runs.
+
+    best: step and score of the weights to keep.
+    tracer: traces a few steps.
+    """
+
+    run: Experiment
+    workdir: Workdir
+    evaluator: Evaluator
+    program: Program
+    checkpoints: checkpoint.Checkpoints
+    writer: metric_writer.Writer
+    progress: Progress
+    best: dict[str, Any] | None = None
+    tracer: profiling.Tracer | None = None
+
+    def __post_init__(self) -> None:
+        self.main = jax.process_index() == 0
+        self.meter = Throughput(self.run.config.optim.batch_size)
+        self.peak = chips.peak_flops(jax.devices()[0].device_kind)
+        self.latest: dict[str, float] = {}
+
+    def train(self, state: TrainState, start: int, first: Any, batches: Iterator[Any]) -> Result:
+        """Take steps `start` + 1 to the last. first: the batch of the first one; batches: the others'."""
+        run, batch, step = self.run, first, start
+        pending: tuple[int, Any] | None = None
+        # The step donates its input, so copy the initial parameters and evaluate them after step 1; compile errors
+        # then show before the first slow report.
+        untrained = _copied(state.params) if start == 0 else None
+        with Stop() as stop:
+            self.meter.restart()
+            while not self.is_over(step):
+                with self.watched(step + 1, pending):
+                    state, numbers = self.program.step(state, run.arrays, batch)
+                step += 1
+                if self.tracer is not None:
+                    self.tracer.after(step, numbers, self.program.step)
+                if untrained is not None:
+                    jax.block_until_ready(numbers)
+                    self.meter.tick()
+                    self.progress.update("the first step is taken", force=True)
+                    self.evaluate(0, untrained)
+                    untrained = None
+                if pending is not None:
+                    self.log(*pending, state)
+                pending = (step, numbers)
+                if step < run.total_steps:
+                    pending = self.evaluate_and_save(step, state, pending)
+                if stop.now(step):
+                    break
+                if step < run.total_steps:
+                    with self.meter.waiting():
+                        batch = next(batches)
+            if pending is not None:
+                self.log(*pending, state)
+            finished = self.is_over(step)
+            self.progress.done()
+            if finished:
+                self.evaluate(step, state.params)
+            saved = self.save(step, state)
+        return self.finish(step, state, finished, saved)
+
+    def close(self) -> None:
+        """Close every file."""
+        if self.tracer is not None:
+            self.tracer.close()
+        self.writer.close()
+        self.checkpoints.close()
+
+    def is_over(self, step: int) -> bool:
+        """Whether all steps are taken, or the validation images have not been judged better for too long."""
+        if step >= self.run.total_steps:
+            return True
+        if self.best is None or not self.run.config.select.patience_epochs:
+            return False
+        return step - self.best["step"] >= self.run.every(self.run.config.select.patience_epochs)
+
+    @contextlib.contextmanager
+    def watched(self, step: int, pending: Any) -> Iterator[None]:
+        """No transfer between host and device may happen unasked in a step; traced if the user wants."""
+        traced = self.tracer.around(step, pending) if self.tracer else contextlib.nullcontext()
+        with jax.transfer_guard("disallow"), traced:
+            yield
+
+    def evaluate_and_save(self, step: int, state: TrainState, pending: Any) -> Any:
+        """What is due after this step; returns the step whose metrics are still to be read."""
+        config = self.run.config
+        saves = step % self.run.every(config.checkpoint.every_epochs) == 0
+        if saves:  # nothing is saved that was not looked at
+            self.log(pending[0], pending[1], state)
+            pending = None
+        if step % self.run.every(config.report.every_epochs) == 0:
+            self.evaluate(step, state.params)
+        if saves:
+            self.save(step, state)
+        return pending
+
+    def log(self, step: int, numbers: Any, state: TrainState) -> None:
+        """Look at the metrics of one step: stop on trouble, show the line, write every few."""
+        run, config, meter = self.run, self.run.config, self.meter
+        values = {k: np.asarray(v).item() for k, v in jax.device_get(numbers).items()}
+        if not values.pop("healthy"):
+            self.stop_non_finite(step, values, state)
+        meter.tick()
+        epoch = step / run.steps_per_epoch
+        flops = run.network.flops_per_image * meter.rate
+        speed = {"images_per_second": meter.rate, "data_wait": meter.stall}
+        if self.peak:
+            speed["mfu"] = flops / (self.peak * run.mesh.size)
+        if self.main:
+            mfu = f"  MFU {speed['mfu']:.0%}" if "mfu" in speed else ""
+            self.progress.update(
+                f"step {step}/{run.total_steps}  epoch {epoch:.1f}  loss {values['loss']:.4f}  "
+                f"lr {values['learning_rate']:.2e}  {meter.rate:.1f} img/s  data wait {meter.stall:.0%}{mfu}"
+                f"  left {duration(meter.seconds(run.total_steps - step))}"
+            )
+        if step % config.log.every_steps == 0 or step == run.total_steps:
+            if self.main:
+                with self.survive_full_disk(f"the metrics of step {step}"):
+                    self.writer.write_scalars(step, values | {"epoch": epoch} | speed)
+            meter.restart()
+
+    def evaluate(self, step: int, params: Any) -> None:
+        """Judge the network, write the report, keep the best weights."""
+        self.progress.update(f"step {step}: evaluating", force=self.progress.live)
+        judgement = self.evaluator.evaluate(params)
+        self.latest = judgement.scalars
+        if self.main:
+            with self.survive_full_disk(f"the report of step {step}"):
+                self.writer.write_scalars(step, judgement.scalars)
+                self.writer.write_images(step, judgement.images)
+                self.evaluator.write(step, judgement)
+        self.keep_best(step, judgement.score, params)
+        self.meter.pause()
+
+    def keep_best(self, step: int, score: float | None, params: Any) -> None:
+        """Keep the weights if the validation images are judged better than ever before."""
+        if score is None or (self.best is not None and score <= self.best["score"]):
+            return
+        try:
+            checkpoint.save_tree(self.workdir.best(step), params)
+            self.best = {"step": step, "score": score}
+        except Exception as error:  # full disks and dead mounts come in many kinds
+            line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            self.progress.print(f"the best weights, of step {step}, could not be saved: {line}")
+
+    def save(self, step: int, state: TrainState) -> bool:
+        """Save state and data position."""
+        notes = {
+            "step": step,
+            "position": step * self.run.config.optim.batch_size,
+            "seed": self.run.config.seed,
+            "dataset_fingerprint": self.run.index.fingerprint,
+            "best": self.best,
+        }
+        done = self.checkpoints.save(step, state, notes)
+        if done and self.best is not None and self.main:
+            # Delete older best weights only after this checkpoint is safe: a resumed run may still point at them.
+            for old in self.workdir.path.glob(f"{BEST}_*"):
+                if old != self.workdir.best(self.best["step"]):
+                    shutil.rmtree(old, ignore_errors=True)
+        self.meter.pause()
+        return done
+
+    @contextlib.contextmanager
+    def survive_full_disk(self, what: str) -> Iterator[None]:
+        """Say that something could not be written, and go on."""
+        try:
+            yield
+        except OSError as error:
+            self.progress.print(f"{what} could not be written: {error.strerror or error}")
+
+    def stop_non_finite(self, step: int, values: dict[str, float], state: TrainState) -> None:
+        """Write what is needed to run the step again, and stop."""
+        run, folder = self.run, self.workdir.failure(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = run.order.batch(step - 1)
+        # The state was frozen as it was before the step, so it can be replayed as it stands.
+        checkpoint.save_tree(folder / "state", state)
+        if self.main:
+            capture = {
+                "step": step,
+                "seed": run.config.seed,
+                "loss": repr(values["loss"]),
+                "grad_norm": repr(values["grad_norm"]),
+                "indices": numbers.tolist(),
+                "names": [run.index.source.names[int(n)] for n in numbers],
+                "config": run.config.to_dict(),
+            }
+            run_folder.write_json(folder / "capture.json", capture)
+        self.progress.done()
+        raise NonFiniteLossError(
+            f"step {step}: the loss is {values['loss']} and its gradient norm {values['grad_norm']}. "
+            f"Stopped before the update. Step, images, config and state are in '{folder}'; "
+            f"python scripts/replay_step.py {folder} runs it again image by image"
+        )
+
+    def finish(self, step: int, state: TrainState, finished: bool, saved: bool) -> Result:
+        """The final judgement, `result.json`, and what the terminal says."""
+        code = f"{int(jax.jit(fingerprint)(state.params)):08x}"
+        path = self.checkpoints.path(step) if saved else None
+        judged, best = step, None
+        if finished and self.best is not None:
+            self.progress.update("predicting with the best weights", force=self.progress.live)
+            judged = self.best["step"]
+            best = checkpoint.load_tree(self.workdir.best(judged), state.params)
+        conclusion = Conclusion(self.latest, "", self.workdir.report)
+        with self.survive_full_disk("the report"):
+            conclusion = self.evaluator.finish(judged, best, self.main)
+        measures = conclusion.measures
+        if self.main:
+            with self.survive_full_disk("the result"):
+                rounded = {k: round(v, 6) for k, v in measures.items()}
+                ended = {"step": step, "finished": finished, "params_fingerprint": code}
+                run_folder.write_json(self.workdir.result, ended | rounded)
+                self.writer.flush()
+            self.conclude(step, finished, code, conclusion, path)
+        return Result(step, finished, self.workdir.page, path, code, state.params, measures)
+
+    def conclude(self, step: int, finished: bool, code: str, conclusion: Conclusion, path: Path | None) -> None:
+        """Print how it ended and where everything is."""
+        ended = "finished" if finished else "stopped on request"
+        lines = [f"{ended} at step {step}, parameter hash {code}"]
+        lines += [f"  {k.replace('_', ' '):32s} {v:.4f}" for k, v in conclusion.measures.items()]
+        lines += [conclusion.text] if conclusion.text else []
+        lines += [
+            f"figures     {conclusion.figure}",
+            f"report      {self.workdir.page}",
+            f"checkpoint  {path if path is not None else 'could not be saved'}",
+        ]
+        lines += [] if finished else ["run the same command again to resume"]
+        for line in lines:
+            self.progress.print(line)

@@ -1,0 +1,49 @@
+"""The speed of a training loop: images per second, and the share of the time spent waiting for data."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+
+class Throughput:
+    """Measures whole steps only: the one that a pause interrupts does not count."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.rate = 0.0  # images per second
+        self.stall = 0.0  # share of the time
+        self._interrupted = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to measure anew."""
+        self._started, self._steps, self._waited = time.monotonic(), 0, 0.0
+
+    def pause(self) -> None:
+        """Something else took time: measure anew from the end of the step that is under way."""
+        self.restart()
+        self._interrupted = self.rate > 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in which the loop waits for data."""
+        started = time.monotonic()
+        yield
+        self._waited += time.monotonic() - started
+
+    def tick(self) -> None:
+        """A step has ended."""
+        now = time.monotonic()
+        elapsed = max(now - self._started, 1e-9)
+        self.stall = self._waited / elapsed
+        if self._interrupted:
+            self._interrupted, self._started = False, now
+            return
+        self._steps += 1
+        self.rate = self._steps * self.batch_size / elapsed
+
+    def seconds(self, steps: int) -> float:
+        """How long so many steps take at this rate."""
+        return steps * self.batch_size / self.rate if self.rate else float("inf")

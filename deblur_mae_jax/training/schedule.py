@@ -1,0 +1,103 @@
+"""Learning-rate schedules: those of MAE, timm (DAE's code) and MONAI, and the choice among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from deblur_mae_jax.errors import UserError, unknown
+
+# step -> learning rate
+Schedule = Callable[[Any], Any]
+SCHEDULES = ("cosine", "constant", "timm", "by_epoch")
+
+
+class Lengths(NamedTuple):
+    """steps: of the run. epochs, warmup_epochs: the same in epochs, and of the warm-up. per_epoch: steps of an
+    epoch."""
+
+    steps: int
+    epochs: float
+    warmup_epochs: float
+    per_epoch: float
+
+
+def lengths(optim: ConfigDict, per_epoch: float) -> Lengths:
+    """How long a run and its warm-up are. optim: `config.optim`; per_epoch: steps of an epoch. Raises `UserError`."""
+    if optim.steps:
+        epochs = optim.steps / per_epoch
+        warmup = optim.warmup_steps / per_epoch or optim.warmup_epochs
+        return Lengths(optim.steps, epochs, min(warmup, 0.1 * epochs), per_epoch)
+    if not 0 <= optim.warmup_epochs < optim.epochs:
+        raise UserError(
+            f"config.optim.warmup_epochs={optim.warmup_epochs!r} must be at least 0 and less than "
+            f"config.optim.epochs={optim.epochs:g}"
+        )
+    steps = max(1, math.ceil(optim.epochs * per_epoch))
+    return Lengths(steps, steps / per_epoch, optim.warmup_epochs, per_epoch)
+
+
+def make(optim: ConfigDict, length: Lengths) -> Schedule:
+    """The schedule that `config.optim` asks for. Raises `UserError`."""
+    lr = optim.base_lr * (optim.batch_size / 256 if optim.scale_lr else 1.0)
+    steps, epochs, warmup, per_epoch = length
+
+    def timm(step):
+        return timm_learning_rate(step, lr, optim.min_lr, optim.warmup_lr, warmup * per_epoch, steps)
+
+    def by_epoch(step):
+        return monai_learning_rate(jnp.floor(step / per_epoch), lr, optim.min_lr, warmup, epochs)
+
+    def constant(step):
+        return mae_learning_rate(jnp.minimum(step / per_epoch, warmup), lr, lr, warmup, epochs)
+
+    def cosine(step):
+        return mae_learning_rate(step / per_epoch, lr, optim.min_lr, warmup, epochs)
+
+    schedules = dict(zip(SCHEDULES, (cosine, constant, timm, by_epoch), strict=True))
+    if optim.schedule not in schedules:
+        raise unknown("config.optim.schedule", optim.schedule, schedules)
+    return schedules[optim.schedule]
+
+
+def mae_learning_rate(epoch: Any, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> jax.Array:
+    """Linear warm-up from 0, then half a cosine to `min_lr`; `epoch` may be a fraction."""
+    epoch = jnp.asarray(epoch, jnp.float32)
+    warm = lr * epoch / max(warmup_epochs, 1e-12)
+    progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
+    cosine = min_lr + (lr - min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return jnp.where(epoch < warmup_epochs, warm, cosine)
+
+
+def timm_learning_rate(
+    step: Any, lr: float, min_lr: float, warmup_lr: float, warmup_steps: float, steps: float
+) -> jax.Array:
+    """The schedule of DAE's code, timm's: a linear warm-up from `warmup_lr` takes the place of a cosine's beginning."""
+    step = jnp.asarray(step, jnp.float32)
+    warm = warmup_lr + (lr - warmup_lr) * step / max(warmup_steps, 1e-12)
+    cosine = min_lr + (lr - min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * step / steps))
+    return jnp.where(step < warmup_steps, warm, jnp.where(step < steps, cosine, min_lr))
+
+
+def monai_learning_rate(
+    epoch: Any,
+    lr: float,
+    min_lr: float,
+    warmup_epochs: float,
+    epochs: float,
+    warmup_lr: float = 0.0,
+) -> jax.Array:
+    """The schedule of DAE's fine-tuning code, MONAI's: per whole epoch, the first at `warmup_lr`.
+
+    `lr` is reached in epoch `warmup_epochs - 1`, and half a cosine leads from epoch `warmup_epochs` to `epochs`.
+    """
+    epoch = jnp.asarray(epoch, jnp.float32)
+    warm = warmup_lr + (lr - warmup_lr) * epoch / max(warmup_epochs - 1, 1e-12)
+    progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
+    cosine = min_lr + (lr - min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return jnp.where(epoch < warmup_epochs, warm, cosine)

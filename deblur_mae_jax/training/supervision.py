@@ -1,0 +1,243 @@
+"""What a run with labels knows beyond its images: classes, splits, blur levels, balance."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from deblur_mae_jax.data import dataset, splits
+from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.data.order import Order
+from deblur_mae_jax.degradations import parse
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.inference import blur_search
+from deblur_mae_jax.network import Identity, Network
+from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+
+MAX_CLASSES = 64
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass
+class Supervision:
+    """What a run with labels knows beyond its images.
+
+    classes: names; of a segmentation with the background first.
+    labels: `(N,)`, the class number of every image of the index.
+    positions: numbers of the images of each split.
+    lines: how the splits were made, for the user.
+    setting: how the blur level of an image is found; None without levels.
+    levels: `(N,)`, the blur level of every image, where it is known before training.
+    table: of the blur search.
+    mask_values: the value of each class in the mask files, of a segmentation.
+    """
+
+    classes: list[str]
+    labels: np.ndarray
+    positions: dict[str, np.ndarray]
+    lines: list[str]
+    setting: blur_search.Setting | None = None
+    levels: np.ndarray | None = None
+    table: blur_search.Table | None = None
+    mask_values: list[int] | None = None
+
+    @property
+    def mask_classes(self) -> np.ndarray | None:
+        """The class of every value of a mask file `(256,)` uint8."""
+        if self.mask_values is None:
+            return None
+        out = np.zeros(256, np.uint8)
+        out[self.mask_values] = np.arange(len(self.mask_values))
+        return out
+
+    @property
+    def searches_online(self) -> bool:
+        """Whether the blur level is searched inside the step."""
+        return self.setting is not None and self.setting.kind == "online"
+
+    @property
+    def split_numbers(self) -> np.ndarray:
+        """A number for the split of every image `(N,)`, -1 for those in none."""
+        out = np.full(len(self.labels), -1)
+        for number, positions in enumerate(self.positions.values()):
+            out[positions] = number
+        return out
+
+
+def prepare(
+    config: ConfigDict,
+    identity: Identity,
+    source: TrainedNetwork | None,
+    mesh: jax.sharding.Mesh,
+    cache: Path | None = None,
+    progress: tuple[Progress | None, Progress | None] = (None, None),
+) -> tuple[data_index.Index, Supervision]:
+    """Index the images of all splits, and settle their blur levels. Raises `UserError`.
+
+    identity: of the run, or of a probe.
+    source: the network the run starts from, which may search the levels.
+    cache: JSON file of the index.
+    progress: called during the check of the images, and during the search.
+    """
+    by_mask = identity.kind == "segment"
+    setting = _setting(config, identity, source)
+    labelled = splits.labelled(lambda split: dataset.load_source(config, split), config.data, by_mask)
+    if config.select.metric == "f1_binary" and len(labelled.classes) != 2:
+        raise UserError(
+            f"config.select.metric=f1_binary needs two classes; there are {len(labelled.classes)}: use f1_macro"
+        )
+    # A prediction must be of the image it names, so every pixel is read whatever config.data.check says.
+    index = dataset.build_index(
+        config, cache, source=labelled.source, progress=progress[0], check="pixels", masks=by_mask
+    )
+    supervision, index = _divide(config, labelled, index, by_mask)
+    if setting is None:
+        return index, supervision
+    supervision.setting = setting
+    searches = source is not None and source.network.kind == "reconstruct"
+    why = "" if searches or setting.kind != "none" else ": there is no pre-training network to search with"
+    value = f" {setting.value:g}" if setting.value else ""
+    supervision.lines.append(f"blur of the images: {setting.kind}{value}{why}")
+
+    def run_search(step: int) -> blur_search.Table:
+        assert source is not None
+        return blur_search.search(
+            source,
+            index,
+            mesh,
+            step=step,
+            batch_size=config.search.batch_size,
+            cache=config.search.cache,
+            num_threads=config.data.num_threads,
+            show=progress[1],
+        )
+
+    degradation = parse.degradation(config.task.degrade)
+    supervision.levels, supervision.table = blur_search.assign(
+        setting, degradation, len(index), config.seed, run_search
+    )
+    return index, supervision
+
+
+def _setting(config: ConfigDict, identity: Identity, source: TrainedNetwork | None) -> blur_search.Setting | None:
+    """How the blur level of an image is found; volumes have none."""
+    if identity.axes == 3:
+        return None
+    degradation = parse.degradation(config.task.degrade)
+    can_search = source is not None and source.network.kind == "reconstruct"
+    setting = blur_search.parse(config.search.setting, degradation, can_search)
+    if setting is not None and setting.kind in ("search", "online"):
+        assert source is not None
+        _require_same_levels(config, degradation, source)
+    return setting
+
+
+def _divide(
+    config: ConfigDict, labelled: splits.Labelled, index: data_index.Index, by_mask: bool
+) -> tuple[Supervision, data_index.Index]:
+    """Labels and splits of the images that can be used; the index, its fingerprint with them."""
+    row_of = {name: i for i, name in enumerate(labelled.source.names)}
+    split = labelled.split[np.array([row_of[name] for name in index.source.names])]
+    names = np.array(index.source.labels)
+    labels = np.array([labelled.classes.index(name) for name in names], np.int32)
+    positions = {name: np.flatnonzero(split == name) for name in splits.SPLITS}
+    positions = {name: numbers for name, numbers in positions.items() if len(numbers)}
+    splits.require(labelled.classes, labels, positions, config.data)
+    lines = list(labelled.lines)
+    classes, values = labelled.classes, None
+    if by_mask:
+        classes, values = _classes_of_masks(config, index, positions)
+    else:
+        lines += splits.missing_classes(classes, labels, positions)
+    if config.data.fraction != 1:
+        train = positions["train"]
+        share = splits.fraction(labels[train], config.data.fraction, config.data.split_seed)
+        positions["train"] = train[share]
+        lines.append(f"{len(share)} of {len(train)} training images (config.data.fraction)")
+    digest = hashlib.sha256(index.fingerprint.encode())
+    groups = index.source.groups or [""] * len(index)
+    for row in zip(index.source.names, names, split, groups, strict=True):
+        digest.update("\0".join(row).encode())
+    index = dataclasses.replace(index, fingerprint=digest.hexdigest()[:16])
+    return Supervision(classes, labels, positions, lines, mask_values=values), index
+
+
+def _classes_of_masks(
+    config: ConfigDict, index: data_index.Index, positions: dict[str, np.ndarray]
+) -> tuple[list[str], list[int]]:
+    """(names of the classes, background first; the value of each in the mask files)."""
+    values = sorted({0}.union(*(set(v) for v in index.mask_values)))
+    if len(values) > MAX_CLASSES:
+        raise UserError(
+            f"config.data.root: the masks hold {len(values)} different values; a mask has one whole number per class. "
+            "A mask that was saved as JPEG has lost its values: save it as PNG"
+        )
+    if len(values) == 1:
+        raise UserError("config.data.root: the masks are all empty: nothing to segment")
+    learnt = {0}.union(*(set(index.mask_values[i]) for i in positions["train"]))
+    absent = [v for v in values if v not in learnt]
+    if absent:
+        raise UserError(
+            f"config.data.split={config.data.split}: no training mask holds the value {absent[0]}, which those of the "
+            "other splits do"
+        )
+    names = list(config.data.label_names)
+    if not names:
+        numbers = [1] if len(values) == 2 else values[1:]
+        names = [f"label {v}" for v in numbers]
+    if len(names) != len(values) - 1 or len(set(names)) < len(names):
+        raise UserError(
+            f"config.data.label_names={tuple(names)} must be {len(values) - 1} different names, one for each of the "
+            f"values {', '.join(str(v) for v in values[1:])} of the masks"
+        )
+    return ["background", *names], values
+
+
+def _require_same_levels(config: ConfigDict, degradation: Any, source: TrainedNetwork) -> None:
+    """Raise `UserError` where a level has another sigma than the searching network learned."""
+    before = source.network.inputs.degradation
+    if not np.array_equal(blur_search.all_sigmas(degradation), blur_search.all_sigmas(before)):
+        raise UserError(
+            f"config.task.degrade='{config.task.degrade}' has other levels than the network of "
+            f"config.init_from, trained with '{source.config.task.degrade}', which searches them; use "
+            "config.search.setting=none, fixed(sigma) or random with it"
+        )
+
+
+def class_weights(config: ConfigDict, supervision: Supervision) -> tuple[float, ...]:
+    """Weight of each class in the loss, 1 on average over the training images; () for none."""
+    if supervision.mask_values is not None or config.data.balance != "loss":
+        return ()
+    train = supervision.labels[supervision.positions["train"]]
+    counts = np.bincount(train, minlength=len(supervision.classes))
+    return tuple((len(train) / (len(counts) * np.maximum(counts, 1))).tolist())
+
+
+def train_order(config: ConfigDict, supervision: Supervision) -> Order:
+    """The order of the training images, balanced where the config says so; several crops of each in an epoch."""
+    train = supervision.positions["train"]
+    if supervision.mask_values is not None:
+        train = np.repeat(train, config.data.crops_per_image)
+        return Order(len(train), config.optim.batch_size, config.seed, train)
+    labels = supervision.labels[train] if config.data.balance == "sampling" else None
+    return Order(len(train), config.optim.batch_size, config.seed, train, labels)
+
+
+def online(labels: Supervision, source: TrainedNetwork, network: Network) -> Any:
+    """The search inside the step, on the view that is trained on (Algorithm 1 to the letter)."""
+    assert labels.setting is not None
+    before = source.network
+    levels = blur_search.candidates(before.inputs.degradation.num_levels, labels.setting.step)
+    if before.inputs.image_size != network.inputs.image_size:
+        raise UserError(
+            f"config.search.setting=online needs config.image_size={before.inputs.image_size}, the "
+            f"size the network of config.init_from was trained at, not {network.inputs.image_size}"
+        )
+    return blur_search.make_choose_level(before.model, network.inputs, levels, before.task.norm_pix_loss)

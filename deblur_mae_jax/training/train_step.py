@@ -1,0 +1,123 @@
+"""The pure functions of a training step: its state, the step, and a hash of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from deblur_mae_jax.input_pipeline.keys import stream_keys
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes. `healthy` falls to false at a non-finite loss and freezes the rest."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    healthy: jax.Array
+
+
+def create_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
+    """State before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.ones((), bool))
+
+
+def merged(params: Any, part: Any) -> Any:
+    """`params` with the entries of the nested dict `part` in place of its own."""
+    if not isinstance(part, dict):
+        return part
+    return {**params, **{name: merged(params.get(name), value) for name, value in part.items()}}
+
+
+def _averaged(micro: Callable[[Any, Any], Any], batch: Any, accum: int) -> Any:
+    """The mean over the accumulation steps of what `micro(number, part of the batch)` gives."""
+    first = jax.tree.map(lambda x: x[0], batch)
+    if accum == 1:
+        return micro(0, first)
+
+    def add(carry, xs):
+        return jax.tree.map(jnp.add, carry, micro(*xs)), None
+
+    shapes = jax.eval_shape(micro, jnp.zeros((), jnp.int32), first)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, zero, (jnp.arange(accum), batch))
+    return jax.tree.map(lambda x: x / accum, total)
+
+
+def make_train_step(
+    prepare: Callable[[Any, Any, dict[str, jax.Array]], Any],
+    loss: Callable[..., tuple[jax.Array, dict]],
+    tx: optax.GradientTransformationExtraArgs,
+    schedule: Callable[[jax.Array], jax.Array],
+    seed: int,
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """`step(state, arrays, batch) -> (state, metrics)`.
+
+    prepare: `(arrays, part of a batch, keys) -> what the loss takes`. batch: leaves `(A, B / A,
+    ...)`; gradients are averaged over the A accumulation steps, which gives the gradient of the whole
+    batch. What a loss returns as `assign`, a part of the parameter tree, replaces those entries
+    (running statistics), averaged likewise. A non-finite loss or gradient leaves parameters and
+    optimiser as they were before the step: `tx` takes `healthy` and keeps its state by itself
+    (`optimizer.keep_state`).
+    """
+
+    def loss_of(params, arrays, part, keys):
+        with jax.named_scope("input"):
+            prepared = prepare(arrays, part, keys)
+        per_image, out = loss(params, prepared, keys)
+        return per_image.mean(), out.get("assign", {})
+
+    def train_step(state, arrays, batch):
+        accum, share = jax.tree.leaves(batch)[0].shape[:2]
+
+        def micro(number, part):
+            keys = stream_keys(seed, state.step, number * share + jnp.arange(share))
+            (value, assign), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, arrays, part, keys)
+            return value, assign, grads
+
+        value, assign, grads = _averaged(micro, batch, accum)
+        with jax.named_scope("update"):
+            grad_norm = optax.tree.norm(grads)
+        healthy = state.healthy & jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        with jax.named_scope("update"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params, healthy=healthy)
+            params = merged(optax.apply_updates(state.params, updates), assign)
+            params = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), params, state.params)
+        metrics = {
+            "loss": value,
+            "grad_norm": grad_norm,
+            "learning_rate": schedule(state.step),
+            "healthy": healthy,
+        }
+        new_state = TrainState(
+            step=state.step + healthy.astype(jnp.int32),
+            params=params,
+            opt_state=opt_state,
+            healthy=healthy,
+        )
+        return new_state, metrics
+
+    return train_step
+
+
+def fingerprint(tree: Any) -> jax.Array:
+    """A 32-bit hash of every bit of a tree of arrays, the same on any number of devices.
+
+    Sums of odd multiples of the raw words, modulo 2^32: integer addition does not depend on order.
+    """
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        words = leaf.astype(jnp.uint32)
+        if leaf.dtype.itemsize == 4:
+            words = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        words = words.reshape(-1)
+        place = jnp.arange(words.size, dtype=jnp.uint32)
+        weight = (place * jnp.uint32(2654435761) + jnp.uint32(2 * number + 1)) | jnp.uint32(1)
+        total = total * jnp.uint32(31) + (words * weight).sum(dtype=jnp.uint32)
+    return total

@@ -1,0 +1,65 @@
+"""Networks for gray images and for colour images, one made from the other.
+
+The rule keeps what the network makes of a gray image, to rounding. With the image's grey level g, old
+inputs x_c = (g - mean_c) / std_c and new inputs likewise, the patch embedding is refitted to
+
+    K'[p, c'] = sum_c K[p, c] / std_c * std'_c' / C'     (3 -> 1: the sum over colours; 1 -> 3: a third each)
+    b'        = b + sum_pc K[p, c] / std_c * (mean(mean') - mean_c)
+
+and the decoder predicts, for every new channel, the mean of the colours it predicted before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.input_pipeline.images import ImageInputs
+
+
+def convert(params: Any, old: ImageInputs, new: ImageInputs, norm_pix: bool) -> Any:
+    """The parameter tree for as many channels as `new` has, from one for the channels of `old`.
+
+    old, new: input pipelines, of which the channels and the normalisation are used.
+    norm_pix: the decoder predicts normalised patches, whose colours are alike: their mean is taken as it is.
+    Raises `UserError` for a network without a patch embedding.
+    """
+    flat = dict(traverse_util.flatten_dict(params, sep="/"))
+    before, after = old.in_chans, new.in_chans
+    if "patch_embed/proj/kernel" not in flat:
+        raise UserError(
+            f"config.model.in_chans={after}: the weights are for {before} channels, and this network has no patch "
+            "embedding that could be converted"
+        )
+    mean, std = _wide(old.mean, before), _wide(old.std, before)
+    new_mean, new_std = _wide(new.mean, after), _wide(new.std, after)
+
+    kernel = np.asarray(flat["patch_embed/proj/kernel"], np.float64)  # (P, P, C, D)
+    per_level = kernel / std[:, None]
+    flat["patch_embed/proj/kernel"] = _float32(per_level.sum(axis=2, keepdims=True) * (new_std / after)[:, None])
+    shift = (per_level * (new_mean.mean() - mean)[:, None]).sum(axis=(0, 1, 2))
+    flat["patch_embed/proj/bias"] = _float32(flat["patch_embed/proj/bias"] + shift)
+
+    if "decoder_pred/kernel" in flat:
+        for name in ("decoder_pred/kernel", "decoder_pred/bias"):
+            value = np.asarray(flat[name], np.float64)
+            value = value.reshape(*value.shape[:-1], -1, before)
+            if norm_pix:
+                level = np.repeat(value.mean(axis=-1, keepdims=True), after, axis=-1)
+            else:
+                offset = name.endswith("bias")
+                grey = (value * std + mean * offset).mean(axis=-1, keepdims=True)
+                level = (grey - new_mean * offset) / new_std
+            flat[name] = _float32(level.reshape(*level.shape[:-2], -1))
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _wide(values: tuple[float, ...], channels: int) -> np.ndarray:
+    return np.broadcast_to(np.asarray(values, np.float64), (channels,))
+
+
+def _float32(value: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(value, np.float32)

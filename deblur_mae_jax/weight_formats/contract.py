@@ -1,0 +1,131 @@
+"""What the file of a weight format holds. One file per format.
+
+A file `deblur_mae_jax/weight_formats/<name>.py` is a format if it has `NAME`. It has
+
+    NAME             as in `--format=<NAME>`
+    TITLE            what its weights are for, for help texts and model cards
+    MODELS           the networks, names of `deblur_mae_jax/models`, that it can hold
+    NEEDS            packages that open it in PyTorch
+    matches(names) -> bool
+                     whether a state dict with these names is in this format, and in no other
+    to_ours(state) -> state
+                     its state dict under this library's names (those of MAE's and MONAI's code). Raises `UserError`
+    infer(weights) -> Inferred
+                     the config, classes and parts of a file's network; the config in its header where there is one
+    from_ours(network, state) -> Converted
+                     the inverse of `to_ours`; `network` is `export.description.describe`. Raises `UserError` where
+                     the network does not fit
+    opens_with(network) -> dict
+                     the library, class or model, and arguments that open it
+    companions(folder, network, opens, weights) -> None
+                     writes the other files that the format needs; `weights` is the name of the weight file
+    snippet(certificate) -> lines of Python
+                     that open it
+    open(file, certificate) -> Opened
+                     the network in PyTorch, for measuring how well it agrees
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deblur_mae_jax import lookup
+from deblur_mae_jax.errors import UserError, unknown
+
+# Arrays by PyTorch's names.
+State = dict[str, np.ndarray]
+WEIGHTS = "model.safetensors"
+
+
+@dataclasses.dataclass
+class Weights:
+    """A weight file that was read.
+
+    state: under this library's names.
+    format: the module it was recognised by; None for a file in this library's own names.
+    header: of our own safetensors files, else empty; it may hold `config` and `classes`.
+    config: `config.json` and preprocessor of a Hugging Face or timm folder.
+    arguments: the training arguments that a `.pth` checkpoint holds.
+    """
+
+    path: Path
+    state: State
+    format: Any
+    header: dict[str, str]
+    config: dict[str, Any]
+    arguments: dict[str, Any]
+
+
+class Inferred(NamedTuple):
+    """values: a flat config. classes: names. notes: for the user. parts: top-level parameters that the file holds;
+    None: all."""
+
+    values: dict[str, Any]
+    classes: list[str]
+    notes: list[str]
+    parts: tuple[str, ...] | None = None
+
+
+class Converted(NamedTuple):
+    """state: of the format. left_out: what has no place in it. changed: what was changed for it."""
+
+    state: State
+    left_out: list[str] = []  # noqa: RUF012, never written to
+    changed: list[str] = []  # noqa: RUF012
+
+
+@dataclasses.dataclass
+class Opened:
+    """A network in PyTorch: functions of arrays `(B, C, *space)`, and of levels `(B,)` or `None`.
+
+    module: the network.
+    tokens: (x, level) -> all tokens after the norm.
+    reconstruct: (x, level, mask_ratio, noise) -> patches.
+    features: (x, level) -> what the head sees.
+    logits: (x, level).
+    volume: x -> (output, hidden states as the decoder gets them).
+    layers: the modules under MAE's names.
+    Functions that the format has no part for are None.
+    """
+
+    module: Any
+    tokens: Callable[..., np.ndarray] | None = None
+    reconstruct: Callable[..., np.ndarray] | None = None
+    features: Callable[..., np.ndarray] | None = None
+    logits: Callable[..., np.ndarray] | None = None
+    layers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    volume: Callable[..., Any] | None = None
+
+
+def formats() -> dict[str, Any]:
+    """All formats by `NAME`."""
+    return {m.NAME: m for m in lookup.modules_with("weight_formats", "NAME").values()}
+
+
+def named(name: str, field: str = "--format") -> Any:
+    """The format of this name, or a `UserError` with the choices."""
+    known = formats()
+    if name not in known:
+        raise unknown(field, name, known)
+    return known[name]
+
+
+def recognise(names: Iterable[str]) -> Any:
+    """The format of a state dict with these names. Raises `UserError`."""
+    names = set(names)
+    for module in formats().values():
+        if module.matches(names):
+            return module
+    if any(name.startswith("patch_embed1.") for name in names):
+        raise UserError("it is a ConvMAE, which this library does not have. Choices: ViT networks")
+    shown = ", ".join(sorted(names)[:4]) or "nothing"
+    titles = "; ".join(module.TITLE for module in formats().values())
+    raise UserError(
+        f"it holds no network of a known format; its first names are {shown}. Choices: {titles}; an export of this "
+        "library"
+    )

@@ -1,0 +1,1 @@
+"""Files that an export ships: they need PyTorch alone, nothing of this library."""

@@ -1,0 +1,116 @@
+"""timm's `VisionTransformer`: encoder and head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deblur_mae_jax.weight_formats import torch_calls, vit
+from deblur_mae_jax.weight_formats.contract import Converted, Opened, State
+from deblur_mae_jax.workdir import run_folder
+
+NAME = "timm"
+TITLE = "timm"
+MODELS = vit.MODELS
+NEEDS = ("torch", "timm")
+infer: Callable[..., Any] = vit.infer
+to_ours: Callable[[State], State] = vit.checked
+_MODELS = {(192, 12, 3): "vit_tiny_patch16_224", (384, 12, 6): "vit_small_patch16_224",
+           (768, 12, 12): "vit_base_patch16_224", (1024, 24, 16): "vit_large_patch16_224",
+           (1280, 32, 16): "vit_huge_patch14_224"}  # fmt: skip
+
+
+def matches(names: set[str]) -> bool:
+    """A ViT without anything that timm lacks."""
+    return vit.plain(names) and not vit.has_levels(names) and not vit.has_decoder(names)
+
+
+def from_ours(network: dict[str, Any], state: State) -> Converted:
+    """Without the decoder."""
+    vit.without_levels(network, NAME)
+    left = [] if network["task"] == "classify" else [
+        "the decoder: timm has no place for it (mae, hf and d2mae have)"
+    ]  # fmt: skip
+    folded = vit.fold_probe(state)
+    changed = [] if folded is state else [vit.PROBE_FOLDED]
+    return Converted({k: v for k, v in folded.items() if not vit.DECODER.match(k)}, left, changed)
+
+
+def opens_with(network: dict[str, Any]) -> dict[str, Any]:
+    """`timm.create_model` with a model's name and arguments."""
+    classify = network["task"] == "classify"
+    size = (network["embed_dim"], network["depth"], network["num_heads"])
+    arguments: dict[str, Any] = {
+        "img_size": network["image_size"],
+        "patch_size": network["patch_size"],
+        "in_chans": network["in_chans"],
+        "num_classes": network["num_classes"] if classify else 0,
+        "global_pool": "avg" if classify and network["pool"] == "mean" else "token",
+    }
+    if size not in _MODELS:
+        arguments |= dict(zip(("embed_dim", "depth", "num_heads"), size, strict=True))
+    if network["mlp_ratio"] != 4:
+        arguments["mlp_ratio"] = network["mlp_ratio"]
+    return {
+        "library": "timm",
+        "model": _MODELS.get(size, "vit_base_patch16_224"),
+        "arguments": arguments,
+    }
+
+
+def companions(folder: Path, network: dict[str, Any], opens: dict[str, Any], weights: str) -> None:
+    """timm's `config.json`."""
+    size, arguments = network["image_size"], dict(opens["arguments"])
+    labels = {"label_names": network["classes"]} if network["classes"] else {}
+    config = {
+        "architecture": opens["model"],
+        "num_classes": arguments.pop("num_classes"),
+        "global_pool": arguments["global_pool"],
+        "num_features": network["embed_dim"],
+        "model_args": arguments,
+        **labels,
+        "pretrained_cfg": {
+            "input_size": [network["in_chans"], size, size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": size / network["resize_to"],
+            "crop_mode": "center",
+            "mean": network["mean"],
+            "std": network["std"],
+            "num_classes": opens["arguments"]["num_classes"],
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    run_folder.write_json(folder / "config.json", config)
+
+
+def snippet(certificate: dict[str, Any]) -> list[str]:
+    """`timm.create_model`."""
+    opens = certificate["opens_with"]
+    arguments = ", ".join(f"{k}={v!r}" for k, v in opens["arguments"].items())
+    return [
+        "import timm, torch",
+        *torch_calls.read_lines(certificate["file"]["name"]),
+        f'model = timm.create_model("{opens["model"]}", pretrained=False, {arguments})',
+        "model.load_state_dict(state, strict=True)",
+    ]
+
+
+def open(file: Path, certificate: dict[str, Any]) -> Opened:
+    """Strictly: every name and shape must fit."""
+    import timm
+
+    opens = certificate["opens_with"]
+    model = timm.create_model(opens["model"], pretrained=False, **opens["arguments"])
+    model.load_state_dict(torch_calls.state_of(file), strict=True)
+    model.eval()
+    layers = {n: part for n, part in model.named_modules() if torch_calls.is_layer(n)}
+    functions: dict[str, Any] = {"tokens": lambda x, level: model.forward_features(x)}
+    if opens["arguments"]["num_classes"]:
+        functions = {
+            "features": lambda x, level: model.forward_head(model.forward_features(x), pre_logits=True),
+            "logits": lambda x, level: model(x),
+        }
+    return Opened(model, layers=layers, **torch_calls.calls(**functions))

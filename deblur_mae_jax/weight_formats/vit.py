@@ -1,0 +1,208 @@
+"""What the formats of ViTs share: names, sizes, the linear probe. This library's names are MAE's, with D2MAE's beside
+them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax import config as fields
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.weight_formats.contract import Inferred, State, Weights
+
+MODELS = ("vit_mae", "vit")
+# Every name that a plain ViT, with or without MAE's decoder, can have.
+_KNOWN = re.compile(
+    r"^(cls_token|pos_embed|mask_token|decoder_pos_embed|blur_token|level_embed\..+"
+    r"|(patch_embed\.proj|norm|fc_norm|head|head\.1|decoder_embed|decoder_norm|decoder_pred)\.(weight|bias)"
+    r"|head\.0\.(running_mean|running_var|num_batches_tracked)"
+    r"|(decoder_)?blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias))$"
+)
+DECODER = re.compile(r"^(decoder_|mask_token)")
+# Weights do not say how many heads they are for; these widths have a usual number.
+_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+_DECODER_HEADS = {512: 16}
+
+
+def plain(names: Iterable[str]) -> bool:
+    """Whether these are the names of a ViT in MAE's or timm's code."""
+    names = set(names)
+    return any(n.startswith("patch_embed.proj.") for n in names) and any(
+        n.startswith("blocks.0.attn.qkv.") for n in names
+    )
+
+
+def has_levels(names: Iterable[str]) -> bool:
+    """Whether there are parameters that code a blur level."""
+    return any(name.startswith(("blur_token", "level_embed.")) for name in names)
+
+
+def has_decoder(names: Iterable[str]) -> bool:
+    """Whether there are names that timm's networks never have."""
+    names = set(names)
+    decodes = any(name.startswith(("decoder_blocks.", "fc_norm")) for name in names)
+    return decodes and "head.weight" not in names
+
+
+def checked(state: State) -> State:
+    """The state dict of a plain ViT, an encoder with an empty head. Raises `UserError` for other names."""
+    state = dict(state)
+    state.pop("head.0.num_batches_tracked", None)
+    strange = sorted(name for name in state if not _KNOWN.match(name))
+    if strange:
+        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+        raise UserError(f"it is not a plain ViT: it also holds {', '.join(strange[:5])}{more}")
+    if "decoder_pred.weight" not in state and not any(k.startswith("head.") for k in state):
+        width = state["cls_token"].shape[-1] if "cls_token" in state else 0
+        empty = np.zeros((0, width), np.float32)
+        state |= {"head.weight": empty, "head.bias": empty[:, 0] if width else empty.reshape(0)}
+    return state
+
+
+def fold_probe(state: State, epsilon: float = 1e-6) -> State:
+    """A linear probe's BatchNorm folded into its linear layer: `head.0` and `head.1` become `head`."""
+    if "head.0.running_mean" not in state:
+        return state
+    rest = {k: v for k, v in state.items() if not k.startswith("head.")}
+    scale = 1 / np.sqrt(state["head.0.running_var"].astype(np.float64) + epsilon)
+    weight = state["head.1.weight"] * scale
+    bias = state["head.1.bias"] - weight @ state["head.0.running_mean"]
+    return rest | {
+        "head.weight": weight.astype(np.float32),
+        "head.bias": bias.astype(np.float32),
+    }
+
+
+PROBE_FOLDED = "the BatchNorm of the linear probe is folded into the linear layer"
+
+
+def without_levels(network: dict[str, Any], format: str) -> None:
+    """Raise `UserError` for a network with a blur token."""
+    if network["conditioning"] != "none":
+        raise UserError(
+            f"--format={format}: the network has a blur token, for which {format} has no place. Choices: d2mae"
+        )
+
+
+def infer(weights: Weights) -> Inferred:
+    """The config of a ViT: the one in its header, or as the shapes tell it, with what had to be assumed.
+
+    Raises `UserError` where the shapes do not make a square ViT.
+    """
+    known = json.loads(weights.header["config"]) if "config" in weights.header else None
+    classes = json.loads(weights.header.get("classes", "[]"))
+    has_decoder = "decoder_pred.weight" in weights.state
+    if known is not None:
+        known = fields.upgrade(known)
+        if known["model.name"] != "vit_mae" or has_decoder:
+            return Inferred(known, classes, [])
+    values, classes, notes = _from_shapes(weights)
+    if known is not None:  # an exported encoder, its decoder left behind
+        same = {k: v for k, v in known.items() if k in values and k not in ("task.name", "model.name")}
+        return Inferred(values | same, classes, [])
+    return Inferred(values, classes, notes)
+
+
+def _from_shapes(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]]:
+    state, config = weights.state, weights.config
+    notes: list[str] = []
+    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
+        if name not in state:
+            raise UserError(f"'{name}' is missing")
+    width, chans, patch, other = state["patch_embed.proj.weight"].shape
+    tokens = state["pos_embed"].shape[1] - (2 if has_levels(state) else 1)
+    grid = round(tokens**0.5)
+    if grid * grid != tokens or patch != other or chans not in (1, 3):
+        raise UserError(
+            f"the network is not for square images of 1 or 3 channels (patches {patch} x {other}, "
+            f"{tokens} positions, {chans} channels)"
+        )
+    has_decoder = "decoder_pred.weight" in state
+    base = fields.pretraining() if has_decoder else fields.finetuning()
+    values = {k: v for k, v in fields.flat(base).items()}
+    values |= {k: v for k, v in fields.without_source(2).items() if k in values and values[k] is None}
+    mlp = state["blocks.0.mlp.fc1.weight"].shape[0] / width
+    values |= {
+        "image_size": grid * patch,
+        "model.patch_size": patch,
+        "model.in_chans": chans,
+        "model.embed_dim": width,
+        "model.depth": _depth(state, "blocks"),
+        "model.num_heads": _heads(config, "num_attention_heads", _HEADS, width, 64, notes),
+        "model.attention": "xla",
+    }
+    if mlp != 4:
+        values["model.mlp_ratio"] = mlp
+    classes: list[str] = []
+    if has_decoder:
+        inner = state["decoder_pred.weight"].shape[1]
+        norm = config.get("norm_pix_loss", weights.arguments.get("norm_pix_loss", False))
+        values |= {
+            "task.norm_pix_loss": bool(norm),
+            "model.decoder_embed_dim": inner,
+            "model.decoder_depth": _depth(state, "decoder_blocks"),
+            "model.decoder_num_heads": _heads(config, "decoder_num_attention_heads", _DECODER_HEADS, inner, 32, notes),
+        }
+    else:
+        values |= {
+            "model.pool": "mean" if "fc_norm.weight" in state else "cls",
+            "model.probe": "head.0.running_mean" in state,
+            "model.drop_path": 0.0,
+            "model.head_init": 0.01,
+        }
+        classes = _classes(state, config)
+    values |= _normalisation(config, chans, notes)
+    # DeblurringMIM's models have `dmae` in their names.
+    if str(weights.arguments.get("model", "")).startswith("dmae"):
+        values["task.degrade"] = "blur.gaussian(sigma=1.1)"
+        notes.append("its training arguments say that it learned to deblur: degradation blur.gaussian(sigma=1.1)")
+    return values, classes, notes
+
+
+def _depth(state: State, stem: str) -> int:
+    numbers = {int(m[1]) for name in state if (m := re.match(rf"{stem}\.(\d+)\.", name))}
+    if numbers != set(range(len(numbers))) or not numbers:
+        raise UserError(f"of {stem} it holds only the numbers {sorted(numbers)}")
+    return len(numbers)
+
+
+def _heads(
+    config: dict[str, Any], name: str, usual: dict[int, int], width: int, head: int, notes: list[str]
+) -> int:  # fmt: skip
+    if isinstance(config.get(name), int):
+        return config[name]
+    if width in usual:
+        return usual[width]
+    guess = max(1, width // head)
+    notes.append(f"a width of {width} is not a usual size; we assume attention heads of width {head}")
+    if width % guess:
+        raise UserError(f"a width of {width} does not say how many heads the network has")
+    return guess
+
+
+def _normalisation(config: dict[str, Any], chans: int, notes: list[str]) -> dict[str, Any]:
+    """From a preprocessor of Hugging Face or timm's config; ImageNet's, if there is none."""
+    timm = config.get("pretrained_cfg") or {}
+    mean = config.get("image_mean") or timm.get("mean")
+    std = config.get("image_std") or timm.get("std")
+    if mean and std and len(mean) in (1, chans) and len(std) in (1, chans):
+        return {"data.mean": tuple(mean), "data.std": tuple(std)}
+    notes.append("the file does not record how its images were normalised; we assume ImageNet's mean and std")
+    return {"data.mean": (), "data.std": ()}
+
+
+def _classes(state: State, config: dict[str, Any]) -> list[str]:
+    head = state.get("head.weight", state.get("head.1.weight"))
+    if head is None or not len(head):
+        return []
+    names = config.get("id2label")
+    if isinstance(names, dict) and len(names) == len(head):
+        return [str(names[key]) for key in sorted(names, key=int)]
+    names = config.get("label_names")
+    if isinstance(names, list) and len(names) == len(head):
+        return [str(name) for name in names]
+    return [f"class {i}" for i in range(len(head))]

@@ -1,0 +1,211 @@
+"""Saving and restoring a run. The only file that knows Orbax."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.workdir.run_folder import BEST, Workdir
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+CHECKSUMS = "checksums.json"
+
+
+def _checksum(file: Path) -> int:
+    value = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file of a checkpoint, by path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+    return {p.relative_to(folder).as_posix(): _checksum(p) for p in files}
+
+
+def _check_files(folder: Path) -> None:
+    """Raise `ValueError` where a file is not as it was written.
+
+    This comes before Orbax opens anything: a read that fails inside it leaves others under way, whose
+    complaints arrive later and from nowhere. A kill between the save and its checksums leaves none;
+    such a checkpoint is complete and is read without them.
+    """
+    path = folder / CHECKSUMS
+    if path.exists():
+        saved, found = json.loads(path.read_text()), _checksums(folder)
+        for name in sorted(saved.keys() | found.keys()):
+            if saved.get(name) != found.get(name):
+                raise ValueError(f"'{name}' is not as it was saved")
+
+
+@dataclasses.dataclass
+class Restored:
+    """A checkpoint that was read: the state, its step, and what was noted beside it."""
+
+    state: Any
+    step: int
+    notes: dict[str, Any]
+
+
+class Checkpoints:
+    """Checkpoints of one run, the newest `keep_last` and every `keep_every` steps.
+
+    A save is atomic: a kill or a full disk in the middle of it leaves the one before untouched.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 3, keep_every: int = 0):
+        if keep_last < 1:
+            raise UserError(f"config.checkpoint.keep_last={keep_last} must be at least 1")
+        self.folder = folder
+        self.broken: list[int] = []
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last,
+            keep_period=keep_every or None,
+            create=True,
+            enable_async_checkpointing=False,
+            step_prefix="step",
+        )
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest step that was saved."""
+        return self._manager.latest_step()
+
+    def path(self, step: int) -> Path:
+        """The folder of a step."""
+        return self.folder / f"step_{step}"
+
+    def save(self, step: int, state: Any, notes: dict[str, Any]) -> bool:
+        """Save `state` and JSON `notes`; on failure warn and return false, the run goes on."""
+        if step in self._manager.all_steps():
+            return True
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
+        try:
+            self._manager.save(step, args=arguments, force=True)
+            if jax.process_index() == 0:
+                draft = self.path(step) / f"{CHECKSUMS}.tmp"
+                draft.write_text(json.dumps(_checksums(self.path(step))))
+                os.replace(draft, self.path(step) / CHECKSUMS)
+            return True
+        except Exception as error:  # full disks and dead mounts come in many kinds
+            kept = max((s for s in self._manager.all_steps() if s != step), default=None)
+            logging.error(
+                "checkpoint of step %d could not be saved (%s); training goes on, %s",
+                step,
+                _one_line(error),
+                f"step {kept} is still there" if kept is not None else "no earlier one exists",
+            )
+            self._manager.reload()
+            return False
+
+    def restore_latest(self, template: Any) -> Restored | None:
+        """The newest checkpoint that can be read, or `None` when there is none at all.
+
+        template: the state as arrays or shapes with shardings. Damaged checkpoints are named and
+        passed over; if all are damaged a `UserError` says so, since starting afresh would lose them
+        without a word.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        for step in steps:
+            try:
+                _check_files(self.path(step))
+                found = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()),
+                )
+            except Exception as error:  # damage shows in as many ways as there are files
+                logging.warning("checkpoint %s is damaged: %s", self.path(step), _one_line(error))
+                self.broken.append(step)
+                continue
+            # Later steps are damaged; they would stop the run from saving those steps again.
+            for later in self.broken:
+                self._manager.delete(later)
+            return Restored(found["state"], step, found["notes"])
+        if steps:
+            raise UserError(
+                f"all checkpoints in {self.folder} are damaged (steps {steps}); move the folder "
+                "away to start from the beginning"
+            )
+        return None
+
+    def close(self) -> None:
+        """Finish what is under way."""
+        self._manager.close()
+
+
+def open_run(workdir: Workdir, settings: ConfigDict) -> Checkpoints:
+    """The checkpoints of a run. settings: `config.checkpoint`."""
+    return Checkpoints(workdir.checkpoints, settings.keep_last, settings.keep_every)
+
+
+def load_params(workdir: Workdir, shapes: Any) -> Any:
+    """The parameters of the run in `workdir` as NumPy arrays: its best ones, or else its newest.
+
+    shapes: the parameter tree as shapes. Raises `UserError` where nothing can be read.
+    """
+    best = sorted(workdir.path.glob(f"{BEST}_*"), key=_step_of)
+    steps = sorted(workdir.checkpoints.glob("step_*"), key=_step_of, reverse=True)
+    steps = [p for p in steps if p.name.split("_")[1].isdigit()]
+    for path in [*best[-1:], *steps]:
+        try:
+            if path in steps:
+                _check_files(path)
+                return _restore_numpy(path / "state", {"params": shapes})["params"]
+            return _restore_numpy(path, shapes)
+        except Exception as error:  # damage shows in as many ways as there are files
+            logging.warning("checkpoint %s cannot be used: %s", path, _one_line(error))
+    if steps:
+        raise UserError(f"no checkpoint in '{workdir.path}' can be read with its config")
+    raise UserError(f"'{workdir.path}' holds no checkpoint")
+
+
+def _step_of(path: Path) -> int:
+    number = path.name.rsplit("_", 1)[1]
+    return int(number) if number.isdigit() else -1
+
+
+def _restore_numpy(path: Path, shapes: Any) -> Any:
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+    as_numpy = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), like)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.restore(
+            path.resolve(),
+            args=ocp.args.PyTreeRestore(item=like, restore_args=as_numpy, partial_restore=True),
+        )
+    wrong = [
+        name.shape for name, want in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True)
+        if name.shape != want.shape
+    ]  # fmt: skip
+    if wrong:
+        raise ValueError(f"{len(wrong)} arrays have another shape, the first {wrong[0]}")
+    return found
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """One tree of arrays, outside the run's own checkpoints."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.resolve(), tree, force=True)
+
+
+def load_tree(path: Path, template: Any) -> Any:
+    """Read what `save_tree` wrote."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path.resolve(), template)

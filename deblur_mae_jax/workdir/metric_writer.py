@@ -1,0 +1,98 @@
+"""Numbers of a run: `metrics.jsonl` always, TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.workdir.run_folder import Workdir
+
+
+class Writer:
+    """Writes scalars and images under CLU's `MetricWriter` method names.
+
+    TensorBoard files go through `clu.metric_writers` where it can be imported (it needs TensorFlow),
+    else through tensorboardX. Without a `workdir` nothing is written: of several processes only the
+    first one writes.
+    """
+
+    def __init__(self, workdir: Workdir | None, resume_step: int = 0, tensorboard: bool = True):
+        self.path = workdir.metrics if workdir else Path(os.devnull)
+        self._drop_after(resume_step)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, closed in close()
+        self._tensorboard: Any = None
+        self._clu = False
+        if tensorboard and workdir:
+            self._open_tensorboard(workdir.tensorboard, resume_step)
+
+    def _drop_after(self, step: int) -> None:
+        """Forget lines after the restored step: they are about to be written again."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue  # a line cut short by a kill
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def _open_tensorboard(self, folder: Path, resume_step: int) -> None:
+        try:
+            from clu import metric_writers
+
+            self._tensorboard = metric_writers.SummaryWriter(str(folder))
+            self._clu = True
+        except ImportError:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError:
+                logging.info("no TensorBoard files: pip install tensorboardX to have them")
+                return
+            self._tensorboard = SummaryWriter(str(folder), purge_step=resume_step or None)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """One line of JSON; values that are not finite are written as null."""
+        values = {k: float(v) for k, v in scalars.items()}
+        clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.flush()
+        if self._clu:
+            self._tensorboard.write_scalars(step, values)
+        elif self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """uint8 `(H, W, 3)` pictures, to TensorBoard only."""
+        if self._clu:
+            self._tensorboard.write_images(step, {k: v[None] for k, v in images.items()})
+        elif self._tensorboard is not None:
+            for name, image in images.items():
+                self._tensorboard.add_image(name, image, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Everything to disk."""
+        self._file.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Everything to disk, files closed."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def read(workdir: Workdir) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`."""
+    path = workdir.metrics
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,201 @@
+"""The folder of a run: the names of its files, its config, and the record of its environment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from deblur_mae_jax.config import flat, upgrade
+from deblur_mae_jax.errors import UserError
+
+# Name of the folders of the best weights, before their step.
+BEST = "best"
+
+# May change between two starts in the same workdir: they change what is written or where things
+# are kept, never a result (beyond rounding, in the case of attention).
+FREE = (
+    "checkpoint.",
+    "report.",
+    "log.",
+    "data.root",
+    "data.store",
+    "data.num_threads",
+    "data.num_workers",
+    "data.max_bad_fraction",
+    "compilation_cache",
+    "search.cache",
+    "search.batch_size",
+    "infer.batch_size",
+    "model.attention",
+)
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "scipy",
+    "pillow",
+    "ml-collections",
+    "scikit-learn",
+    "clu",
+    "tensorflow-datasets",
+)
+
+
+class Workdir:
+    """The folder of a run, and the names of everything in it."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        # Config, versions, cost, sizes of the parameters, data set, files that were left out, and how it ended.
+        self.config = self.path / "config.json"
+        self.environment = self.path / "environment.json"
+        self.cost = self.path / "cost.json"
+        self.parameters = self.path / "parameters.txt"
+        self.dataset = self.path / "dataset.json"
+        self.skipped = self.path / "skipped.csv"
+        self.result = self.path / "result.json"
+        # Training: metrics by step, states, and the network it started from.
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.profile = self.path / "profile"
+        self.pretrained = self.path / "pretrained"
+        self.pretrained_weights = self.pretrained / "weights.safetensors"
+        self.pretrained_images = self.pretrained / "image_hashes.json"
+        # Judgement: a row per image, measures, copies across splits, blur levels, label maps, the page.
+        self.predictions = self.path / "predictions.csv"
+        self.measures = self.path / "metrics.json"
+        self.leakage = self.path / "leakage.csv"
+        self.blur_search = self.path / "blur_search.csv"
+        self.segmentations = self.path / "segmentations"
+        self.report = self.path / "report"
+        self.page = self.report / "index.html"
+
+    @property
+    def name(self) -> str:
+        """Of the folder itself."""
+        return self.path.resolve().name
+
+    def index(self, split: str | None = None) -> Path:
+        """The pre-flight index of the images, or of another split's."""
+        return self.path / ("index.json" if split is None else f"index_{split}.json")
+
+    def best(self, step: int) -> Path:
+        """The weights that the validation images judged best, of this step."""
+        return self.path / f"{BEST}_{step}"
+
+    def failure(self, step: int) -> Path:
+        """What is needed to run a step again whose loss was not finite."""
+        return self.path / "failures" / f"step_{step}"
+
+    def make_report(self) -> Path:
+        """`report`, created if needed."""
+        self.report.mkdir(parents=True, exist_ok=True)
+        return self.report
+
+    def is_started(self) -> bool:
+        """Whether a run left anything there that a new one must not lose."""
+        started = ("checkpoints/step_*", f"{BEST}_*", self.predictions.name, self.blur_search.name)
+        return any(next(self.path.glob(pattern), None) is not None for pattern in started)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    os.replace(draft, path)
+
+
+def claim(workdir: Workdir, config: ConfigDict) -> None:
+    """Take `workdir` for this config, or refuse it when another run lives there.
+
+    Whatever a first try left that failed before its first checkpoint is taken over.
+
+    Raises `UserError` showing what differs.
+    """
+    try:
+        workdir.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir: cannot use '{workdir.path}': {error.strerror}") from error
+    path = workdir.config
+    new = json.loads(json.dumps(flat(config), default=str))
+    if path.exists() and workdir.is_started():
+        try:
+            old = upgrade(json.loads(path.read_text()))
+        except ValueError as error:
+            raise UserError(f"--workdir: '{path}' is not readable JSON: {error}") from error
+        differ = sorted(
+            key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(FREE)
+        )
+        if differ:
+            lines = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differ)
+            raise UserError(
+                f"--workdir: '{workdir.path}' belongs to a run with another config ({lines}). "
+                "Use another workdir, or the same config to resume that run"
+            )
+    if jax.process_index() == 0:
+        write_json(path, new)
+
+
+def check_data(workdir: Workdir, fingerprint: str, num_images: int) -> None:
+    """Refuse to resume in `workdir` with other images than the run started with."""
+    if workdir.dataset.exists() and workdir.is_started():
+        before = json.loads(workdir.dataset.read_text())
+        if before["fingerprint"] != fingerprint:
+            raise UserError(
+                f"config.data.root: the images are not those this run started with "
+                f"({before['num_images']} images, fingerprint {before['fingerprint']}, in "
+                f"'{workdir.path}'; now {num_images}, {fingerprint}). Use another workdir"
+            )
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the code, and whether it was changed; empty outside a repository."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    # What a benchmark wrote just before is not a change of the program.
+    changed = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)benchmarks/results")
+    return {"commit": commit, "modified": bool(changed)}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit, for the record of a run or a benchmark."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    devices = jax.devices()
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": jax.process_count(),
+        "packages": versions,
+        "git": git_state(),
+    }

@@ -1,0 +1,71 @@
+"""The command line: clear errors, names of version 0.1, configs of the installed package."""
+
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from deblur_mae_jax.commands import cli
+
+ROOT = tiny.ROOT
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--config.task.mask_ration=0.5"], ["Did you mean", "mask_ratio"]),
+        (["--config.optim.epoch=3"], ['Did you mean "epochs"']),
+        (["--config.optim.batch_size=many"], ["batch_size"]),
+        (["--config=configs/no_such.py"], ["no_such.py"]),
+        (
+            ["--config=configs/finetune.py:mine"],
+            ["--config: unknown name 'mine'. Choices: folder, ovary"],
+        ),
+        (["--config.data.name=image_folder", "--config.data.root=/no/such"], ["'/no/such'"]),
+        (["extra"], ["unexpected argument 'extra'"]),
+    ],
+)
+def test_the_command_line_fails_in_one_line(tmp_path, flags, parts):
+    base = [sys.executable, str(ROOT / "main.py"), "--config=configs/quickstart.py"]
+    done = subprocess.run(
+        [*base, f"--workdir={tmp_path / 'run'}", *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    error = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(error) == 1 and all(part in error[0] for part in parts), done.stderr
+
+
+@pytest.mark.parametrize("old", sorted(cli.RENAMED))
+def test_every_config_name_of_version_0_1_still_works(old, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flag, _, value = cli.located(f"--config=configs/{old}.py").partition("=")
+    assert flag == "--config" and f"configs/{old}.py is now {value}" in capsys.readouterr().err
+    config = tiny.load(value.removeprefix("configs/").replace(".py", ""))
+    assert config.task.name
+
+
+def test_an_old_name_keeps_its_argument(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert cli.located("--config=configs/finetune_ovary.py:repo") == "--config=configs/finetune.py:ovary,repo"
+    assert cli.located("--config=configs/quickstart.py") == "--config=configs/quickstart.py"
+    assert cli.located("--config.optim.steps=3") == "--config.optim.steps=3"
+    assert capsys.readouterr().err.count("is now") == 1
+
+
+def test_the_installed_command_finds_the_configs_of_the_package(tmp_path, monkeypatch):
+    """Outside a checkout, `configs/<name>.py` is the file that was installed with the package."""
+    (tmp_path / "package" / "configs").mkdir(parents=True)
+    for name in ("quickstart", "finetune"):
+        (tmp_path / "package" / "configs" / f"{name}.py").write_text((ROOT / "configs" / f"{name}.py").read_text())
+    monkeypatch.setattr(cli.importlib.resources, "files", lambda package: tmp_path / "package")
+    monkeypatch.chdir(tmp_path)
+    shipped = tmp_path / "package" / "configs"
+    assert cli.located("--config=configs/quickstart.py") == f"--config={shipped / 'quickstart.py'}"
+    assert cli.located("--config=configs/finetune_ovary.py") == f"--config={shipped / 'finetune.py'}:ovary"
+    assert cli.located("--config=configs/no_such.py") == "--config=configs/no_such.py"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.py").write_text("")
+    assert cli.located("--config=configs/quickstart.py") == "--config=configs/quickstart.py"  # the user's own

@@ -1,0 +1,198 @@
+"""Labels and splits: who trains, who validates, who tests, and what is refused."""
+
+import numpy as np
+import pytest
+import tiny
+from tiny_runs import go
+
+from deblur_mae_jax.data import splits
+from deblur_mae_jax.data.source import Source
+from deblur_mae_jax.errors import UserError
+
+
+def source_of(labels, groups=None, names=None):
+    names = [f"{i}.png" for i in range(len(labels or TWO))] if names is None else names
+    return Source(names, lambda i: np.zeros((20, 20, 1), np.uint8), labels=labels, groups=groups)
+
+
+def settings(**overrides):
+    return tiny.config("finetune", **{f"data__{k}": v for k, v in overrides.items()}).data
+
+
+TWO = ["a", "b"] * 15
+
+
+def use(load, data):
+    """What a run does with its labels before it looks at pixels; the lines about missing classes."""
+    found = splits.labelled(load, data)
+    labels = np.array([found.classes.index(name) for name in found.source.labels])
+    positions = {name: np.flatnonzero(found.split == name) for name in splits.SPLITS}
+    positions = {name: part for name, part in positions.items() if len(part)}
+    splits.require(found.classes, labels, positions, data)
+    return splits.missing_classes(found.classes, labels, positions)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "labels", "message"),
+    [
+        ({}, None, "have no labels: a folder needs one sub-folder per class"),
+        ({}, [""] * 30, "have no labels"),
+        ({}, ["a"] * 30, "only one class, 'a'"),
+        ({}, ["a"] * 27 + ["b"] * 3, "class 'b' has only 3 image"),
+        ({"val_split": "none"}, TWO, "val_split=none"),
+        ({"positive": "c"}, TWO, "positive='c' must be one of two classes"),
+        ({"fold": 7}, TWO, "fold=7"),
+        ({"folds": 2}, TWO, "folds=2 must be at least 3"),
+    ],
+)
+def test_bad_labels_are_one_clear_line(overrides, labels, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
+        use(lambda split: source_of(labels), settings(**overrides))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_splits_of_a_manifest_are_one_clear_line():
+    parts = {"train": ["a", "b"] * 5, "val": ["a", "b"], "test": ["a", "c"], "bare": []}
+
+    def load(name):
+        labels = parts[name]
+        return source_of(labels, names=[f"{name} {i}" for i in range(len(labels))])
+
+    named = {"split": "train", "val_split": "val"}
+    with pytest.raises(UserError, match="no training image of class 'c'"):
+        use(load, settings(**named, test_split="test"))
+    with pytest.raises(UserError, match="have no labels"):
+        splits.labelled(load, settings(**named, test_split="bare"))
+    with pytest.raises(UserError, match="the same image is in two splits"):
+        splits.labelled(load, settings(split="train", val_split="train", test_split="none"))
+    found = splits.labelled(load, settings(**named, test_split="none"))
+    assert set(found.split) == {"train", "val"}
+    parts["val"] = ["a", "a"]
+    found = splits.labelled(load, settings(**named, test_split="none"))
+    assert use(load, settings(**named, test_split="none")) == [
+        "the val split has no image of class b; averages over classes leave it out"
+    ]
+
+
+def test_automatic_splits_are_the_named_ones_where_there_are_any():
+    parts = {"train": TWO, "val": ["a", "b"], "test": ["b", "a"]}
+
+    def load(name):
+        if name not in parts:
+            raise UserError(f"config.data.split: '{name}' names no split")
+        return source_of(parts[name], names=[f"{name} {i}" for i in range(len(parts[name]))])
+
+    auto = settings(split="train", val_split="auto", test_split="auto")
+    found = splits.labelled(load, auto)
+    assert found.lines == [] and [str(s) for s in found.split[-4:]] == [
+        "val",
+        "val",
+        "test",
+        "test",
+    ]
+    del parts["test"]
+    found = splits.labelled(load, auto)
+    assert "test made from split 'train'" in found.lines[0] and "no groups known" in found.lines[0]
+    assert (found.split == "val").sum() == 2 and (found.split == "test").sum() == 6
+    flat = splits.labelled(lambda name: source_of(TWO, ["p"] * 2 + [f"{i}" for i in range(28)]), auto)
+    assert "val and test made" in flat.lines[0] and "whole patients" in flat.lines[0]
+    assert len(flat.split) == 30
+
+
+def test_the_seed_of_training_does_not_move_the_splits():
+    def split(seed, split_seed=0):
+        config = tiny.config("finetune", seed=seed, data__split_seed=split_seed)
+        return splits.labelled(lambda _: source_of(TWO), config.data).split.tolist()
+
+    assert split(0) == split(1) and split(0) != split(0, 1)
+
+
+def test_every_class_keeps_an_image_in_a_fraction():
+    labels = np.array([0] * 40 + [1] * 3)
+    kept = splits.fraction(labels, 0.1, 0)
+    assert (labels[kept] == 0).sum() == 4 and (labels[kept] == 1).sum() == 1
+    with pytest.raises(UserError, match=r"data\.fraction=0 must be in"):
+        splits.fraction(labels, 0, 0)
+
+
+def test_a_split_that_damage_emptied_is_one_clear_line(tmp_path):
+    from PIL import Image
+
+    rows = ["path,label,split"]
+    for i in range(12):
+        Image.new("L", (20, 20), 20 * i).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{'ab'[i % 2]},{'val' if i > 9 else 'train'}")
+    for i in (10, 11):
+        (tmp_path / f"{i}.png").write_bytes(b"junk")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    with pytest.raises(UserError, match=r"config\.data\.val_split: the val split has no labelled image"):
+        go(tmp_path / "run", init_from="", data__name="manifest", data__root=str(tmp_path / "list.csv"),
+           data__split="train", data__val_split="val", data__test_split="none")  # fmt: skip
+
+
+def test_edited_labels_are_other_data(tmp_path):
+    from PIL import Image
+
+    def write(change):
+        rows = ["path,label,group"]
+        for i in range(20):
+            Image.fromarray(np.full((20, 20), 9 * i, np.uint8)).save(tmp_path / f"{i}.png")
+            rows.append(f"{i}.png,{'ab'[(i + (i == change)) % 2]},p{i}")
+        (tmp_path / "list.csv").write_text("\n".join(rows))
+
+    def again():
+        return go(tmp_path / "run", init_from="", data__name="manifest", data__root=str(tmp_path / "list.csv"),
+                  optim__epochs=1.0, optim__warmup_epochs=0.1, data__folds=4)  # fmt: skip
+
+    write(None)
+    assert again().finished
+    write(3)
+    with pytest.raises(UserError, match="not those this run started with"):
+        again()
+
+
+def test_an_image_is_never_replaced_by_one_of_another_split(tmp_path):
+    from PIL import Image
+
+    from deblur_mae_jax.data import image_folder, index, loader
+
+    for i in range(6):
+        Image.fromarray(np.full((20, 20), 9 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    data = tiny.config(data__root=str(tmp_path)).data
+    usable = index.build(image_folder.source(data, 1))
+    (tmp_path / "1.png").write_bytes(b"junk")
+    reader = loader.Loader(usable, 1, parts=np.array([0, 0, 1, 1, 0, -1]))
+    assert reader.read(1)[0] == 4  # 2 and 3 test
+
+
+def test_an_empty_test_split_names_the_choices(tmp_path):
+    from PIL import Image
+
+    rows = ["path,label,split"]
+    for i in range(6):
+        Image.new("L", (20, 20), 40 * i).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{'ab'[i % 2]},{'train' if i < 4 else 'val'}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    with pytest.raises(UserError) as caught:
+        go(tmp_path / "run", init_from="", data__name="manifest", data__root=str(tmp_path / "list.csv"),
+           data__split="train", data__val_split="val", data__test_split="test")  # fmt: skip
+    text = str(caught.value)
+    assert "config.data.test_split: 'test' names no split" in text and "train, val" in text
+    assert "'' takes it from config.data.split=train" in text
+
+
+def test_balance_and_fraction():
+    from deblur_mae_jax.training import supervision
+    from deblur_mae_jax.training.supervision import Supervision
+
+    labels = np.array([0] * 90 + [1] * 10, np.int32)
+    known = Supervision(["a", "b"], labels, {"train": np.arange(100)}, [])
+    config = tiny.config("finetune", data__balance="loss")
+    weights = supervision.class_weights(config, known)
+    np.testing.assert_allclose(weights, [100 / 180, 5.0])
+    assert np.average(np.array(weights)[labels]) == pytest.approx(1)
+    order = supervision.train_order(tiny.config("finetune", data__balance="sampling"), known)
+    drawn = np.concatenate([order.batch(step) for step in range(200)])
+    assert 0.45 < labels[drawn].mean() < 0.55
+    plain = supervision.train_order(tiny.config("finetune"), known)
+    assert labels[np.concatenate([plain.batch(s) for s in range(12)])].sum() >= 6

@@ -1,0 +1,92 @@
+"""Both stores give the same examples in the same order, whatever is degraded and where."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.training import experiment
+
+DEGRADE = {
+    "levels": "blur.gaussian_levels(max_sigma=2.2, step=0.2)",
+    "stored": "speckle.srad(4, 0.1)|blur.median(3)",
+    "motion": "blur.motion(5)",
+    "noise": "noise.gaussian_noise(0.1)",
+    "none": "none",
+}
+
+
+def prepared(store, degrade, step=3, **overrides):
+    """The network's input of one step, exactly as the training step makes it."""
+    config = tiny.config(
+        data__store=store,
+        task__degrade=degrade,
+        model__conditioning="none",
+        **{"data__num_images": 12, "optim__batch_size": 6, **overrides},
+    )
+    run = experiment.build(config)
+    assert run.store.name == store
+    batch = jax.tree.map(lambda x: x[0], next(run.store.batches(step, 1)))
+    keys = stream_keys(0, step, jnp.arange(6))
+    return jax.jit(lambda arrays, b: run.network.inputs.train(run.store.gather(arrays, b), keys))(
+        run.store.arrays, batch
+    )
+
+
+@pytest.mark.parametrize("site", ["native", "network"])
+@pytest.mark.parametrize("name", DEGRADE)
+def test_resident_and_streaming_give_the_same_pixels(name, site):
+    first = prepared("resident", DEGRADE[name], task__blur_site=site)
+    second = prepared("streaming", DEGRADE[name], task__blur_site=site)
+    assert set(first) == set(second)
+    for key in first:
+        np.testing.assert_array_equal(first[key], second[key])
+    differ = float(abs(first["inputs"] - first["targets"]).max())
+    assert differ == 0 if name == "none" else differ > 0.05
+
+
+def test_worker_processes_give_the_same_pixels():
+    first = prepared("streaming", "none")
+    second = prepared("streaming", "none", data__num_workers=1)
+    np.testing.assert_array_equal(first["inputs"], second["inputs"])
+
+
+def test_each_step_and_example_has_its_own_draws():
+    a, b = prepared("resident", "none", 0), prepared("resident", "none", 1)
+    assert not np.array_equal(a["inputs"], b["inputs"])
+    keys = stream_keys(0, 5, jnp.arange(8))
+    flat = [tuple(k) for name in keys for k in np.asarray(jax.random.key_data(keys[name]))]
+    assert len(set(flat)) == len(flat)
+    later = stream_keys(0, 5, jnp.arange(4, 8))
+    np.testing.assert_array_equal(jax.random.key_data(later["mask"]), jax.random.key_data(keys["mask"])[4:])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_degraded_input_is_gray_and_the_target_keeps_its_channels(channels):
+    out = prepared("resident", DEGRADE["levels"], model__in_chans=channels)
+    assert out["inputs"].shape == out["targets"].shape == (6, 16, 16, channels)
+    assert abs(float(out["targets"].mean())) < 3 and 0.2 < float(out["targets"].std()) < 3
+
+
+def test_native_blur_is_weaker_than_the_same_sigma_after_the_resize():
+    native = prepared("resident", "blur.gaussian(sigma=1.1)", task__blur_site="native")
+    network = prepared("resident", "blur.gaussian(sigma=1.1)", task__blur_site="network")
+    np.testing.assert_array_equal(native["targets"], network["targets"])
+
+    def strength(batch):
+        return float(abs(batch["inputs"] - batch["targets"]).mean())
+
+    assert 0 < strength(native) < strength(network)
+
+
+def test_levels_can_be_set_for_evaluation():
+    config = tiny.config(data__num_images=6, optim__batch_size=2)
+    run = experiment.build(config)
+    examples = {k: v[:4] for k, v in run.store.arrays.items()}
+    keys = stream_keys(0, 0, jnp.arange(4))
+    out = run.network.inputs.evaluate(examples, keys, jnp.asarray([1, 4, 8, 11]))
+    np.testing.assert_array_equal(out["level"], [1, 4, 8, 11])
+    change = np.asarray(abs(out["inputs"] - out["targets"]).mean(axis=(1, 2, 3)))
+    assert change[0] < 0.01 and change[3] > change[1]

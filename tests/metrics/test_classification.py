@@ -1,0 +1,302 @@
+"""Measures, error bars and comparisons against scikit-learn, scipy, statsmodels and definitions."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.metrics import classification, statistics
+from deblur_mae_jax.reports import comparison, predictions
+from deblur_mae_jax.reports.predictions import Predictions
+
+CLOSE = {"atol": 1e-6, "rtol": 0}
+
+
+def two_columns(scores):
+    return np.stack([1 - scores, scores], axis=1)
+
+
+def table(labels, p, groups=None, split="test", names=None):
+    n = len(labels)
+    return Predictions(
+        [f"class {i}" for i in range(p.shape[1])],
+        np.array([f"image {i}" for i in range(n)] if names is None else names),
+        np.array([""] * n if groups is None else groups),
+        np.full(n, split),
+        np.asarray(labels),
+        np.asarray(p, float),
+        np.zeros(n, int),
+        np.full(n, np.nan),
+    )
+
+
+def test_binary_measures(golden):
+    z = golden("metrics_cls")
+    labels = z["bin_labels"].astype(int)
+    # the reference calls a score of exactly one half positive; argmax takes the first
+    p = two_columns(z["bin_scores"] + np.where(z["bin_scores"] == 0.5, 1e-9, 0))
+    got = classification.measure(labels, p)
+    for name, key in {"accuracy": "acc", "f1_binary": "f1_binary", "f1_macro": "f1_macro",
+                      "f1_weighted": "f1_weighted", "balanced_accuracy": "bacc", "auroc": "auroc",
+                      "average_precision": "ap"}.items():  # fmt: skip
+        np.testing.assert_allclose(got[name], z[f"bin_{key}"], **CLOSE, err_msg=name)
+    nothing = two_columns(np.zeros(len(labels)))
+    assert classification.f1_binary(labels, nothing) == z["bin_f1_nopos"]
+    np.testing.assert_allclose(classification.f1_macro(labels, nothing), z["bin_f1_macro_nopos"], **CLOSE)
+    np.testing.assert_allclose(classification.calibration_error(labels, z["bin_ece_scores"]), z["bin_ece10"], **CLOSE)
+    fpr, tpr = z["bin_roc_fpr"], z["bin_roc_tpr"]
+    want = tpr[fpr <= 0.1].max()
+    np.testing.assert_allclose(got["sensitivity_at_specificity"], want, **CLOSE)
+
+
+def test_measures_of_several_classes(golden):
+    z = golden("metrics_cls")
+    labels, p = z["mcf_labels"].astype(int), z["mcf_prob"]
+    got = classification.measure(labels, p)
+    for name, key in {"f1_macro": "f1_macro", "balanced_accuracy": "bacc", "log_loss": "logloss",
+                      "auroc": "auroc_ovr_macro", "brier": "brier", "ece": "ece10"}.items():  # fmt: skip
+        np.testing.assert_allclose(got[name], z[f"mcf_{key}"], **CLOSE, err_msg=name)
+    np.testing.assert_allclose(classification.ece(labels, p, 15), z["mcf_ece15"], **CLOSE)
+    assert "f1_binary" not in got
+
+
+def test_a_class_that_is_absent_is_left_out_of_averages(golden):
+    z = golden("metrics_cls")
+    labels, p = z["mc_labels"].astype(int), z["mc_prob"]
+    assert 4 not in labels
+    got = classification.measure(labels, p)
+    np.testing.assert_allclose(got["f1_macro"], z["mc_f1_macro_present"], **CLOSE)
+    np.testing.assert_allclose(got["balanced_accuracy"], z["mc_bacc"], **CLOSE)
+    np.testing.assert_allclose(got["auroc"], z["mc_auroc_ovr_macro_present"], **CLOSE)
+    one = classification.measure(np.zeros(10, int), p[:10])
+    assert np.isnan(one["auroc"]) and np.isfinite(one["accuracy"])
+
+
+def test_temperature_scaling_calibrates_and_keeps_the_order():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 3))
+    p = predictions.probabilities_of(logits)
+    labels = np.array([rng.choice(3, p=row) for row in p])
+    over = predictions.probabilities_of(3.0 * logits)  # too confident
+    temperature = classification.fit_temperature(labels, over)
+    assert abs(temperature - 3) < 0.25
+    scaled = classification.scale(over, temperature)
+    assert classification.ece(labels, scaled) < 0.03 < classification.ece(labels, over)
+    np.testing.assert_array_equal(scaled.argmax(1), over.argmax(1))
+
+
+def test_bootstrap_is_scipys_bca_where_every_image_is_a_patient(golden):
+    z = golden("metrics_stats")
+    labels, scores = z["bsauc_labels"].astype(int), z["bsauc_scores"]
+    p = table(labels, two_columns(scores))
+    # Patients are numbered by name; the reference resamples by position.
+    order = np.argsort(p.names)
+    inverse = table(labels[np.argsort(order)], two_columns(scores)[np.argsort(order)],
+                    names=[f"{i:03d}" for i in range(len(labels))])  # fmt: skip
+    inverse.labels, inverse.probabilities = labels, two_columns(scores)
+    want = stats.bootstrap(
+        (np.arange(len(labels)),),
+        lambda i: classification.auroc(labels[i.astype(int)], two_columns(scores)[i.astype(int)]),
+        vectorized=False, n_resamples=300, method="BCa", rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    got = statistics.over_patients(
+        inverse.labels, inverse.probabilities, inverse.patients, classification.auroc, 300, 5
+    )
+    np.testing.assert_allclose(got, want, atol=1e-12)
+    np.testing.assert_allclose(got, z["bsauc_BCa"], atol=0.03)  # other draws, 399 of them
+
+
+def test_bootstrap_draws_whole_patients():
+    rng = np.random.default_rng(1)
+    labels = np.repeat(rng.integers(0, 2, 30), 8)  # eight images of a patient say the same
+    right = np.repeat(rng.random(30) < 0.7, 8)
+    p = two_columns(np.where(right == labels, 0.9, 0.1).astype(float))
+    grouped = table(labels, p, groups=[f"patient {i // 8}" for i in range(240)])
+    apart = table(labels, p)
+    width = []
+    for t in (grouped, apart):
+        low, high = statistics.over_patients(t.labels, t.probabilities, t.patients, classification.accuracy, 300)
+        width.append(high - low)
+    assert 2 < width[0] / width[1] < 4  # near the square root of 8
+    few = table(labels[:4], p[:4])
+    assert np.isnan(
+        statistics.over_patients(few.labels, few.probabilities, few.patients, classification.accuracy)
+    ).all()
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    hits = 0
+    for trial in range(100):
+        labels = rng.integers(0, 2, 60)
+        t = table(labels, two_columns(np.full(60, 0.5)))
+        low, high = statistics.over_patients(t.labels, t.probabilities, t.patients, lambda y, p: y.mean(), 200, trial)
+        hits += low <= 0.5 <= high
+    assert 85 <= hits <= 99  # 95 expected, with a deviation of 2
+
+
+def test_delong(golden):
+    z = golden("metrics_stats")
+    labels = z["dl_labels"].astype(int)
+    got = statistics.delong(labels, z["dl_a"], z["dl_b"])
+    np.testing.assert_allclose(got.difference, z["dl_auc"][0] - z["dl_auc"][1], **CLOSE)
+    np.testing.assert_allclose(got.p, z["dl_p"], **CLOSE)
+    np.testing.assert_allclose(got.interval, z["dl_ci_diff"], **CLOSE)
+    c = z["dl_cov"]
+    error = np.sqrt(c[0, 0] + c[1, 1] - 2 * c[0, 1])
+    np.testing.assert_allclose(got.smallest, (1.959964 + 0.841621) * error, rtol=1e-5)
+    assert statistics.delong(labels, z["dl_a"], z["dl_a"]).p == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_corrected_t_test(golden, number):
+    z = golden("metrics_stats")
+    n_train, n_test = z[f"nb{number}_n"]
+    t, p = statistics.corrected_t_test(z[f"nb{number}_a"], z[f"nb{number}_b"], n_train, n_test)
+    np.testing.assert_allclose([t, p], [z[f"nb{number}_t"], z[f"nb{number}_p"]], **CLOSE)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_mcnemar(golden, number):
+    z = golden("metrics_stats")
+    labels, a, b = (z[f"mc{number}_{k}"].astype(int) for k in ("labels", "a", "b"))
+    np.testing.assert_array_equal(statistics.mcnemar_table(labels, a, b), z[f"mc{number}_table"])
+    got = statistics.mcnemar(labels, a, b)
+    np.testing.assert_allclose(got.p, z[f"mc{number}_exact"][1], **CLOSE)
+    np.testing.assert_allclose(got.difference, (a == labels).mean() - (b == labels).mean())
+
+
+def test_holm_keeps_what_is_not_known():
+    got = statistics.holm([0.01, np.nan, 0.04, 0.03])
+    np.testing.assert_allclose(got, [0.03, np.nan, 0.06, 0.06])
+
+
+def test_seeds_and_folds_have_other_intervals():
+    values = [0.8, 0.82, 0.79, 0.83, 0.81]
+    mean, sd, seeds = statistics.over_runs(values)
+    assert mean == pytest.approx(0.81) and sd == pytest.approx(np.std(values, ddof=1))
+    np.testing.assert_allclose(seeds, stats.t.interval(0.95, 4, mean, sd / np.sqrt(5)))
+    _, _, folds = statistics.over_folds(values, 60, 20)
+    wider = (folds.high - folds.low) / (seeds.high - seeds.low)
+    assert wider == pytest.approx(np.sqrt((1 / 5 + 1 / 3) / (1 / 5)))
+    assert np.isnan(statistics.over_runs([0.5])[1])
+
+
+@given(st.integers(0, 10_000))
+def test_the_table_survives_its_file(seed):
+    import tempfile
+    from pathlib import Path
+
+    rng = np.random.default_rng(seed)
+    n, classes = int(rng.integers(1, 12)), int(rng.integers(2, 5))
+    p = rng.dirichlet(np.full(classes, 0.2), n)
+    t = table(rng.integers(-1, classes, n), p, groups=[f"p,{i % 3}" if i % 2 else "" for i in range(n)])
+    t.sigma = np.where(rng.random(n) < 0.5, np.nan, 0.3)
+    with tempfile.TemporaryDirectory() as folder:
+        t.write(Path(folder) / "p.csv")
+        back = predictions.read(Path(folder) / "p.csv")
+    np.testing.assert_allclose(back.probabilities, t.probabilities, rtol=1e-8)
+    for name in ("names", "groups", "split", "labels", "level", "sigma"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(t, name))
+
+
+def test_a_file_that_is_no_table_is_named(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="not a table of predictions"):
+        predictions.read(tmp_path / "x.csv")
+
+
+def test_patients_are_judged_by_the_mean_of_their_images():
+    p = two_columns(np.array([0.9, 0.2, 0.6, 0.1, 0.7]))
+    t = table([1, 1, 1, 0, 0], p, groups=["a", "a", "b", "b", ""])
+    by = t.by_patient
+    assert sorted(zip(by.names, by.labels, np.round(by.probabilities[:, 1], 6), strict=True)) == [
+        ("a", 1, 0.55), ("b", 0, 0.1), ("b", 1, 0.6), ("image 4", 0, 0.7)]  # fmt: skip
+
+
+def write_run(folder, t, judged="test"):
+    folder.mkdir()
+    t.write(folder / "predictions.csv")
+    numbers = predictions.summarise(t, 0)
+    (folder / "metrics.json").write_text(json.dumps({**numbers, "judged_on": judged, "leakage": [], "n_train": 120}))
+
+
+def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
+    import sys
+
+    sys.path.insert(0, str(tiny.ROOT / "scripts"))
+    import compare_runs
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 120)
+    good = np.clip(labels * 0.5 + rng.normal(0.25, 0.2, 120), 0.01, 0.99)
+    poor = np.clip(rng.normal(0.5, 0.2, 120), 0.01, 0.99)
+    write_run(tmp_path / "good", table(labels, two_columns(good)))
+    shuffled = rng.permutation(120)
+    write_run(tmp_path / "poor", table(labels, two_columns(poor)).where(shuffled))
+    compare_runs.compare(compare_runs.parse([str(tmp_path / "good"), str(tmp_path / "poor"), "--resamples=50"]))
+    text = capsys.readouterr().out
+    assert "AUROC" in text and "Holm" in text and "macro F1" in text and "120 patients" in text
+    runs = [comparison.read_run(tmp_path / n) for n in ("good", "poor")]
+    [row] = comparison.pairs(runs, 50)
+    assert row["auroc"].p < 1e-6 and row["auroc"].difference > 0.2 and row["accuracy"].p < 1e-4
+    moved = [f"elsewhere/{name}" for name in runs[0].judged.names]  # the same set, read from another folder
+    write_run(tmp_path / "moved", table(labels, two_columns(good), names=moved))
+    plain = [f"set/{name}" for name in runs[0].judged.names]
+    write_run(tmp_path / "plain", table(labels, two_columns(good), names=[f"a/{n}" for n in plain]))
+    write_run(tmp_path / "short", table(labels, two_columns(good), names=plain))
+    same = [comparison.read_run(tmp_path / n) for n in ("plain", "short")]
+    assert comparison.pairs(same, 5)[0]["accuracy"].difference == 0
+    write_run(tmp_path / "other", table(labels[:60], two_columns(good[:60])))
+    with pytest.raises(UserError, match="not judged on the same images"):
+        comparison.pairs([*runs, comparison.read_run(tmp_path / "other")])
+    with pytest.raises(UserError, match=r"holds no predictions\.csv"):
+        comparison.read_run(tmp_path)
+
+
+def test_an_interval_has_a_width_or_there_is_none():
+    t = table(np.arange(40) % 2, two_columns((np.arange(40) % 2).astype(float)))
+    assert np.isnan(statistics.over_patients(t.labels, t.probabilities, t.patients, classification.accuracy, 100)).all()
+
+
+def test_images_of_a_patient_are_not_independent():
+    """Two equal classifiers that err by patient: tests per image would find a difference too often."""
+    rng = np.random.default_rng(4)
+    small = 0
+    for _ in range(10):
+        labels = np.repeat(rng.integers(0, 2, 40), 6)
+        scores = [np.repeat(rng.random(40), 6) * 0.6 + labels * 0.4 for _ in range(2)]
+        runs = [
+            comparison.Run(
+                f"run {i}",
+                t := table(labels, two_columns(s), groups=[f"p{j // 6}" for j in range(240)]),
+                t,
+                {},
+            )
+            for i, s in enumerate(scores)
+        ]
+        [row] = comparison.pairs(runs, 1)
+        assert row["unit"] == "patient" and row["images"] == 240 and row["patients"] == 40
+        small += row["auroc"].p < 0.05
+    assert small <= 3  # one in twenty expected
+
+
+def test_methods_are_compared_over_folds(tmp_path):
+    rng = np.random.default_rng(0)
+    runs = {"a": [], "b": []}
+    for fold in range(4):
+        labels = rng.integers(0, 2, 40)
+        names = [f"fold {fold} image {i}" for i in range(40)]
+        for name, noise in (("a", 0.2), ("b", 0.6)):
+            p = np.clip(labels * 0.5 + rng.normal(0.25, noise, 40), 0.01, 0.99)
+            write_run(tmp_path / f"{name}{fold}", table(labels, two_columns(p), names=names))
+            runs[name].append(comparison.read_run(tmp_path / f"{name}{fold}"))
+    difference, t, p = comparison.over_folds(runs["a"], runs["b"])
+    assert difference > 0 and t > 0 and 0 < p < 0.2
+    with pytest.raises(UserError, match="these are seeds"):
+        comparison.over_folds([runs["a"][0]] * 2, [runs["b"][0]] * 2)

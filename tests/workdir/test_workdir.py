@@ -1,0 +1,150 @@
+"""What a run leaves: its config, its checkpoints, and what happens when they are damaged or of version 0.1."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from tiny_runs import classifier, command, launch, plain_run, run
+
+from deblur_mae_jax.config import fields_of, upgrade
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.workdir import checkpoint
+
+ROOT = tiny.ROOT
+# Configs that version 0.1 wrote, by the function of `deblur_mae_jax/config.py` that makes such a config now.
+VERSION_0_1 = Path(__file__).parent / "version_0_1"
+
+
+def test_a_used_workdir_with_another_config_is_refused():
+    folder, _ = plain_run()
+    with pytest.raises(UserError, match=r"task\.mask_ratio: 0.75 there, 0.5 now"):
+        run(folder, optim__steps=6, task__mask_ratio=0.5)
+    run(folder, optim__steps=6, checkpoint__keep_last=9, log__every_steps=3)  # what is free to change
+
+
+def test_other_images_in_a_used_workdir_are_refused(tmp_path):
+    run(tmp_path, optim__steps=1)
+    record = json.loads((tmp_path / "dataset.json").read_text())
+    record["fingerprint"] = "0123"
+    (tmp_path / "dataset.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="fingerprint 0123"):
+        run(tmp_path, optim__steps=1)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in VERSION_0_1.glob("*.json")))
+def test_a_config_that_version_0_1_wrote_is_understood(name):
+    """Fields that such a run never used are gone, and what was unset is unset."""
+    old = json.loads((VERSION_0_1 / f"{name}.json").read_text())
+    values = upgrade(old)
+    assert set(fields_of(name)) <= set(values)
+    dropped = {key: value for key, value in old.items() if key not in values}
+    assert not any(key.startswith(("optim.", "data.", "model.")) for key in dropped), dropped
+    assert all(values[key] == value for key, value in old.items() if key in values and value not in (0, "", []))
+    assert upgrade(values) == values
+
+
+def test_a_workdir_of_version_0_1_is_resumed(tmp_path):
+    """Its config is another file, with the same meaning; the weights at the end are the same."""
+    source, whole = plain_run()
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+    shutil.rmtree(max((folder / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:])))
+    (folder / "result.json").unlink()
+    old = json.loads((VERSION_0_1 / "pretraining.json").read_text())
+    assert set(old) != set(json.loads((folder / "config.json").read_text()))
+    (folder / "config.json").write_text(json.dumps(old | {"checkpoint.keep_last": 9}))
+    again = run(folder, optim__steps=6, checkpoint__keep_last=9)
+    assert again.params_fingerprint == whole.params_fingerprint
+    (folder / "config.json").write_text(json.dumps(old | {"optim.b1": 0.5}))
+    with pytest.raises(UserError, match=r"optim\.b1: 0.5 there, 0.9 now"):
+        run(folder, optim__steps=6)
+
+
+def test_a_classifier_of_version_0_1_is_loaded(tmp_path):
+    import deblur_mae_jax as dm
+
+    source, _ = classifier()
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+    shutil.copy(VERSION_0_1 / "finetuning.json", folder / "config.json")
+    image = np.arange(1600, dtype=np.uint8).reshape(40, 40)
+    new, old = (dm.predict(dm.load(path), image) for path in (source, folder))
+    np.testing.assert_array_equal(new, old)
+
+
+def damage(folder, kind):
+    files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size, reverse=True)
+    if kind == "truncated":
+        files[0].write_bytes(files[0].read_bytes()[: files[0].stat().st_size // 2])
+    elif kind == "flipped":
+        # Orbax keeps files it no longer reads; one bad byte in each must be enough in those it does.
+        for file in files:
+            content = bytearray(file.read_bytes())
+            if len(content) > 1000:
+                content[len(content) // 2] ^= 0xFF
+                file.write_bytes(bytes(content))
+    else:
+        for file in files:
+            file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped", "emptied"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, kind, caplog):
+    whole = run(tmp_path, optim__steps=6)
+    folders = sorted((tmp_path / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
+    assert len(folders) == 2
+    damage(folders[-1], kind)
+    again = run(tmp_path, optim__steps=6)
+    assert "is damaged" in caplog.text and folders[-1].name in caplog.text
+    assert again.params_fingerprint == whole.params_fingerprint and again.checkpoint.exists()
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path):
+    run(tmp_path, optim__steps=2)
+    for folder in (tmp_path / "checkpoints").glob("step_*"):
+        damage(folder, "emptied")
+    with pytest.raises(UserError, match=r"all checkpoints in .* are damaged"):
+        run(tmp_path, optim__steps=2)
+
+
+def test_keep_last_and_keep_every(tmp_path):
+    run(tmp_path, optim__steps=9, checkpoint__every_epochs=1 / 3, checkpoint__keep_every=4)
+    steps = sorted(int(p.name[5:]) for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert steps == [4, 8, 9]
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(tmp_path):
+    """The limit on file size makes every large write fail, as a full disk does."""
+    run(tmp_path, optim__steps=6, checkpoint__every_epochs=1.0)
+    for path in (tmp_path / "checkpoints").glob("step_6"):
+        subprocess.run(["rm", "-r", str(path)], check=True)
+    assert (tmp_path / "checkpoints" / "step_3").exists()
+    arguments, environment = command(tmp_path, optim__steps=6, checkpoint__every_epochs=1.0)
+    done = subprocess.run(
+        arguments, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240,
+        preexec_fn=limit_files,
+    )  # fmt: skip
+    assert "could not be saved" in done.stderr and "step 3 is still there" in done.stderr
+    assert done.returncode == 4
+    assert (tmp_path / "checkpoints" / "step_3").exists()
+    code, output = launch(tmp_path, optim__steps=6, checkpoint__every_epochs=1.0)
+    assert code == 0 and "resuming at step 3" in output, output
+
+
+def limit_files():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+
+def test_one_tree_can_be_saved_beside_the_checkpoints(tmp_path):
+    tree = {"a": jax.numpy.arange(4.0), "b": jax.numpy.ones((), bool)}
+    checkpoint.save_tree(tmp_path / "tree", tree)
+    back = checkpoint.load_tree(tmp_path / "tree", tree)
+    jax.tree.map(np.testing.assert_array_equal, tree, back)
