@@ -1,4 +1,4 @@
-# `make demo`, `make demo3d`, `make test`, `make check`, `make test-pytorch`: each sets up what it needs and runs.
+# `make demo`, `make demo3d`, `make test`, `make check`, `make docs`, `make test-pytorch`: each sets up what it needs and runs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -9,7 +9,7 @@ DEMO3D_DIR ?= runs/quickstart3d
 export DEBLUR_MAE_DATA
 export JAX_PLATFORMS ?=
 
-.PHONY: demo demo3d test test-slow check test-pytorch setup lock clean
+.PHONY: demo demo3d test test-slow check docs test-pytorch setup lock clean
 
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
@@ -53,6 +53,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) docs
+
+# A warning, such as a broken link, is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test-pytorch: $(VENV)-pytorch/.ready
 	$(VENV)-pytorch/bin/python -m pytest -n 2 --dist worksteal tests/export "tests/test_notebooks.py::test_a_notebook_runs[export_to_pytorch]"
@@ -62,4 +67,4 @@ lock:
 	uv pip compile --universal --python-version 3.11 --constraint requirements.in --generate-hashes pyproject.toml --group dev -o requirements-dev.txt --no-header --no-annotate
 
 clean:
-	rm -rf $(VENV) $(VENV)-pytorch .mypy_cache .ruff_cache
+	rm -rf site $(VENV) $(VENV)-pytorch .mypy_cache .ruff_cache

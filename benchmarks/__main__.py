@@ -5,8 +5,8 @@
     python -m benchmarks --table            # only the table, from the results that are there
 
 Each part is a program of its own and writes its JSON under benchmarks/results/; the table is written beside them. A
-part that fails, or a target that is missed, is told in the table and stops nothing. With PyTorch and timm installed the
-steps are timed against theirs. The same commands run on a CPU, a GPU and a TPU; the sizes differ.
+part that fails, or a target that is missed, is shown in the table and does not stop the others. With PyTorch and timm
+installed the steps are timed against theirs. The same commands run on a CPU, a GPU and a TPU; the sizes differ.
 """
 
 import argparse

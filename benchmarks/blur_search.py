@@ -4,7 +4,7 @@
     python -m benchmarks.blur_search --phantoms=200 --config=configs/d2mae_thyroid.py
 
 Searches the whole set with an empty cache, then again with the full one. The floor is the time of the same matrix
-products at the speed of one large product of the same precision; the network alone on a batch that lies ready is timed
+products at the speed of one large product of the same precision; the network alone on a prepared batch is timed
 too. Both in the same run, in turns with the search.
 Without --init_from the network of --config is used with random weights: the time does not depend on them.
 """
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import load_config, write, write_pictures
+from benchmarks.common import load_config, write, write_images
 from deblur_mae_jax import network, sharding
 from deblur_mae_jax.commands import search
 from deblur_mae_jax.data import dataset
@@ -40,7 +40,7 @@ def product_speed(dtype, size=2048, repeats=8):
 
 
 def forward_of(trained, batch):
-    """The network alone on a batch that lies ready, as the search runs it: nothing masked."""
+    """The network alone on a prepared batch, as the search runs it: nothing masked."""
     net, side = trained.network, trained.config.image_size
     rng = np.random.default_rng(0)
     shape = (batch, side, side, trained.config.model.in_chans)
@@ -59,7 +59,7 @@ def forward_of(trained, batch):
 
 
 def main():
-    """Measure in a folder of its own for pictures and caches."""
+    """Measure in a folder of its own for images and caches."""
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder))
 
@@ -88,9 +88,9 @@ def measure(folder):
     config = trained.config
     with config.unlocked(), config.ignore_type():
         if arguments.phantoms:
-            pictures = folder / "pictures"
-            write_pictures(pictures, arguments.phantoms, 300)
-            config.data.name, config.data.root = "image_folder", str(pictures)
+            images = folder / "images"
+            write_images(images, arguments.phantoms, 300)
+            config.data.name, config.data.root = "image_folder", str(images)
         else:
             config.data.name, config.data.root = arguments.name, arguments.root
             config.data.split = arguments.split

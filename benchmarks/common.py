@@ -43,7 +43,7 @@ def simulated(config: Any, images: int, side: int, batch: int, steps: int = 1000
     return config
 
 
-def write_pictures(folder: Path, count: int, side: int) -> None:
+def write_images(folder: Path, count: int, side: int) -> None:
     """`count` phantoms `side` pixels high as PNG files: a run reads its images, it does not simulate them."""
     from PIL import Image
 

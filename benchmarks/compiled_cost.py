@@ -4,7 +4,7 @@
     python -m benchmarks.compiled_cost --config=configs/d2mae_thyroid.py --chips=h100,v5p --batch=1024
 
 The step is compiled ahead of time for a described chip, which needs the compiler of its maker but no chip. Nothing is
-run, so there is no time in what it says. The H100's products go to cuBLAS, untuned; its compiler gives no count of
+run, so it gives no times. The H100's products go to cuBLAS, untuned; its compiler gives no count of
 FLOPs, and none of cuDNN's kernels can be compiled so; Tokamax's can (--attention=triton, pip install tokamax).
 """
 

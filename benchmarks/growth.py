@@ -2,7 +2,7 @@
 
     python -m benchmarks.growth [--sizes=1000,10000,100000,280000] [--steps=3000]
 
-A small network, so that what is around the step would show. Sets: a thousand simulated pictures as PNG files under
+A small network, so that what is around the step would show. Sets: a thousand simulated images as PNG files under
 as many names (hard links) as wanted; the index only reads their headers, the resident store decodes all, the
 streaming store each batch. Sizes take turns, round by round. Steps and lines: one real run, logging every step, its
 speed read from what it logged itself. A plot is drawn beside the JSON.
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.common import load_config, write, write_pictures
+from benchmarks.common import load_config, write, write_images
 from deblur_mae_jax import train
 from deblur_mae_jax.training import compilation, experiment
 from deblur_mae_jax.workdir import metric_writer
@@ -28,7 +28,7 @@ SIDE = 48
 
 
 def small(folder, batch):
-    """The demo's network on the pictures in `folder`."""
+    """The demo's network on the images in `folder`."""
     config = load_config("configs/quickstart.py")
     config.image_size, config.model.depth, config.model.decoder_depth = 32, 1, 1
     config.data.name, config.data.root, config.data.check = "image_folder", str(folder), "header"
@@ -37,9 +37,9 @@ def small(folder, batch):
     return config
 
 
-def link_pictures(pictures, folder, count):
-    """`count` names for the files in `pictures`."""
-    files = sorted(pictures.iterdir())
+def link_images(images, folder, count):
+    """`count` names for the files in `images`."""
+    files = sorted(images.iterdir())
     folder.mkdir()
     for number in range(count):
         (folder / f"{number:06d}.png").hardlink_to(files[number % len(files)])
@@ -72,9 +72,9 @@ def by_size(sizes, batch, rounds, steps):
     times, starts = {}, {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pictures(folder / "pictures", 1000, SIDE)
+        write_images(folder / "images", 1000, SIDE)
         for size in sizes:
-            link_pictures(folder / "pictures", folder / str(size), size)
+            link_images(folder / "images", folder / str(size), size)
         for store in ("resident", "streaming"):
             steppers = {s: Stepper(small(folder / str(s), batch), store) for s in sizes}
             starts[store] = {s: stepper.start_s for s, stepper in steppers.items()}
@@ -92,8 +92,8 @@ def by_step(steps, batch):
     """Microseconds per image of a real run that logs every step: `(steps, values)`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pictures(folder / "pictures", 200, SIDE)
-        config = small(folder / "pictures", batch)
+        write_images(folder / "images", 200, SIDE)
+        config = small(folder / "images", batch)
         config.optim.steps, config.log.every_steps = steps, 1
         config.report.every_epochs = config.checkpoint.every_epochs = 1e9
         train.train_and_evaluate(config, folder / "run")

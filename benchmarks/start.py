@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import ROOT, write, write_pictures
+from benchmarks.common import ROOT, write, write_images
 
 IMPORTS = "import deblur_mae_jax.train, deblur_mae_jax.commands.run"
 
@@ -32,11 +32,11 @@ def imports(rounds):
     return [seconds(IMPORTS) - seconds("pass") for _ in range(rounds)]
 
 
-def first_step(arguments, pictures, cache, folder):
+def first_step(arguments, images, cache, folder):
     """Seconds from the start of `main.py` to each of its first lines."""
     command = [
         sys.executable, "main.py", f"--config={arguments.config}", f"--workdir={folder}",
-        f"--config.data.root={pictures}", f"--config.optim.batch_size={arguments.batch}",
+        f"--config.data.root={images}", f"--config.optim.batch_size={arguments.batch}",
         "--config.optim.steps=3", f"--config.compilation_cache={cache}",
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
@@ -67,9 +67,9 @@ def main():
     parser.add_argument("--output", default="")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder) / "pictures"
-        write_pictures(pictures, a.images, 300)
-        starts = [first_step(a, pictures, f"{folder}/cache", f"{folder}/run{number}") for number in range(1 + a.rounds)]
+        images = Path(folder) / "images"
+        write_images(images, a.images, 300)
+        starts = [first_step(a, images, f"{folder}/cache", f"{folder}/run{number}") for number in range(1 + a.rounds)]
     took = imports(a.rounds)
     warm = {k: statistics.median(s[k] for s in starts[1:]) for k in ("begins", "taken")}
     out = {

@@ -1,11 +1,11 @@
-"""Segment ultrasound pictures with a pre-trained ViT and a convolutional decoder, or from scratch.
+"""Segment ultrasound images with a pre-trained ViT and a convolutional decoder, or from scratch.
 
     python main.py --config=configs/segment_images.py --config.init_from=runs/d2mae --config.data.root=/my/images \\
       --workdir=runs/segmenter
 
 The folder holds `images/` and `masks/` with the same names (or classes beside `masks/<class>/`), or a CSV
 `path,mask,group,split` (--config.data.name=manifest). A mask holds one whole number per class, or 0 and 255. Degradation and
-blur search are inherited from the network as in fine-tuning a classifier. A picture is judged whole, at its own size.
+blur search are inherited from the network as in fine-tuning a classifier. An image is judged whole, at its own size.
 `--config.init_from=""` starts from scratch (then say the size: --config.model.variant=B, --config.image_size=224).
 """
 

@@ -101,9 +101,9 @@ def _run(trained: TrainedNetwork, images: Images, level: Any, program: Any, batc
     results = []
     for start, count, examples in batches(ready, trained.network.inputs.in_chans, batch):
         if levels is not None:
-            own = levels[start : start + count]
+            batch_levels = levels[start : start + count]
             pad = len(examples["size"]) - count
-            examples["level"] = np.concatenate([own, np.repeat(own[-1:], pad)]).astype(np.int32)
+            examples["level"] = np.concatenate([batch_levels, np.repeat(batch_levels[-1:], pad)]).astype(np.int32)
         out = program(trained.params, examples, jnp.int32(start))
         results.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], out))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *results)

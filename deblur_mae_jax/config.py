@@ -635,8 +635,8 @@ def without_source(axes: int) -> dict[str, Any]:
     axes: of the images, 2 or 3.
     """
     kind = "finetuning" if axes == 2 else "volume_segmentation"
-    known, own = fields_of(kind), FROM_SCRATCH.get(kind, {})
-    values = {name: own.get(name, known[name].default) for name in INHERITS[kind]}
+    fields, from_scratch = fields_of(kind), FROM_SCRATCH.get(kind, {})
+    values = {name: from_scratch.get(name, fields[name].default) for name in INHERITS[kind]}
     return {name: None if isinstance(value, type) else value for name, value in values.items()}
 
 

@@ -30,9 +30,9 @@ def module(package: str, name: str, attribute: str, field: str) -> Any:
     field: where the name comes from, for the message. Raises `UserError` with the choices.
     """
     if name in module_names(package):
-        found = importlib.import_module(f"deblur_mae_jax.{package}.{name}")
-        if hasattr(found, attribute):
-            return found
+        loaded = importlib.import_module(f"deblur_mae_jax.{package}.{name}")
+        if hasattr(loaded, attribute):
+            return loaded
     raise unknown(field, name, modules_with(package, attribute))
 
 

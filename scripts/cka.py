@@ -3,8 +3,9 @@
     python scripts/cka.py runs/dae runs/segmenter --root="/my/volumes=mr"
 
 Both networks see the same central cubes. Rows of the feature matrices are cubes, columns all values of a hidden state;
---rows=tokens takes the places of a hidden state for rows instead. The paper's numbers (DAE: 0.091, 0.012, 0.011,
-0.003, 0.001) are far below what features of the same inputs usually give, and how they were flattened is not said.
+--rows=tokens makes the tokens of a hidden state the rows instead. The paper's numbers (DAE: 0.091, 0.012, 0.011,
+0.003, 0.001) are far below what features of the same inputs usually give, and the paper does not state how they were
+flattened.
 """
 
 import argparse

@@ -69,21 +69,21 @@ def prepare(trained, images):
 
 
 def pixels(trained, patches):
-    """Predicted patches as grey levels `(B, S, S)`."""
+    """Predicted patches as gray levels `(B, S, S)`."""
     model, inputs = trained.network.model, trained.network.inputs
     P, C, g = model.patch_size, model.in_chans, model.grid
     x = patches.reshape(-1, g, g, P, P, C).transpose(0, 1, 3, 2, 4, 5).reshape(-1, g * P, g * P, C)
     return ((x * np.array(inputs.std) + np.array(inputs.mean)) * 255).mean(axis=-1)
 
 
-def draw(trained, rows, pictures, title, path):
+def draw(trained, rows, examples, title, path):
     """Differences by layer, and under them what both networks make of the images."""
-    columns = max(len(pictures), 1)
+    columns = max(len(examples), 1)
     wide = max(7.0, 0.3 * len(rows), 2.0 * columns)
     side = wide / max(columns, 4)
-    tall = 3 * side + 0.6 if pictures else 0.0
+    tall = 3 * side + 0.6 if examples else 0.0
     figure = plt.figure(figsize=(wide, 3.4 + tall), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[3.4, tall]) if pictures else (figure, None)
+    upper, lower = figure.subfigures(2, 1, height_ratios=[3.4, tall]) if examples else (figure, None)
     top = upper.subplots()
     names = [name for name, _, _ in rows]
     top.semilogy([m for _, _, m in rows], "o-", color="0.6", label="largest value")
@@ -95,8 +95,8 @@ def draw(trained, rows, pictures, title, path):
     top.grid(alpha=0.3)
     top.legend(fontsize=8, loc="center right")
     labels = ("JAX", "PyTorch", "difference\nx 100,000")
-    axes = lower.subplots(3, columns, squeeze=False) if pictures else None
-    for column, (name, ours, theirs) in enumerate(pictures):
+    axes = lower.subplots(3, columns, squeeze=False) if examples else None
+    for column, (name, ours, theirs) in enumerate(examples):
         shown = (ours, theirs, 128 + 1e5 * (ours - theirs))
         for row, image in enumerate(shown):
             axis = axes[row, column]
@@ -117,7 +117,7 @@ def main(arguments=None):
     parser.add_argument("run", metavar="RUN", help="workdir of a run, or a weight file")
     parser.add_argument("images", metavar="IMAGES", help="a folder of images")
     parser.add_argument("--format", default="d2mae", help=" | ".join(formats()))
-    parser.add_argument("--output", default="comparison.png", help="the picture")
+    parser.add_argument("--output", default="comparison.png", help="the figure")
     options = parser.parse_args(arguments)
     lacking = missing(named(options.format))
     if lacking:
@@ -143,14 +143,14 @@ def main(arguments=None):
         print(f"{name:<30}{rows[-1][1]:>12.1e}{rows[-1][2]:>16.2f}")
     if options.format == "d2mae":
         print(f"{'preparation of the images':<30}{preparation(opened, images, level, data):>12.1e}")
-    pictures = []
+    examples = []
     if "reconstruction" in both:
         ours, theirs = (pixels(trained, out["reconstruction"]) for out in outputs)
-        pictures = list(zip(names, ours, theirs, strict=True))
+        examples = list(zip(names, ours, theirs, strict=True))
     worst = max(difference for _, difference, _ in rows)
     title = f"JAX and PyTorch ({options.format}), {len(images)} images, float32: they differ by {worst:.1e} at most"
-    draw(trained, rows, pictures, title, options.output)
-    print(f"picture {options.output}")
+    draw(trained, rows, examples, title, options.output)
+    print(f"figure {options.output}")
 
 
 def preparation(opened, images, level, data):

@@ -63,10 +63,10 @@ def page(path, index, leaks, counts):
     """What was found, with the pairs side by side."""
     side = 160
 
-    def picture(position):
+    def tile(number):
         from PIL import Image
 
-        image = Image.fromarray(index.source.read(position)[:, :, 0]).resize((side, side))
+        image = Image.fromarray(index.source.read(number)[:, :, 0]).resize((side, side))
         return np.asarray(image)[:, :, None]
 
     parts = [report.head(f"{path.stem}: splits and leaks"), report.table_of(counts)]
@@ -76,9 +76,9 @@ def page(path, index, leaks, counts):
     parts += [f"<p class={'warn' if leaks.any else 'note'}>{html.escape(x)}</p>" for x in lines]
     shown = leaks.pairs[:MAX_SHOWN]
     if shown:
-        pictures = [np.concatenate([picture(i) for i in p.positions], axis=1) for p in shown]
+        images = [np.concatenate([tile(i) for i in p.indices], axis=1) for p in shown]
         labels = [f"{p.kind}: {p.first_split}, {p.second_split}" for p in shown]
-        sheet = report.gallery(pictures, labels, columns=min(3, len(shown)), tile=side)
+        sheet = report.gallery(images, labels, columns=min(3, len(shown)), tile=side)
         parts += ["<h2>Pairs</h2>", report.embedded(report.png_of(sheet), "pairs")]
         names = "".join(f"<li>{html.escape(f'{p.first} and {p.second}')}</li>" for p in shown)
         parts.append(f"<ol>{names}</ol>")
@@ -118,14 +118,14 @@ def make(arguments):
                 place = os.path.relpath(base / name, output.parent)
                 group = groups[i] if groups else ""
                 out.writerow([place, labels[i], names[i], group, index.hashes[i]])
-    positions = {s: np.flatnonzero(names == s) for s in splits.SPLITS if (names == s).any()}
+    indices = {s: np.flatnonzero(names == s) for s in splits.SPLITS if (names == s).any()}
     features = embeddings(arguments.init_from, index) if arguments.init_from else None
-    leaks = audit.compare(index, positions, embeddings=features)
+    leaks = audit.compare(index, indices, embeddings=features)
     leaks.write(output.with_name(output.stem + "_leaks.csv"))
     counts = {
         name: f"{len(part)} images; "
         + ", ".join(f"{c}: {sum(labels[i] == c for i in part)}" for c in sorted({labels[i] for i in part}))
-        for name, part in positions.items()
+        for name, part in indices.items()
     }
     page(output.with_suffix(".html"), index, leaks, counts)
     for name, text in counts.items():

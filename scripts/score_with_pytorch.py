@@ -46,7 +46,7 @@ def view(path, p):
 
 
 def gray(x):
-    """Three channels to one, in whole grey levels."""
+    """Three channels to one, in whole gray levels."""
     weights = torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
     return x if x.shape[1] == 1 else torch.floor((x * weights).sum(1, keepdim=True) + 0.5)
 
@@ -67,7 +67,7 @@ def main(arguments=None):
     certificate = json.loads((options.export / "certificate.json").read_text())
     opens, network = certificate["opens_with"], certificate["network"]
     if opens["library"] != "timm" or not network["classes"]:
-        parser.error(f"'{options.export}' is no timm export of a classifier")
+        parser.error(f"'{options.export}' is not a timm export of a classifier")
     if network["degradation"] not in ("none", "gaussian"):
         parser.error(f"the network was trained with {network['degrade']}: degrade the images first")
     model = timm.create_model(opens["model"], pretrained=False, **opens["arguments"]).eval()

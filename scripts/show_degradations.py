@@ -51,14 +51,14 @@ def contact_sheet(image: np.ndarray, crop: int):
     height, width = image.shape[:2]
     crop = min(crop, height, width)
     top, left = (height - crop) // 2, (width - crop) // 2
-    pictures, labels = [], []
+    images, labels = [], []
     for number, spec in enumerate(specs):
         degradation = parse.degradation(spec, "degradation")
         params = degradation.draw(jax.random.key(number))
         out = np.asarray(degradation.apply(jnp.asarray(image, jnp.float32), params, None))
-        pictures.append(out[top : top + crop, left : left + crop])
+        images.append(out[top : top + crop, left : left + crop])
         labels.append(spec + (f", level {int(params['level'])}" if "level" in params else ""))
-    return page.gallery(pictures, labels, COLUMNS, tile=240)
+    return page.gallery(images, labels, COLUMNS, tile=240)
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ _CPU_FINETUNE = {
     "report.bootstrap": 200,
     "log.tensorboard": False,
 }
-# From scratch there is no network to inherit the size from.
+# A run from scratch has no network to inherit the size from.
 _CPU_SIZE = {k: v for k, v in _CPU_PRETRAIN.items() if k in (
     "image_size", "model.patch_size", "model.embed_dim", "model.depth", "model.num_heads")}  # fmt: skip
 

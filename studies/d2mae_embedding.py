@@ -1,4 +1,4 @@
-"""D2MAE, how the level is told: not, added to the patches, as a token (paper: F1 87.66, 88.57, 89.84 on GE4K)."""
+"""D2MAE, how the network receives the level: not at all, added, as a token (paper: F1 87.66, 88.57, 89.84 on GE4K)."""
 
 from studies import common
 
@@ -17,5 +17,5 @@ def get_study(preset):
         }
         for name, f1 in (("none", 87.66), ("addition", 88.57), ("token", 89.84))
     }
-    study["title"] = "D2MAE: how the level is told"
+    study["title"] = "D2MAE: how the network receives the level"
     return study

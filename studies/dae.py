@@ -1,8 +1,8 @@
 """Disruptive Autoencoders against training from scratch and 3-D MAE, with all and with a fifth of the training volumes.
 
     python scripts/study.py studies/dae.py --preset=cpu --output=runs/dae_study
-    python scripts/study.py studies/dae.py --preset=full --output=runs/dae_study
-    --pretrain_root="/data/lung=ct;/data/brain=mr" \\
+    python scripts/study.py studies/dae.py --preset=full --output=runs/dae_study \\
+      --pretrain_root="/data/lung=ct;/data/brain=mr" \\
       --finetune_root=/data/feta=mr --folds=0,1,2,3,4
 
 Paper numbers: FeTA, Dice over 5 folds.

@@ -118,8 +118,8 @@ def test_degrade():
     [
         (lambda t, c: dm.encode(t, np.zeros((2, 9, 9, 2))), r"image 0 has shape \(9, 9, 2\)"),
         (lambda t, c: dm.encode(t, []), "there are none"),
-        (lambda t, c: dm.encode(t, np.full((9, 9), 300.0)), "float images must lie in 0..1"),
-        (lambda t, c: dm.encode(t, np.full((9, 9), np.nan)), "float images must lie in 0..1"),
+        (lambda t, c: dm.encode(t, np.full((9, 9), 300.0)), "float images must be in 0..1"),
+        (lambda t, c: dm.encode(t, np.full((9, 9), np.nan)), "float images must be in 0..1"),
         (lambda t, c: dm.encode(t, np.zeros((9, 9), np.int64)), "expected uint8"),
         (lambda t, c: dm.encode(t, images(1), level=12), "level=12 must be in 1..11"),
         (lambda t, c: dm.encode(t, images(1), pool="max"), "Choices: mean, cls, none"),

@@ -37,4 +37,4 @@ def test_a_notebook_is_committed_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert all(not cell.get("outputs") for cell in notebook.cells)
-    assert "colab-badge" in notebook.cells[0].source
+    assert not any("OWNER" in cell.source for cell in notebook.cells)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from deblur_mae_jax.data import audit, image_folder, index, manifest, splits
@@ -159,11 +160,9 @@ def test_every_study_can_be_planned(path, tmp_path):
 
 @pytest.mark.slow
 def test_a_study_runs_what_is_missing_and_writes_one_table(tmp_path):
-    from tiny import SHRINK, TRANSFER
-
-    small = [f"{k}={v}" for k, v in SHRINK.items()]
+    small = [f"{k}={v}" for k, v in tiny.SHRINK.items()]
     pretrain = [f"--set_pretrain={x}" for x in small]
-    fine = {k: v for k, v in (SHRINK | TRANSFER).items()
+    fine = {k: v for k, v in (tiny.SHRINK | tiny.LABELS).items()
             if not k.startswith(("image_size", "model.", "report.num", "init_from", "optim.steps"))}  # fmt: skip
     arguments = [sys.executable, str(ROOT / "scripts" / "study.py"), str(ROOT / "studies" / "d2mae_search.py"),
                  f"--output={tmp_path}", "--only=none,random", "--seeds=0,1", *pretrain,

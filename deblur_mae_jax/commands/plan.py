@@ -66,8 +66,8 @@ class Need:
 
     def memory(self, accum: int | None = None, dtype: str = "bfloat16") -> float:
         """Bytes at the peak of a step."""
-        part = self.batch / (accum or self.accum)
-        held = part * (_width(dtype) * self.saved_per_image + self.input_per_image)
+        images_at_once = self.batch / (accum or self.accum)
+        held = images_at_once * (_width(dtype) * self.saved_per_image + self.input_per_image)
         return 18 * self.parameters + held + self.images
 
     def seconds(self, chip: chips.Chip) -> float:
@@ -97,14 +97,14 @@ def saved_bytes(network: Any, batch: Any, keys: Any) -> float:
 
     program = jax.make_jaxpr(keep)(params, batch, keys).jaxpr
     shapes = {x.shape for x in jax.tree.leaves(params)}
-    given, kept = set(program.invars), {}
+    given, saved = set(program.invars), {}
     for var in program.outvars:
         if hasattr(var, "val") or var in given or var.aval.shape in shapes:
             continue
-        kept[var] = var.aval
-    halves = [a.shape for a in kept.values() if a.dtype == jnp.bfloat16]
+        saved[var] = var.aval
+    halves = [a.shape for a in saved.values() if a.dtype == jnp.bfloat16]
     total = 0
-    for aval in kept.values():
+    for aval in saved.values():
         if aval.dtype == jnp.float32 and aval.shape in halves:
             halves.remove(aval.shape)
             continue
@@ -120,19 +120,19 @@ def need(run: experiment.Experiment, num_images: int = 0) -> Need:
         config.model.attention = "xla"
     classes = len(run.supervision.classes) if run.supervision else 0
     network = networks.build(config, classes)
-    part = jax.eval_shape(lambda b: jax.tree.map(lambda x: x[0, :8], b), _first(run))
-    size = jax.tree.leaves(part)[0].shape[0]
+    first_image = jax.eval_shape(lambda b: jax.tree.map(lambda x: x[0, :8], b), _first(run))
+    size = jax.tree.leaves(first_image)[0].shape[0]
     keys = jax.eval_shape(lambda: stream_keys(0, 0, jnp.arange(size)))
 
-    def prepare(arrays, part, keys):
+    def prepare(arrays, first_image, keys):
         def level(*_):  # an online search gives each example one
             return jnp.ones(size, jnp.int32)
 
         choose = level if run.choose_level is not None else None
-        return network.inputs.train(run.store.gather(arrays, part), keys, choose)
+        return network.inputs.train(run.store.gather(arrays, first_image), keys, choose)
 
-    examples = jax.eval_shape(run.store.gather, run.store.arrays, part)
-    batch = jax.eval_shape(prepare, run.store.arrays, part, keys)
+    examples = jax.eval_shape(run.store.gather, run.store.arrays, first_image)
+    batch = jax.eval_shape(prepare, run.store.arrays, first_image, keys)
     pixels = sum(x.size * max(4, 2 * x.dtype.itemsize) for x in jax.tree.leaves((examples, batch)))
     stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.store.arrays))
     steps = run.total_steps
@@ -218,9 +218,9 @@ def table(wanted: Need, prices: dict[str, float]) -> list[str]:
             continue
         fits = f"{wanted.memory(accum, chip.dtype) / 1e9:.1f} GB"
         fits += f" (accum {accum})" if accum > 1 else ""
-        known = "a" if chip.measured_share is None else "m"
+        origin = "a" if chip.measured_share is None else "m"
         lines.append(
-            f"{start}{fits:>20s} {wanted.batch / seconds:8,.0f} {share:7.0%}{known} "
+            f"{start}{fits:>20s} {wanted.batch / seconds:8,.0f} {share:7.0%}{origin} "
             f"{duration(3600 * hours):>14s} {price:6.2f} {f'${hours * price:,.0f}':>10s}"
         )
     return lines
@@ -234,7 +234,7 @@ def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
     progress = Progress()
     if config.task.name in PROGRAMS:
         raise UserError(f"--plan is for training; config.task.name={config.task.name} trains nothing")
-    own = parse_prices(prices)
+    own_prices = parse_prices(prices)
     compilation.use_compilation_cache(config.compilation_cache)
     config, source, _ = inherit.resolve(config, None)
     if num_images < 0:
@@ -253,7 +253,7 @@ def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
         f"{wanted.memory() / 1e9:.4g} GB of memory",
         f"whole run  {wanted.flops * wanted.steps:.3g} FLOP",
         "",
-        *table(wanted, own),
+        *table(wanted, own_prices),
         "a: assumed, from the FLOPs at 80 % of peak and the traffic at 90 % of bandwidth; m: measured. "
         "Several chips divide the hours, not the money; small networks do not fill a chip and take longer.",
     ]

@@ -126,7 +126,7 @@ def _features(trained: TrainedNetwork, index: Index, labels: Supervision, pool: 
 
 def _choose(config: ConfigDict, labels: Supervision, x: np.ndarray) -> tuple[str, Any]:
     """(name, fitted classifier) of the best one on the validation images."""
-    train, val = labels.positions["train"], labels.positions["val"]
+    train, val = labels.indices["train"], labels.indices["val"]
     best: tuple[float, str, Any] | None = None
     for name, model in candidates(config.probe.kind, config, len(train)).items():
         model.fit(x[train], labels.labels[train])
@@ -151,21 +151,21 @@ def _judge(
 ) -> dict[str, Any]:
     """Predict validation and test images, write the report. run: images, labels, lines for the page."""
     index, labels, lines = run
-    positions = labels.positions
+    indices = labels.indices
     sigmas = blur_search.all_sigmas(parse.degradation(config.task.degrade))
     tables = [
         predictions.of_index(
             index,
             labels,
             name,
-            probabilities(model, x[positions[name]], len(labels.classes)),
+            probabilities(model, x[indices[name]], len(labels.classes)),
             labels.levels,
             sigmas,
         )
         for name in ("val", "test")
-        if name in positions
+        if name in indices
     ]
-    train = labels.labels[positions["train"]]
+    train = labels.labels[indices["train"]]
     notes = report.Notes(
         title=f"{workdir.name}: {config.probe.kind} on frozen features",
         config=flat(config),
@@ -174,11 +174,11 @@ def _judge(
         curves=[],
         skipped=len(index.skipped),
         setting=labels.setting.kind if labels.setting else None,
-        features=x[positions.get("test", positions["val"])],
+        features=x[indices.get("test", indices["val"])],
         mistakes=[],
         train_counts=np.bincount(train, minlength=len(labels.classes)),
     )
-    return report.write(workdir, predictions.concatenate(tables), index, positions, notes)
+    return report.write(workdir, predictions.concatenate(tables), index, indices, notes)
 
 
 def probabilities(model: Any, x: np.ndarray, num_classes: int) -> np.ndarray:

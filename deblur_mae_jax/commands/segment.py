@@ -14,7 +14,7 @@ from deblur_mae_jax import api, sharding
 from deblur_mae_jax.commands import new_images
 from deblur_mae_jax.config import flat
 from deblur_mae_jax.data import index as data_index
-from deblur_mae_jax.data.grid import place
+from deblur_mae_jax.data.grid import output_path
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.errors import UserError, unknown
@@ -94,24 +94,24 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     rows: list[list[Any]] = []
     taken: set[Path] = set()
     params = [member.params for member in members]
-    for position, labels in segmenter.each(params, loader, range(len(index))):
-        grid = index.source.grid_of(position)
-        own = grid.finish(labels)
-        path = grid.save(values[own], place(out, index.source.names[position], taken))
+    for number, labels in segmenter.each(params, loader, range(len(index))):
+        grid = index.source.grid_of(number)
+        label_map = grid.finish(labels)
+        path = grid.save(values[label_map], output_path(out, index.source.names[number], taken))
         voxel = float(np.prod(grid.spacing))
-        counts = np.bincount(own.ravel(), minlength=len(values))[1:]
+        counts = np.bincount(label_map.ravel(), minlength=len(values))[1:]
         for label, count in zip(first.classes[1:], counts, strict=True):
             written = path.relative_to(out).as_posix()
             rows.append(
                 [
-                    index.source.names[position],
+                    index.source.names[number],
                     label,
                     voxel * int(count),
                     f"{grid.unit}{unit}",
                     written,
                 ]
             )
-        progress.update(f"segmenting: {position + 1} of {len(index)}")
+        progress.update(f"segmenting: {number + 1} of {len(index)}")
     with open(out / "segmentations.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["image", "label", "size", "unit", "file"])
@@ -130,7 +130,7 @@ def _levels(trained: TrainedNetwork, index: Index) -> dict[str, np.ndarray]:
         return {}
     levels: list[int] = []
     for _, images in new_images.chunks(index):
-        found = api.given_levels(trained, as_list(images), None)
-        assert found is not None
-        levels += found.tolist()
+        given = api.given_levels(trained, as_list(images), None)
+        assert given is not None
+        levels += given.tolist()
     return {"level": np.array(levels, np.int32)}

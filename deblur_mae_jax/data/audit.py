@@ -17,7 +17,7 @@ from deblur_mae_jax.data.source import BadImage
 
 HASH_SIDE = 16
 # Of HASH_SIDE ** 2 bits. Of the 200 near-duplicates that BUSI and MMOTU list, 199 are within it, and 62 pairs that they
-# do not list (of 880,000), among them the same picture under two labels. 24 bits find 171.
+# do not list (of 880,000), among them the same image under two labels. 24 bits find 171.
 NEAR_BITS = 40
 NEAR_COSINE = 0.995
 
@@ -31,7 +31,7 @@ class Pair:
     first_split: str
     second: str
     second_split: str
-    positions: tuple[int, int]
+    indices: tuple[int, int]
 
 
 @dataclasses.dataclass
@@ -106,7 +106,7 @@ class _Pairs:
 
 def compare(
     index: Index,
-    positions: dict[str, np.ndarray],
+    indices: dict[str, np.ndarray],
     *,
     pretrained: set[str] | None = None,
     near: bool = True,
@@ -114,14 +114,14 @@ def compare(
 ) -> Leaks:
     """Compare the splits with one another: identical pixels, and patients in two splits.
 
-    positions: numbers of the images of each split.
+    indices: numbers of the images of each split.
     pretrained: hashes of the images that pre-training saw.
     near: compare perceptual hashes too.
     embeddings: `(N, D)`, whose neighbours are compared too.
     """
     names, source = index.source.names, index.source
     split = np.full(len(index), "", dtype="<U5")
-    for name, numbers in positions.items():
+    for name, numbers in indices.items():
         split[numbers] = name
     used = [int(i) for i in np.flatnonzero(split != "")]
     pairs = _Pairs(index, split)
@@ -143,7 +143,7 @@ def compare(
                 first.setdefault(source.groups[i], {}).setdefault(str(split[i]), i)
         for by_split in first.values():
             pairs.note_all("same patient", list(by_split.values()))
-    judged = positions.get("test", positions.get("val", np.empty(0, int)))
+    judged = indices.get("test", indices.get("val", np.empty(0, int)))
     seen = [names[i] for i in judged if pretrained and hashes[i] in pretrained]
     ordered = sorted(pairs.pairs.values(), key=lambda p: (p.kind, p.first, p.second))
     return Leaks(ordered, seen, pretrained is not None, near)

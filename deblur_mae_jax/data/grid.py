@@ -20,8 +20,8 @@ class Grid:
     spacing: of its voxels or pixels, in `unit` ("mm", or "px" where the size of a pixel is not known).
     truth:  () -> uint8 `(*space)`, the values of the mask file on this grid; raises `BadImage` without one.
     finish: a label map on the grid of `read` -> the same on this grid (nearest neighbour).
-    save:   (label map on this grid, path without suffix) -> the file written; a volume's lies over its own file, a
-            picture's on the pixels it was read to (`data.max_side`).
+    save:   (label map on this grid, path without suffix) -> the file written, on the voxels of the volume's file, or
+            on the pixels of the 2-D image as it was read (`data.max_side`).
     """
 
     spacing: tuple[float, ...]
@@ -31,24 +31,24 @@ class Grid:
     save: Callable[[np.ndarray, Path], Path]
 
 
-def place(folder: Path, name: str, taken: set[Path]) -> Path:
+def output_path(folder: Path, name: str, taken: set[Path]) -> Path:
     """Where the label map of an image goes, without a suffix: below `folder`, whatever its name is, and never twice.
 
     taken: what was given out before.
     """
-    parts = [p for p in PurePosixPath(name.replace("\\", "/")).parts if p not in ("/", "..", ".")]
-    parts = [p.replace(":", "_") for p in parts] or ["image"]
-    stem = SUFFIX.sub("", parts[-1]) or parts[-1]
-    path = folder.joinpath(*parts[:-1], stem)
+    folders = [p for p in PurePosixPath(name.replace("\\", "/")).parts if p not in ("/", "..", ".")]
+    folders = [p.replace(":", "_") for p in folders] or ["image"]
+    stem = SUFFIX.sub("", folders[-1]) or folders[-1]
+    path = folder.joinpath(*folders[:-1], stem)
     if path in taken:  # a.png and a.jpg
-        path = folder.joinpath(*parts[:-1], parts[-1].replace(".", "_"))
+        path = folder.joinpath(*folders[:-1], folders[-1].replace(".", "_"))
     while path in taken:
         path = path.with_name(path.name + "_2")
     taken.add(path)
     return path
 
 
-def save_picture(labels: np.ndarray, path: Path) -> Path:
+def save_image(labels: np.ndarray, path: Path) -> Path:
     """An 8-bit PNG that holds the values of the map."""
     path = path.with_name(path.name + ".png")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,12 +67,12 @@ def save_volume(labels: np.ndarray, path: Path, affine: np.ndarray | None = None
     return path
 
 
-def plain(masks: Callable[[int], np.ndarray], axes: int, position: int) -> Grid:
-    """The grid of an image whose masks lie on what `read` gives: pictures, and simulated images."""
+def plain(masks: Callable[[int], np.ndarray], axes: int, index: int) -> Grid:
+    """The grid of an image whose masks have the grid of `read`: 2-D images, and simulated ones."""
 
     def save(labels: np.ndarray, path: Path) -> Path:
-        return save_picture(labels, path) if labels.ndim == 2 else save_volume(labels, path)
+        return save_image(labels, path) if labels.ndim == 2 else save_volume(labels, path)
 
-    # Nothing says how large a pixel of a picture is; simulated volumes are of 1 mm.
+    # The pixel size of a 2-D image is unknown; simulated volumes have voxels of 1 mm.
     unit = "px" if axes == 2 else "mm"
-    return Grid((1.0,) * axes, unit, lambda: masks(position), lambda labels: labels, save)
+    return Grid((1.0,) * axes, unit, lambda: masks(index), lambda labels: labels, save)

@@ -32,17 +32,17 @@ class Files:
     paths: list[str]
     decoder: Decoder
 
-    def read(self, position: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
         """Decoded pixels of one file."""
-        return self.decoder(Path(self.paths[position]))
+        return self.decoder(Path(self.paths[index]))
 
-    def header(self, position: int) -> tuple[int, int]:
+    def header(self, index: int) -> tuple[int, int]:
         """(H, W) of one file."""
-        return self.decoder.header(Path(self.paths[position]))
+        return self.decoder.header(Path(self.paths[index]))
 
-    def stamp(self, position: int) -> list[int] | None:
+    def stamp(self, index: int) -> list[int] | None:
         """Size and modification time."""
-        return stamp_of(self.paths[position])
+        return stamp_of(self.paths[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Masks:
     paths: list[str]
     images: Files
 
-    def stamp(self, position: int) -> list[Any]:
+    def stamp(self, index: int) -> list[Any]:
         """Name, size and modification time."""
         return [
-            self.paths[position],
-            stamp_of(self.paths[position]) if self.paths[position] else None,
+            self.paths[index],
+            stamp_of(self.paths[index]) if self.paths[index] else None,
         ]
 
     def fields(self) -> dict[str, Any]:
@@ -69,11 +69,11 @@ class Masks:
             "mask_stamp": self.stamp,
         }
 
-    def read(self, position: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
         """uint8 `(H, W)`, the values of the file on the pixels that `images.read` gives."""
-        if not self.paths[position]:
+        if not self.paths[index]:
             raise BadImage("it has no mask")
-        return self.images.decoder.mask(Path(self.paths[position]), Path(self.images.paths[position]))
+        return self.images.decoder.mask(Path(self.paths[index]), Path(self.images.paths[index]))
 
 
 def stamp_of(path: str) -> list[int] | None:
@@ -116,9 +116,9 @@ def source(data, channels: int) -> Source:
                 continue
             path = Path(folder, file)
             name = path.relative_to(root).as_posix()
-            parts = name.split("/")
-            if MASK_FOLDER in parts[:-1]:
-                masks[Path(*(p for p in parts if p != MASK_FOLDER)).with_suffix("").as_posix()] = path
+            path_parts = name.split("/")
+            if MASK_FOLDER in path_parts[:-1]:
+                masks[Path(*(p for p in path_parts if p != MASK_FOLDER)).with_suffix("").as_posix()] = path
                 continue
             if path.suffix.lower() not in EXTENSIONS:
                 try:
@@ -136,7 +136,7 @@ def source(data, channels: int) -> Source:
         present = {SPLIT_FOLDERS[first.lower()] for first in firsts}
         if wanted and not wanted & present:
             raise UserError(
-                f"config.data.split: '{data.split}' names no split of '{root}'. "
+                f"config.data.split: '{data.split}' is not a split of '{root}'. "
                 f"Choices: {', '.join(sorted(present))}, all."
             )
         depth = 1
@@ -145,14 +145,14 @@ def source(data, channels: int) -> Source:
     reader = Files([str(root / name) for name in names], decoder)
     labelled = [n.split("/")[depth] if n.count("/") > depth else "" for n in names]
     cases = [Path(name).with_suffix("").as_posix() for name in names]
-    own = [masks.get(case) or masks.get(case.replace("images/", "", 1)) or "" for case in cases]
+    mask_paths = [masks.get(case) or masks.get(case.replace("images/", "", 1)) or "" for case in cases]
     return Source(
         names,
         reader.read,
         reader.header,
         reader.stamp,
         labels=labelled if any(labelled) else None,
-        **Masks([str(path) for path in own], reader).fields(),
+        **Masks([str(path) for path in mask_paths], reader).fields(),
         skipped=skipped,
     )
 

@@ -56,18 +56,18 @@ def pixel_hash(pixels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _check_one(source: Source, position: int, check: str, masks: bool) -> dict:
+def _check_one(source: Source, index: int, check: str, masks: bool) -> dict:
     entry: dict = {}
     try:
-        size = source.size_of(position)
+        size = source.size_of(index)
         digest = ""
         if check == "pixels":
-            pixels = source.read(position)
+            pixels = source.read(index)
             size = pixels.shape[:-1]
             digest = pixel_hash(pixels)
         if masks:
             assert source.masks is not None
-            mask = source.masks(position)
+            mask = source.masks(index)
             if mask.shape != tuple(size):
                 raise BadImage(f"its mask has the shape {mask.shape}, the image {tuple(size)}")
             entry = {"mask": pixel_hash(mask), "values": [int(v) for v in np.unique(mask)]}
@@ -126,22 +126,22 @@ def _examine(
 ) -> list[dict]:
     """What `_check_one` finds for every image; unchanged files are looked up in `cache`."""
     check, _, masks, _ = settings
-    known: dict[str, dict] = {}
+    cached: dict[str, dict] = {}
     if cache is not None and cache.exists():
         try:
             stored = json.loads(cache.read_text())
-            known = stored["entries"] if stored["settings"] == settings else {}
+            cached = stored["entries"] if stored["settings"] == settings else {}
         except (ValueError, KeyError, TypeError):
-            known = {}  # a damaged cache is only a slower start
+            cached = {}  # a damaged cache is only a slower start
 
-    def examine(position: int) -> dict:
-        stamp = source.stamp(position) if source.stamp else None
+    def examine(index: int) -> dict:
+        stamp = source.stamp(index) if source.stamp else None
         if masks and stamp is not None and source.mask_stamp is not None:
-            stamp = [stamp, source.mask_stamp(position)]
-        entry = known.get(source.names[position])
+            stamp = [stamp, source.mask_stamp(index)]
+        entry = cached.get(source.names[index])
         if entry is not None and stamp is not None and entry.get("stamp") == stamp:
             return entry
-        return {**_check_one(source, position, check, masks), "stamp": stamp}
+        return {**_check_one(source, index, check, masks), "stamp": stamp}
 
     results = []
     with ThreadPoolExecutor(max(1, num_threads)) as pool:

@@ -32,10 +32,10 @@ class Loader:
         index: Index,
         channels: int,
         extras: dict[str, np.ndarray] | None = None,
-        parts: np.ndarray | None = None,
+        split_numbers: np.ndarray | None = None,
         classes: np.ndarray | None = None,
     ):
-        self.index, self.channels, self.extras, self.parts = index, channels, extras or {}, parts
+        self.index, self.channels, self.extras, self.split_numbers = index, channels, extras or {}, split_numbers
         self.classes = classes
         self.failed: list[Skipped] = []
         self.on_failure: Callable[[Skipped], None] | None = None
@@ -53,24 +53,24 @@ class Loader:
     def read(self, number: int) -> tuple[int, np.ndarray, np.ndarray | None]:
         """Image `number`, or the next readable one: its number, pixels `(*space, C)` and mask of classes `(*space)`."""
         for offset in range(len(self)):
-            position = (number + offset) % len(self)
-            if self.parts is not None and self.parts[position] != self.parts[number]:
+            row = (number + offset) % len(self)
+            if self.split_numbers is not None and self.split_numbers[row] != self.split_numbers[number]:
                 continue
             try:
-                image = self.index.source.read(position)
+                image = self.index.source.read(row)
                 canvas = self.index.canvas
                 if any(side > room for side, room in zip(image.shape, canvas, strict=False)):
                     raise BadImage("it grew since the run started")
-                return position, image, self._mask(position, image)
+                return row, image, self._mask(row, image)
             except (BadImage, OSError) as error:
-                self.report(Skipped(self.index.source.names[position], str(error)))
+                self.report(Skipped(self.index.source.names[row], str(error)))
         raise BadImage("no image can be read any more")
 
-    def _mask(self, position: int, image: np.ndarray) -> np.ndarray | None:
+    def _mask(self, row: int, image: np.ndarray) -> np.ndarray | None:
         if self.classes is None:
             return None
         assert self.index.source.masks is not None
-        mask = self.index.source.masks(position)
+        mask = self.index.source.masks(row)
         if mask.shape != image.shape[:-1]:
             raise BadImage("its mask changed since the run started")
         return self.classes[mask]
@@ -89,11 +89,11 @@ class Loader:
         """`image` on the canvas, its true `size`, its `mask` where there are classes, and the extras."""
         return self.placed(*self.read(number))
 
-    def placed(self, position: int, image: np.ndarray, mask: np.ndarray | None = None) -> Example:
+    def placed(self, row: int, image: np.ndarray, mask: np.ndarray | None = None) -> Example:
         """The example of an image that was read."""
         canvas = np.zeros((*self.index.canvas, self.channels), self.index.source.dtype)
         put(canvas, image)
-        extras = {name: values[position] for name, values in self.extras.items()}
+        extras = {name: values[row] for name, values in self.extras.items()}
         if mask is not None:
             extras["mask"] = np.zeros(self.index.canvas, np.uint8)
             put(extras["mask"], mask)

@@ -36,7 +36,7 @@ def read_rows(path: Path, split: str) -> tuple[list[dict[str, str]], str, list[s
         # A default of several names takes what there is; a name that is nowhere is a mistake.
         if not wanted & present:
             raise UserError(
-                f"config.data.split: '{split}' names no split of '{path}'. Choices: {', '.join(sorted(present))}, all."
+                f"config.data.split: '{split}' is not a split of '{path}'. Choices: {', '.join(sorted(present))}, all."
             )
         rows = [row for row in rows if row["split"] in wanted]
     return rows, column, columns

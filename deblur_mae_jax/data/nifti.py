@@ -43,8 +43,8 @@ def source(data, channels: int) -> Source:
         raise UserError(f"config.model.in_chans={channels}: volumes have one channel")
     rows: list[dict[str, str]] = []
     places = [p.strip() for p in str(data.root).split(";")]
-    for place in places:
-        rows += _rows_of(place, data.split)
+    for root in places:
+        rows += _rows_of(root, data.split)
     if len({row["name"] for row in rows}) < len(rows):  # two places with the same last folder
         for row in rows:
             row["name"] = Path(row["path"]).as_posix()
@@ -83,20 +83,20 @@ def source(data, channels: int) -> Source:
     )
 
 
-def _rows_of(place: str, split: str) -> list[dict[str, str]]:
-    path, _, modality = place.partition("=")
+def _rows_of(entry: str, split: str) -> list[dict[str, str]]:
+    path, _, modality = entry.partition("=")
     root = existing_root(path)
     modality = modality.strip().lower()
     if modality and modality not in MODALITIES:
         raise UserError(
-            f"config.data.root: '{place}' names the modality '{modality}'. Choices: {', '.join(MODALITIES)}."
+            f"config.data.root: '{entry}' names the modality '{modality}'. Choices: {', '.join(MODALITIES)}."
         )
     listing = root / "manifest.csv" if root.is_dir() else root
     if not listing.exists():
         return _rows_of_folder(root, modality, split)
-    found, column, _ = read_rows(listing, split)
+    listed, column, _ = read_rows(listing, split)
     rows = []
-    for row in found:
+    for row in listed:
         kind = (row.get("modality") or modality).lower()
         if kind not in MODALITIES:
             raise UserError(
@@ -118,20 +118,20 @@ def _rows_of(place: str, split: str) -> list[dict[str, str]]:
 def _rows_of_folder(root: Path, modality: str, split: str) -> list[dict[str, str]]:
     """Every volume below a folder; where all its sub-folders are splits, only those named in `split`."""
     rows = []
-    found = sorted(p for p in root.rglob("*") if p.name.endswith(SUFFIXES))
-    is_mask = lambda path: any(part.lower() in MASK_FOLDERS for part in path.relative_to(root).parts[:-1])
-    firsts = {path.relative_to(root).parts[0].lower() for path in found}
+    paths = sorted(p for p in root.rglob("*") if p.name.endswith(SUFFIXES))
+    is_mask = lambda path: any(folder.lower() in MASK_FOLDERS for folder in path.relative_to(root).parts[:-1])
+    firsts = {path.relative_to(root).parts[0].lower() for path in paths}
     wanted = {name for name in split.split("+") if name and name != "all"}
     if firsts and firsts <= set(SPLIT_FOLDERS):
         present = {SPLIT_FOLDERS[name] for name in firsts}
         if wanted and not wanted & present:
             raise UserError(
-                f"config.data.split: '{split}' names no split of '{root}'. Choices: {', '.join(sorted(present))}, all."
+                f"config.data.split: '{split}' is not a split of '{root}'. Choices: {', '.join(sorted(present))}, all."
             )
         keep = lambda p: not wanted or SPLIT_FOLDERS[p.relative_to(root).parts[0].lower()] in wanted
-        found = [path for path in found if keep(path)]
-    masks = {_case(path, root): path for path in found if is_mask(path)}
-    for path in (p for p in found if not is_mask(p)):
+        paths = [path for path in paths if keep(path)]
+    masks = {_case(path, root): path for path in paths if is_mask(path)}
+    for path in (p for p in paths if not is_mask(p)):
         first = path.relative_to(root).parts[0].lower()
         kind = modality or (first if first in MODALITIES else "")
         if not kind:
@@ -176,45 +176,45 @@ class Volumes:
     max_voxels: int
     decoded: str
 
-    def header(self, position: int) -> tuple[int, ...]:
+    def header(self, index: int) -> tuple[int, ...]:
         """(D, H, W) after orientation and resampling, from the header alone."""
-        return self._resampled_shape(*_in_ras(self._open(self.paths[position]))[:2])
+        return self._resampled_shape(*_in_ras(self._open(self.paths[index]))[:2])
 
-    def stamp(self, position: int) -> list[int] | None:
+    def stamp(self, index: int) -> list[int] | None:
         """Size and modification time."""
-        return stamp_of(self.paths[position])
+        return stamp_of(self.paths[index])
 
-    def mask_stamp(self, position: int) -> list[Any]:
+    def mask_stamp(self, index: int) -> list[Any]:
         """Name, size and modification time of the mask."""
-        path = self.masks[position]
+        path = self.masks[index]
         return [path, stamp_of(path) if path else None]
 
-    def read(self, position: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
         """float16 `(D, H, W, 1)`, scaled."""
-        kept = self._kept(position)
-        if kept is not None and kept.exists():
+        decoded = self._kept(index)
+        if decoded is not None and decoded.exists():
             try:
-                return np.load(kept, mmap_mode="r")
+                return np.load(decoded, mmap_mode="r")
             except (OSError, ValueError):
                 pass  # cut short by a kill: decoded again
-        volume = self._decode(position)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            draft = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
+        volume = self._decode(index)
+        if decoded is not None:
+            decoded.parent.mkdir(parents=True, exist_ok=True)
+            draft = decoded.with_name(f"{decoded.name}.{os.getpid()}.tmp")
             with open(draft, "wb") as file:
                 np.save(file, volume)
-            os.replace(draft, kept)
+            os.replace(draft, decoded)
         return volume
 
-    def mask(self, position: int) -> np.ndarray:
+    def mask(self, index: int) -> np.ndarray:
         """uint8 `(D, H, W)`, class numbers, on the grid of `read`."""
-        _, zooms, _ = _in_ras(self._open(self.paths[position]))
-        return self._resampled(self._truth(position), zooms, order=0)
+        _, zooms, _ = _in_ras(self._open(self.paths[index]))
+        return self._resampled(self._truth(index), zooms, order=0)
 
-    def grid(self, position: int) -> Grid:
+    def grid(self, index: int) -> Grid:
         """The file's own voxels, turned to RAS; what is saved is turned back."""
-        own = self._open(self.paths[position])
-        shape, zooms, _ = _in_ras(own)
+        volume = self._open(self.paths[index])
+        shape, zooms, _ = _in_ras(volume)
 
         def finish(labels: np.ndarray) -> np.ndarray:
             return labels if labels.shape == shape else _zoomed(labels, shape, order=0)
@@ -223,17 +223,17 @@ class Volumes:
             from nibabel import orientations
 
             turn = orientations.ornt_transform(
-                orientations.axcodes2ornt("RAS"), orientations.io_orientation(own.affine)
+                orientations.axcodes2ornt("RAS"), orientations.io_orientation(volume.affine)
             )
-            return save_volume(orientations.apply_orientation(labels, turn), path, own.affine)
+            return save_volume(orientations.apply_orientation(labels, turn), path, volume.affine)
 
-        return Grid(zooms, "mm", lambda: self._truth(position), finish, save)
+        return Grid(zooms, "mm", lambda: self._truth(index), finish, save)
 
-    def _truth(self, position: int) -> np.ndarray:
+    def _truth(self, index: int) -> np.ndarray:
         """uint8, the mask in RAS, not resampled; it must lie on the voxels of its volume."""
-        if not self.masks[position]:
+        if not self.masks[index]:
             raise BadImage("it has no mask")
-        mask, volume = self._open(self.masks[position]), self._open(self.paths[position])
+        mask, volume = self._open(self.masks[index]), self._open(self.paths[index])
         (shape, zooms, affine), (own_shape, _, own_affine) = _in_ras(volume), _in_ras(mask)
         if own_shape != shape:
             raise BadImage(f"its mask has the shape {own_shape}, the volume {shape}")
@@ -241,18 +241,18 @@ class Volumes:
         apart = float(np.abs(affine @ ends - own_affine @ ends).max())
         if apart > max(zooms) / 2:
             raise BadImage(
-                f"its mask lies elsewhere: by their affines, corners of mask and volume are {apart:.1f} mm apart"
+                f"its mask does not match: by their affines, the corners of mask and volume are {apart:.1f} mm apart"
             )
         values = self._values(mask)
         if values.min() < 0 or values.max() > 255 or not np.array_equal(values, np.rint(values)):
-            raise BadImage("its mask holds values that are no class numbers (0 to 255)")
+            raise BadImage("its mask holds values that are not class numbers (0 to 255)")
         return values.astype(np.uint8)
 
-    def _kept(self, position: int) -> Path | None:
+    def _kept(self, index: int) -> Path | None:
         if not self.decoded:
             return None
-        spec = (self.paths[position], self.stamp(position), self.spacing, self.ct_window,
-                self.modalities[position])  # fmt: skip
+        spec = (self.paths[index], self.stamp(index), self.spacing, self.ct_window,
+                self.modalities[index])  # fmt: skip
         name = hashlib.blake2b(repr(spec).encode(), digest_size=12).hexdigest()
         return Path(self.decoded).expanduser() / f"{name}.npy"
 
@@ -267,7 +267,7 @@ class Volumes:
         except BadImage:
             raise
         except FileNotFoundError as error:
-            raise BadImage("there is no such file") from error
+            raise BadImage("the file does not exist") from error
         except Exception as error:  # headers are damaged in as many ways as there are files
             raise BadImage(f"not a NIfTI file, or damaged: {_one_line(error)}") from error
         if len(shape) != 3 and (len(shape) != 4 or shape[3] != 1):
@@ -295,11 +295,11 @@ class Volumes:
             raise BadImage("holds NaN or infinite values")
         return values
 
-    def _decode(self, position: int) -> np.ndarray:
-        image = self._open(self.paths[position])
+    def _decode(self, index: int) -> np.ndarray:
+        image = self._open(self.paths[index])
         windowed = image.get_data_dtype() == np.uint8  # no CT value fits in 8 bits: it was windowed before
         values = self._resampled(self._values(image), _in_ras(image)[1], order=1)
-        if self.modalities[position] == "ct":
+        if self.modalities[index] == "ct":
             low, high = (0.0, 255.0) if windowed else self.ct_window
             scaled = (np.clip(values, low, high) - low) / (high - low)
         else:
@@ -314,7 +314,7 @@ class Volumes:
         if not self.spacing:
             return tuple(int(n) for n in shape)
         pairs = zip(shape, zooms, self.spacing, strict=True)
-        return tuple(max(1, round(n * float(own) / wanted)) for n, own, wanted in pairs)
+        return tuple(max(1, round(n * float(zoom) / wanted)) for n, zoom, wanted in pairs)
 
     def _resampled(self, values: np.ndarray, zooms: Any, order: int) -> np.ndarray:
         shape = self._resampled_shape(values.shape, zooms)

@@ -1,4 +1,4 @@
-"""Which image comes when: a function of (seed, position) alone."""
+"""Which image comes when: a function of (seed, index) alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Order:
     incomplete batch of an epoch is dropped, as in the papers' code; a set smaller than a batch is
     repeated inside it instead.
 
-    positions `(num_images,)`: the numbers that take part, all of 0..num_images - 1 by default.
+    indices `(num_images,)`: the numbers that take part, all of 0..num_images - 1 by default.
     labels `(num_images,)`: if given, an epoch is as many draws with replacement, each class as
     likely as any other, or as `shares` (relative, by label) says.
     """
@@ -22,12 +22,12 @@ class Order:
         num_images: int,
         batch_size: int,
         seed: int,
-        positions: np.ndarray | None = None,
+        indices: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         shares: dict[str, float] | None = None,
     ):
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.positions = np.arange(num_images) if positions is None else np.asarray(positions)
+        self.indices = np.arange(num_images) if indices is None else np.asarray(indices)
         self.chances: np.ndarray | None = None
         if labels is not None:
             names, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -50,12 +50,12 @@ class Order:
                 drawn = generator.permutation(self.num_images)
             else:
                 drawn = generator.choice(self.num_images, self.num_images, p=self.chances)
-            cached = self._cached = (epoch, self.positions[drawn])
+            cached = self._cached = (epoch, self.indices[drawn])
         return cached[1]
 
-    def __call__(self, position: int) -> int:
-        """The image at one position."""
-        epoch, within = divmod(position, self.epoch_length)
+    def __call__(self, index: int) -> int:
+        """The image at one index."""
+        epoch, within = divmod(index, self.epoch_length)
         return int(self._permutation(epoch)[within])
 
     def batch(self, step: int) -> np.ndarray:
@@ -67,17 +67,17 @@ class Order:
 class InOrder:
     """The given images once, one after the other; the last batch is filled up with its last image."""
 
-    def __init__(self, positions: np.ndarray, batch_size: int):
-        self.positions, self.batch_size = np.asarray(positions), batch_size
+    def __init__(self, indices: np.ndarray, batch_size: int):
+        self.indices, self.batch_size = np.asarray(indices), batch_size
 
     @property
     def num_batches(self) -> int:
         """Batches that hold every image."""
-        return -(-len(self.positions) // self.batch_size)
+        return -(-len(self.indices) // self.batch_size)
 
-    def __call__(self, position: int) -> int:
-        """The image at one position."""
-        return int(self.positions[min(position, len(self.positions) - 1)])
+    def __call__(self, index: int) -> int:
+        """The image at one index."""
+        return int(self.indices[min(index, len(self.indices) - 1)])
 
     def batch(self, step: int) -> np.ndarray:
         """Image numbers `(batch_size,)` of a step."""

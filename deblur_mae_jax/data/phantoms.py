@@ -207,27 +207,27 @@ class Phantoms:
     views_per_patient: int = 3
     channels: int = 1
 
-    def patient(self, position: int) -> int:
+    def patient(self, index: int) -> int:
         """Which patient an image shows."""
-        return position // self.views_per_patient
+        return index // self.views_per_patient
 
-    def label(self, position: int) -> str:
+    def label(self, index: int) -> str:
         """Patients alternate at random between benign- and malignant-like."""
-        rng = np.random.default_rng([self.seed, self.patient(position), 0])
+        rng = np.random.default_rng([self.seed, self.patient(index), 0])
         return LABELS[int(rng.random() < 0.5)]
 
-    def view(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+    def view(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and lesion mask, uint8 `(H, W)`."""
-        number = position % self.views_per_patient
-        return _view(self.seed, self.patient(position), number, self.side)
+        number = index % self.views_per_patient
+        return _view(self.seed, self.patient(index), number, self.side)
 
-    def read(self, position: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
         """uint8 `(H, W, channels)`."""
-        return np.repeat(self.view(position)[0][:, :, None], self.channels, axis=2)
+        return np.repeat(self.view(index)[0][:, :, None], self.channels, axis=2)
 
-    def mask(self, position: int) -> np.ndarray:
+    def mask(self, index: int) -> np.ndarray:
         """uint8 `(H, W)`, 255 inside the lesion."""
-        return self.view(position)[1]
+        return self.view(index)[1]
 
 
 def source(data, channels: int) -> Source:

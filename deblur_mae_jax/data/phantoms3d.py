@@ -2,7 +2,7 @@
 
 A body of soft tissue with a few organs, a bone and air pockets, different in every phantom. The same tissues are shown
 as CT (fixed densities, fine noise) or as MR (other contrasts, a slow bias field, coarser noise), so that the
-two modalities share anatomy but not grey levels. Two organs are labelled.
+two modalities share anatomy but not gray levels. Two organs are labelled.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ class Phantoms3D:
     seed: int
     side: int
 
-    def modality(self, position: int) -> str:
+    def modality(self, index: int) -> str:
         """ "ct" or "mr"."""
-        return MODALITIES[position % 2]
+        return MODALITIES[index % 2]
 
-    def _tissues(self, position: int) -> tuple[np.ndarray, np.random.Generator]:
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+    def _tissues(self, index: int) -> tuple[np.ndarray, np.random.Generator]:
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, index]))
         side = self.side
         axes = np.meshgrid(*[np.linspace(-1, 1, side)] * 3, indexing="ij")
         warp = [0.08 * _smooth(rng, side) for _ in range(3)]
-        place = [a + w for a, w in zip(axes, warp, strict=True)]
+        coordinates = [a + w for a, w in zip(axes, warp, strict=True)]
 
         def inside(centre, radii):
-            return sum(((p - c) / r) ** 2 for p, c, r in zip(place, centre, radii, strict=True)) < 1
+            return sum(((p - c) / r) ** 2 for p, c, r in zip(coordinates, centre, radii, strict=True)) < 1
 
         names = np.zeros((side,) * 3, np.int64)
         number = {name: i for i, name in enumerate(_TISSUES)}
         names[inside((0, 0, 0), rng.uniform(0.78, 0.92, 3))] = number["soft"]
         draw = lambda low, high: rng.uniform(low, high, 3)
-        parts = (
+        organs = (
             ("organ1", np.array([-0.3, 0.1, 0.0]) + draw(-0.08, 0.08), draw(0.22, 0.34)),
             ("organ2", np.array([0.32, -0.05, 0.1]) + draw(-0.08, 0.08), draw(0.16, 0.26)),
             (
@@ -59,17 +59,17 @@ class Phantoms3D:
             ("bone", np.array([0.0, -0.55, 0.0]) + draw(-0.04, 0.04), np.array([0.15, 0.13, 0.85])),
             ("air", np.array([0.25, 0.4, -0.3]) + draw(-0.1, 0.1), draw(0.08, 0.14)),
         )
-        for name, centre, radii in parts:
+        for name, centre, radii in organs:
             names[inside(centre, radii) & (names > 0)] = number[name]
         return names, rng
 
-    def read(self, position: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
         """float16 `(S, S, S, 1)`, scaled as real volumes are."""
-        names, rng = self._tissues(position)
-        column = MODALITIES.index(self.modality(position))
+        names, rng = self._tissues(index)
+        column = MODALITIES.index(self.modality(index))
         signal = np.array([values[column] for values in _TISSUES.values()])[names]
         signal = signal * (1 + 0.05 * _smooth(rng, self.side) * (names > 0))
-        if self.modality(position) == "ct":
+        if self.modality(index) == "ct":
             volume = signal + 0.03 * rng.standard_normal(names.shape)
             volume = np.clip(ndimage.gaussian_filter(volume, 0.6), 0, 1)
         else:
@@ -81,9 +81,9 @@ class Phantoms3D:
             volume[names > 0] = (body - body.mean()) / body.std()
         return volume.astype(np.float16)[..., None]
 
-    def mask(self, position: int) -> np.ndarray:
+    def mask(self, index: int) -> np.ndarray:
         """uint8 `(S, S, S)`: 1 and 2 are the two organs."""
-        names, _ = self._tissues(position)
+        names, _ = self._tissues(index)
         number = {name: i for i, name in enumerate(_TISSUES)}
         out = np.zeros(names.shape, np.uint8)
         out[names == number["organ1"]], out[names == number["organ2"]] = 1, 2
@@ -103,7 +103,7 @@ def source(data, channels: int) -> Source:
     return Source(
         [f"phantom_{i:05d}" for i in count],
         phantoms.read,
-        lambda position: (data.side,) * 3,
+        lambda index: (data.side,) * 3,
         groups=[f"phantom_{i:05d}" for i in count],
         masks=phantoms.mask,
         modalities=[phantoms.modality(i) for i in count],

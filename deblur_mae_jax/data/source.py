@@ -28,13 +28,13 @@ class Source:
     """A list of images.
 
     names:  identifiers, relative paths where there are files; unique.
-    read:   position -> uint8 `(H, W, C)`, or float16 `(D, H, W, C)` for volumes; raises `BadImage`.
-    header: position -> (H, W) or (D, H, W) without reading the pixels, if that is possible.
-    stamp:  position -> something that changes when the file does (size, time), for caching.
+    read:   index -> uint8 `(H, W, C)`, or float16 `(D, H, W, C)` for volumes; raises `BadImage`.
+    header: index -> (H, W) or (D, H, W) without reading the pixels, if that is possible.
+    stamp:  index -> something that changes when the file does (size, time), for caching.
     labels, groups: class name and patient of each image, where known; modalities: "ct", "mr", ...
-    masks:  position -> uint8 `(*space)`, the values of its mask on the grid of `read`, where known; raises `BadImage`.
-    masked, mask_stamp: which images have a mask (all, where not said), and what changes when its file does.
-    grids:  position -> the image's own `Grid`, where that is not the one of `read`.
+    masks:  index -> uint8 `(*space)`, the values of its mask on the grid of `read`, where known; raises `BadImage`.
+    masked, mask_stamp: which images have a mask (all, if None), and what changes when its file does.
+    grids:  index -> the image's own `Grid`, where that is not the one of `read`.
     dtype:  of what `read` gives.
     skipped: what was seen on the way and is not an image.
     """
@@ -56,27 +56,27 @@ class Source:
     def __len__(self) -> int:
         return len(self.names)
 
-    def size_of(self, position: int) -> tuple[int, ...]:
+    def size_of(self, index: int) -> tuple[int, ...]:
         """(H, W) or (D, H, W) of an image, from its header where that is possible."""
         if self.header is not None:
-            return self.header(position)
-        return self.read(position).shape[:-1]
+            return self.header(index)
+        return self.read(index).shape[:-1]
 
-    def grid_of(self, position: int) -> grid.Grid:
+    def grid_of(self, index: int) -> grid.Grid:
         """The grid that a segmentation of this image is judged and written on."""
         if self.grids is not None:
-            return self.grids(position)
+            return self.grids(index)
         masks = self.masks if self.masks is not None else _no_mask
-        return grid.plain(masks, len(self.size_of(position)), position)
+        return grid.plain(masks, len(self.size_of(index)), index)
 
 
-def _no_mask(position: int) -> np.ndarray:
+def _no_mask(index: int) -> np.ndarray:
     raise BadImage("it has no mask")
 
 
-def subset(source: Source, positions: np.ndarray) -> Source:
-    """The images at `positions`, in that order."""
-    where = [int(p) for p in positions]
+def subset(source: Source, indices: np.ndarray) -> Source:
+    """The images at `indices`, in that order."""
+    where = [int(p) for p in indices]
 
     def pick(values):
         return None if values is None else [values[p] for p in where]
@@ -106,5 +106,5 @@ class _Through:  # a class, not a closure: worker processes must be able to unpi
     function: Callable[[int], Any]
     where: list[int]
 
-    def __call__(self, position: int) -> Any:
-        return self.function(self.where[position])
+    def __call__(self, index: int) -> Any:
+        return self.function(self.where[index])

@@ -11,7 +11,7 @@ from deblur_mae_jax.data.source import Skipped, Source, subset
 from deblur_mae_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
-# The only class of images that are told apart by their masks.
+# The only class of images whose labels are masks.
 ANY = "image"
 
 
@@ -22,11 +22,11 @@ def folds(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, s
     """
     if num_folds < 2:
         raise UserError(f"config.data.folds={num_folds} must be at least 2")
-    known = [
+    by_class = [
         f"group {g}" if g else f"image {i}" for i, g in enumerate(groups if groups is not None else [""] * len(labels))
     ]
-    if len(set(known)) < num_folds:
-        raise UserError(f"config.data.folds={num_folds}: there are only {len(set(known))} patients to divide")
+    if len(set(by_class)) < num_folds:
+        raise UserError(f"config.data.folds={num_folds}: there are only {len(set(by_class))} patients to divide")
     rarest = min((list(labels).count(name), name) for name in set(labels))
     if rarest[0] < num_folds:
         raise UserError(
@@ -38,8 +38,8 @@ def folds(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, s
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    fold = np.empty(len(known), int)
-    for number, (_, held_out) in enumerate(splitter.split(known, list(labels), known)):
+    fold = np.empty(len(by_class), int)
+    for number, (_, held_out) in enumerate(splitter.split(by_class, list(labels), by_class)):
         fold[held_out] = number
     return fold
 
@@ -70,23 +70,23 @@ class Labelled:
     lines: list[str]  # where the splits come from, in words
 
 
-def concatenate(parts: Sequence[Source]) -> Source:
+def concatenate(sources: Sequence[Source]) -> Source:
     """Several sources one after the other; labels, groups and masks where all of them have them."""
-    ends = np.cumsum([len(part) for part in parts])
+    ends = np.cumsum([len(source) for source in sources])
 
     def through(field: str) -> Callable | None:
-        functions = [getattr(part, field) for part in parts]
+        functions = [getattr(source, field) for source in sources]
         return None if any(f is None for f in functions) else _Concatenated(functions, ends)
 
     def joined(field: str) -> list | None:
-        lists = [getattr(part, field) for part in parts]
+        lists = [getattr(source, field) for source in sources]
         return None if any(x is None for x in lists) else [v for x in lists for v in x]
 
     read = through("read")
     assert read is not None
-    seen: dict[str, Skipped] = {s.name: s for part in parts for s in part.skipped}
+    seen: dict[str, Skipped] = {s.name: s for source in sources for s in source.skipped}
     return Source(
-        [name for part in parts for name in part.names],
+        [name for source in sources for name in source.names],
         read,
         through("header"),
         through("stamp"),
@@ -98,7 +98,7 @@ def concatenate(parts: Sequence[Source]) -> Source:
         grids=through("grids"),
         skipped=list(seen.values()),
         modalities=joined("modalities"),
-        dtype=parts[0].dtype,
+        dtype=sources[0].dtype,
     )
 
 
@@ -107,9 +107,9 @@ class _Concatenated:  # a class, not a closure: worker processes must be able to
     functions: list[Callable]
     ends: np.ndarray
 
-    def __call__(self, position: int):
-        part = int(np.searchsorted(self.ends, position, side="right"))
-        return self.functions[part](position - int(self.ends[part - 1] if part else 0))
+    def __call__(self, index: int):
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        return self.functions[number](index - int(self.ends[number - 1] if number else 0))
 
 
 def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labelled:
@@ -127,15 +127,15 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
             "config.data.val_split=none: the best weights are chosen on the validation images; "
             "'' takes them from the training split"
         )
-    parts: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for name, wanted in named.items():
         if name == "train" or wanted not in ("", "none"):
-            part = _load(load, name, wanted, data, parts, by_mask)
-            if part is None:
+            loaded = _load(load, name, wanted, data, sources, by_mask)
+            if loaded is None:
                 named[name] = ""
             else:
-                parts[name] = part
-    source = concatenate(list(parts.values())) if len(parts) > 1 else parts["train"]
+                sources[name] = loaded
+    source = concatenate(list(sources.values())) if len(sources) > 1 else sources["train"]
     if len(set(source.names)) < len(source.names):
         raise UserError(
             "config.data: the same image is in two splits; config.data.split="
@@ -148,14 +148,14 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
     keep = np.array([i for i, name in enumerate(labels) if name])
     lack = "no mask" if by_mask else "no label"
     unlabelled = [Skipped(source.names[i], lack) for i, name in enumerate(labels) if not name]
-    names = np.repeat(list(parts), [len(part) for part in parts.values()])[keep]
+    names = np.repeat(list(sources), [len(loaded) for loaded in sources.values()])[keep]
     source = dataclasses.replace(subset(source, keep), skipped=[*source.skipped, *unlabelled])
     made_here = [n for n in ("val", "test") if named[n] == ""]
     if made_here:
         names = _take(names, source.labels or [], source.groups, made_here, data)
     classes = sorted(set(source.labels or []))
     if len(classes) < 2 and not by_mask:
-        raise UserError(f"config.data.root: only one class, '{classes[0]}', has images: nothing to tell apart")
+        raise UserError(f"config.data.root: only one class, '{classes[0]}', has images; a classifier needs two")
     if not by_mask and data.positive:
         if len(classes) != 2 or data.positive not in classes:
             raise UserError(
@@ -173,11 +173,11 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
     return Labelled(source, names, classes, lines)
 
 
-def _load(load, name: str, wanted: str, data, parts: dict[str, Source], by_mask: bool) -> Source | None:
+def _load(load, name: str, wanted: str, data, sources: dict[str, Source], by_mask: bool) -> Source | None:
     """One named split; `None` where "auto" finds that the source has no such split."""
     automatic = wanted == "auto"
     try:
-        part = load(name if automatic else wanted)
+        source = load(name if automatic else wanted)
     except UserError as error:
         if automatic:
             return None
@@ -186,32 +186,32 @@ def _load(load, name: str, wanted: str, data, parts: dict[str, Source], by_mask:
         hint = "" if name == "train" else f" '' takes it from config.data.split={data.split}."
         raise UserError(line + (hint if field in line else "")) from error
     # A source without splits gives all its images whatever the name.
-    if automatic and (not part.names or set(part.names) & set(parts["train"].names)):
+    if automatic and (not source.names or set(source.names) & set(sources["train"].names)):
         return None
     if by_mask:
-        if part.masks is None or (part.masked is not None and not any(part.masked)):
+        if source.masks is None or (source.masked is not None and not any(source.masked)):
             if automatic:
                 return None
             raise UserError(
                 "config.data.root: the images have no masks: a folder needs sub-folders `images` and `masks` with the "
                 "same file names, a CSV a column 'mask'"
             )
-        return part
-    if part.labels is None or not any(part.labels):
+        return source
+    if source.labels is None or not any(source.labels):
         raise UserError(
             "config.data.root: the images have no labels: a folder needs one sub-folder per "
             "class, a CSV a column 'label'"
         )
-    return part
+    return source
 
 
-def require(classes: list[str], labels: np.ndarray, positions: dict[str, np.ndarray], data) -> None:
+def require(classes: list[str], labels: np.ndarray, indices: dict[str, np.ndarray], data) -> None:
     """Raise `UserError` for an empty split, or a class that no training image has."""
     for name in SPLITS:
-        if not len(positions.get(name, ())) and not (name == "test" and data.test_split == "none"):
+        if not len(indices.get(name, ())) and not (name == "test" and data.test_split == "none"):
             field = "split" if name == "train" else f"{name}_split"
             raise UserError(f"config.data.{field}: the {name} split has no labelled image that can be used")
-    absent = sorted(set(range(len(classes))) - set(labels[positions["train"]].tolist()))
+    absent = sorted(set(range(len(classes))) - set(labels[indices["train"]].tolist()))
     if absent:
         raise UserError(
             f"config.data.split={data.split}: no training image of class '{classes[absent[0]]}', which "
@@ -226,33 +226,33 @@ def fraction(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 40]))
     chosen = []
     for number in np.unique(labels):
-        own = generator.permutation(np.flatnonzero(labels == number))
-        chosen.append(own[: max(1, round(share * len(own)))])
+        members = generator.permutation(np.flatnonzero(labels == number))
+        chosen.append(members[: max(1, round(share * len(members)))])
     return np.sort(np.concatenate(chosen))
 
 
 def _take(names, labels, groups, missing: list[str], data) -> np.ndarray:
     """Validation and/or test images out of the training images."""
     inside = np.flatnonzero(names == "train")
-    own = [labels[i] for i in inside]
+    labels_inside = [labels[i] for i in inside]
     patients = None if groups is None else [groups[i] for i in inside]
     if len(missing) == 2:
-        part = divide(own, patients, data.folds, data.fold, data.split_seed)
+        fold = divide(labels_inside, patients, data.folds, data.fold, data.split_seed)
     else:
-        number = folds(own, patients, data.folds, data.split_seed)
+        number = folds(labels_inside, patients, data.folds, data.split_seed)
         if not 0 <= data.fold < data.folds:
             raise UserError(f"config.data.fold={data.fold} must be in 0..{data.folds - 1}")
-        part = np.where(number == data.fold, missing[0], "train")
+        fold = np.where(number == data.fold, missing[0], "train")
     out = names.copy()
-    out[inside] = part
+    out[inside] = fold
     return out
 
 
-def missing_classes(classes: list[str], labels: np.ndarray, positions: dict[str, np.ndarray]) -> list[str]:
+def missing_classes(classes: list[str], labels: np.ndarray, indices: dict[str, np.ndarray]) -> list[str]:
     """One line for every split that lacks classes."""
     lines = []
-    for name, part in positions.items():
-        inside = set(labels[part].tolist())
+    for name, numbers in indices.items():
+        inside = set(labels[numbers].tolist())
         absent = [c for i, c in enumerate(classes) if i not in inside]
         if absent:
             lines.append(

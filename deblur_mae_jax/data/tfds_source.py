@@ -1,4 +1,4 @@
-"""TensorFlow Datasets without TensorFlow: builders prepared as ArrayRecord, read by position."""
+"""TensorFlow Datasets without TensorFlow: builders prepared as ArrayRecord, read by index."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def source(data, channels: int) -> Source:
 
     `data.root` is the TFDS `data_dir` ("" for the default one). The set is downloaded and prepared
     on first use where its builder can do that without TensorFlow. Every element needs an `image`
-    feature; `label` and `group` are taken where they exist.
+    feature; `label` and `group` (the patient) are taken if the set has them.
     """
     try:
         import tensorflow_datasets as tfds
@@ -39,16 +39,20 @@ def source(data, channels: int) -> Source:
         raise UserError(f"config.data.tfds_name: cannot load '{data.tfds_name}': {line}") from error
     reader = Records(records, channels)
     features = records.dataset_info.features
-    label = features["label"] if "label" in features.keys() else None  # noqa: SIM118
-    return Source(
-        [f"{data.tfds_name}/{data.split or 'train'}/{i:07d}" for i in range(len(records))],
-        reader.read,
-        labels=[_name(label, records[i]["label"]) for i in range(len(records))] if label else None,
-    )
+    texts: dict[str, list[str]] = {name: [] for name in ("label", "group") if name in features.keys()}  # noqa: SIM118
+    for i in range(len(records) if texts else 0):
+        record = records[i]
+        for name, values in texts.items():
+            values.append(_text(features[name], record[name]))
+    names = [f"{data.tfds_name}/{data.split or 'train'}/{i:07d}" for i in range(len(records))]
+    return Source(names, reader.read, labels=texts.get("label"), groups=texts.get("group"))
 
 
-def _name(feature: Any, value: Any) -> str:
-    return feature.int2str(int(value)) if hasattr(feature, "int2str") else str(value)
+def _text(feature: Any, value: Any) -> str:
+    """A label or a group as text: the name of a class, or the value."""
+    if hasattr(feature, "int2str"):
+        return feature.int2str(int(value))
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 class Records:
@@ -57,9 +61,9 @@ class Records:
     def __init__(self, records: Any, channels: int):
         self.records, self.channels = records, channels
 
-    def read(self, position: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
         """Pixels of one record."""
-        image = np.asarray(self.records[position]["image"])
+        image = np.asarray(self.records[index]["image"])
         if image.ndim == 2:
             image = image[:, :, None]
         if image.dtype == np.uint16:

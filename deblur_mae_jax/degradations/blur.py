@@ -73,7 +73,7 @@ def correlate_axis(padded: jax.Array, taps: jax.Array, axis: int) -> jax.Array:
     num = taps.shape[0]
     length = padded.shape[axis] - num + 1
     slices = (jax.lax.slice_in_dim(padded, k, k + length, axis=axis) for k in range(num))
-    return sum((taps[k] * part for k, part in enumerate(slices)), start=jnp.zeros((), padded.dtype))
+    return sum((taps[k] * shifted for k, shifted in enumerate(slices)), start=jnp.zeros((), padded.dtype))
 
 
 def separable(image: jax.Array, taps: jax.Array, border: str, size: Size = None) -> jax.Array:

@@ -45,5 +45,5 @@ def pad(image: jax.Array, radius: int, border: str, size: Size = None) -> jax.Ar
 
 
 def extend(image: jax.Array, border: str, size: Size) -> jax.Array:
-    """Fill the canvas beyond the true image with what the border rule says lies there."""
+    """Fill the canvas beyond the true image as the border rule demands."""
     return image if size is None else pad(image, 0, border, size)

@@ -4,8 +4,8 @@ To add one, write a function in any module of this package that is annotated `->
 returns one. Nothing else is edited: `lookup` finds it by its name, `"module.function(arg=1)"`, and
 the contract tests find it by listing the package.
 
-Images are float32 grey levels in 0..255 of shape `(*space, C)`, one example at a time; batching is
-`jax.vmap`. `size` gives the true extent of every spatial axis where the image lies in the corner of
+Images are float32 gray levels in 0..255 of shape `(*space, C)`, one example at a time; batching is
+`jax.vmap`. `size` gives the true extent of every spatial axis if the image is in the corner of
 a larger, padded canvas (images of one set differ in size); `None` means the whole array.
 """
 
@@ -55,16 +55,16 @@ def none() -> Degradation:
     return fixed(lambda image, size: image, identity=True)
 
 
-def chain(parts: list[Degradation]) -> Degradation:
+def chain(steps: list[Degradation]) -> Degradation:
     """Apply `parts` one after the other; at most one of them may carry a level."""
-    if len(parts) == 1:
-        return parts[0]
-    levelled = [i for i, part in enumerate(parts) if part.num_levels]
+    if len(steps) == 1:
+        return steps[0]
+    levelled = [i for i, step in enumerate(steps) if step.num_levels]
     if len(levelled) > 1:
         raise ValueError("only one degradation of a chain can have levels")
 
     def draw(key):
-        params = {f"{i}": p.draw(jax.random.fold_in(key, i)) for i, p in enumerate(parts)}
+        params = {f"{i}": p.draw(jax.random.fold_in(key, i)) for i, p in enumerate(steps)}
         return _lift_level(params)
 
     def _lift_level(params):
@@ -73,27 +73,27 @@ def chain(parts: list[Degradation]) -> Degradation:
         return params
 
     def apply(image, params, size):
-        for i, part in enumerate(parts):
-            image = part.apply(image, params[f"{i}"], size)
+        for i, step in enumerate(steps):
+            image = step.apply(image, params[f"{i}"], size)
         return image
 
     at_level = None
-    if levelled and not any(p.random for i, p in enumerate(parts) if i not in levelled):
+    if levelled and not any(p.random for i, p in enumerate(steps) if i not in levelled):
 
         def at_level(level):  # the other parts draw nothing, so any key will do
-            params = {f"{i}": p.draw(jax.random.key(0)) for i, p in enumerate(parts)}
-            part = parts[levelled[0]].at_level
-            assert part is not None
-            params[f"{levelled[0]}"] = part(level)
+            params = {f"{i}": p.draw(jax.random.key(0)) for i, p in enumerate(steps)}
+            step = steps[levelled[0]].at_level
+            assert step is not None
+            params[f"{levelled[0]}"] = step(level)
             return _lift_level(params)
 
     return Degradation(
         draw,
         apply,
-        random=any(part.random for part in parts),
-        num_levels=parts[levelled[0]].num_levels if levelled else 0,
+        random=any(step.random for step in steps),
+        num_levels=steps[levelled[0]].num_levels if levelled else 0,
         at_level=at_level,
-        ndim=tuple(sorted(set.intersection(*(set(part.ndim) for part in parts)))),
-        keeps_constant=all(part.keeps_constant for part in parts),
-        identity=all(part.identity for part in parts),
+        ndim=tuple(sorted(set.intersection(*(set(step.ndim) for step in steps)))),
+        keeps_constant=all(step.keeps_constant for step in steps),
+        identity=all(step.identity for step in steps),
     )

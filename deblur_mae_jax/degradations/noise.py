@@ -9,7 +9,7 @@ from deblur_mae_jax.degradations.contract import Degradation
 
 
 def gaussian_noise(std: float = 0.25, clip: bool = True, variance: float = 0.0) -> Degradation:
-    """x + N(0, std^2) on the 0..1 grey scale, clipped back into it.
+    """x + N(0, std^2) on the 0..1 gray scale, clipped back into it.
 
     DeblurrMAE does not print the strength of its denoising baseline; 0.25 is the value of the
     denoising MAE of Wu et al. (2022). variance: instead of `std`; Disruptive Autoencoders use 0.1, not clipped.

@@ -19,7 +19,7 @@ from deblur_mae_jax.errors import UserError, unknown
 
 def factories() -> dict[str, Callable[..., contract.Degradation]]:
     """Every function of the degradations package that returns a `Degradation`, by `module.name`."""
-    found: dict[str, Callable[..., contract.Degradation]] = {}
+    functions: dict[str, Callable[..., contract.Degradation]] = {}
     for module_name in lookup.module_names("degradations"):
         module = importlib.import_module(f"deblur_mae_jax.degradations.{module_name}")
         for name, value in vars(module).items():
@@ -30,8 +30,8 @@ def factories() -> dict[str, Callable[..., contract.Degradation]]:
                 and value.__annotations__.get("return") in ("Degradation", contract.Degradation)
                 and name not in ("fixed", "chain")
             ):
-                found[f"{module_name}.{name}"] = value
-    return found
+                functions[f"{module_name}.{name}"] = value
+    return functions
 
 
 def call_spec(text: str, factories: dict[str, Callable[..., Any]], field: str) -> Any:
@@ -69,9 +69,9 @@ def call_spec(text: str, factories: dict[str, Callable[..., Any]], field: str) -
 
 def degradation(text: str, field: str = "config.task.degrade") -> contract.Degradation:
     """Build a degradation, or several joined by `|`, from its config string."""
-    known = factories()
-    parts = [call_spec(part, known, field) for part in text.split("|")]
+    functions = factories()
+    steps = [call_spec(spec, functions, field) for spec in text.split("|")]
     try:
-        return contract.chain(parts)
+        return contract.chain(steps)
     except ValueError as error:
         raise UserError(f"{field}: '{text}': {error}") from error

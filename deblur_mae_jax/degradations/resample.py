@@ -22,8 +22,8 @@ def interpolation(rows: int, columns: int, out: Any, length: Any, method: str) -
     if method == "nearest":
         weight = (j == jnp.floor(i * scale).astype(jnp.int32)).astype(jnp.float32)
     else:
-        place = jnp.clip((i + 0.5) * scale - 0.5, 0, length - 1)
-        weight = jnp.maximum(1 - jnp.abs(j - place), 0.0)
+        coordinate = jnp.clip((i + 0.5) * scale - 0.5, 0, length - 1)
+        weight = jnp.maximum(1 - jnp.abs(j - coordinate), 0.0)
     return jnp.where((i < out) & (j < length), weight, 0.0)
 
 

@@ -83,7 +83,7 @@ def srad(
 ) -> Degradation:
     """SRAD(x, N=iterations, t=dt); the paper uses SRAD(40, 0.1).
 
-    q0: how the speckle scale is set. `"decay"`: q0(k) = exp(-rho * k * dt), on linear grey levels
+    q0: how the speckle scale is set. `"decay"`: q0(k) = exp(-rho * k * dt), on linear gray levels
     plus one; `"image"`: std / mean of the whole image, re-estimated every step, on the exponential
     of the image scaled to 0..1 (log-compressed B-mode undone); `"roi"`: the same over the rows and
     columns `roi=(top, left, height, width)`.

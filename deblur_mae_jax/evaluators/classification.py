@@ -82,15 +82,15 @@ class Evaluator:
 
     def predict(self, params: Any, split: str) -> Predictions:
         """Every image of a split."""
-        positions = self.labels.positions[split]
-        order = InOrder(positions, self.batch_size)
+        indices = self.labels.indices[split]
+        order = InOrder(indices, self.batch_size)
         logits, levels = [], []
         for number, batch in enumerate(self.run.store.in_order(order)):
             first = jnp.int32(number * self.batch_size)
             out, level, _ = self._predict(params, self.run.arrays, batch, first)
             logits.append(np.asarray(out))
             levels.append(np.asarray(level))
-        count = len(positions)
+        count = len(indices)
         table = predictions.of_index(
             self.run.index,
             self.labels,
@@ -99,7 +99,7 @@ class Evaluator:
             np.concatenate(levels)[:count],
             blur_search.all_sigmas(self.run.network.inputs.degradation),
         )
-        # An image that can no longer be read was replaced by another: that is no prediction of it.
+        # An image that can no longer be read was replaced by another, whose prediction does not count.
         lost = {item.name for item in self.run.loader.failed}
         return table.where(np.array([name not in lost for name in table.names])) if lost else table
 
@@ -133,10 +133,10 @@ class Evaluator:
                 curves = classification_figures.curves(metric_writer.read(self.workdir))
                 page.progress(self.workdir.make_report(), self._title(), self.latest, curves)
             return Conclusion(self.latest, "", self.workdir.report)
-        positions = self.labels.positions
-        tables = [self.predict(params, name) for name in ("val", "test") if name in positions]
+        indices = self.labels.indices
+        tables = [self.predict(params, name) for name in ("val", "test") if name in indices]
         judged = tables[-1]
-        shown = positions[str(judged.split[0])]
+        shown = indices[str(judged.split[0])]
         features = self._features(params, shown[:MAX_EMBEDDED])
         wrong = np.flatnonzero(judged.probabilities.argmax(1) != judged.labels)
         wrong = wrong[np.argsort(-judged.probabilities[wrong].max(axis=1))][:MISTAKES]
@@ -149,7 +149,7 @@ class Evaluator:
             self.labels.table.write(self.workdir.blur_search)
         notes = self._notes(step, features, mistakes)
         table = predictions.concatenate(tables)
-        numbers = report.write(self.workdir, table, self.run.index, positions, notes)
+        numbers = report.write(self.workdir, table, self.run.index, indices, notes)
         name = numbers["judged_on"]
         measures = {
             f"{name}_{k}": v["value"] for k, v in numbers["splits"][name]["per_image"].items() if v["value"] is not None
@@ -158,7 +158,7 @@ class Evaluator:
 
     def _notes(self, step: int, features: np.ndarray, mistakes: list[Any]) -> report.Notes:
         labels = self.labels
-        train = labels.labels[labels.positions["train"]]
+        train = labels.labels[labels.indices["train"]]
         return report.Notes(
             title=self._title(),
             config=fields.flat(self.run.config),
@@ -172,16 +172,16 @@ class Evaluator:
             train_counts=np.bincount(train, minlength=len(labels.classes)),
         )
 
-    def _features(self, params: Any, positions: np.ndarray) -> np.ndarray:
+    def _features(self, params: Any, indices: np.ndarray) -> np.ndarray:
         model = self.run.network.model
 
         def features(params, images, level):
             return model.apply({"params": params}, images, level=level, method=model.features)
 
         program = jax.jit(features, out_shardings=sharding.replicated(self.run.mesh))
-        return self._over(params, positions, program)
+        return self._over(params, indices, program)
 
-    def _rollouts(self, params: Any, positions: np.ndarray) -> list[tuple[Any, Any]]:
+    def _rollouts(self, params: Any, indices: np.ndarray) -> list[tuple[Any, Any]]:
         """(view in gray levels, attention map or None) of some images."""
         network = self.run.network
         model, inputs, attends = network.model, network.inputs, network.rules.attends
@@ -194,17 +194,17 @@ class Evaluator:
             return views, attention_rollout.rollout(model, params, images, level)
 
         program = jax.jit(look, out_shardings=sharding.replicated(self.run.mesh))
-        views, maps = self._over(params, positions, program)
-        return [(view, found if attends else None) for view, found in zip(views, maps, strict=True)]
+        views, maps = self._over(params, indices, program)
+        return [(view, attention if attends else None) for view, attention in zip(views, maps, strict=True)]
 
-    def _over(self, params: Any, positions: np.ndarray, program: Any) -> Any:
+    def _over(self, params: Any, indices: np.ndarray, program: Any) -> Any:
         """Apply `program(params, network inputs, level)` to images of the index."""
-        order = InOrder(positions, self.batch_size)
+        order = InOrder(indices, self.batch_size)
         conditioned = self.run.network.conditioned
         results = []
         for number, batch in enumerate(self.run.store.in_order(order)):
             first = jnp.int32(number * self.batch_size)
             _, level, images = self._predict(params, self.run.arrays, batch, first)
             results.append(jax.device_get(program(params, images, level if conditioned else None)))
-        count = len(positions)
+        count = len(indices)
         return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *results)

@@ -22,6 +22,8 @@ from deblur_mae_jax.tasks import losses
 EVALUATION_STEP = 0
 
 Arrays = dict[str, np.ndarray]
+# What `summary` needs of `evaluate`.
+MEASURED = ("loss", "loss_of_mean", "mse_degraded", "mse_restored", "ssim_degraded", "ssim_restored")
 
 
 def mse(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -39,7 +41,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
 
     Per image `(B,)`: `loss` (what training minimises), `loss_of_mean` (the error of predicting every
     image by its own mean, the floor any model must beat), `mse_degraded` and `mse_restored` (error
-    of the degraded input and of its reconstruction with nothing masked, 0..1 grey scale),
+    of the degraded input and of its reconstruction with nothing masked, 0..1 gray scale),
     `ssim_degraded` and `ssim_restored` likewise, `level`.
     Images `(B, S, S, C)` in gray levels: `clean`, `degraded`, `masked`, `reconstructed` (from
     the visible patches, as in training), `restored` (with nothing masked).
@@ -97,15 +99,28 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
 
 def sheet(arrays: Arrays, count: int, names: list[str], degradation: Any) -> Image.Image:
     """Clean, degraded, masked and reconstructed views of the first `count` images."""
-    size = 0.0
-    if degradation.at_level is not None:
-        size = float(degradation.at_level(jnp.int32(1)).get("sigma", 0.0))
+    size = 0.0 if degradation.at_level is None else _sigma(degradation, 1)
     return reconstruction_sheet(arrays, count, names, degradation.num_levels, size)
 
 
 def psnr(mse: np.ndarray) -> float:
     """Of the mean squared error over all images, in dB, against the 0..1 scale."""
     return float(-10 * np.log10(np.maximum(np.mean(mse), 1e-12)))
+
+
+def by_level(arrays: Arrays, degradation: Any) -> list[dict[str, float]]:
+    """The measures of every blur level that was seen, weakest first; [] for a degradation without levels."""
+    rows = []
+    for level in sorted(set(arrays["level"].tolist()) - {0}):
+        at = arrays["level"] == level
+        row = {"level": level, "sigma": _sigma(degradation, level), "images": int(at.sum())}
+        rows.append(row | summary({name: arrays[name][at] for name in MEASURED}))
+    return rows
+
+
+def _sigma(degradation: Any, level: int) -> float:
+    """Of the Gaussian of a level, in pixels; 0 for other blurs."""
+    return float(degradation.at_level(jnp.int32(level)).get("sigma", 0.0))
 
 
 def summary(arrays: Arrays) -> dict[str, float]:

@@ -29,6 +29,7 @@ class Evaluator:
     def __init__(self, run: Experiment, workdir: Workdir):
         self.run, self.workdir = run, workdir
         self.latest: dict[str, float] = {}
+        self.by_level: list[dict[str, float]] = []
         self.kind = KINDS[run.network.axes]
         examples, self.names = self._examples()
         everywhere = sharding.replicated(run.mesh)
@@ -58,14 +59,12 @@ class Evaluator:
     def evaluate(self, params: Any) -> Judgement:
         """Measures, and a sheet of the first images; no checkpoint is better than the last."""
         arrays = {k: np.asarray(v) for k, v in self._evaluate(params, self.examples).items()}
+        degradation = self.run.network.inputs.degradation
         self.latest = self.kind.summary(arrays)
+        self.by_level = self.kind.by_level(arrays, degradation)
         images = {}
         if jax.process_index() == 0:
-            count, degradation = (
-                self.run.config.report.num_images,
-                self.run.network.inputs.degradation,
-            )
-            sheet = self.kind.sheet(arrays, count, self.names, degradation)
+            sheet = self.kind.sheet(arrays, self.run.config.report.num_images, self.names, degradation)
             images["reconstructions"] = np.asarray(sheet)
         return Judgement(None, self.latest, images)
 
@@ -93,6 +92,7 @@ class Evaluator:
                 "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             },
             latest=self.latest,
+            by_level=self.by_level,
             lines=metric_writer.read(self.workdir),
             sheets=[(int(path.stem.split("_")[1]), path) for path in self._sheets()],
             config=fields.flat(config),

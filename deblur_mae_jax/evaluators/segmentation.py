@@ -47,25 +47,25 @@ class Evaluator:
         source, classes = self.run.index.source, self.supervision.mask_classes
         assert source.masks is not None and classes is not None
         wanted = tuple(self.run.config.data.spacing) if self.segmenter.is_3d else ()
-        segmented = self.segmenter.each([params], self.run.loader, self.supervision.positions["val"])
-        for position, labels in segmented:
-            truth = classes[source.masks(position)]
-            spacing = wanted or source.grid_of(position).spacing
+        segmented = self.segmenter.each([params], self.run.loader, self.supervision.indices["val"])
+        for index, labels in segmented:
+            truth = classes[source.masks(index)]
+            spacing = wanted or source.grid_of(index).spacing
             rows.append([self._score(truth == n, labels == n, spacing) for n in range(1, len(self.labels) + 1)])
         values = np.array(rows)
-        known = np.isfinite(values)
-        if not known.any():
+        measured = np.isfinite(values)
+        if not measured.any():
             raise UserError(
                 "config.data.val_split: no validation mask holds a label, so the best weights cannot be chosen"
             )
-        counts = known.sum(axis=1)
-        means = np.where(known, values, 0).sum(axis=1)[counts > 0] / counts[counts > 0]
+        counts = measured.sum(axis=1)
+        means = np.where(measured, values, 0).sum(axis=1)[counts > 0] / counts[counts > 0]
         mean = float(means.mean())
         self.latest = {f"val_{self.metric}": mean}
         if len(self.labels) > 1:
             for j, label in enumerate(self.labels):
-                if known[:, j].any():
-                    self.latest[f"val_{self.metric}_{label}"] = float(values[known[:, j], j].mean())
+                if measured[:, j].any():
+                    self.latest[f"val_{self.metric}_{label}"] = float(values[measured[:, j], j].mean())
         score = mean if segmentation.HIGHER_IS_BETTER[self.metric] else -mean
         return Judgement(score, self.latest, {})
 
@@ -91,24 +91,27 @@ class Evaluator:
         rows: list[dict[str, np.ndarray]] = []
         names, groups, sizes, units = [], [], [], set()
         folder, taken = self.workdir.segmentations / split, set[Path]()
-        for position, labels in self.segmenter.each([params], self.run.loader, supervision.positions[split]):
-            grid = source.grid_of(position)
+        for index, labels in self.segmenter.each([params], self.run.loader, supervision.indices[split]):
+            grid = source.grid_of(index)
             try:
                 truth = classes[grid.truth()]
             except (BadImage, OSError) as error:
-                self.run.loader.report(Skipped(source.names[position], str(error)))
+                self.run.loader.report(Skipped(source.names[index], str(error)))
                 continue
-            own = grid.finish(labels)
+            label_map = grid.finish(labels)
             spacing = grid.spacing
-            rows.append(segmentation.measure_labels(truth, own, len(self.labels), spacing, self.tolerance, self.empty))
+            measured = segmentation.measure_labels(
+                truth, label_map, len(self.labels), spacing, self.tolerance, self.empty
+            )
+            rows.append(measured)
             voxel = float(np.prod(spacing))
-            counts = [np.bincount(x.ravel(), minlength=len(values))[1:] for x in (truth, own)]
+            counts = [np.bincount(x.ravel(), minlength=len(values))[1:] for x in (truth, label_map)]
             sizes.append([voxel * c for c in counts])
-            names.append(source.names[position])
-            groups.append(source.groups[position] if source.groups else "")
+            names.append(source.names[index])
+            groups.append(source.groups[index] if source.groups else "")
             units.add(grid.unit)
             if write:
-                grid.save(values[own], grids.place(folder, names[-1], taken))
+                grid.save(values[label_map], grids.output_path(folder, names[-1], taken))
         if not names:
             raise UserError(f"none of the {split} images can be read any more")
         truth_size, predicted_size = (np.array([s[i] for s in sizes]) for i in range(2))
@@ -129,7 +132,7 @@ class Evaluator:
                 curves = segmentation_figures.curves(lines, None, self.metric)
                 page.progress(self.workdir.make_report(), self._title(), self.latest, curves)
             return Conclusion(self.latest, "", self.workdir.report)
-        splits = [name for name in ("val", "test") if name in self.supervision.positions]
+        splits = [name for name in ("val", "test") if name in self.supervision.indices]
         tables = [self.judge(params, name, main) for name in splits]
         shown = self._shown(params, tables[-1], splits[-1])
         figure = self.workdir.report / report.FIGURES
@@ -144,7 +147,7 @@ class Evaluator:
             skipped=len(self.run.skipped),
             shown=shown,
             leaks=self._leaks(),
-            n_train=len(self.supervision.positions["train"]),
+            n_train=len(self.supervision.indices["train"]),
         )
         numbers = report.write(self.workdir, cases.concatenate(tables), notes)
         name = numbers["judged_on"]
@@ -167,7 +170,7 @@ class Evaluator:
             )
         return audit.compare(
             run.index,
-            self.supervision.positions,
+            self.supervision.indices,
             pretrained=audit.known_hashes(self.workdir.pretrained_images) if comparable else None,
             near=run.config.report.audit == "near" and not is_3d,
         )
@@ -189,14 +192,14 @@ class Evaluator:
                 kinds.setdefault(order[at], title)
         source, classes = self.run.index.source, self.supervision.mask_classes
         assert source.masks is not None and classes is not None
-        where = {source.names[int(p)]: int(p) for p in self.supervision.positions[split]}
+        where = {source.names[int(p)]: int(p) for p in self.supervision.indices[split]}
         chosen = {where[str(judged.names[i])]: i for i in kinds}
         out = []
-        for position, labels in self.segmenter.each([params], self.run.loader, list(chosen)):
-            row = chosen[position]
-            name = Path(source.names[position]).name
+        for index, labels in self.segmenter.each([params], self.run.loader, list(chosen)):
+            row = chosen[index]
+            name = Path(source.names[index]).name
             title = f"{kinds[row]}: {name}, Dice {dice[row]:.2f}"
-            image = source.read(position).astype(np.float32).mean(axis=-1)
-            truth = classes[source.masks(position)]
-            out.append(Shown(title, image, truth, labels, source.grid_of(position).spacing))
+            image = source.read(index).astype(np.float32).mean(axis=-1)
+            truth = classes[source.masks(index)]
+            out.append(Shown(title, image, truth, labels, source.grid_of(index).spacing))
         return out

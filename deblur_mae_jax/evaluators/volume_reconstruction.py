@@ -76,6 +76,11 @@ def planes(volume: jax.Array) -> jax.Array:
     return jnp.stack([jnp.swapaxes(cut, 1, 2)[:, ::-1] for cut in cuts], axis=1)
 
 
+def by_level(arrays: Arrays, degradation: Any) -> list[dict[str, float]]:
+    """Disruptions of volumes have no levels."""
+    return []
+
+
 def summary(arrays: Arrays) -> dict[str, float]:
     """Means over the volumes; PSNR against the 0..1 scale."""
 
@@ -96,16 +101,16 @@ def summary(arrays: Arrays) -> dict[str, float]:
 def sheet(arrays: Arrays, count: int, names: list[str], degradation: Any) -> Image.Image:
     """The middle planes of the first volumes, each scaled to the range of its clean cube."""
     rows, labels = [], []
-    kept: list[str] = [k for k in ("clean", "degraded", "reconstructed") if k in arrays]
-    columns = {k: v for k, v in COLUMNS.items() if k in kept or "reconstructed" in kept}
+    columns_drawn: list[str] = [k for k in ("clean", "degraded", "reconstructed") if k in arrays]
+    columns = {k: v for k, v in COLUMNS.items() if k in columns_drawn or "reconstructed" in columns_drawn}
     for i in range(min(count, len(arrays["clean"]))):
         low, high = np.percentile(arrays["clean"][i], (0.5, 99.5))
         for number, plane in enumerate(PLANES):
-            shown = {k: arrays[k][i, number] for k in kept}
-            grey: dict[str, np.ndarray] = {k: 255 * (v - low) / max(high - low, 1e-6) for k, v in shown.items()}
-            if "reconstructed" in grey:
-                grey["difference"] = 2 * np.abs(grey["reconstructed"] - grey["clean"])
-            rows.append([grey[k][..., None] for k in columns])
+            shown = {k: arrays[k][i, number] for k in columns_drawn}
+            gray: dict[str, np.ndarray] = {k: 255 * (v - low) / max(high - low, 1e-6) for k, v in shown.items()}
+            if "reconstructed" in gray:
+                gray["difference"] = 2 * np.abs(gray["reconstructed"] - gray["clean"])
+            rows.append([gray[k][..., None] for k in columns])
             modality = MODALITIES[int(arrays["modality"][i])]
             labels.append(f"{Path(names[i]).name[:16]}\n{modality}, {plane}")
     return page.sheet(rows, list(columns.values()), labels)

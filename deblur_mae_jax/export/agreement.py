@@ -61,9 +61,9 @@ def in_jax(trained: TrainedNetwork, data: dict[str, Any], opened: Opened) -> dic
 
 def _exact(trained: TrainedNetwork) -> Any:
     """The model in float32, by the plainest of its implementations."""
-    known = {field.name for field in dataclasses.fields(trained.model)}
+    field_names = {field.name for field in dataclasses.fields(trained.model)}
     plain = {"dtype": jnp.float32, "attention": "xla", "remat": False}
-    return trained.model.clone(**{name: value for name, value in plain.items() if name in known})
+    return trained.model.clone(**{name: value for name, value in plain.items() if name in field_names})
 
 
 def _outputs(opened: Opened) -> list[str]:
@@ -131,22 +131,22 @@ def layers_in_jax(trained: TrainedNetwork, data: dict[str, Any]) -> dict[str, np
             capture_intermediates=True,
             mutable="intermediates",
         )
-    found = {
+    outputs = {
         names.pytorch_name((name,)): np.asarray(values["__call__"][0])
         for name, values in seen["intermediates"].items()
         if "__call__" in values and isinstance(values["__call__"][0], jax.Array)
     }
-    return {name: found[name] for name in sorted(found, key=_place)}
+    return {name: outputs[name] for name in sorted(outputs, key=_place)}
 
 
 def layers_in_torch(opened: Opened, data: dict[str, Any]) -> dict[str, np.ndarray]:
     """The same of an export, by hooks."""
-    found: dict[str, np.ndarray] = {}
+    outputs: dict[str, np.ndarray] = {}
 
     def keep(name: str) -> Any:
         def hook(module: Any, arguments: Any, out: Any) -> None:
             value = out[0] if isinstance(out, tuple) else out
-            found[name] = value.detach().numpy().copy()
+            outputs[name] = value.detach().numpy().copy()
 
         return hook
 
@@ -165,7 +165,7 @@ def layers_in_torch(opened: Opened, data: dict[str, Any]) -> dict[str, np.ndarra
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return outputs
 
 
 def compare_layers(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> list[tuple[str, float, float]]:

@@ -114,9 +114,9 @@ def _image_steps(p: dict[str, Any]) -> list[str]:
     else:
         native = p["where"] == "native"
         sigmas = ", ".join(f"{sigma:g}" for sigma in p["sigmas"])
-        known = f" Sigma of levels 1, 2, ...: {sigmas}." if sigmas else ""
+        level_text = f" Sigma of levels 1, 2, ...: {sigmas}." if sigmas else ""
         where = "at its own resolution" if native else "the result"
-        degrade = f"Degrade {'it ' if native else ''}{where} with `{p['degrade']}`, as in training.{known}"
+        degrade = f"Degrade {'it ' if native else ''}{where} with `{p['degrade']}`, as in training.{level_text}"
         steps += [degrade, resize] if native else [resize, degrade]
     colour = ", every channel the same gray image unless it has colours" if p["channels"] == 3 else ""
     return [*steps, f"Divide by 255, subtract {p['mean']}, divide by {p['std']}{colour}."]
@@ -150,17 +150,17 @@ def _search_of(network: dict[str, Any]) -> list[str]:
 
 
 def _agreement(certificate: dict[str, Any]) -> list[str]:
-    found = certificate["agreement"]
-    if found["status"] != "measured":
-        return [f"{found['status'].capitalize()}: {found['why']}."]
+    agreement = certificate["agreement"]
+    if agreement["status"] != "measured":
+        return [f"{agreement['status'].capitalize()}: {agreement['why']}."]
     versions = ", ".join(f"{k} {v}" for k, v in certificate["versions"].items())
     return [
-        f"The same weights on fixed inputs, {found['precision']}, CPU; {versions}.",
+        f"The same weights on fixed inputs, {agreement['precision']}, CPU; {versions}.",
         "",
         "| output | largest difference | largest value |",
         "|---|---|---|",
         *(
             f"| {name} | {item['max_difference']:.1e} | {item['max_value']:.2f} |"
-            for name, item in found["outputs"].items()
+            for name, item in agreement["outputs"].items()
         ),
     ]

@@ -100,7 +100,7 @@ def _blur_of(degradation: Any) -> tuple[str, float | None, list[float], str]:
     sigmas = [round(float(one["sigma"]), 6) for one in drawn]
     taps = [np.asarray(degradation.taps(one)) for one in drawn]
     for kernel in blur.KERNELS:
-        usual = [blur.gaussian_taps(sigma, len(own) // 2, kernel) for sigma, own in zip(sigmas, taps, strict=True)]
+        usual = [blur.gaussian_taps(sigma, len(row) // 2, kernel) for sigma, row in zip(sigmas, taps, strict=True)]
         if all(np.abs(a - b).max() < 1e-6 for a, b in zip(taps, usual, strict=True)):
             if degradation.num_levels:
                 return "levels", None, sigmas, kernel
@@ -129,7 +129,7 @@ def preprocessing(network: dict[str, Any]) -> dict[str, Any]:
         "resize_short_side": network["resize_to"],
         "interpolation": "bicubic, antialiased",
         "centre_crop": network["image_size"],
-        "scale": "grey levels / 255",
+        "scale": "gray levels / 255",
         "mean": network["mean"],
         "std": network["std"],
     }

@@ -66,11 +66,11 @@ def batches(ready: list[np.ndarray], channels: int, batch: int) -> Iterator[tupl
     kind = np.uint8 if all(image.dtype == np.uint8 for image in ready) else np.float32
     batch = min(batch, len(ready))
     for start in range(0, len(ready), batch):
-        part = ready[start : start + batch]
+        images = ready[start : start + batch]
         canvas = np.zeros((batch, height, width, channels), kind)
         sizes = np.ones((batch, 2), np.int32)
         for i in range(batch):
-            image = part[min(i, len(part) - 1)]
+            image = images[min(i, len(images) - 1)]
             canvas[i, : image.shape[0], : image.shape[1]] = image
             sizes[i] = image.shape[:2]
-        yield start, len(part), {"image": canvas, "size": sizes}
+        yield start, len(images), {"image": canvas, "size": sizes}

@@ -14,10 +14,10 @@ def rollout(model: Any, params: Any, images: jax.Array, level: jax.Array | None 
     The attention of each block, averaged over heads and mixed half and half with the residual path,
     is multiplied through the blocks.
     """
-    _, kept = model.apply({"params": params}, images, level, method=model.features, mutable=["intermediates"])
+    _, state = model.apply({"params": params}, images, level, method=model.features, mutable=["intermediates"])
     total = None
     for number in range(model.depth):
-        query, key = kept["intermediates"][f"blocks_{number}"]["attn"]["query_key"][0]
+        query, key = state["intermediates"][f"blocks_{number}"]["attn"]["query_key"][0]
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / jnp.sqrt(query.shape[-1])
         weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).mean(axis=1)
         weights = 0.5 * weights + 0.5 * jnp.eye(weights.shape[-1])

@@ -56,9 +56,9 @@ def parse(text: str, degradation: Degradation, can_search: bool = True) -> Setti
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*(?:\w+\s*=\s*)?([\d.]+)\s*\))?\s*", text)
     kind, value = (match[1], match[2]) if match else (text, None)
-    known = {"auto": None, "none": None, "fixed": 0.5, "search": 2, "online": 2, "random": None,
+    kinds = {"auto": None, "none": None, "fixed": 0.5, "search": 2, "online": 2, "random": None,
              "oracle": None}  # fmt: skip
-    if kind not in known or (value is not None and known[kind] is None):
+    if kind not in kinds or (value is not None and kinds[kind] is None):
         raise UserError(f"config.search.setting='{text}' cannot be read. Choices: {', '.join(SETTINGS)}.")
     if not degradation.num_levels or degradation.at_level is None:
         if kind not in ("auto", "none"):
@@ -69,7 +69,7 @@ def parse(text: str, degradation: Degradation, can_search: bool = True) -> Setti
         return None
     if kind == "auto":
         kind, value = ("search", "2") if can_search else ("none", None)
-    number = float(value) if value is not None else float(known[kind] or 0)
+    number = float(value) if value is not None else float(kinds[kind] or 0)
     if kind in ("search", "online"):
         if number != int(number) or not 1 <= number <= degradation.num_levels:
             raise UserError(
@@ -94,8 +94,8 @@ def candidates(num_levels: int, step: int) -> np.ndarray:
 def sigmas(degradation: Degradation, levels: np.ndarray) -> np.ndarray:
     """Sigma of each level in pixels, NaN where the degradation has none."""
     assert degradation.at_level is not None
-    found = [degradation.at_level(jnp.int32(level)).get("sigma", jnp.nan) for level in levels]
-    return np.round(np.array([float(f) for f in found]), 6)
+    values = [degradation.at_level(jnp.int32(level)).get("sigma", jnp.nan) for level in levels]
+    return np.round(np.array([float(f) for f in values]), 6)
 
 
 def all_sigmas(degradation: Degradation) -> np.ndarray:
@@ -146,8 +146,8 @@ def make_choose_level(model: Any, inputs: ImageInputs, levels: np.ndarray, norm_
 
     def choose(params):
         def at(examples, boxes, flips):
-            found = jax.lax.stop_gradient(errors(params, examples, boxes, flips))
-            return jnp.asarray(levels)[jnp.argmin(found, axis=1)]
+            error = jax.lax.stop_gradient(errors(params, examples, boxes, flips))
+            return jnp.asarray(levels)[jnp.argmin(error, axis=1)]
 
         return at
 
@@ -215,7 +215,7 @@ def search(
     levels = candidates(degradation.num_levels, step)
     key = search_cache.cache_key(trained.weights_hash, _spec(trained, levels))
     results = search_cache.Cache(cache, key, len(levels))
-    hashes = [known or pixel_hash(index.source.read(i)) for i, known in enumerate(index.hashes)]
+    hashes = [digest or pixel_hash(index.source.read(i)) for i, digest in enumerate(index.hashes)]
     missing = np.array([i for i, h in enumerate(hashes) if h not in results.known], np.int64)
     if jax.process_count() > 1:  # the first process alone writes the cache, so it decides
         from jax.experimental import multihost_utils
@@ -234,8 +234,8 @@ def search(
             rows, numbers = np.asarray(losses), missing[number * B : (number + 1) * B]
             # What can no longer be read was replaced by another image, whose losses are not its own.
             lost = {item.name for item in loader.failed}
-            own = [row for row, i in enumerate(numbers) if index.source.names[i] not in lost]
-            results.add([hashes[numbers[row]] for row in own], rows[own])
+            readable = [row for row, i in enumerate(numbers) if index.source.names[i] not in lost]
+            results.add([hashes[numbers[row]] for row in readable], rows[readable])
             if show is not None:
                 show(number * B + len(numbers), len(missing))
 

@@ -80,8 +80,8 @@ class Segmenter:
             data = self._put(np.flip(images, axes))
             given = None if level is None else self._put(level)
             for params in members:
-                found = np.asarray(self._scores(params, data, given, normalised=normalised))
-                total = total + np.flip(found, axes)
+                scores = np.asarray(self._scores(params, data, given, normalised=normalised))
+                total = total + np.flip(scores, axes)
         return total / (len(members) * len(self.flips))
 
     def of_volume(self, members: list[Any], volume: np.ndarray) -> np.ndarray:
@@ -112,20 +112,20 @@ class Segmenter:
     def _cleaned(self, labels: np.ndarray) -> np.ndarray:
         return segmentation.largest_components(labels) if self.infer.largest_component else labels
 
-    def each(self, members: list[Any], loader: Loader, positions: Any) -> Iterator[tuple[int, np.ndarray]]:
-        """(position, classes on the grid of `Source.read`) of every image that can be read; others are reported."""
+    def each(self, members: list[Any], loader: Loader, indices: Any) -> Iterator[tuple[int, np.ndarray]]:
+        """(number, classes on the grid of `Source.read`) of every image that can be read; others are reported."""
         source = loader.index.source
         waiting: list[tuple[int, dict[str, Any]]] = []
-        for position in (int(p) for p in positions):
+        for number in (int(p) for p in indices):
             try:
-                image = source.read(position)
+                image = source.read(number)
             except (BadImage, OSError) as error:
-                loader.report(Skipped(source.names[position], str(error)))
+                loader.report(Skipped(source.names[number], str(error)))
                 continue
             if self.is_3d:
-                yield position, self.of_volume(members, image)
+                yield number, self.of_volume(members, image)
                 continue
-            waiting.append((position, loader.placed(position, image)))
+            waiting.append((number, loader.placed(number, image)))
             if len(waiting) == self.batch_size:
                 yield from self._images(members, waiting)
                 waiting = []
@@ -133,8 +133,8 @@ class Segmenter:
             yield from self._images(members, waiting)
 
     def _images(self, members: Any, waiting: Any) -> Iterator[tuple[int, np.ndarray]]:
-        found = self.of_images(members, [example for _, example in waiting])
-        yield from ((p, labels) for (p, _), labels in zip(waiting, found, strict=True))
+        segmented = self.of_images(members, [example for _, example in waiting])
+        yield from ((p, labels) for (p, _), labels in zip(waiting, segmented, strict=True))
 
 
 def _resized(scores: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -41,8 +41,8 @@ def importance(window: tuple[int, ...], blending: str) -> np.ndarray:
     if blending == "constant":
         return out
     for axis, side in enumerate(window):
-        place = np.arange(side) - (side - 1) / 2
-        bell = np.exp(-0.5 * (place / (SIGMA * side)) ** 2).astype(np.float32)
+        offset = np.arange(side) - (side - 1) / 2
+        bell = np.exp(-0.5 * (offset / (SIGMA * side)) ** 2).astype(np.float32)
         out = out * bell.reshape([-1 if i == axis else 1 for i in range(len(window))])
     return np.maximum(out, max(float(out.min()), FLOOR))
 
@@ -59,8 +59,9 @@ def infer(
 ) -> np.ndarray:
     """`(*space, C)` -> the blended scores `(*space, K)`, or what `finish` makes of planes of them.
 
-    predict: always called with `batch_size` windows, so it is compiled once. An image smaller than the window lies in
-    the middle of zeros. finish: `(planes, ..., K) -> (planes, ...)`, such as an argmax; scores are kept for as many
+    predict: always called with `batch_size` windows, so it is compiled once. A smaller image is padded
+        with zeros on all sides.
+    finish: `(planes, ..., K) -> (planes, ...)`, such as an argmax; scores are kept for as many
     planes as a window is deep and no more, however large the image is.
     """
     check(overlap, blending)
@@ -72,33 +73,33 @@ def infer(
     weight = importance(window, blending)
     finish = finish or (lambda scores: scores)
 
-    parts: list[np.ndarray] = []
+    finished: list[np.ndarray] = []
     first = 0  # the plane at which `scores` begins
     scores: Any = None
     total = np.zeros((window[0], *padded.shape[1:-1], 1), np.float32)
 
     def flush(planes: int) -> None:
-        """What lies before the next window is settled."""
+        """Emit the planes that no later window can touch."""
         nonlocal scores, total, first
         if planes:
-            parts.append(finish(scores[:planes] / total[:planes]))
+            finished.append(finish(scores[:planes] / total[:planes]))
             empty = np.zeros_like(scores[:planes])
             scores = np.concatenate([scores[planes:], empty])
             total = np.concatenate([total[planes:], empty[..., :1]])
             first += planes
 
-    for place, out in _windows(padded, predict, sides, window, batch_size):
+    for corner, out in _windows(padded, predict, sides, window, batch_size):
         if scores is None:
             scores = np.zeros((*total.shape[:-1], out.shape[-1]), np.float32)
-        flush(place[0] - first)
+        flush(corner[0] - first)
         where = (
             slice(None),
-            *(slice(p, p + w) for p, w in zip(place[1:], window[1:], strict=True)),
+            *(slice(p, p + w) for p, w in zip(corner[1:], window[1:], strict=True)),
         )
         scores[where] += weight[..., None] * out
         total[where] += weight[..., None]
     flush(window[0])
-    result = np.concatenate(parts)
+    result = np.concatenate(finished)
     return result[tuple(slice(b, b + n) for b, n in zip(before, space, strict=True))]
 
 
@@ -109,7 +110,7 @@ def _windows(
     places = list(itertools.product(*sides))
     for number in range(0, len(places), size):
         chosen = places[number : number + size]
-        cut = [image[tuple(slice(p, p + w) for p, w in zip(place, window, strict=True))] for place in chosen]
+        cut = [image[tuple(slice(p, p + w) for p, w in zip(corner, window, strict=True))] for corner in chosen]
         cut += cut[-1:] * (size - len(cut))
-        found = np.asarray(predict(np.stack(cut)), np.float32)
-        yield from zip(chosen, found, strict=False)
+        predictions = np.asarray(predict(np.stack(cut)), np.float32)
+        yield from zip(chosen, predictions, strict=False)

@@ -2,7 +2,7 @@
 
 The operations, their ranges and their odds are those of timm's `rand-m9-mstd0.5-inc1`, which MAE's
 fine-tuning uses (He et al. 2022, table 9), and the pixels those of Pillow, up to rounding. Images are
-whole grey levels 0..255, float32, `(S, S, C)` with one channel or three.
+whole gray levels 0..255, float32, `(S, S, C)` with one channel or three.
 
 Fifteen operations on a batch would be fifteen branches for each image. But nine of them are tables of
 256 entries, five are one affine map, and the rest blends with a smoothed or gray copy; so a layer is one
@@ -53,7 +53,7 @@ def draw(key: jax.Array, magnitude: float, std: float) -> Draw:
 
 
 def _table(image: jax.Array, is_operation: Callable[[str], jax.Array], d: Draw) -> jax.Array:
-    """The table of 256 grey levels `(256, C)` of the operation, or the identity."""
+    """The table of 256 gray levels `(256, C)` of the operation, or the identity."""
     levels = jnp.arange(256, dtype=jnp.float32)
     share = d.magnitude / MAX_MAGNITUDE
     factor = jnp.maximum(0.1, 1.0 + 0.9 * share * d.sign)
@@ -178,7 +178,7 @@ def _matrix(side: int, is_operation: Callable[[str], jax.Array], d: Draw) -> jax
 
 
 def operate(image: jax.Array, d: Draw, fill: jax.Array) -> jax.Array:
-    """One operation on one image of whole grey levels `(S, S, C)`."""
+    """One operation on one image of whole gray levels `(S, S, C)`."""
 
     def is_operation(name: str) -> jax.Array:
         return d.apply & (d.operation == OPERATIONS.index(name))
@@ -197,7 +197,7 @@ def operate(image: jax.Array, d: Draw, fill: jax.Array) -> jax.Array:
 
 
 class RandAugment(NamedTuple):
-    """`num_layers` random operations, one after the other. fill: grey level per channel for what
+    """`num_layers` random operations, one after the other. fill: gray level per channel for what
     moves in from outside (timm: the mean of the normalisation)."""
 
     magnitude: float = 9.0
@@ -206,7 +206,7 @@ class RandAugment(NamedTuple):
     fill: tuple[float, ...] = (114.0,)
 
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """Augment one image of grey levels `(S, S, C)`; it is rounded first."""
+        """Augment one image of gray levels `(S, S, C)`; it is rounded first."""
         image = jnp.clip(jnp.rint(image), 0.0, 255.0)
         fill = jnp.broadcast_to(jnp.asarray(self.fill, jnp.float32), image.shape[2:])
 
@@ -227,7 +227,7 @@ def rand_augment(spec: str, mean: tuple[float, ...]) -> RandAugment | None:
             "'rand-m9-mstd0.5-inc1' (-n for the number of operations)"
         )
     magnitude, std, layers = (
-        float(found[-1]) if (found := re.findall(rf"-{name}([\d.]+)", spec)) else default
+        float(matches[-1]) if (matches := re.findall(rf"-{name}([\d.]+)", spec)) else default
         for name, default in (("m", 10.0), ("mstd", 0.0), ("n", 2))
     )
     if not 0 <= magnitude <= MAX_MAGNITUDE:
@@ -258,8 +258,8 @@ class RandomErasing(NamedTuple):
         fits = (h < side) & (w < side)
         first = jnp.argmax(fits)
         h, w = h[first], w[first]
-        place = jax.random.uniform(k_place, (2,))
-        top, left = jnp.floor(place[0] * (side - h + 1)), jnp.floor(place[1] * (side - w + 1))
+        corner = jax.random.uniform(k_place, (2,))
+        top, left = jnp.floor(corner[0] * (side - h + 1)), jnp.floor(corner[1] * (side - w + 1))
         rows, cols = jnp.arange(side), jnp.arange(side)
         inside = ((rows >= top) & (rows < top + h))[:, None] & ((cols >= left) & (cols < left + w))
         erase = fits.any() & jax.random.bernoulli(k_apply, self.probability)

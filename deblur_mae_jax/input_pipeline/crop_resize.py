@@ -59,18 +59,18 @@ def random_resized_crop(
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = jnp.argmax(fits)
 
-    # Fallback: the largest centred crop whose aspect ratio lies in the range.
+    # Fallback: the largest centred crop whose aspect ratio is in the range.
     image_ratio = width / height
     w_centre = jnp.where(image_ratio > ratio[1], jnp.round(height * ratio[1]), width)
     h_centre = jnp.where(image_ratio < ratio[0], jnp.round(width / ratio[0]), height)
-    found = fits.any()
-    w = jnp.where(found, w[first], w_centre)
-    h = jnp.where(found, h[first], h_centre)
+    any_fits = fits.any()
+    w = jnp.where(any_fits, w[first], w_centre)
+    h = jnp.where(any_fits, h[first], h_centre)
 
     top = jnp.floor(jax.random.uniform(k_top) * (height - h + 1))
     left = jnp.floor(jax.random.uniform(k_left) * (width - w + 1))
-    top = jnp.where(found, jnp.minimum(top, height - h), jnp.floor((height - h) / 2))
-    left = jnp.where(found, jnp.minimum(left, width - w), jnp.floor((width - w) / 2))
+    top = jnp.where(any_fits, jnp.minimum(top, height - h), jnp.floor((height - h) / 2))
+    left = jnp.where(any_fits, jnp.minimum(left, width - w), jnp.floor((width - w) / 2))
     return Box(top, left, h, w, (top, top + h, left, left + w))
 
 
@@ -175,7 +175,7 @@ def matrices(
 
 
 def render(image: jax.Array, rows: jax.Array, cols: jax.Array, blurred: bool = False) -> jax.Array:
-    """`(Hc, Wc, C)` -> `(out, out, C)` grey levels in 0..255.
+    """`(Hc, Wc, C)` -> `(out, out, C)` gray levels in 0..255.
 
     Columns first and clipped in between, as Pillow does on 8-bit images, so that the overshoot of
     the bicubic kernel at hard edges is the same. With a blur folded into the matrices the values in
@@ -203,7 +203,7 @@ def whole(size: jax.Array) -> Box:
 
 
 def to_gray(image: jax.Array) -> jax.Array:
-    """RGB grey levels -> one channel with OpenCV's weights, rounded to whole levels."""
+    """RGB gray levels -> one channel with OpenCV's weights, rounded to whole levels."""
     if image.shape[-1] == 1:
         return image
     weights = jnp.asarray([0.299, 0.587, 0.114])
@@ -216,5 +216,5 @@ def normalise(image: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
 
 
 def denormalise(image: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """Network values -> grey levels 0..255 (not clipped)."""
+    """Network values -> gray levels 0..255 (not clipped)."""
     return (image * std + mean) * 255.0

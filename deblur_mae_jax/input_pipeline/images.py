@@ -90,7 +90,7 @@ class ImageInputs:
         return self.blur_site == "native" and not (d.identity or d.random or d.taps)
 
     def degrade_native(self, image: jax.Array, params: Params, size: jax.Array) -> jax.Array:
-        """Degrade one image at native resolution to whole grey levels, `(Hc, Wc, 1)` float32."""
+        """Degrade one image at native resolution to whole gray levels, `(Hc, Wc, 1)` float32."""
         gray = crop_resize.to_gray(image.astype(jnp.float32))
         degraded = self.degradation.apply(gray, params, (size[0], size[1]))
         return jnp.clip(jnp.rint(degraded), 0.0, 255.0)
@@ -105,7 +105,7 @@ class ImageInputs:
         return jax.vmap(one)(images, sizes)
 
     def _pair(self, example, box, flip, params) -> tuple[jax.Array, jax.Array]:
-        """Degraded and clean view of one example, grey levels `(S, S, C)`."""
+        """Degraded and clean view of one example, gray levels `(S, S, C)`."""
         image, size = example["image"], example["size"]
         canvas, out = (image.shape[0], image.shape[1]), self.image_size
         rows, cols = crop_resize.matrices(box, size, canvas, out, flip)

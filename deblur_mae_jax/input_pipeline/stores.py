@@ -66,26 +66,26 @@ class Resident:
         def read(first: int, last: int) -> dict[str, np.ndarray]:
             if (first, last) in cache:
                 return cache[first, last]
-            part = {name: np.zeros((last - first, *shape[1:]), types[name]) for name, shape in shapes.items()}
-            part["size"][:] = 1  # rows of padding are never drawn, but must not divide by zero
+            arrays = {name: np.zeros((last - first, *shape[1:]), types[name]) for name, shape in shapes.items()}
+            arrays["size"][:] = 1  # rows of padding are never drawn, but must not divide by zero
 
             def one(number: int) -> None:
-                position, image, mask = loader.read(number)
-                put(part["image"][number - first], image)
+                row, image, mask = loader.read(number)
+                put(arrays["image"][number - first], image)
                 if mask is not None:
-                    put(part["mask"][number - first], mask)
-                part["size"][number - first] = image.shape[:-1]
+                    put(arrays["mask"][number - first], mask)
+                arrays["size"][number - first] = image.shape[:-1]
                 for name, values in loader.extras.items():
-                    part[name][number - first] = values[position]
+                    arrays[name][number - first] = values[row]
 
             with ThreadPoolExecutor(max(1, num_threads)) as pool:
                 list(pool.map(one, range(first, min(last, count))))
             if precompute is not None:
                 for start in range(0, last - first, CHUNK):
                     chunk = slice(start, start + CHUNK)
-                    part["degraded"][chunk] = precompute(part["image"][chunk], part["size"][chunk])
-            cache[first, last] = part
-            return part
+                    arrays["degraded"][chunk] = precompute(arrays["image"][chunk], arrays["size"][chunk])
+            cache[first, last] = arrays
+            return arrays
 
         def array(name: str) -> jax.Array:
             shape = shapes[name]
@@ -215,15 +215,15 @@ def make(
 
         def host_precompute(images, sizes):
             # Always the same shape, so that it compiles once: the last chunk is padded.
-            parts = []
+            batches = []
             for start in range(0, len(images), CHUNK):
                 chunk, size = images[start : start + CHUNK], sizes[start : start + CHUNK]
                 missing = CHUNK - len(chunk)
                 chunk = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0)))
                 size = np.pad(size, ((0, missing), (0, 0)), constant_values=1)
                 degraded = jitted(jnp.asarray(chunk), jnp.asarray(size))
-                parts.append(np.asarray(degraded)[: CHUNK - missing])
-            return np.concatenate(parts)
+                batches.append(np.asarray(degraded)[: CHUNK - missing])
+            return np.concatenate(batches)
 
     if kind == "resident":
         return Resident(loader, order, mesh, accum_steps, precompute=host_precompute, num_threads=num_threads)

@@ -14,7 +14,7 @@ from deblur_mae_jax.degradations.contract import Degradation
 from deblur_mae_jax.input_pipeline import augment
 from deblur_mae_jax.input_pipeline.contract import Batch, ChooseLevel
 
-# Volumes are scaled to about 0..1; degradations speak of grey levels 0..255.
+# Volumes are scaled to about 0..1; degradations speak of gray levels 0..255.
 GREY = 255.0
 
 
@@ -66,9 +66,9 @@ class VolumeInputs:
     def _cube(self, image: jax.Array, size: jax.Array, start: jax.Array) -> jax.Array:
         """The cube that begins at `start` (negative: zeros before the volume)."""
         for axis in range(3):
-            place = start[axis] + jnp.arange(self.image_size)
-            inside = (place >= 0) & (place < size[axis])
-            image = jnp.take(image, jnp.clip(place, 0, image.shape[axis] - 1), axis=axis)
+            coordinate = start[axis] + jnp.arange(self.image_size)
+            inside = (coordinate >= 0) & (coordinate < size[axis])
+            image = jnp.take(image, jnp.clip(coordinate, 0, image.shape[axis] - 1), axis=axis)
             shape = [-1 if i == axis else 1 for i in range(4)]
             image = jnp.where(inside.reshape(shape), image, 0)
         return image
@@ -155,15 +155,15 @@ def draw_voxel(key: jax.Array, inside: jax.Array) -> tuple[jax.Array, jax.Array]
     A plane is drawn by its count, then a row of it, then a voxel of that: one pass, no list of voxels.
     """
     keys = jax.random.split(key, 3)
-    place = []
+    coordinates = []
     for axis in range(3):
         counts = inside.astype(jnp.int32).reshape(inside.shape[0], -1).sum(axis=1)
         total = counts.sum()
         nth = jnp.floor(jax.random.uniform(keys[axis]) * total).astype(jnp.int32)
         number = jnp.searchsorted(jnp.cumsum(counts), jnp.minimum(nth, total - 1), side="right")
         number = jnp.minimum(number, inside.shape[0] - 1)
-        place.append(number)
+        coordinates.append(number)
         if axis == 0:
-            found = total > 0
+            any_voxel = total > 0
         inside = inside[number]
-    return jnp.stack(place), found
+    return jnp.stack(coordinates), any_voxel

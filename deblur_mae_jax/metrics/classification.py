@@ -150,10 +150,10 @@ def fit_temperature(labels: np.ndarray, p: np.ndarray) -> float | None:
         return -special.log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(labels)), labels].mean()
 
     low, high = np.log(0.05), np.log(20.0)
-    found = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded")
-    if min(found.x - low, high - found.x) < 1e-2:
+    optimum = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded")
+    if min(optimum.x - low, high - optimum.x) < 1e-2:
         return None
-    return float(np.exp(found.x))
+    return float(np.exp(optimum.x))
 
 
 def scale(p: np.ndarray, temperature: float) -> np.ndarray:

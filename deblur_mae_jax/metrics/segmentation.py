@@ -62,7 +62,7 @@ def measure(
 
     spacing: of the voxels; tolerance: in the same unit, up to which surfaces count as the same (surface Dice). The
     95 % Hausdorff distance is the larger of the two directed 95th percentiles, the mean surface distance that over the
-    voxels of both surfaces together. Where one of the masks is empty there is no distance: NaN with `empty="skip"`;
+    voxels of both surfaces together. If one of the masks is empty, the distance is undefined: NaN with `empty="skip"`;
     with "count" the diagonal of the image (0 and 1 where both are), the worst there can be.
     """
     if empty not in EMPTY:
@@ -103,11 +103,11 @@ def largest_components(labels: np.ndarray) -> np.ndarray:
     """Of every label only its largest connected part (faces touching)."""
     out = np.zeros_like(labels)
     for label in range(1, int(labels.max()) + 1):
-        parts, count = ndimage.label(labels == label)
+        components, count = ndimage.label(labels == label)
         if count:
-            sizes = np.bincount(parts.ravel())
+            sizes = np.bincount(components.ravel())
             sizes[0] = 0
-            out[parts == sizes.argmax()] = label
+            out[components == sizes.argmax()] = label
     return out
 
 

@@ -65,7 +65,7 @@ def _bootstrap(groups: np.ndarray, measure: Callable[[np.ndarray], float], resam
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # about degenerate resamples, which are handled below
-        found = stats.bootstrap(
+        result = stats.bootstrap(
             (np.arange(len(patients)),),
             statistic,
             vectorized=False,
@@ -74,11 +74,11 @@ def _bootstrap(groups: np.ndarray, measure: Callable[[np.ndarray], float], resam
             method="BCa",
             rng=np.random.default_rng(seed),
         )
-    if np.ptp(found.bootstrap_distribution) < 1e-9:  # all right, or all wrong: the width is not zero
+    if np.ptp(result.bootstrap_distribution) < 1e-9:  # all right, or all wrong: the width is not zero
         return Interval(np.nan, np.nan)
-    low, high = found.confidence_interval
+    low, high = result.confidence_interval
     if not np.isfinite([low, high]).all():
-        finite = found.bootstrap_distribution[np.isfinite(found.bootstrap_distribution)]
+        finite = result.bootstrap_distribution[np.isfinite(result.bootstrap_distribution)]
         if len(finite) < resamples / 2:
             return Interval(np.nan, np.nan)
         low, high = np.percentile(finite, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
@@ -178,10 +178,10 @@ def mcnemar(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjustment for several comparisons; NaN stay NaN."""
     p = np.asarray(p_values, float)
-    known = np.isfinite(p)
+    finite = np.isfinite(p)
     out = np.full(len(p), np.nan)
-    if known.any():
-        out[known] = multipletests(p[known], method="holm")[1]
+    if finite.any():
+        out[finite] = multipletests(p[finite], method="holm")[1]
     return out.tolist()
 
 

@@ -56,8 +56,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     padded = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0), (0, 0)))
     out: Any = 0
     for number in range(k):
-        part = padded[:, number : number + D : stride]
-        planes = part.reshape(-1, *x.shape[2:])
+        slices = padded[:, number : number + D : stride]
+        planes = slices.reshape(-1, *x.shape[2:])
         out = out + jax.lax.conv_general_dilated(
             planes, kernel[number], (stride,) * 2, [(pad, pad)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),

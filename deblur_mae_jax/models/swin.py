@@ -70,10 +70,10 @@ def regions(size: tuple[int, ...], window: Triple, shift: Triple) -> np.ndarray:
     """
     number = np.zeros(size, np.int32)
     for axis in range(3):
-        place = np.arange(size[axis])
-        part = (place >= size[axis] - window[axis]).astype(int) + (place >= size[axis] - shift[axis])
-        part = part if shift[axis] else np.zeros_like(part)
-        number = number * 3 + part.reshape([-1 if i == axis else 1 for i in range(3)])
+        coordinate = np.arange(size[axis])
+        region = (coordinate >= size[axis] - window[axis]).astype(int) + (coordinate >= size[axis] - shift[axis])
+        region = region if shift[axis] else np.zeros_like(region)
+        number = number * 3 + region.reshape([-1 if i == axis else 1 for i in range(3)])
     blocks = number[None, ..., None]
     D, H, W = size
     d, h, w = window
@@ -211,8 +211,8 @@ class PatchMerging(nn.Module):
     def __call__(self, x):
         C = x.shape[-1]
         x = jnp.pad(x, ((0, 0), *((0, n % 2) for n in x.shape[1:4]), (0, 0)))
-        parts = [x[:, i::2, j::2, k::2] for i, j, k in MERGE_ORDERS[self.order]]
-        x = layer_norm(self.dtype, "norm")(jnp.concatenate(parts, axis=-1))
+        neighbours = [x[:, i::2, j::2, k::2] for i, j, k in MERGE_ORDERS[self.order]]
+        x = layer_norm(self.dtype, "norm")(jnp.concatenate(neighbours, axis=-1))
         return linear(2 * C, 8 * C, self.dtype, "reduction", use_bias=False)(x)
 
 

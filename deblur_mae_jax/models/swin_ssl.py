@@ -87,8 +87,8 @@ class _Sequence(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        for place, width in zip(PLACES[:-1], self.features[:-1], strict=True):
-            x = _Conv(width, 3, self.dtype, name=str(place))(x)
+        for name, width in zip(PLACES[:-1], self.features[:-1], strict=True):
+            x = _Conv(width, 3, self.dtype, name=str(name))(x)
             x = upsample(conv3d.leaky_relu(conv3d.instance_norm(x)))
         return _Conv(self.features[-1], 1, self.dtype, name=str(PLACES[-1]))(x)
 

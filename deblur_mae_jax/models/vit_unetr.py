@@ -1,8 +1,8 @@
-"""A ViT encoder with a convolutional decoder for segmentation: the UNETR of Hatamizadeh et al. (2022), for pictures.
+"""A ViT encoder with a convolutional decoder for segmentation: the UNETR of Hatamizadeh et al. (2022), in 2-D.
 
 The encoder is that of `vit`, name for name, so that any pre-trained ViT fits. Its last hidden state and those at
 even distances before it are brought to finer and finer grids and joined, as in a U-Net; the finest one also
-sees the picture itself. Everything that is new is under `segmenter`.
+sees the image itself. All new parameters are under `segmenter`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Refine(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """From hidden states `(B, g, g, D)`, the deepest first, and the picture to logits `(B, S, S, K)` float32."""
+    """From hidden states `(B, g, g, D)`, the deepest first, and the image to logits `(B, S, S, K)` float32."""
 
     num_classes: int
     patch_size: int
@@ -109,12 +109,12 @@ class ViTUNETR(vit.ViT):
         states = self.hidden(images, level)
         wanted = len(factors(self.patch_size))
         chosen = [max(1, round(self.depth * (wanted - i) / wanted)) - 1 for i in range(wanted)]
-        kept = [self.norm(states[-1]), *(states[number] for number in chosen[1:])]
+        states_used = [self.norm(states[-1]), *(states[number] for number in chosen[1:])]
 
         def on_grid(tokens):
             return tokens[:, self.num_prefix :].reshape(-1, self.grid, self.grid, self.embed_dim)
 
-        return self.segmenter([on_grid(tokens) for tokens in kept], images), {}
+        return self.segmenter([on_grid(tokens) for tokens in states_used], images), {}
 
 
 def Model(variant: str = "B", **fields: Any) -> ViTUNETR:

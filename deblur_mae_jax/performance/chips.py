@@ -34,8 +34,8 @@ CHIPS = (
 
 def of_kind(device_kind: str) -> Chip | None:
     """The chip that JAX calls `device_kind`, or `None` where it is not in the table."""
-    found = [(len(k), chip) for chip in CHIPS for k in chip.kinds if k in device_kind]
-    return max(found, key=lambda item: item[0])[1] if found else None
+    matches = [(len(k), chip) for chip in CHIPS for k in chip.kinds if k in device_kind]
+    return max(matches, key=lambda item: item[0])[1] if matches else None
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -43,8 +43,8 @@ class Instruction:
 
 def _sides(shape: str) -> list[int]:
     """Sides of the first array in a shape's text."""
-    found = _SHAPE.search(shape)
-    return [int(d) for d in found.group(1).split(",") if d] if found else []
+    match = _SHAPE.search(shape)
+    return [int(d) for d in match.group(1).split(",") if d] if match else []
 
 
 def _dot_flops(line: str, shape: str, shapes: Mapping[str, list[int]]) -> float:
@@ -78,7 +78,7 @@ def instructions(hlo: str) -> dict[str, Instruction]:
         called = re.search(r"(?:calls|to_apply)=%?([\w.\-]+)", rest)
         if opcode not in ("fusion", "call") or not called:
             return {opcode}, 0.0
-        inner = [describe(called.group(1), part) for part in bodies[called.group(1)]]
+        inner = [describe(called.group(1), instruction) for instruction in bodies[called.group(1)]]
         return set().union(*(names for names, _ in inner)), sum(flops for _, flops in inner)
 
     result = {}
@@ -109,7 +109,7 @@ BYTES = {
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
     """`{kind: (how many, bytes of their results)}` of the communication between devices in one run."""
-    found: dict[str, tuple[int, int]] = {}
+    totals: dict[str, tuple[int, int]] = {}
     for line in hlo.splitlines():
         match = _INSTRUCTION.match(line)
         if not match:
@@ -122,6 +122,6 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
             BYTES.get(dtype, 1) * math.prod(int(d) for d in sides.split(",") if d)
             for dtype, sides in re.findall(r"([a-z]+[0-9]*)\[([\d,]*)\]", shape)
         )
-        count, total = found.get(kind, (0, 0))
-        found[kind] = (count + 1, total + size)
-    return found
+        count, total = totals.get(kind, (0, 0))
+        totals[kind] = (count + 1, total + size)
+    return totals

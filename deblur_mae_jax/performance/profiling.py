@@ -38,8 +38,8 @@ PARTS = (
 
 def part_of(instruction: Instruction) -> str:
     """Which part of the training step an instruction belongs to."""
-    found = (name for name, regex in PARTS if re.search(regex, instruction.scope))
-    return next(found, "the rest")
+    names = (name for name, regex in PARTS if re.search(regex, instruction.scope))
+    return next(names, "the rest")
 
 
 def events(folder: Path) -> Iterator[tuple[str, float]]:
@@ -72,7 +72,7 @@ def shares(
     ran: Iterable[tuple[str, float]], program: Mapping[str, Instruction], steps: int
 ) -> tuple[dict[str, Share], dict[str, Share]]:
     """Time per step by part of the model and by kind of work, largest first."""
-    parts: dict[str, Share] = collections.defaultdict(Share)
+    by_part: dict[str, Share] = collections.defaultdict(Share)
     kinds: dict[str, Share] = collections.defaultdict(Share)
     unknown = Instruction("", "", set(), 0.0)
     for name, seconds in ran:
@@ -80,27 +80,27 @@ def shares(
         # Loops and calls hold instructions that are listed themselves.
         if instruction.opcode in ("while", "call", "conditional"):
             continue
-        for table, key in ((parts, part_of(instruction)), (kinds, instruction.kind)):
+        for table, key in ((by_part, part_of(instruction)), (kinds, instruction.kind)):
             table[key].seconds += seconds / steps
             table[key].flops += instruction.flops / steps
 
     def ordered(table):
         return dict(sorted(table.items(), key=lambda item: -item[1].seconds))
 
-    return ordered(parts), ordered(kinds)
+    return ordered(by_part), ordered(kinds)
 
 
 def summary(folder: Path, hlo: str, steps: int, step_seconds: float, devices: int = 1) -> list[str]:
     """The short text: time by part and by kind, and the speed of the matrix products."""
-    parts, kinds = shares(events(folder), instructions(hlo), steps)
-    total = sum(share.seconds for share in parts.values())
+    by_part, kinds = shares(events(folder), instructions(hlo), steps)
+    total = sum(share.seconds for share in by_part.values())
     if not total:
         return [f"the trace in {folder} holds no instruction of the training step"]
     lines = [
         f"one step              {1e3 * step_seconds:.1f} ms, instructions "
         f"{1e3 * total / devices:.1f} ms on each of {devices} device{'s' if devices > 1 else ''}"
     ]
-    for title, table in (("by part of the step", parts), ("by kind of work", kinds)):
+    for title, table in (("by part of the step", by_part), ("by kind of work", kinds)):
         lines.append(title)
         for name, share in table.items():
             speed = ""

@@ -14,7 +14,7 @@ from pathlib import Path
 # XLA on a CPU takes a step's memory from malloc and gives it back, gigabytes at a time. In pages of
 # 2 MB instead of 4 kB the kernel has 500 times fewer of them to prepare: a ViT-B step takes 15 % less.
 ALLOCATOR = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-# JAX takes three quarters of a GPU unless told otherwise; a ViT-B at batch 1,024 needs more of 80 GB.
+# By default JAX takes three quarters of a GPU; a ViT-B at batch 1,024 needs more of 80 GB.
 GPU_MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -31,7 +31,7 @@ def _has_huge_pages() -> bool:
     """Whether glibc's malloc (2.35 or newer) can ask this kernel for huge pages."""
     try:
         name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
-        recent = tuple(int(part) for part in version.split(".")[:2]) >= (2, 35)
+        recent = tuple(int(number) for number in version.split(".")[:2]) >= (2, 35)
         return name == "glibc" and recent and "[never]" not in HUGE_PAGES.read_text()
     except (AttributeError, OSError, ValueError):  # another system, another libc
         return False

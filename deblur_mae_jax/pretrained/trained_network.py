@@ -142,12 +142,12 @@ def _from_file(path: Path, field: str) -> TrainedNetwork:
     weights = files.read(path, field)
     infer = d2mae.infer if weights.format is None else weights.format.infer
     try:
-        values, classes, notes, parts = infer(weights)
+        values, classes, notes, held = infer(weights)
         config = fields.nested(values)
         network = networks.build(config, len(classes))
         shapes = jax.eval_shape(network.init)
-        if parts is not None:
-            shapes = {name: shapes[name] for name in parts}
+        if held is not None:
+            shapes = {name: shapes[name] for name in held}
         tables = network.rules.tables(network.model)
         params = names.params_from_state_dict(weights.state, shapes, tables)
         notes = [*notes, *_other_tables(weights.state, tables)]

@@ -23,8 +23,8 @@ def histogram(table: Table, labels: list[str] | None = None) -> Figure:
     for number, (name, inside) in enumerate(groups):
         best = table.best[inside]
         share = [(best == level).mean() if len(best) else 0.0 for level in table.levels]
-        place = x + (number - (len(groups) - 1) / 2) * width
-        axis.bar(place, share, width, label=f"{name} ({inside.sum()})")
+        left = x + (number - (len(groups) - 1) / 2) * width
+        axis.bar(left, share, width, label=f"{name} ({inside.sum()})")
     axis.set_xticks(x, [f"{s:g}" for s in table.sigmas])
     axis.set(
         xlabel="sigma of the best level", ylabel="share of the images",
@@ -37,16 +37,16 @@ def histogram(table: Table, labels: list[str] | None = None) -> Figure:
 def strip(clean: np.ndarray, degraded: np.ndarray, restored: np.ndarray, table: Table, row: int) -> Figure:
     """One image: the original, then blurred and reconstructed at every level, and the losses.
 
-    clean `(S, S, C)`; degraded, restored `(T, S, S, C)`, grey levels.
+    clean `(S, S, C)`; degraded, restored `(T, S, S, C)`, gray levels.
     """
     T = len(table.levels)
     figure = Figure(figsize=(1.35 * (T + 1), 4.6), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[2.1, 1])
-    pictures, curve = parts
-    axes: Any = pictures.subplots(2, T + 1)
+    subfigures: Any = figure.subfigures(2, 1, height_ratios=[2.1, 1])
+    images, curve = subfigures
+    axes: Any = images.subplots(2, T + 1)
 
-    def show(axis, picture, title=""):
-        axis.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+    def show(axis, image, title=""):
+        axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
         axis.set_title(title, fontsize=8)
         axis.set_xticks([])
         axis.set_yticks([])

@@ -112,12 +112,12 @@ def read(path: Path) -> Cases:
 
 def entry(values: np.ndarray, patients: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
     """`{value, low, high, cases}`: the mean over the cases for which a measure is defined, BCa over patients."""
-    known = np.isfinite(values)
-    out: dict[str, Any] = {"value": None, "cases": int(known.sum())}
-    if known.any():
-        out["value"] = float(values[known].mean())
-    if known.any() and resamples:
-        interval = statistics.of_mean(values[known], patients[known], resamples, seed)
+    finite = np.isfinite(values)
+    out: dict[str, Any] = {"value": None, "cases": int(finite.sum())}
+    if finite.any():
+        out["value"] = float(values[finite].mean())
+    if finite.any() and resamples:
+        interval = statistics.of_mean(values[finite], patients[finite], resamples, seed)
         for name, end in (("low", interval.low), ("high", interval.high)):
             out[name] = float(end) if np.isfinite(end) else None
     return out
@@ -134,33 +134,33 @@ def summarise(table: Cases, resamples: int = 1000, seed: int = 0) -> dict[str, A
         "intervals": f"95 %, bootstrap over patients (BCa; percentile where it is not defined), {resamples} resamples",
         "splits": {},
     }
-    for name, part in splits.items():
+    for name, cases in splits.items():
         draws = resamples if name == judged else 0
-        patients = part.patients
+        patients = cases.patients
         out["splits"][name] = {
-            "images": len(part),
+            "images": len(cases),
             "patients": len(set(patients)),
-            "patients_known": bool((part.groups != "").any()),
-            "missed": dict(zip(table.labels, part.missed.tolist(), strict=True)),
-            "per_image": {m: entry(part.mean_of_labels(m), patients, draws, seed) for m in part.values},
+            "patients_known": bool((cases.groups != "").any()),
+            "missed": dict(zip(table.labels, cases.missed.tolist(), strict=True)),
+            "per_image": {m: entry(cases.mean_of_labels(m), patients, draws, seed) for m in cases.values},
             "per_label": {
-                label: {m: entry(v[:, j], patients, draws, seed) for m, v in part.values.items()}
+                label: {m: entry(v[:, j], patients, draws, seed) for m, v in cases.values.items()}
                 for j, label in enumerate(table.labels)
             },
         }
     return out
 
 
-def concatenate(parts: list[Cases]) -> Cases:
+def concatenate(tables: list[Cases]) -> Cases:
     """Several tables of the same labels, one after the other."""
-    first = parts[0]
-    join = lambda field: np.concatenate([getattr(part, field) for part in parts])
+    first = tables[0]
+    join = lambda field: np.concatenate([getattr(table, field) for table in tables])
     return dataclasses.replace(
         first,
         names=join("names"),
         groups=join("groups"),
         split=join("split"),
-        values={m: np.concatenate([part.values[m] for part in parts]) for m in first.values},
+        values={m: np.concatenate([table.values[m] for table in tables]) for m in first.values},
         truth_size=join("truth_size"),
         predicted_size=join("predicted_size"),
     )

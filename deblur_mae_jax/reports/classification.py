@@ -40,12 +40,12 @@ def write(
     workdir: Workdir,
     table: Predictions,
     index: Index,
-    positions: dict[str, np.ndarray],
+    indices: dict[str, np.ndarray],
     notes: Notes,
 ) -> dict[str, Any]:
     """Write `predictions.csv`, `metrics.json`, `leakage.csv` and `report/index.html`.
 
-    positions: of the images of each split in the index.
+    indices: of the images of each split in the index.
     The numbers are computed from the file, not from memory, so that they follow from it. Returns them.
     """
     table.write(workdir.predictions)
@@ -55,7 +55,7 @@ def write(
     numbers |= {"best_step": notes.best_step, "setting": notes.setting}
     leaks = audit.compare(
         index,
-        positions,
+        indices,
         pretrained=audit.known_hashes(workdir.pretrained_images),
         near=notes.config["report.audit"] == "near",
     )
@@ -126,7 +126,7 @@ def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: 
     if notes.curves:
         drawn["curves.png"] = classification_figures.curves(notes.curves, numbers["best_step"])
     folder = workdir.make_report()
-    pictures = page.figures(folder, drawn)
+    images = page.figures(folder, drawn)
     warnings = []
     if notes.setting == "oracle":
         warnings.append("The blur of each judged image was chosen with its label: an upper bound, not a result.")
@@ -144,11 +144,11 @@ def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: 
         "Measures": measures(numbers),
         "Images": counts(numbers, notes.train_counts),
         "Curves of the judgement": page.embedded(
-            pictures[FIGURES], "ROC, precision-recall, confusion, reliability"
+            images[FIGURES], "ROC, precision-recall, confusion, reliability"
         ),
-        "Features": page.embedded(pictures["features.png"], "principal components, blur by class"),
+        "Features": page.embedded(images["features.png"], "principal components, blur by class"),
         "Most confident mistakes": _mistakes(notes.mistakes) if notes.mistakes else "",
-        "Training": page.embedded(pictures["curves.png"], shown) if notes.curves else "",
+        "Training": page.embedded(images["curves.png"], shown) if notes.curves else "",
         "Leakage": _audited(leaks, judged.patients_known, bool(notes.config["init_from"])),
     })  # fmt: skip
 

@@ -121,8 +121,8 @@ def embedding_and_blur(p: Predictions, features: np.ndarray) -> Figure:
     figure, axes = _grid(2 if blurred else 1, columns=2 if blurred else 1, height=3.9)
     labels = p.labels[: len(features)]
     if len(features) > 2 and features.shape[1] > 1:
-        found = PCA(2).fit(features)
-        points, share = found.transform(features), found.explained_variance_ratio_
+        components = PCA(2).fit(features)
+        points, share = components.transform(features), components.explained_variance_ratio_
         for i, name in enumerate(p.classes):
             inside = labels == i
             axes[0].scatter(*points[inside].T, s=9, alpha=0.7, label=name)
@@ -135,8 +135,8 @@ def embedding_and_blur(p: Predictions, features: np.ndarray) -> Figure:
         values = np.unique(p.sigma[np.isfinite(p.sigma)])
         width = 0.8 / len(p.classes)
         for i, name in enumerate(p.classes):
-            own = p.sigma[p.labels == i]
-            share = [(np.isclose(own, v)).mean() if len(own) else 0.0 for v in values]
+            sigmas = p.sigma[p.labels == i]
+            share = [(np.isclose(sigmas, v)).mean() if len(sigmas) else 0.0 for v in values]
             axes[1].bar(np.arange(len(values)) + (i - (len(p.classes) - 1) / 2) * width, share,
                         width, label=name)  # fmt: skip
         axes[1].set_xticks(range(len(values)), [f"{v:g}" for v in values])
@@ -171,12 +171,12 @@ def curves(lines: list[dict[str, Any]], best_step: int | None = None) -> Figure:
     return figure
 
 
-def overlay(picture: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """A picture `(S, S, C)` with the attention of its patches over it, `(S, S, 3)` grey levels."""
-    side = picture.shape[0] // attention.shape[0]
+def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """An image `(S, S, C)` with the attention of its patches over it, `(S, S, 3)` gray levels."""
+    side = image.shape[0] // attention.shape[0]
     spread = attention - attention.min()
     spread = spread / max(float(spread.max()), 1e-9)
     heat = np.kron(spread, np.ones((side, side)))[..., None]
-    gray = np.repeat(picture.mean(axis=2, keepdims=True), 3, axis=2)
+    gray = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
     red = np.array([255.0, 80.0, 0.0])
     return (1 - 0.55 * heat) * gray + 0.55 * heat * red

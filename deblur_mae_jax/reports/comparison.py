@@ -58,7 +58,7 @@ def aligned(a: Run, b: Run) -> tuple[Predictions, Predictions]:
         raise UserError(f"{a.name} and {b.name} have other classes: {a.table.classes}, {b.table.classes}")
     tables = [a.judged, b.judged]
     if set(a.judged.names) != set(b.judged.names):
-        # One run may have read a folder and the other a manifest that lies elsewhere.
+        # One run may have read a folder and the other a manifest in another folder.
         short = [_short_names(p) for p in tables]
         if any(names is None for names in short) or set(short[0]) != set(short[1]):
             both = len(set(a.judged.names) & set(b.judged.names))
@@ -159,17 +159,17 @@ def compare_cases(a: Cases, b: Cases, names: tuple[str, str], resamples: int = 1
     }  # fmt: skip
     for measure in COMPARED:
         difference = first.mean_of_labels(measure) - second.mean_of_labels(measure)
-        known = np.isfinite(difference)
-        row[measure] = float(difference[known].mean()) if known.any() else float("nan")
+        finite = np.isfinite(difference)
+        row[measure] = float(difference[finite].mean()) if finite.any() else float("nan")
         row[f"{measure}_interval"] = (
-            statistics.of_mean(difference[known], first.patients[known], resamples, seed)
-            if known.any()
+            statistics.of_mean(difference[finite], first.patients[finite], resamples, seed)
+            if finite.any()
             else statistics.Interval(np.nan, np.nan)
         )
     difference = first.mean_of_labels("dice") - second.mean_of_labels("dice")
-    known = np.isfinite(difference)
-    counts = np.bincount(which[known], minlength=len(patients))
-    means = np.bincount(which[known], difference[known], len(patients))[counts > 0] / counts[counts > 0]
+    finite = np.isfinite(difference)
+    counts = np.bincount(which[finite], minlength=len(patients))
+    means = np.bincount(which[finite], difference[finite], len(patients))[counts > 0] / counts[counts > 0]
     moved = means[means != 0]
     row["wilcoxon"] = float(stats.wilcoxon(moved).pvalue) if len(moved) else 1.0
     spread = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else float("nan")
@@ -182,14 +182,14 @@ def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> tuple[fl
     if len(a) != len(b) or len(a) < 2:
         raise UserError(f"two methods over the same folds are needed, got {len(a)} and {len(b)} runs")
     by_mask = all(run.segments for run in [*a, *b])
-    known: Any = segmentation.MEASURES if by_mask else classification.METRICS
-    if metric not in known:
-        raise unknown("--metric", metric, known)
+    measures: Any = segmentation.MEASURES if by_mask else classification.METRICS
+    if metric not in measures:
+        raise unknown("--metric", metric, measures)
     values = []
     for one, other in zip(a, b, strict=True):
         if by_mask:
             both = aligned_cases(one.judged, other.judged, (one.name, other.name))
-            values.append([float(np.nanmean(part.mean_of_labels(metric))) for part in both])
+            values.append([float(np.nanmean(fold.mean_of_labels(metric))) for fold in both])
             continue
         measure = classification.METRICS[metric]
         values.append([measure(p.labels, p.probabilities) for p in aligned(one, other)])

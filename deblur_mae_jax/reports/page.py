@@ -34,7 +34,7 @@ def sheet(rows: list[list[np.ndarray]], columns: list[str], labels: list[str], t
     tile = tile or side * max(1, round(144 / side))
     font = ImageFont.load_default(size=13)
     lines = [label.split("\n") for label in labels]
-    margin = max((int(font.getlength(part)) for parts in lines for part in parts), default=0)
+    margin = max((int(font.getlength(word)) for words in lines for word in words), default=0)
     margin += 2 * GAP if margin else GAP
     width = margin + len(columns) * (tile + GAP)
     out = Image.new("RGB", (width, 26 + len(rows) * (tile + GAP)), "white")
@@ -44,16 +44,16 @@ def sheet(rows: list[list[np.ndarray]], columns: list[str], labels: list[str], t
     for r, row in enumerate(rows):
         top = 26 + r * (tile + GAP)
         draw.multiline_text((GAP, top + 4), labels[r], fill="black", font=font)
-        for c, picture in enumerate(row):
-            out.paste(_tile(picture, tile), (margin + c * (tile + GAP), top))
+        for c, image in enumerate(row):
+            out.paste(_tile(image, tile), (margin + c * (tile + GAP), top))
     return out
 
 
-def gallery(pictures: list[np.ndarray], labels: list[str], columns: int, tile: int) -> Image.Image:
+def gallery(images: list[np.ndarray], labels: list[str], columns: int, tile: int) -> Image.Image:
     """Images `(H, W, C)` in gray levels, `tile` pixels high, each with its label above it."""
     font = ImageFont.load_default(size=13)
-    rows = -(-len(pictures) // columns)
-    tiles = [_tile(picture, tile) for picture in pictures]
+    rows = -(-len(images) // columns)
+    tiles = [_tile(image, tile) for image in images]
     wide = max(image.width for image in tiles)
     out = Image.new("RGB", (columns * (wide + GAP) + GAP, rows * (tile + 26) + GAP), "white")
     draw = ImageDraw.Draw(out)
@@ -112,19 +112,19 @@ def head(title: str) -> str:
     )
 
 
-def write(folder: Path, title: str, parts: list[str]) -> Path:
+def write(folder: Path, title: str, sections: list[str]) -> Path:
     """`index.html` of these parts, with everything inside it."""
     path = folder / "index.html"
-    path.write_text("\n".join([head(title), *filter(None, parts), "</html>"]), encoding="utf-8")
+    path.write_text("\n".join([head(title), *filter(None, sections), "</html>"]), encoding="utf-8")
     return path
 
 
 def figures(folder: Path, drawn: dict[str, Figure]) -> dict[str, bytes]:
     """Figures as PNG by file name, written beside the page."""
-    pictures = {name: png(figure) for name, figure in drawn.items()}
-    for name, data in pictures.items():
+    files = {name: png(figure) for name, figure in drawn.items()}
+    for name, data in files.items():
         (folder / name).write_bytes(data)
-    return pictures
+    return files
 
 
 def progress(folder: Path, title: str, latest: dict[str, float], curves: Figure) -> Path:
@@ -186,7 +186,7 @@ def no_test_split(judged_on: str) -> list[str]:
     if judged_on == "test":
         return []
     return [
-        "There is no test split: the numbers are of the validation images, on which the weights "
+        "This run has no test split. The numbers are of the validation images, on which the weights "
         "were also chosen, and are therefore too good."
     ]
 

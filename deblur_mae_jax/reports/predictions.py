@@ -76,10 +76,10 @@ class Predictions:
             np.add.at(sums, which, values)
             return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
 
-        part = self.where(first)
+        first_rows = self.where(first)
         return dataclasses.replace(
-            part,
-            names=part.patients,
+            first_rows,
+            names=first_rows.patients,
             probabilities=mean(self.probabilities),
             sigma=mean(self.sigma),
         )
@@ -130,7 +130,7 @@ def read(path: Path) -> Predictions:
 
 def of_index(
     index: Any,
-    known: Any,
+    supervision: Any,
     split: str,
     probabilities: np.ndarray,
     levels: np.ndarray | None,
@@ -138,23 +138,23 @@ def of_index(
 ) -> Predictions:
     """The images of a split of an index, in order.
 
-    known: classes, labels and positions of the run (`training/supervision.py`).
+    supervision: classes, labels and indices of the run (`training/supervision.py`).
     levels: of all images of the index, or of this split.
     sigmas: of levels 1, 2, ..., empty where the degradation has none.
     """
-    positions, source = known.positions[split], index.source
+    indices, source = supervision.indices[split], index.source
     groups = source.groups or [""] * len(source)
-    level = np.zeros(len(positions), int)
-    sigma = np.full(len(positions), np.nan)
+    level = np.zeros(len(indices), int)
+    sigma = np.full(len(indices), np.nan)
     if levels is not None and len(sigmas):
-        level = (levels if len(levels) == len(positions) else levels[positions]).astype(int)
+        level = (levels if len(levels) == len(indices) else levels[indices]).astype(int)
         sigma = sigmas[level - 1]
     return Predictions(
-        known.classes,
-        np.array([source.names[i] for i in positions]),
-        np.array([groups[i] for i in positions]),
-        np.full(len(positions), split),
-        known.labels[positions].astype(int),
+        supervision.classes,
+        np.array([source.names[i] for i in indices]),
+        np.array([groups[i] for i in indices]),
+        np.full(len(indices), split),
+        supervision.labels[indices].astype(int),
         probabilities,
         level,
         sigma,
@@ -166,11 +166,11 @@ def probabilities_of(logits: np.ndarray) -> np.ndarray:
     return softmax(logits.astype(np.float64), axis=-1)
 
 
-def concatenate(parts: list[Predictions]) -> Predictions:
+def concatenate(tables: list[Predictions]) -> Predictions:
     """Several tables of the same classes, one after the other."""
     names = [f.name for f in dataclasses.fields(Predictions) if f.name != "classes"]
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Predictions(classes=parts[0].classes, **joined)
+    joined = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
+    return Predictions(classes=tables[0].classes, **joined)
 
 
 def measured(p: Predictions, resamples: int, seed: int = 0) -> dict[str, dict[str, Any]]:
@@ -205,22 +205,22 @@ def summarise(p: Predictions, resamples: int = 1000, seed: int = 0) -> dict[str,
         "intervals": f"95 %, bootstrap over patients (BCa; percentile where it is not defined), {resamples} resamples",
         "splits": {},
     }
-    for name, part in splits.items():
+    for name, table_of_split in splits.items():
         draws = resamples if name == judged else 0
-        patients = part.by_patient
+        patients = table_of_split.by_patient
         entry: dict[str, Any] = {
-            "images": len(part),
+            "images": len(table_of_split),
             "patients": len(patients),
-            "patients_known": part.patients_known,
-            "per_class": {c: int((part.labels == i).sum()) for i, c in enumerate(p.classes)},
-            "per_image": measured(part, draws, seed),
+            "patients_known": table_of_split.patients_known,
+            "per_class": {c: int((table_of_split.labels == i).sum()) for i, c in enumerate(p.classes)},
+            "per_image": measured(table_of_split, draws, seed),
         }
-        if len(patients) < len(part):
+        if len(patients) < len(table_of_split):
             entry["per_patient"] = measured(patients, draws, seed)
         if temperature is not None and name == judged:
-            scaled = classification.scale(part.probabilities, temperature)
+            scaled = classification.scale(table_of_split.probabilities, temperature)
             entry["after_temperature"] = {
-                k: {"value": _plain(classification.METRICS[k](part.labels, scaled))}
+                k: {"value": _plain(classification.METRICS[k](table_of_split.labels, scaled))}
                 for k in ("ece", "brier", "log_loss")
             }
         out["splits"][name] = entry

@@ -36,9 +36,9 @@ def reconstruction_sheet(
     """Clean, degraded, masked, reconstructed and |difference| of the first `count` images."""
     rows, labels = [], []
     for i in range(min(count, len(arrays["clean"]))):
-        pictures = {k: arrays[k][i] for k in COLUMNS if k in arrays}
-        pictures["difference"] = 2 * np.abs(pictures["reconstructed"] - pictures["clean"])
-        rows.append([pictures[k] for k in COLUMNS])
+        shown = {k: arrays[k][i] for k in COLUMNS if k in arrays}
+        shown["difference"] = 2 * np.abs(shown["reconstructed"] - shown["clean"])
+        rows.append([shown[k] for k in COLUMNS])
         label = Path(names[i]).stem[:16]
         if num_levels:
             level = int(arrays["level"][i])
@@ -75,12 +75,31 @@ def loss_figure(lines: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def level_table(rows: list[dict[str, float]]) -> str:
+    """PSNR and SSIM of the blurred input and of its reconstruction, nothing masked, a row per level."""
+    measures = [f"{measure}, {of}" for measure in ("PSNR (dB)", "SSIM") for of in ("blurred", "reconstructed")]
+    cells = [
+        (
+            f"level {row['level']:.0f}",
+            [
+                f"{row['sigma']:.1f}" if row["sigma"] else "",
+                f"{row['images']:.0f}",
+                *(f"{row[name]:.2f}" for name in ("psnr_degraded", "psnr_restored")),
+                *(f"{row[name]:.3f}" for name in ("ssim_degraded", "ssim_restored")),
+            ],
+        )
+        for row in rows
+    ]
+    return page.grid(["sigma (px)", "images", *measures], cells)
+
+
 def write(
     folder: Path,
     *,
     title: str,
     facts: dict[str, Any],
     latest: dict[str, Any],
+    by_level: list[dict[str, float]],
     lines: list[dict[str, Any]],
     sheets: list[tuple[int, Path]],
     config: dict[str, Any],
@@ -89,6 +108,7 @@ def write(
     """`index.html` with everything inside it; the newest reconstructions first.
 
     latest: measures of the evaluation images by name.
+    by_level: the same for the images of each blur level, with `level`, `sigma` and `images`.
     lines: of `metrics.jsonl`.
     sheets: (step, PNG) of every evaluation.
     config: flat.
@@ -98,18 +118,20 @@ def write(
         chosen = np.linspace(0, len(sheets) - 1, MAX_SHEETS).round().astype(int)
         sheets = [sheets[i] for i in chosen]
     curves = page.figures(folder, {"loss.png": loss_figure(lines)})["loss.png"]
-    parts = [page.table_of(facts)]
+    sections = [page.table_of(facts)]
     if skipped:
-        parts.append(f"<p>{skipped} files were not used: see <code>skipped.csv</code>.</p>")
+        sections.append(f"<p>{skipped} files were not used: see <code>skipped.csv</code>.</p>")
     if latest:
         named = {MEANING.get(k, k): f"{v:.4f}" for k, v in latest.items()}
-        parts += ["<h2>Evaluation</h2>", page.table_of(named)]
-    parts += ["<h2>Curves</h2>", page.embedded(curves, "loss, learning rate, PSNR")]
+        sections += ["<h2>Evaluation</h2>", page.table_of(named)]
+    if by_level:
+        sections += ["<h2>By blur level</h2>", level_table(by_level)]
+    sections += ["<h2>Curves</h2>", page.embedded(curves, "loss, learning rate, PSNR")]
     for number, (step, path) in enumerate(reversed(sheets)):
         sheet = page.embedded(path.read_bytes(), f"reconstructions at step {step}")
         heading = f"Reconstructions at step {step}"
         if number == 0:
-            parts.append(f"<h2>{heading}</h2>{sheet}")
+            sections.append(f"<h2>{heading}</h2>{sheet}")
         else:
-            parts.append(f"<details><summary>{heading}</summary>{sheet}</details>")
-    return page.write(folder, title, [*parts, page.details("Config", config)])
+            sections.append(f"<details><summary>{heading}</summary>{sheet}</details>")
+    return page.write(folder, title, [*sections, page.details("Config", config)])

@@ -101,7 +101,7 @@ def _page(workdir: Workdir, table: Cases, numbers: dict[str, Any], notes: Notes)
     if notes.shown:
         drawn[FIGURES] = segmentation_figures.overlays(notes.shown)
     folder = workdir.make_report()
-    pictures = page.figures(folder, drawn)
+    images = page.figures(folder, drawn)
     warnings = page.no_test_split(judged_on)
     warnings += [f"Leakage: {line}." for line in notes.leaks.lines()]
     missed = numbers["splits"][judged_on]["missed"]
@@ -115,9 +115,9 @@ def _page(workdir: Workdir, table: Cases, numbers: dict[str, Any], notes: Notes)
     }
     page.judged(folder, notes, verdict(numbers), warnings, facts, {
         "Measures": measures(numbers),
-        "Per label": page.embedded(pictures["figures.png"], "box plots of every measure per label"),
-        "Cases": page.embedded(pictures[FIGURES], "overlays") if notes.shown else "",
+        "Per label": page.embedded(images["figures.png"], "box plots of every measure per label"),
+        "Cases": page.embedded(images[FIGURES], "overlays") if notes.shown else "",
         "Worst cases": worst(judged),
-        "Training": page.embedded(pictures["curves.png"], "loss, learning rate, validation"),
+        "Training": page.embedded(images["curves.png"], "loss, learning rate, validation"),
         "Label maps": "<p>In <code>segmentations/</code>, one file per image.</p>",
     })  # fmt: skip

@@ -87,7 +87,7 @@ def middle(case: Shown) -> tuple[int, ...]:
 
 
 def overlays(shown: list[Shown]) -> Figure:
-    """The cases with outlines of truth and prediction: three planes of a volume in a row, pictures two in a row."""
+    """The cases with outlines of truth and prediction: three planes of a volume per row, or two 2-D images per row."""
     flat = shown[0].image.ndim == 2
     columns = min(2, len(shown)) if flat else 3
     rows = -(-len(shown) // columns) if flat else len(shown)

@@ -105,11 +105,11 @@ def make(
 
         def disrupt(tokens):
             draw = lambda key: channel_mask(key, tokens.shape[1:], local_mask, local_mask_scope)
-            own = keys["mask"][:1] if local_mask_scope == "batch" else keys["mask"]
-            dropped = jax.vmap(draw)(own)
+            mask_keys = keys["mask"][:1] if local_mask_scope == "batch" else keys["mask"]
+            dropped = jax.vmap(draw)(mask_keys)
             return tokens * (1 - dropped).astype(tokens.dtype)
 
-        pred, found = model.apply(
+        pred, extra = model.apply(
             {"params": params},
             x,
             disrupt=disrupt if local_mask else None,
@@ -123,7 +123,7 @@ def make(
             error = error.mean((1, 2, 3, 4))
         apart = jnp.zeros(())
         if contrast != "none":
-            apart = losses.contrast(found["hidden"][-1], batch["modality"], temperature, contrast)
+            apart = losses.contrast(extra["hidden"][-1], batch["modality"], temperature, contrast)
         out = {"pred": pred, "mask": hidden, "reconstruction": error, "contrast": apart}
         return error + contrast_weight * apart, out
 

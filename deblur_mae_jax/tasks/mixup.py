@@ -22,8 +22,8 @@ def draw_mix(key: jax.Array, side: int, mixup: float, cutmix: float, probability
     apply = jax.random.bernoulli(k_apply, probability)
     lam_mixup = jax.random.beta(k_mixup, mixup, mixup) if mixup else jnp.ones(())
     lam_cutmix = jax.random.beta(k_cutmix, cutmix, cutmix) if cutmix else jnp.ones(())
-    place = jnp.floor(jax.random.uniform(k_place, (2,)) * side)
-    inside, lam_box = cutmix_box(lam_cutmix, place, side)
+    corner = jnp.floor(jax.random.uniform(k_place, (2,)) * side)
+    inside, lam_box = cutmix_box(lam_cutmix, corner, side)
     cut = use_cutmix & apply
     weight = jnp.where(use_cutmix, lam_box, lam_mixup)
     return Mix(jnp.where(apply, weight, 1.0), inside & cut)

@@ -113,11 +113,11 @@ def make(
         pairs = [views(twice[:, i], cubes) for i in range(2)]
         # The two views of a cube lie side by side: all first views before all second ones would move cubes
         # between devices.
-        join = lambda *parts: jnp.stack(parts, axis=1).reshape(2 * B, *parts[0].shape[1:])
+        join = lambda *pair: jnp.stack(pair, axis=1).reshape(2 * B, *pair[0].shape[1:])
         apart = lambda x: jnp.moveaxis(x.reshape(B, 2, *x.shape[1:]), 1, 0)
         cut, whole, turns = jax.tree.map(join, *pairs)
-        rebuilt, found = model.apply({"params": params}, cut)
-        logits, embeddings = found["rotation"], found["embedding"]
+        rebuilt, extra = model.apply({"params": params}, cut)
+        logits, embeddings = extra["rotation"], extra["embedding"]
         scores = jax.nn.log_softmax(logits)
         surprise = -jnp.take_along_axis(scores, turns[:, None], axis=1)[:, 0]
         rotation = apart(surprise).mean(0)

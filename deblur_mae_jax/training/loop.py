@@ -204,7 +204,7 @@ class Loop:
             self.progress.print(f"the best weights, of step {step}, could not be saved: {line}")
 
     def save(self, step: int, state: TrainState) -> bool:
-        """Save state and data position."""
+        """Save the state."""
         notes = {
             "step": step,
             "position": step * self.run.config.optim.batch_size,

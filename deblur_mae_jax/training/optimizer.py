@@ -22,7 +22,7 @@ STATISTICS = ("running_mean", "running_var")
 
 
 def _keys(path: tuple[Any, ...]) -> list[str]:
-    return [str(getattr(part, "key", part)) for part in path]
+    return [str(getattr(key, "key", key)) for key in path]
 
 
 def is_decayed(path: tuple[Any, ...], value: Any) -> bool:

@@ -22,7 +22,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Prints at most every `plain_every` seconds where there is no terminal."""
+    """Prints at most every `plain_every` seconds if there is no terminal."""
 
     def __init__(self, stream: TextIO | None = None, plain_every: float = 15.0):
         self.stream = sys.stderr if stream is None else stream

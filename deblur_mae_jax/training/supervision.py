@@ -31,7 +31,7 @@ class Supervision:
 
     classes: names; of a segmentation with the background first.
     labels: `(N,)`, the class number of every image of the index.
-    positions: numbers of the images of each split.
+    indices: numbers of the images of each split.
     lines: how the splits were made, for the user.
     setting: how the blur level of an image is found; None without levels.
     levels: `(N,)`, the blur level of every image, where it is known before training.
@@ -41,7 +41,7 @@ class Supervision:
 
     classes: list[str]
     labels: np.ndarray
-    positions: dict[str, np.ndarray]
+    indices: dict[str, np.ndarray]
     lines: list[str]
     setting: blur_search.Setting | None = None
     levels: np.ndarray | None = None
@@ -66,8 +66,8 @@ class Supervision:
     def split_numbers(self) -> np.ndarray:
         """A number for the split of every image `(N,)`, -1 for those in none."""
         out = np.full(len(self.labels), -1)
-        for number, positions in enumerate(self.positions.values()):
-            out[positions] = number
+        for number, indices in enumerate(self.indices.values()):
+            out[indices] = number
         return out
 
 
@@ -147,30 +147,30 @@ def _divide(
     split = labelled.split[np.array([row_of[name] for name in index.source.names])]
     names = np.array(index.source.labels)
     labels = np.array([labelled.classes.index(name) for name in names], np.int32)
-    positions = {name: np.flatnonzero(split == name) for name in splits.SPLITS}
-    positions = {name: numbers for name, numbers in positions.items() if len(numbers)}
-    splits.require(labelled.classes, labels, positions, config.data)
+    indices = {name: np.flatnonzero(split == name) for name in splits.SPLITS}
+    indices = {name: numbers for name, numbers in indices.items() if len(numbers)}
+    splits.require(labelled.classes, labels, indices, config.data)
     lines = list(labelled.lines)
     classes, values = labelled.classes, None
     if by_mask:
-        classes, values = _classes_of_masks(config, index, positions)
+        classes, values = _classes_of_masks(config, index, indices)
     else:
-        lines += splits.missing_classes(classes, labels, positions)
+        lines += splits.missing_classes(classes, labels, indices)
     if config.data.fraction != 1:
-        train = positions["train"]
+        train = indices["train"]
         share = splits.fraction(labels[train], config.data.fraction, config.data.split_seed)
-        positions["train"] = train[share]
+        indices["train"] = train[share]
         lines.append(f"{len(share)} of {len(train)} training images (config.data.fraction)")
     digest = hashlib.sha256(index.fingerprint.encode())
     groups = index.source.groups or [""] * len(index)
     for row in zip(index.source.names, names, split, groups, strict=True):
         digest.update("\0".join(row).encode())
     index = dataclasses.replace(index, fingerprint=digest.hexdigest()[:16])
-    return Supervision(classes, labels, positions, lines, mask_values=values), index
+    return Supervision(classes, labels, indices, lines, mask_values=values), index
 
 
 def _classes_of_masks(
-    config: ConfigDict, index: data_index.Index, positions: dict[str, np.ndarray]
+    config: ConfigDict, index: data_index.Index, indices: dict[str, np.ndarray]
 ) -> tuple[list[str], list[int]]:
     """(names of the classes, background first; the value of each in the mask files)."""
     values = sorted({0}.union(*(set(v) for v in index.mask_values)))
@@ -180,8 +180,8 @@ def _classes_of_masks(
             "A mask that was saved as JPEG has lost its values: save it as PNG"
         )
     if len(values) == 1:
-        raise UserError("config.data.root: the masks are all empty: nothing to segment")
-    learnt = {0}.union(*(set(index.mask_values[i]) for i in positions["train"]))
+        raise UserError("config.data.root: all masks are empty; there is nothing to segment")
+    learnt = {0}.union(*(set(index.mask_values[i]) for i in indices["train"]))
     absent = [v for v in values if v not in learnt]
     if absent:
         raise UserError(
@@ -215,14 +215,14 @@ def class_weights(config: ConfigDict, supervision: Supervision) -> tuple[float, 
     """Weight of each class in the loss, 1 on average over the training images; () for none."""
     if supervision.mask_values is not None or config.data.balance != "loss":
         return ()
-    train = supervision.labels[supervision.positions["train"]]
+    train = supervision.labels[supervision.indices["train"]]
     counts = np.bincount(train, minlength=len(supervision.classes))
     return tuple((len(train) / (len(counts) * np.maximum(counts, 1))).tolist())
 
 
 def train_order(config: ConfigDict, supervision: Supervision) -> Order:
     """The order of the training images, balanced where the config says so; several crops of each in an epoch."""
-    train = supervision.positions["train"]
+    train = supervision.indices["train"]
     if supervision.mask_values is not None:
         train = np.repeat(train, config.data.crops_per_image)
         return Order(len(train), config.optim.batch_size, config.seed, train)

@@ -28,11 +28,11 @@ def create_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.ones((), bool))
 
 
-def merged(params: Any, part: Any) -> Any:
+def merged(params: Any, update: Any) -> Any:
     """`params` with the entries of the nested dict `part` in place of its own."""
-    if not isinstance(part, dict):
-        return part
-    return {**params, **{name: merged(params.get(name), value) for name, value in part.items()}}
+    if not isinstance(update, dict):
+        return update
+    return {**params, **{name: merged(params.get(name), value) for name, value in update.items()}}
 
 
 def _averaged(micro: Callable[[Any, Any], Any], batch: Any, accum: int) -> Any:
@@ -67,18 +67,18 @@ def make_train_step(
     (`optimizer.keep_state`).
     """
 
-    def loss_of(params, arrays, part, keys):
+    def loss_of(params, arrays, micro_batch, keys):
         with jax.named_scope("input"):
-            prepared = prepare(arrays, part, keys)
+            prepared = prepare(arrays, micro_batch, keys)
         per_image, out = loss(params, prepared, keys)
         return per_image.mean(), out.get("assign", {})
 
     def train_step(state, arrays, batch):
         accum, share = jax.tree.leaves(batch)[0].shape[:2]
 
-        def micro(number, part):
+        def micro(number, micro_batch):
             keys = stream_keys(seed, state.step, number * share + jnp.arange(share))
-            (value, assign), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, arrays, part, keys)
+            (value, assign), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, arrays, micro_batch, keys)
             return value, assign, grads
 
         value, assign, grads = _averaged(micro, batch, accum)
@@ -117,7 +117,7 @@ def fingerprint(tree: Any) -> jax.Array:
         if leaf.dtype.itemsize == 4:
             words = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
         words = words.reshape(-1)
-        place = jnp.arange(words.size, dtype=jnp.uint32)
-        weight = (place * jnp.uint32(2654435761) + jnp.uint32(2 * number + 1)) | jnp.uint32(1)
+        word_number = jnp.arange(words.size, dtype=jnp.uint32)
+        weight = (word_number * jnp.uint32(2654435761) + jnp.uint32(2 * number + 1)) | jnp.uint32(1)
         total = total * jnp.uint32(31) + (words * weight).sum(dtype=jnp.uint32)
     return total

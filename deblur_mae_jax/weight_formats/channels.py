@@ -1,6 +1,6 @@
 """Networks for gray images and for colour images, one made from the other.
 
-The rule keeps what the network makes of a gray image, to rounding. With the image's grey level g, old
+The rule keeps what the network makes of a gray image, to rounding. With the image's gray level g, old
 inputs x_c = (g - mean_c) / std_c and new inputs likewise, the patch embedding is refitted to
 
     K'[p, c'] = sum_c K[p, c] / std_c * std'_c' / C'     (3 -> 1: the sum over colours; 1 -> 3: a third each)
@@ -51,8 +51,8 @@ def convert(params: Any, old: ImageInputs, new: ImageInputs, norm_pix: bool) -> 
                 level = np.repeat(value.mean(axis=-1, keepdims=True), after, axis=-1)
             else:
                 offset = name.endswith("bias")
-                grey = (value * std + mean * offset).mean(axis=-1, keepdims=True)
-                level = (grey - new_mean * offset) / new_std
+                gray = (value * std + mean * offset).mean(axis=-1, keepdims=True)
+                level = (gray - new_mean * offset) / new_std
             flat[name] = _float32(level.reshape(*level.shape[:-2], -1))
     return traverse_util.unflatten_dict(flat, sep="/")
 

@@ -109,10 +109,10 @@ def formats() -> dict[str, Any]:
 
 def named(name: str, field: str = "--format") -> Any:
     """The format of this name, or a `UserError` with the choices."""
-    known = formats()
-    if name not in known:
-        raise unknown(field, name, known)
-    return known[name]
+    choices = formats()
+    if name not in choices:
+        raise unknown(field, name, choices)
+    return choices[name]
 
 
 def recognise(names: Iterable[str]) -> Any:

@@ -68,7 +68,7 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
     model = module.D2MAE(network)
     model.load_state_dict(torch_calls.state_of(file), strict=True)
     model.eval()
-    layers = {n: part for n, part in model.named_modules() if torch_calls.is_layer(n)}
+    layers = {n: layer for n, layer in model.named_modules() if torch_calls.is_layer(n)}
     if network["task"] == "classify":
         functions = {"features": model.features, "logits": model.classify}
     else:

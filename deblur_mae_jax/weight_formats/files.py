@@ -74,10 +74,10 @@ def _config_beside(folder: Path, path: Path) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "config.json"):
         try:
-            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        config |= found if isinstance(found, dict) else {}
+        config |= content if isinstance(content, dict) else {}
     return config
 
 
@@ -116,7 +116,7 @@ def _pickle(path: Path) -> tuple[State, dict[str, Any]]:
         # Training scripts keep their arguments in a Namespace, which is data and nothing else.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage shows in as many ways as there are files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         refused = "weights_only" in str(error) or "Unsupported" in str(error)
@@ -127,17 +127,17 @@ def _pickle(path: Path) -> tuple[State, dict[str, Any]]:
         )
         raise UserError(why) from error
     arguments: dict[str, Any] = {}
-    if isinstance(found, dict):
-        args = found.get("args")
+    if isinstance(content, dict):
+        args = content.get("args")
         if isinstance(args, argparse.Namespace):
             arguments = vars(args)
         for name in _INSIDE:
-            if isinstance(found.get(name), dict):
-                found = found[name]
-    if not isinstance(found, dict):
-        raise UserError(f"it holds a {type(found).__name__}, not weights by name")
+            if isinstance(content.get(name), dict):
+                content = content[name]
+    if not isinstance(content, dict):
+        raise UserError(f"it holds a {type(content).__name__}, not weights by name")
     state = {}
-    for name, value in found.items():
+    for name, value in content.items():
         if isinstance(value, torch.Tensor):
             state[name] = _plain(value.detach().float().numpy())
     return state, arguments

@@ -94,14 +94,14 @@ def _to_hf(state: State) -> State:
     for name, value in state.items():
         block = _BLOCK.match(name)
         if block:
-            decoder, number, part, leaf = block.groups()
+            decoder, number, layer_name, leaf = block.groups()
             layer = "decoder.decoder_layers" if decoder else f"{encoder}.encoder.layer"
-            if part == "attn.qkv":
+            if layer_name == "attn.qkv":
                 for which, third in zip(_HF_QKV, np.split(value, 3), strict=True):
                     if not (beit and which == "key" and leaf == "bias"):
                         out[f"{layer}.{number}.attention.attention.{which}.{leaf}"] = third
             else:
-                out[f"{layer}.{number}.{_HF_BLOCK[part]}.{leaf}"] = value
+                out[f"{layer}.{number}.{_HF_BLOCK[layer_name]}.{leaf}"] = value
             continue
         stem, _, leaf = name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "")
         suffix = f".{leaf}" if leaf else ""
@@ -128,25 +128,25 @@ def to_ours(state: State) -> State:
             name = re.sub(pattern, classic, name)
         layer = _HF_LAYER.match(name)
         if layer:
-            number, part, leaf = (g for g in layer.groups() if g is not None)
+            number, layer_name, leaf = (g for g in layer.groups() if g is not None)
             prefix = f"{'decoder_' if name.startswith('decoder.') else ''}blocks.{number}"
-            which = part.removeprefix("attention.attention.")
+            which = layer_name.removeprefix("attention.attention.")
             if which in _HF_QKV:
                 qkv.setdefault(f"{prefix}.attn.qkv.{leaf}", {})[which] = value
             else:
-                out[f"{prefix}.{block.get(part, part)}.{leaf}"] = value
+                out[f"{prefix}.{block.get(layer_name, layer_name)}.{leaf}"] = value
             continue
         leaf = name.rpartition(".")[2]
         stem = name[: -len(leaf) - 1] if leaf in ("weight", "bias") else name
         if stem.startswith(("vit.pooler.dense", "pooler.dense")):
             continue  # a layer over the cls token that classifiers do not use
         out[rest[stem] + name[len(stem) :] if stem in rest else name] = value
-    for name, parts in qkv.items():
-        if "key" not in parts and "query" in parts:  # BEiT has no bias of the keys
-            parts["key"] = np.zeros_like(parts["query"])
-        if set(parts) != set(_HF_QKV):
-            raise UserError(f"'{name}': of query, key and value it holds only {sorted(parts)}")
-        out[name] = np.concatenate([parts[which] for which in _HF_QKV])
+    for name, weights in qkv.items():
+        if "key" not in weights and "query" in weights:  # BEiT has no bias of the keys
+            weights["key"] = np.zeros_like(weights["query"])
+        if set(weights) != set(_HF_QKV):
+            raise UserError(f"'{name}': of query, key and value it holds only {sorted(weights)}")
+        out[name] = np.concatenate([weights[which] for which in _HF_QKV])
     return vit.checked(out)
 
 
@@ -248,7 +248,7 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
     if wrong:
         raise UserError(f"'{folder}' does not fit {name}: {wrong}")
     model.eval()
-    layers = {ours: part for n, part in model.named_modules() if (ours := _layer(n))}
+    layers = {ours: module for n, module in model.named_modules() if (ours := _layer(n))}
     if name != "ViTMAEForPreTraining":
 
         def features(x: Any, level: Any) -> Any:
@@ -276,12 +276,12 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
 
 def _layer(name: str) -> str:
     """A module of transformers under MAE's name; empty for those that are compared nowhere."""
-    known = {"layernorm": "norm", "decoder.decoder_embed": "decoder_embed", "classifier": "head",
+    names = {"layernorm": "norm", "decoder.decoder_embed": "decoder_embed", "classifier": "head",
              "decoder.decoder_norm": "decoder_norm", "decoder.decoder_pred": "decoder_pred",
              "pooler.layernorm": "fc_norm"}  # fmt: skip
     inner = name.removeprefix("vit.").removeprefix("beit.")
-    if inner in known:
-        return known[inner]
+    if inner in names:
+        return names[inner]
     stem, _, number = inner.rpartition(".")
     if number.isdigit():
         if stem in ("layers", "encoder.layer"):

@@ -68,9 +68,9 @@ def infer(weights: Weights) -> Inferred:
     """The config of a Swin-UNETR: the one in its header, or as the shapes tell it. Raises `UserError`."""
     alone = ("swinViT",) if WHOLE not in weights.state else None
     if "config" in weights.header:
-        known = fields.upgrade(json.loads(weights.header["config"]))
-        parts = alone if known["model.name"] in MODELS else None
-        return Inferred(known, json.loads(weights.header.get("classes", "[]")), [], parts)
+        config = fields.upgrade(json.loads(weights.header["config"]))
+        held = alone if config["model.name"] in MODELS else None
+        return Inferred(config, json.loads(weights.header.get("classes", "[]")), [], held)
     values, classes, notes = _from_shapes(weights)
     return Inferred(values, classes, notes, alone)
 

@@ -106,7 +106,7 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
     model = timm.create_model(opens["model"], pretrained=False, **opens["arguments"])
     model.load_state_dict(torch_calls.state_of(file), strict=True)
     model.eval()
-    layers = {n: part for n, part in model.named_modules() if torch_calls.is_layer(n)}
+    layers = {n: module for n, module in model.named_modules() if torch_calls.is_layer(n)}
     functions: dict[str, Any] = {"tokens": lambda x, level: model.forward_features(x)}
     if opens["arguments"]["num_classes"]:
         functions = {

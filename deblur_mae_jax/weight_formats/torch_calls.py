@@ -36,8 +36,8 @@ def state_of(file: Path) -> dict[str, Any]:
         from safetensors.torch import load_file
 
         return load_file(file)
-    found = need_torch("exports").load(file, map_location="cpu", weights_only=True)
-    return found.get("model", found)
+    state = need_torch("exports").load(file, map_location="cpu", weights_only=True)
+    return state.get("model", state)
 
 
 def calls(**functions: Callable[..., Any] | None) -> dict[str, Any]:

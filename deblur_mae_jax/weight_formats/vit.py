@@ -93,16 +93,16 @@ def infer(weights: Weights) -> Inferred:
 
     Raises `UserError` where the shapes do not make a square ViT.
     """
-    known = json.loads(weights.header["config"]) if "config" in weights.header else None
+    saved = json.loads(weights.header["config"]) if "config" in weights.header else None
     classes = json.loads(weights.header.get("classes", "[]"))
     has_decoder = "decoder_pred.weight" in weights.state
-    if known is not None:
-        known = fields.upgrade(known)
-        if known["model.name"] != "vit_mae" or has_decoder:
-            return Inferred(known, classes, [])
+    if saved is not None:
+        saved = fields.upgrade(saved)
+        if saved["model.name"] != "vit_mae" or has_decoder:
+            return Inferred(saved, classes, [])
     values, classes, notes = _from_shapes(weights)
-    if known is not None:  # an exported encoder, its decoder left behind
-        same = {k: v for k, v in known.items() if k in values and k not in ("task.name", "model.name")}
+    if saved is not None:  # an exported encoder, its decoder left behind
+        same = {k: v for k, v in saved.items() if k in values and k not in ("task.name", "model.name")}
         return Inferred(values | same, classes, [])
     return Inferred(values, classes, notes)
 

@@ -49,9 +49,9 @@ def _check_files(folder: Path) -> None:
     """
     path = folder / CHECKSUMS
     if path.exists():
-        saved, found = json.loads(path.read_text()), _checksums(folder)
-        for name in sorted(saved.keys() | found.keys()):
-            if saved.get(name) != found.get(name):
+        saved, computed = json.loads(path.read_text()), _checksums(folder)
+        for name in sorted(saved.keys() | computed.keys()):
+            if saved.get(name) != computed.get(name):
                 raise ValueError(f"'{name}' is not as it was saved")
 
 
@@ -105,12 +105,12 @@ class Checkpoints:
                 os.replace(draft, self.path(step) / CHECKSUMS)
             return True
         except Exception as error:  # full disks and dead mounts come in many kinds
-            kept = max((s for s in self._manager.all_steps() if s != step), default=None)
+            newest = max((s for s in self._manager.all_steps() if s != step), default=None)
             logging.error(
                 "checkpoint of step %d could not be saved (%s); training goes on, %s",
                 step,
                 _one_line(error),
-                f"step {kept} is still there" if kept is not None else "no earlier one exists",
+                f"step {newest} is still there" if newest is not None else "no earlier one exists",
             )
             self._manager.reload()
             return False
@@ -127,7 +127,7 @@ class Checkpoints:
         for step in steps:
             try:
                 _check_files(self.path(step))
-                found = self._manager.restore(
+                restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()),
                 )
@@ -138,7 +138,7 @@ class Checkpoints:
             # Later steps are damaged; they would stop the run from saving those steps again.
             for later in self.broken:
                 self._manager.delete(later)
-            return Restored(found["state"], step, found["notes"])
+            return Restored(restored["state"], step, restored["notes"])
         if steps:
             raise UserError(
                 f"all checkpoints in {self.folder} are damaged (steps {steps}); move the folder "
@@ -186,17 +186,17 @@ def _restore_numpy(path: Path, shapes: Any) -> Any:
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
     as_numpy = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), like)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        found = reader.restore(
+        restored = reader.restore(
             path.resolve(),
             args=ocp.args.PyTreeRestore(item=like, restore_args=as_numpy, partial_restore=True),
         )
     wrong = [
-        name.shape for name, want in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True)
+        name.shape for name, want in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True)
         if name.shape != want.shape
     ]  # fmt: skip
     if wrong:
         raise ValueError(f"{len(wrong)} arrays have another shape, the first {wrong[0]}")
-    return found
+    return restored
 
 
 def save_tree(path: Path, tree: Any) -> None:

@@ -36,14 +36,14 @@ class Writer:
         """Forget lines after the restored step: they are about to be written again."""
         if not self.path.exists():
             return
-        kept = []
+        lines = []
         for line in self.path.read_text().splitlines():
             try:
                 if json.loads(line)["step"] <= step:
-                    kept.append(line)
+                    lines.append(line)
             except (ValueError, KeyError):
                 continue  # a line cut short by a kill
-        self.path.write_text("".join(line + "\n" for line in kept))
+        self.path.write_text("".join(line + "\n" for line in lines))
 
     def _open_tensorboard(self, folder: Path, resume_step: int) -> None:
         try:
@@ -72,7 +72,7 @@ class Writer:
                 self._tensorboard.add_scalar(name, value, step)
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """uint8 `(H, W, 3)` pictures, to TensorBoard only."""
+        """uint8 `(H, W, 3)` images, to TensorBoard only."""
         if self._clu:
             self._tensorboard.write_images(step, {k: v[None] for k, v in images.items()})
         elif self._tensorboard is not None:

@@ -350,6 +350,7 @@ def test_tensorflow_datasets(tmp_path):
                 {
                     "image": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
                     "label": tfds.features.ClassLabel(names=["benign", "malignant"]),
+                    "group": tfds.features.Text(),
                 }
             )
             return tfds.core.DatasetInfo(builder=self, features=features)
@@ -361,13 +362,14 @@ def test_tensorflow_datasets(tmp_path):
             for i in range(8):
                 path = tmp_path / f"{i}.png"
                 Image.fromarray(np.roll(gradient(), i)).save(path)
-                yield i, {"image": path.read_bytes(), "label": i % 2}
+                yield i, {"image": path.read_bytes(), "label": i % 2, "group": f"patient {i // 2}"}
 
     builder = TinyUltrasound(data_dir=str(tmp_path), file_format="array_record")
     builder.download_and_prepare()
     fields = data(tmp_path, tfds_name="tiny_ultrasound", split="train")
     found = tfds_source.source(fields, 1)
     assert len(found) == 8 and set(found.labels) == {"benign", "malignant"}
+    assert sorted(found.groups) == sorted(2 * [f"patient {i}" for i in range(4)])  # splits keep them whole
     wanted = {np.roll(gradient(), i).tobytes() for i in range(8)}
     assert {found.read(i).tobytes() for i in range(8)} == wanted
     assert tfds_source.source(fields, 3).read(0).shape == (40, 50, 3)

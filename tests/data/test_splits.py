@@ -79,7 +79,7 @@ def test_automatic_splits_are_the_named_ones_where_there_are_any():
 
     def load(name):
         if name not in parts:
-            raise UserError(f"config.data.split: '{name}' names no split")
+            raise UserError(f"config.data.split: '{name}' is not a split")
         return source_of(parts[name], names=[f"{name} {i}" for i in range(len(parts[name]))])
 
     auto = settings(split="train", val_split="auto", test_split="auto")
@@ -161,7 +161,7 @@ def test_an_image_is_never_replaced_by_one_of_another_split(tmp_path):
     data = tiny.config(data__root=str(tmp_path)).data
     usable = index.build(image_folder.source(data, 1))
     (tmp_path / "1.png").write_bytes(b"junk")
-    reader = loader.Loader(usable, 1, parts=np.array([0, 0, 1, 1, 0, -1]))
+    reader = loader.Loader(usable, 1, split_numbers=np.array([0, 0, 1, 1, 0, -1]))
     assert reader.read(1)[0] == 4  # 2 and 3 test
 
 
@@ -177,7 +177,7 @@ def test_an_empty_test_split_names_the_choices(tmp_path):
         go(tmp_path / "run", init_from="", data__name="manifest", data__root=str(tmp_path / "list.csv"),
            data__split="train", data__val_split="val", data__test_split="test")  # fmt: skip
     text = str(caught.value)
-    assert "config.data.test_split: 'test' names no split" in text and "train, val" in text
+    assert "config.data.test_split: 'test' is not a split" in text and "train, val" in text
     assert "'' takes it from config.data.split=train" in text
 
 

@@ -281,7 +281,7 @@ def test_bad_masks_are_named_and_left_out(tmp_path):
     assert len(index) == 8 and labels.classes == ["background", "label 1", "label 2"]
     found = {Path(s.name).name: s.reason for s in index.skipped}
     assert found["v03.nii.gz"] == "no mask" and "shape" in found["v05.nii.gz"]
-    assert "lies elsewhere" in found["v04.nii.gz"] and "no class numbers" in found["v07.nii.gz"]
+    assert "does not match" in found["v04.nii.gz"] and "not class numbers" in found["v07.nii.gz"]
     # A mask that is mended is seen, also where the volumes were looked at before.
     mended = np.zeros((20, 20, 20))
     mended[3:9, 3:9, 3:9] = 2
@@ -328,7 +328,7 @@ def test_a_volume_that_is_cut_short_is_named_whatever_its_orientation(tmp_path):
 
 def test_label_maps_stay_in_their_folder(tmp_path):
     """Whatever an image is called: with an absolute path, with .., twice but for the suffix, with dots."""
-    from deblur_mae_jax.data.grid import place
+    from deblur_mae_jax.data.grid import output_path
 
     names = [
         "/data/images/a.png",
@@ -340,7 +340,7 @@ def test_label_maps_stay_in_their_folder(tmp_path):
         "d/e.nii",
     ]
     taken = set()
-    found = [place(tmp_path, name, taken) for name in names]
+    found = [output_path(tmp_path, name, taken) for name in names]
     assert len(set(found)) == len(names) and all(p.is_relative_to(tmp_path) for p in found)
     assert found[1] == tmp_path / "b" and found[4].name == "case.12" and found[6] == tmp_path / "d" / "e"
 

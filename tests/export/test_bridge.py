@@ -244,7 +244,7 @@ def test_a_hostile_pickle_does_nothing(tmp_path, inner):
 @pytest.mark.parametrize(
     ("name", "make", "part"),
     [
-        ("text.pth", lambda p: p.write_text("hello"), "no PyTorch file"),
+        ("text.pth", lambda p: p.write_text("hello"), "not a PyTorch file"),
         ("short.pth", lambda p: (torch.save({"a": torch.zeros(999)}, p), os.truncate(p, 500)), "damaged"),
         ("tensor.pth", lambda p: torch.save(torch.zeros(3), p), "holds a Tensor"),
         ("empty.pth", lambda p: torch.save({}, p), "holds no network"),

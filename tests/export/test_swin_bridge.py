@@ -106,7 +106,7 @@ def test_foreign_files_are_recognised(tmp_path):
     ("format", "overrides", "parts"),
     [
         ("monai", {}, ["patch_embed=unet_basic", "Choices: dae"]),
-        ("timm", {}, ["for volumes", "monai, dae"]),
+        ("timm", {}, ["for volumes", "dae, monai"]),
         ("dae", {"model__skip_input": "none"}, ["skip_input=none"]),
     ],
 )

@@ -76,7 +76,7 @@ for count in (1, 4):
     out["losses"].append(losses)
     if NAME == "segment_volumes":
         found = segmenter.Segmenter(run.network, run.mesh, run.config.infer).of_volume(
-            [state.params], test_volumes.cube(shape=(40, 36, 44), low=0, high=1)[..., None])
+            [state.params], tiny_volumes.cube(shape=(40, 36, 44), low=0, high=1)[..., None])
         out["voxels"].append(np.bincount(found.ravel(), minlength=3).tolist())
 text = program.as_text()
 talk = [x for x in hlo.instructions(text).values() if x.kind == "collectives"]

@@ -4,7 +4,7 @@ This file needs torch alone and reads the weights and the `config.json` beside i
 
     from modeling_d2mae import load
     model = load(".")
-    image = torch.from_numpy(array)                  # (H, W) or (H, W, 3), grey levels 0..255
+    image = torch.from_numpy(array)                  # (H, W) or (H, W, 3), gray levels 0..255
     level, errors = model.search(image)              # optimal blurriness search, D2MAE eq. 4 and 5
     model.encode(model.view(image, level), level)    # tokens (1, prefix + L, D)
     model(model.view(image, level), level)           # predicted patches (1, L, P*P*C), mask (1, L)
@@ -84,7 +84,7 @@ def gaussian_blur(image: torch.Tensor, sigma: float, kernel: str = "opencv_uint8
 
 
 def to_gray(image: torch.Tensor) -> torch.Tensor:
-    """`(C, H, W)` -> `(1, H, W)`, rounded to whole grey levels."""
+    """`(C, H, W)` -> `(1, H, W)`, rounded to whole gray levels."""
     if image.shape[0] == 1:
         return image
     weights = torch.tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1)
@@ -234,7 +234,7 @@ class D2MAE(nn.Module):
     ) -> torch.Tensor:
         """What the network sees of one image: blurred, resized, centre-cropped, normalised `(1, C, S, S)`.
 
-        image: `(H, W)` or `(H, W, 3)`, grey levels 0..255. level: of the blur; 0 is the sharp image.
+        image: `(H, W)` or `(H, W, 3)`, gray levels 0..255. level: of the blur; 0 is the sharp image.
         degraded: `(H, W)`, for a network trained with something else than a Gaussian blur.
         """
         c = self.config

@@ -34,8 +34,8 @@ def merging(order: str):
             pad = [side % 2 for side in x.shape[1:4]]
             x = nn.functional.pad(x, (0, 0, 0, pad[2], 0, pad[1], 0, pad[0]))
             first = [[int(digit) for digit in corner] for corner in ORDERS[order]]
-            parts = [x[:, i::2, j::2, k::2] for i, j, k in first]
-            return self.reduction(self.norm(torch.cat(parts, dim=-1)))
+            neighbours = [x[:, i::2, j::2, k::2] for i, j, k in first]
+            return self.reduction(self.norm(torch.cat(neighbours, dim=-1)))
 
     return Merging
 
