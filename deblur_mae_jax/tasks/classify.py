@@ -18,9 +18,9 @@ KIND = Kind("classify", axes=(2,), evaluator="classification", supervised=True)
 def make(
     model: Any,
     *,
-    label_smoothing: float = 0.0,
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
+    label_smoothing: float = 0.1,
+    mixup: float = 0.8,
+    cutmix: float = 1.0,
     mix_probability: float = 1.0,
     mix_switch: float = 0.5,
     class_weights: Sequence[float] = (),

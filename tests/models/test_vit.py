@@ -45,7 +45,7 @@ def test_three_fine_tuning_steps_with_layer_decay(golden):
     lr, min_lr, warmup, epochs, weight_decay, layer_decay, smoothing = z["ft_hparams"]
     rates = [schedule.mae_learning_rate(e, lr, min_lr, warmup, epochs) for e in z["ft_epochs"].tolist()]
     np.testing.assert_allclose(rates, z["ft_lr"], rtol=1e-6)
-    task = classify.make(model, label_smoothing=float(smoothing))
+    task = classify.make(model, label_smoothing=float(smoothing), mixup=0.0, cutmix=0.0)
     tx = optimizer.only(
         optimizer.adamw(
             lambda count: jnp.asarray(rates)[count], b2=0.999, weight_decay=weight_decay,
@@ -166,7 +166,7 @@ def test_only_the_head_of_a_frozen_network_learns_and_statistics_are_not_optimis
     model = vit.ViT(num_classes=2, image_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2,
                     pool="cls", probe=True)  # fmt: skip
     params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))["params"]
-    task = classify.make(model, frozen=True)
+    task = classify.make(model, frozen=True, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
     tx, loss = optimizer.only(optimizer.lars(lambda _: 1.0), task.trains), task.loss
     batch = {"inputs": jax.random.normal(jax.random.key(1), (4, 16, 16, 1)),
              "label": jnp.array([0, 1, 0, 1])}  # fmt: skip

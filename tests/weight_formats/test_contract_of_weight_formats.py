@@ -1,0 +1,31 @@
+"""Every file with a `NAME` in `deblur_mae_jax/weight_formats` keeps `weight_formats/contract.py`."""
+
+import inspect
+
+import pytest
+
+from deblur_mae_jax import lookup
+from deblur_mae_jax.weight_formats import contract
+
+FORMATS = contract.formats()
+FUNCTIONS = {
+    "matches": ["names"],
+    "to_ours": ["state"],
+    "infer": ["weights"],
+    "from_ours": ["network", "state"],
+    "opens_with": ["network"],
+    "companions": ["folder", "network", "opens", "weights"],
+    "snippet": ["certificate"],
+    "open": ["file", "certificate"],
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_file_of_a_format_has_what_the_contract_names(name):
+    module = FORMATS[name]
+    for function, parameters in FUNCTIONS.items():
+        found = list(inspect.signature(getattr(module, function)).parameters)
+        assert found == parameters, f"{function}({', '.join(found)})"
+        assert f"    {function}(" in contract.__doc__
+    assert module.TITLE and module.NEEDS and set(module.MODELS) <= set(lookup.modules_with("models", "Model"))
+    assert name in FORMATS and module.__doc__
