@@ -194,9 +194,9 @@ def _write_weights(path: Path, state: State, trained: TrainedNetwork, format: st
         return
     from safetensors.numpy import save_file
 
-    config = fields.flat(trained.config)
-    values: dict[str, Any] = {name: "" for name in _PRIVATE if name in config}
-    values |= {n: False for n, formats in _LEFT_OUT.items() if n in config and format in formats}
+    recorded = fields.flat(trained.config)
+    values: dict[str, Any] = {name: "" for name in _PRIVATE if name in recorded}
+    values |= {n: False for n, formats in _LEFT_OUT.items() if n in recorded and format in formats}
     public = dataclasses.replace(trained, config=fields.copy(trained.config, values))
     save_file(state, path, metadata=trained_network.header(public))
 
