@@ -1,12 +1,12 @@
-"""Every standing benchmark on this machine, and what came of each target.
+"""Run every standing benchmark on this machine and compare the results with the targets.
 
     python -m benchmarks                    # all parts; half an hour on two CPU cores
     python -m benchmarks --only=start,memory
-    python -m benchmarks --table            # only the table, from the results that are there
+    python -m benchmarks --table            # only the table, from existing results
 
-Each part is a program of its own and writes its JSON under benchmarks/results/; the table is written beside them. A
-part that fails, or a target that is missed, is shown in the table and does not stop the others. With PyTorch and timm
-installed the steps are timed against theirs. The same commands run on a CPU, a GPU and a TPU; the sizes differ.
+Each part is a separate program and writes its JSON under benchmarks/results/; the table is written beside them. A
+failed part or a missed target is shown in the table and does not stop the others. If PyTorch and timm are installed,
+their steps are timed for comparison. The same commands run on a CPU, a GPU and a TPU; the sizes differ.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def parts(backend: str) -> dict[str, list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One line of the table: which figure of which part must reach what, and where."""
+    """One line of the table: a figure of a part, its goal, and the device that it applies to."""
 
     what: str
     part: str
@@ -163,7 +163,7 @@ TARGETS = (
 
 
 def run_part(name: str, command: list[str], path: Path) -> dict[str, Any]:
-    """The part's own result, or why there is none."""
+    """The result of the part, or the reason that there is none."""
     started = time.perf_counter()
     print(f"== {name}: python -m benchmarks.{' '.join(command)}", flush=True)
     environment = {**os.environ, **tuning.environment(os.environ)}
@@ -186,7 +186,7 @@ def table(results: dict[str, dict[str, Any]], device: str) -> str:
 
 
 def main() -> None:
-    """Run the parts, print and write the table. Ends with 0 whatever was missed."""
+    """Run the parts, then print and write the table. Missed targets do not change the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="parts, separated by commas")
     parser.add_argument("--table", action="store_true", help="run nothing")

@@ -1,11 +1,11 @@
-"""Speed of the blur search, and its share of what the matrix products allow.
+"""Speed of the blur search, and its share of the speed that its matrix products allow.
 
     python -m benchmarks.blur_search --init_from=RUN --root=/my/images [--name=image_folder] [--step=2]
     python -m benchmarks.blur_search --phantoms=200 --config=configs/d2mae_thyroid.py
 
-Searches the whole set with an empty cache, then again with the full one. The floor is the time of the same matrix
-products at the speed of one large product of the same precision; the network alone on a prepared batch is timed
-too. Both in the same run, in turns with the search.
+Searches the whole set with an empty cache, then again with the full one. The lower bound is the time of the same
+matrix products at the speed of one large product of the same precision. The network alone on a prepared batch is timed
+too. Both take turns with the search in the same run.
 Without --init_from the network of --config is used with random weights: the time does not depend on them.
 """
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: configs, the names of devices, result files, memory of a process."""
+"""Code shared by the benchmarks: configs, device names, result files, the memory of a process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def simulated(config: Any, images: int, side: int, batch: int, steps: int = 1000
 
 
 def write_images(folder: Path, count: int, side: int) -> None:
-    """`count` phantoms `side` pixels high as PNG files: a run reads its images, it does not simulate them."""
+    """Write `count` phantoms, `side` pixels high, as PNG files, so that a run reads its images."""
     from PIL import Image
 
     from deblur_mae_jax.data import dataset
@@ -86,5 +86,5 @@ def resident_bytes(field: str) -> int:
 
 
 def forget_peak() -> None:
-    """Let `VmHWM` start again from what is resident now."""
+    """Reset `VmHWM` to the memory that is resident now."""
     Path("/proc/self/clear_refs").write_text("5")

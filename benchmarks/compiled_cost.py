@@ -1,11 +1,11 @@
-"""What the compilers say of a training step on chips that are not here: FLOPs, memory, collectives.
+"""Compilers' estimates of a training step on absent chips: FLOPs, memory, collectives.
 
     pip install libtpu            # for the TPUs; jax-cuda12-plugin and nvidia-cuda-nvcc-cu12 for the H100
     python -m benchmarks.compiled_cost --config=configs/d2mae_thyroid.py --chips=h100,v5p --batch=1024
 
-The step is compiled ahead of time for a described chip, which needs the compiler of its maker but no chip. Nothing is
-run, so it gives no times. The H100's products go to cuBLAS, untuned; its compiler gives no count of
-FLOPs, and none of cuDNN's kernels can be compiled so; Tokamax's can (--attention=triton, pip install tokamax).
+The step is compiled ahead of time for a described chip. This needs the chip maker's compiler but no chip. Nothing is
+run, so there are no times. On the H100 matrix products use untuned cuBLAS, and its compiler does not count FLOPs.
+cuDNN's kernels cannot be compiled this way; Tokamax's can (--attention=triton, pip install tokamax).
 """
 
 import argparse
@@ -54,7 +54,7 @@ def topology(chip, devices):
 
 
 def with_triton():
-    """Tokamax asks this machine for the chip that the program is for, and so do the checks of a config."""
+    """Make Tokamax and the model use the Triton kernel without checking the chip of this machine."""
     import tokamax  # noqa: F401
     from tokamax._src.ops.attention import pallas_triton, pallas_triton_vjp
 

@@ -1,4 +1,4 @@
-"""How much closer than the blurred input the demo's reconstructions are, on phantoms that it was not trained on.
+"""Measure how much closer to the original the demo's reconstructions are than its blurred inputs, on unseen phantoms.
 
     python -m benchmarks.demo_reconstruction runs/quickstart
 

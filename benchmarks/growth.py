@@ -1,11 +1,11 @@
-"""Time per image must not grow: with the size of the set, with the steps run, with the lines logged.
+"""Check that the time per image does not grow with the size of the set, the steps run or the lines logged.
 
     python -m benchmarks.growth [--sizes=1000,10000,100000,280000] [--steps=3000]
 
-A small network, so that what is around the step would show. Sets: a thousand simulated images as PNG files under
-as many names (hard links) as wanted; the index only reads their headers, the resident store decodes all, the
-streaming store each batch. Sizes take turns, round by round. Steps and lines: one real run, logging every step, its
-speed read from what it logged itself. A plot is drawn beside the JSON.
+The network is small, so that costs outside the step are visible. The sets are a thousand simulated images as PNG
+files, hard-linked under as many names as needed. The index reads only their headers, the resident store decodes all of
+them, the streaming store each batch. Sizes take turns, round by round. For steps and log lines, one real run logs every
+step, and its speed is read from its own log. A plot is written beside the JSON.
 """
 
 import argparse
@@ -146,7 +146,7 @@ def main():
     times, starts = by_size(sizes, a.batch, a.rounds, a.repeats)
     steps, values = by_step(a.steps, a.batch)
     part = max(1, len(values) // 5)
-    # The first fifth also holds what is done once; the second is the first that could be flat.
+    # The first fifth includes one-time work, so the second fifth is the reference.
     early, late = statistics.median(values[part : 2 * part]), statistics.median(values[-part:])
 
     def largest_over_smallest(of_size):

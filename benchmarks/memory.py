@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory --config=configs/d2mae_thyroid.py --batch=1024
 
-Predicted is what the compiler says of the program (`cost.compile_step`, which `--dry_run` prints), measured what
-the device counts; on a CPU, the process: what is resident before the first step, and the peak in two steps.
+The prediction is the compiler's figure (`cost.compile_step`, which `--dry_run` prints). The measurement is the device's
+counter; on a CPU it is the process's memory before the first step and its peak in two steps.
 `plan` is the closed form of `--plan`, for accelerators in bfloat16.
 """
 
@@ -42,7 +42,7 @@ def main():
         state, numbers = program.step(state, run.arrays, batch)
         jax.block_until_ready((state, numbers))
     if on_cpu:
-        # Arguments are resident before; the rest of the program is what the step adds.
+        # The arguments are resident before the step; the step adds the rest of the program.
         added = resident_bytes("VmHWM") - before
         measured = added + memory.argument_size_in_bytes
     else:

@@ -34,7 +34,7 @@ from deblur_mae_jax.training import compilation, experiment, optimizer, train_st
 
 
 def build_variants(config, arguments):
-    """Callables that run one step to completion, by name, and what was learnt on the way."""
+    """Callables by name, each of which runs one step to completion, and facts collected while building them."""
     run = experiment.build(config)
     batch = next(run.store.batches(0, 1))
     # The timed step keeps its state instead of donating it, so that variants share nothing.
@@ -96,9 +96,9 @@ def build_variants(config, arguments):
 
 
 def off_from_xla(run, params, prepared, keys):
-    """By how much a kernel's loss and gradient differ from plain XLA's, as shares of the latter.
+    """The relative difference of a kernel's loss and gradient from plain XLA's.
 
-    On 64 of the images: plain attention of a whole batch may need more memory than there is.
+    Uses 64 images, because plain attention on a whole batch may not fit into memory.
     """
     prepared, keys = jax.tree.map(lambda x: x[:64], (prepared, keys))
     plain = run.config.copy_and_resolve_references()
@@ -159,7 +159,7 @@ def main():
     parser.add_argument("--set", action="append", default=[], help="field=value of the config")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--output", default="", help="JSON file; named by config and device if unset")
+    parser.add_argument("--output", default="", help="JSON file; default: a name from the config and the device")
     arguments = parser.parse_args()
 
     config = load_config(arguments.config, *arguments.set)

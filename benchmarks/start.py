@@ -1,9 +1,9 @@
-"""How long until the first step: imports, and from the start of the process, with a cold and a warm compile cache.
+"""Time to the first step: imports alone, and from the start of the process with a cold and a warm compile cache.
 
     python -m benchmarks.start --config=configs/d2mae_thyroid.py --batch=8
 
 `main.py` is started as a user starts it, on a folder of PNG files, and stopped after its first step. The step begins
-when the compiled program is there; `taken` includes the step itself.
+when the program is compiled; `taken` includes the step itself.
 """
 
 import argparse
@@ -21,7 +21,7 @@ IMPORTS = "import deblur_mae_jax.train, deblur_mae_jax.commands.run"
 
 
 def imports(rounds):
-    """Seconds of a process that imports what a training run imports, less those of an empty one."""
+    """Seconds that the imports of a training run take, without the start of an empty process."""
 
     def seconds(code):
         started = time.perf_counter()

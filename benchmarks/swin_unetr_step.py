@@ -3,15 +3,12 @@
     python -m benchmarks.swin_unetr_step --side=64 --batch=1 --feature=12
     python -m benchmarks.swin_unetr_step --side=96 --batch=2 --feature=48 --remat      # one GPU
 
-A step is forward, Dice and cross-entropy, backward and AdamW, on cubes that lie in memory, of a segmentation
-with 14 classes
-(BTCV). Every variant is a process of its own, so that its peak memory is its own; they take turns, one step
-each, in the same
-run, so that a machine that slows down slows all of them. Ratios are medians over rounds. On a CPU the peak is
-that of the
-process (RSS), libraries included, and what the libraries take before the step is given beside it; on a GPU that
-of the device.
-Needs PyTorch and MONAI for the variants that are not ours (`pip install -e ".[pytorch]"`). Writes JSON under
+A step is the forward pass, Dice and cross-entropy, the backward pass and AdamW, for a segmentation with 14 classes
+(BTCV), on cubes that are already in memory. Every variant runs in a separate process, so that its peak memory can be
+measured. The variants take turns, one step each, so that a machine that slows down slows all of them. Ratios are
+medians over rounds. On a CPU the peak is the resident memory of the process, including its libraries, and the memory
+before the step is reported too; on a GPU it is that of the device.
+Needs PyTorch and MONAI for MONAI's variants (`pip install -e ".[pytorch]"`). Writes JSON under
 benchmarks/results/.
 """
 
@@ -150,7 +147,7 @@ def make_theirs(arguments, dtype):
 
 
 def work(arguments):
-    """Be one variant: a step for every line on standard input, answered with its seconds and loss."""
+    """Run one variant: take a step for every line on standard input and print its seconds and loss."""
     library, dtype, *rest = arguments.worker.split()
     if library == "jax":
         import jax
@@ -204,7 +201,7 @@ def main():
             [sys.executable, "-W", "ignore", __file__, *options, f"--worker={name}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
-        # One after the other: compiling beside another variant's warm-up would cost both.
+        # Start them one after the other, because compiling during another variant's warm-up would slow both.
         workers[name].facts = answer(workers[name], name)
     times = {name: [] for name in names}
     losses = {}

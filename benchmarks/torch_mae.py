@@ -1,6 +1,6 @@
-"""The same ViT-MAE training step in PyTorch, from timm's blocks, to time ours against.
+"""The same ViT-MAE training step in PyTorch, built from timm's blocks, for comparison with ours.
 
-A plain, good implementation: fused qkv and scaled-dot-product attention from timm, gathered visible
+This is a plain, efficient implementation: fused qkv and scaled-dot-product attention from timm, gathered visible
 patches, AdamW (fused where there is a GPU), bfloat16 by autocast. Images are already on the device.
 """
 
@@ -12,7 +12,7 @@ import types
 
 import numpy as np
 
-# torchvision beside a CPU build of torch of another release asks for operators that are not there;
+# With a CPU build of another torch release, torchvision looks up operators that do not exist.
 # timm needs none of them.
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
 
@@ -24,7 +24,7 @@ from deblur_mae_jax.models.position import sincos_2d
 
 
 class TorchMAE(nn.Module):
-    """Encoder on visible patches, decoder on all; D2MAE's level token where `levels` is set."""
+    """Encoder on visible patches, decoder on all patches, with D2MAE's level token if `levels` is set."""
 
     def __init__(self, model, levels: bool):
         super().__init__()

@@ -7,8 +7,9 @@ accuracy 80.47, macro F1 75.70, AUROC 93.17.
 Expected cost: 59 GFLOP per image with three channels, 2.9e18 in all.
 
 `d2mae_ovary.py:warm_start` starts from the weights of another network (--config.init_from): ImageNet's MAE, a timm or Hugging Face ViT, a
-DeblurrMAE. The start of the run prints which weights are taken, converted, left out and new. A tenth of the epochs is our choice,
-not the paper's. Checkpoints of MAE's authors that include the decoder are named `mae_visualize_*`.
+DeblurrMAE. At its start the run prints which weights are loaded, converted, left out
+and new. Training for a tenth of the epochs is our choice, not the paper's.
+Checkpoints of MAE's authors that include the decoder are named `mae_visualize_*`.
 Deviation: one gray channel (--config.model.in_chans=3 for the paper's three).
 """
 

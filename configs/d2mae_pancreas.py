@@ -7,8 +7,9 @@ accuracy 87.43, macro F1 87.41, AUROC 94.13.
 Expected cost: 59 GFLOP per image with three channels, 1.0e19 in all.
 
 `d2mae_pancreas.py:warm_start` starts from the weights of another network (--config.init_from): ImageNet's MAE, a timm or Hugging Face ViT, a
-DeblurrMAE. The start of the run prints which weights are taken, converted, left out and new. A tenth of the epochs is our choice,
-not the paper's. Checkpoints of MAE's authors that include the decoder are named `mae_visualize_*`.
+DeblurrMAE. At its start the run prints which weights are loaded, converted, left out
+and new. Training for a tenth of the epochs is our choice, not the paper's.
+Checkpoints of MAE's authors that include the decoder are named `mae_visualize_*`.
 Deviation: one gray channel (--config.model.in_chans=3 for the paper's three).
 """
 

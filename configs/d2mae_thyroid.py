@@ -12,8 +12,9 @@ Ablations of the paper's table 3, each one override:
   embedding  --config.model.conditioning=none                                 or addition
 
 `d2mae_thyroid.py:warm_start` starts from the weights of another network (--config.init_from): ImageNet's MAE, a timm or Hugging Face ViT, a
-DeblurrMAE. The start of the run prints which weights are taken, converted, left out and new. A tenth of the epochs is our choice,
-not the paper's. Checkpoints of MAE's authors that include the decoder are named `mae_visualize_*`.
+DeblurrMAE. At its start the run prints which weights are loaded, converted, left out
+and new. Training for a tenth of the epochs is our choice, not the paper's.
+Checkpoints of MAE's authors that include the decoder are named `mae_visualize_*`.
 Deviation: one gray channel (--config.model.in_chans=3 for the paper's three).
 """
 

@@ -4,14 +4,14 @@
 
 The paper: 9,513 volumes (CT and T1, T1ce, T2, FLAIR), Swin-UNETR 48 wide, cubes of 96, batch 16 over 8 GPUs, 20,000 steps; then,
 fine-tuned, BTCV Dice 0.8512 (5 folds; 0.8343 from scratch), FeTA 0.842 (0.839). Differences of 0.003 on 30 scans are within noise.
-Expected cost: `--plan` prints it. `dae_ct_mr.py:upstream` is what the published commands do.
+Expected cost: `--plan` prints it. `dae_ct_mr.py:upstream` follows the published commands.
 
 One disruption alone (table 5; BTCV Dice over 5 folds, all disruptions 0.8512):
     dae_ct_mr.py:noise          0.8485
     dae_ct_mr.py:downsampling   0.8489
     dae_ct_mr.py:local_masking  0.8501. In the published code the full-resolution skip connection sees the clean cube, which is
-                                the target: a path to copy it. Here that connection is left out;
-                                --config.model.skip_input=disrupted brings it back.
+                                the target, so the network can copy it. We leave that connection out;
+                                --config.model.skip_input=disrupted restores it.
 Ablations: noise --config.task.degrade="noise.gaussian_noise(variance=0.05, clip=False)|resample.down_up(4)"; factor down_up(2) or
 (8); share of channels --config.task.local_mask=0.4; without contrast --config.task.contrast=none.
 """

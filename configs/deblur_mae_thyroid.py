@@ -13,7 +13,7 @@ Ablations of the paper, each one override:
   size        --config.model.variant=L           images  --config.data.fraction=0.5
 
 `deblur_mae_thyroid.py:warm_start` starts from the weights of another network (--config.init_from): ImageNet's MAE, a DeblurringMIM
-checkpoint, a timm ViT. A fifteenth of the epochs is our choice, not the paper's.
+checkpoint, a timm ViT. Training for a fifteenth of the epochs is our choice, not the paper's.
 Deviation: one gray channel (--config.model.in_chans=3 for the paper's three).
 """
 

@@ -3,7 +3,7 @@
     python main.py --config=configs/denoising_mae_thyroid.py --config.data.root=/my/images --workdir=runs/denoise
 
 The paper: ViT-B/16, 10,675 images, 12,000 epochs at batch 256; fine-tuned: accuracy 80.38, F1 77.99 (binary),
-AUROC 84.38. Its noise level is not printed: 0.25 on the 0..1 scale is that of Wu et al. (2022).
+AUROC 84.38. The paper does not state its noise level; 0.25 on the 0..1 scale is the value of Wu et al. (2022).
 Expected cost: 59 GFLOP per image with three channels, 7.4e18 in all.
 Deviation: one gray channel (--config.model.in_chans=3 for the paper's three).
 """

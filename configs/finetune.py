@@ -1,4 +1,4 @@
-"""Fine-tune a classifier: on your own images, or as D2MAE and DeblurrMAE did on three organs.
+"""Fine-tune a classifier on your own images, or on the three organs of D2MAE and DeblurrMAE.
 
     python main.py --config=configs/finetune.py --config.init_from=runs/d2mae \\
       --config.data.root=/my/labelled --workdir=runs/classifier
@@ -16,7 +16,7 @@ images, 3:1:1, stratified by class, never dividing a patient (the column `group`
     finetune.py:pancreas   LEPset, 3,500 images, 2 classes, five stratified folds (--config.data.fold=0 to 4)
       D2MAE accuracy 87.43, macro F1 87.41, AUROC 94.13; macro F1 of MAE 84.83, of DeblurrMAE 84.61
 
-`finetune.py:upstream`, or `finetune.py:thyroid,upstream`, is the recipe of the published code.
+`finetune.py:upstream`, or `finetune.py:thyroid,upstream`, follows the recipe of the published code.
 """
 
 from deblur_mae_jax.config import finetuning, on_organ, pick

@@ -2,7 +2,8 @@
 
     python main.py --config=configs/from_scratch.py --config.data.root=/my/labelled --workdir=runs/scratch
 
-`from_scratch.py:thyroid`, `:ovary` and `:pancreas` take the data sets of the papers. To compare with a pre-trained network, use
+`from_scratch.py:thyroid`, `:ovary` and `:pancreas` use the settings for the papers' data sets.
+To compare with a pre-trained network, use
 that network's size, such as --config.model.variant=S.
 """
 

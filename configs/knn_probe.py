@@ -3,8 +3,8 @@
     python main.py --config=configs/knn_probe.py --config.init_from=runs/d2mae \\
       --config.data.root=/my/labelled --workdir=runs/knn
 
-`--config.probe.kind=logistic` fits a logistic regression instead. `knn_probe.py:thyroid`, `:ovary` and `:pancreas` take the data
-sets of the papers (see `finetune.py`).
+`--config.probe.kind=logistic` fits a logistic regression instead. `knn_probe.py:thyroid`, `:ovary` and
+`:pancreas` use the settings for the papers' data sets (see `finetune.py`).
 """
 
 from deblur_mae_jax.config import on_organ, pick, probe

@@ -3,7 +3,7 @@
     python main.py --config=configs/linear_probe.py --config.init_from=runs/d2mae \\
       --config.data.root=/my/labelled --workdir=runs/linear
 
-`linear_probe.py:thyroid`, `:ovary` and `:pancreas` take the data sets of the papers (see `finetune.py`).
+`linear_probe.py:thyroid`, `:ovary` and `:pancreas` use the settings for the papers' data sets (see `finetune.py`).
 """
 
 from deblur_mae_jax.config import linear_probe, on_organ, pick

@@ -1,9 +1,9 @@
-"""3-D MAE, a baseline of Disruptive Autoencoders: blocks hidden behind a mask token, as SimMIM does it (MIDL 2024, table 4).
+"""3-D MAE, a baseline of Disruptive Autoencoders: blocks replaced by a mask token, as in SimMIM (MIDL 2024, table 4).
 
     python main.py --config=configs/mae3d_ct_mr.py --config.data.root="/data/lung=ct;/data/brain=mr" --workdir=runs/mae3d
 
-The paper: BTCV Dice 0.8448 (5 folds), FeTA 0.838. 60 % of the 16-voxel blocks are hidden. The published code gives the skip connection
-the hidden voxels instead of the visible ones; here it gets the visible ones.
+The paper: BTCV Dice 0.8448 (5 folds), FeTA 0.838. 60 % of the 16-voxel blocks are masked. The published code gives the
+skip connection the masked voxels instead of the visible ones; here it receives the visible ones.
 """
 
 from deblur_mae_jax.config import volumes

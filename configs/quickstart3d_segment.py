@@ -1,10 +1,11 @@
-"""From the network of `quickstart3d.py` to a segmentation of two organs in simulated CT and MR volumes, with its report.
+"""Fine-tune the network of `quickstart3d.py` to segment two organs in simulated CT and MR volumes, and write a report.
 
     python main.py --config=configs/quickstart3d_segment.py --workdir=runs/quickstart3d_segmenter
 
-Other simulated volumes than in pre-training. Chosen on validation volumes, judged once on test volumes. Expected: about two and
-a half minutes on two quiet CPU cores, Dice 0.24: the large organ is found roughly, the small one is
-missed. --config.optim.epochs=60 trains four times as long.
+The simulated volumes differ from those of pre-training. Weights are chosen on validation volumes and
+evaluated once on test volumes. Expected: Dice 0.74 to 0.75 for the large organ and 0.48 to 0.51 for the small
+one (three seeds). So that this takes minutes on a CPU, batches hold one cube, the loss is Dice without the background, and
+nothing is flipped or rotated. Each volume is a single window, so no windows are blended.
 """
 
 from deblur_mae_jax.config import volume_segmentation

@@ -1,16 +1,16 @@
-"""From the network of `quickstart.py` to a classifier of benign- and malignant-like phantoms, with its report.
+"""Fine-tune the network of `quickstart.py` to classify benign- and malignant-like phantoms, and write a report.
 
     python main.py --config=configs/quickstart_finetune.py --workdir=runs/quickstart_classifier
 
-Other simulated patients than in pre-training. The blur of each image is searched first (D2MAE), then the
-classifier is fine-tuned, chosen on validation patients and judged once on test patients.
+The simulated patients differ from those of pre-training. First the optimal blur of each image is searched (D2MAE). Then
+the classifier is fine-tuned, its weights are chosen on validation patients, and it is evaluated once on test patients.
 """
 
 from deblur_mae_jax.config import finetuning
 
 
 def get_config():
-    """A short fine-tuning: no mixing or erasing, which need hundreds of epochs to pay."""
+    """A short fine-tuning: no mixup, cutmix or random erasing, which help only after hundreds of epochs."""
     config = finetuning()
     config.init_from = "runs/quickstart"
     config.task.mixup = config.task.cutmix = 0.0

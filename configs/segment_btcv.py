@@ -4,9 +4,10 @@
       --workdir=runs/btcv --config.data.fold=0
 
 The paper, Dice over 5 folds: DAE 0.8512, Swin-UNETR SSL 0.8472, MAE 0.8448, contrastive 0.8367, rotation 0.8356, from scratch
-0.8343; on the public leader board (an ensemble of 20 models) 0.921, HD 16.82 mm, surface distance 0.654 mm. No intervals are
-given, and 0.003 on 30 scans is within noise. `segment_btcv.py:upstream` is what the published commands do (1,000 epochs).
-Foreground is not cut out beforehand: crops are drawn around labelled voxels and voxels above the window anyway.
+0.8343; on the public leader board (an ensemble of 20 models) 0.921, HD 16.82 mm, surface distance 0.654 mm. The
+paper gives no intervals, and 0.003 on 30 scans is within noise. `segment_btcv.py:upstream` follows the published
+commands (1,000 epochs). The foreground is not cropped beforehand, because crops are drawn around labelled voxels and
+voxels above the window anyway.
 """
 
 from deblur_mae_jax.config import volume_segmentation

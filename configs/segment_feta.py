@@ -5,7 +5,7 @@
 
 The paper, Dice over 5 folds with 100 / 50 / 20 % of the scans (--config.data.fraction=0.5): DAE 0.842 / 0.673 / 0.651, MAE 0.838 /
 0.664 / 0.625, from scratch 0.839 / 0.662 / 0.618. The published code validates on random crops by default, so these
-may be Dice of crops; here whole volumes are judged.
+may be Dice of crops; here whole volumes are evaluated.
 """
 
 from deblur_mae_jax.config import volume_segmentation

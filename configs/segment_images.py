@@ -5,8 +5,9 @@
 
 The folder holds `images/` and `masks/` with the same names (or classes beside `masks/<class>/`), or a CSV
 `path,mask,group,split` (--config.data.name=manifest). A mask holds one whole number per class, or 0 and 255. Degradation and
-blur search are inherited from the network as in fine-tuning a classifier. An image is judged whole, at its own size.
-`--config.init_from=""` starts from scratch (then say the size: --config.model.variant=B, --config.image_size=224).
+blur search are inherited from the network as in fine-tuning a classifier. Each image
+is evaluated as a whole, at its original size.
+`--config.init_from=""` starts from scratch (then set the size: --config.model.variant=B, --config.image_size=224).
 """
 
 from deblur_mae_jax.config import segmentation

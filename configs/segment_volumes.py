@@ -4,8 +4,8 @@
       --config.data.root="/my/volumes=mr" --workdir=runs/segmenter
 
 The folder holds `images/` and `masks/` with the same file names (or `imagesTr/` and `labelsTr/`), or a CSV
-`path,mask,modality,group,split`. Splits that are not there are made, 3:1:1, whole patients at a time.
-`--config.init_from=""` starts from scratch (then say the size: --config.model.variant=48, --config.image_size=96).
+`path,mask,modality,group,split`. Missing splits are drawn, 3:1:1, never dividing a patient.
+`--config.init_from=""` starts from scratch (then set the size: --config.model.variant=48, --config.image_size=96).
 """
 
 from deblur_mae_jax.config import volume_segmentation

@@ -5,8 +5,8 @@
 Rotation, contrast of two views and reconstruction of what was cut out, weighted 1 : 1 : 1. DAE's paper, BTCV Dice over 5 folds
 (from scratch 0.8343, DAE 0.8512):
     swin_ssl_ct_mr.py              0.8472   all three
-    swin_ssl_ct_mr.py:rotation     0.8356   by how many quarter turns was the cube rotated?
-    swin_ssl_ct_mr.py:contrastive  0.8367   which two views show the same cube? A batch of one cube has nothing to contrast.
+    swin_ssl_ct_mr.py:rotation     0.8356   predicts by how many quarter turns the cube was rotated
+    swin_ssl_ct_mr.py:contrastive  0.8367   recognises two views of the same cube; needs more than one cube per batch
 The published commands: 100,000 steps at a rate of 6e-6, weight decay 0.1, one cube per GPU. The contrast here is over the whole
 batch of all devices; the published code contrasts within each GPU.
 """

@@ -1,4 +1,4 @@
-"""The Python interface: arrays in, arrays out. `import deblur_mae_jax as dm` has all of it.
+"""The Python interface: functions from arrays to arrays, available through `import deblur_mae_jax as dm`.
 
     trained = dm.load("runs/d2mae")               # also: model, params, info = dm.load(...)
     dm.degrade("blur.gaussian(sigma=1.1)")(images)
@@ -9,8 +9,8 @@
     dm.segment(dm.load("runs/segmenter"), images)
     dm.export_to_pytorch("runs/d2mae", "timm")
 
-Images are one array `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`, one image without N, or an iterable of
-images of different sizes; uint8, or float between 0 and 1. Any number of them.
+Images are an array `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`, a single image without the axis N, or an
+iterable of images of different sizes. Values are uint8, or float between 0 and 1. There may be any number of images.
 """
 
 from __future__ import annotations
@@ -45,13 +45,19 @@ Ready = list[np.ndarray]  # from `as_list`
 
 
 def load(run_or_file: str | Path) -> TrainedNetwork:
-    """A run's workdir (its best weights), or a weight file of a known format; on the device. Raises `UserError`."""
+    """Load a trained network onto the device. Raises `UserError`.
+
+    run_or_file: workdir of a run, whose best weights are loaded, or a weight file of a known format.
+    """
     trained = trained_network.load(run_or_file, "run")
     return trained.with_params(jax.tree.map(jnp.asarray, trained.params))
 
 
 def given_levels(trained: TrainedNetwork, ready: Ready, level: Any) -> np.ndarray | None:
-    """The blur level of every image `(N,)`: given, or searched; `None` for networks without levels."""
+    """The blur level of every image `(N,)`, given by the user or found by search.
+
+    Returns `None` for a network without levels.
+    """
     degradation = trained.network.inputs.degradation
     if not degradation.num_levels:
         if level is not None:
@@ -70,8 +76,10 @@ def given_levels(trained: TrainedNetwork, ready: Ready, level: Any) -> np.ndarra
 
 
 def levels_for(trained: TrainedNetwork, ready: Ready) -> np.ndarray | None:
-    """The blur level of new images, found as `config.search.setting` of a run with labels says; `None` without
-    levels."""
+    """The blur level of new images `(N,)`, found according to `config.search.setting` of a run with labels.
+
+    Returns `None` for a network without levels.
+    """
     degradation = trained.network.inputs.degradation
     if not degradation.num_levels:
         return None
@@ -94,7 +102,10 @@ def levels_for(trained: TrainedNetwork, ready: Ready) -> np.ndarray | None:
 
 
 def _run(trained: TrainedNetwork, images: Images, level: Any, program: Any, batch: int) -> Any:
-    """`program(params, batch of network inputs, keys)` over all images, results concatenated."""
+    """Run `program(params, examples, start)` on batches of the images and concatenate the results.
+
+    start: index of the first image of the batch.
+    """
     need_images(trained.network.identity, trained.path)
     ready = as_list(images)
     levels = given_levels(trained, ready, level)
@@ -110,16 +121,16 @@ def _run(trained: TrainedNetwork, images: Images, level: Any, program: Any, batc
 
 
 def _view(network: Network, examples: Any, start: jax.Array) -> tuple[Any, Any]:
-    """Network inputs of the central view, and keys that depend on the index of an image only."""
+    """Network inputs of the central view, and random keys that depend on the index of each image only."""
     keys = stream_keys(0, 0, start + jnp.arange(examples["size"].shape[0]))
     return network.inputs.evaluate(examples, keys), keys
 
 
 def prepare(trained: TrainedNetwork, images: Images, *, level: Any = None, batch: int = BATCH) -> np.ndarray:
-    """What the network sees: the degraded, resized, cropped and normalised view `(N, S, S, C)` float32.
+    """The network's inputs: degraded, resized, cropped and normalised views `(N, S, S, C)` float32.
 
-    level: as for `encode`.
-    batch: images at once.
+    level: blur level, as for `encode`.
+    batch: images per forward pass.
     """
 
     def program(params, examples, start):
@@ -138,10 +149,10 @@ def encode(
 ) -> np.ndarray:
     """Features of the central view `(N, D)`, or all tokens `(N, L, D)`. The images are degraded as in training.
 
-    level: blur level, for networks with levels; one number or one per image; `None` searches the best.
-    pool: "mean" of the patch tokens, "cls", or "none" for all tokens. A network without a decoder gives what its head
-        sees, whatever `pool` says.
-    batch: images at once.
+    level: blur level, for networks with levels; one number, or one per image. `None` searches the best level.
+    pool: "mean" of the patch tokens, "cls", or "none" for all tokens. A network without a decoder ignores `pool` and
+        returns the input of its head.
+    batch: images per forward pass.
     """
     if pool not in ("mean", "cls", "none"):
         raise UserError(f"pool='{pool}'. Choices: mean, cls, none.")
@@ -176,14 +187,15 @@ def reconstruct(
     seed: int = 0,
     batch: int = BATCH,
 ) -> dict[str, np.ndarray]:
-    """What the network makes of degraded and masked images.
+    """Degrade and mask images, and reconstruct them.
 
     mask_ratio: share of the patches that are masked, in [0, 1).
-    level: as for `encode`.
-    seed: of the masks.
-    batch: images at once.
-    Returns gray levels 0..255 `(N, S, S, C)`: `clean` and `degraded` central views, `masked` (masked
-    patches gray), `reconstructed`; and `mask` `(N, L)`, 1 where masked.
+    level: blur level, as for `encode`.
+    seed: seed of the masks.
+    batch: images per forward pass.
+
+    Returns a dict of gray levels 0..255 `(N, S, S, C)` of the central view, `clean`, `degraded`, `masked` (masked
+    patches in gray) and `reconstructed`, with `mask` `(N, L)`, 1 for masked patches.
     """
     _need_decoder(trained, "reconstruct")
     network = trained.network
@@ -228,12 +240,13 @@ def reconstruct(
 
 
 def search_blur(trained: TrainedNetwork, images: Images, *, step: int = 2, batch: int = BATCH) -> blur_search.Table:
-    """Optimal blurriness search (D2MAE, eq. 4 and 5): `best`, `best_sigma` `(N,)`, `losses` `(N, T)`.
+    """Optimal blurriness search (D2MAE, eq. 4 and 5).
 
-    A classifier searches with the network it was fine-tuned from.
+    step: distance between the levels that are tried.
+    batch: images per forward pass in a search over 11 levels in steps of 2.
 
-    step: between the levels that are tried.
-    batch: images at once, of a search in steps of 2 over 11 levels.
+    Returns a table with `best` and `best_sigma` `(N,)`, and `losses` `(N, T)`. For a classifier, the search uses the
+    network that it was fine-tuned from.
     """
     return _search(trained, as_list(images), step, batch)
 
@@ -269,8 +282,8 @@ def _search(trained: TrainedNetwork, ready: Ready, step: int = 2, batch: int = B
 def predict(trained: TrainedNetwork, images: Images, *, level: Any = None, batch: int = BATCH) -> np.ndarray:
     """Class probabilities `(N, C)` in the order of `trained.classes`.
 
-    level: blur level; `None`: as the run's own setting finds it (a search, for D2MAE).
-    batch: images at once.
+    level: blur level. `None`: found according to the run's own setting (a search, for D2MAE).
+    batch: images per forward pass.
     """
     network = trained.network
     if network.kind == "segment":
@@ -286,10 +299,10 @@ def predict(trained: TrainedNetwork, images: Images, *, level: Any = None, batch
 
 
 def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **infer: Any) -> list[np.ndarray]:
-    """The class of every pixel or voxel, uint8 `(*space)`, numbers into `trained.classes`.
+    """The class of every pixel or voxel, uint8 `(*space)`; values are indices into `trained.classes`.
 
-    images: 2-D images as for `predict`. Volumes: float arrays `(D, H, W)` in RAS, scaled as a run scales them
-        (CT window to 0..1; MR standardised over its non-zero voxels).
+    images: 2-D images as for `predict`, or volumes as float arrays `(D, H, W)` in RAS orientation, scaled as in
+        training (CT: the window mapped to 0..1; MR: standardised over the non-zero voxels).
     level: blur level, for networks with levels.
     infer: fields of `config.infer`, such as flips=True.
     """
@@ -301,7 +314,7 @@ def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **inf
         raise UserError(f"segment: no field '{strange[0]}'. Choices: {', '.join(trained.config.infer)}")
     fields = ConfigDict(trained.config.infer.to_dict() | infer)
     name = f"segmenter {sorted(fields.items())}"
-    if name not in trained.programs:  # with what it compiled
+    if name not in trained.programs:  # a segmenter keeps its compiled programs
         trained.programs[name] = Segmenter(network, sharding.make_mesh(), fields)
     segmenter = trained.programs[name]
     if network.axes == 3:
@@ -323,10 +336,14 @@ def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **inf
 
 
 def degrade(spec: str) -> Callable[..., Any]:
-    """`degrade("blur.gaussian(sigma=1.1)")` is a function of images.
+    """Build a function that degrades images, such as `degrade("blur.gaussian(sigma=1.1)")`.
 
-    It takes images, and `level` where the degradation has levels or `seed` where it draws, and returns
-    gray levels, float32 in 0..255: an array `(N, H, W, C)`, or a list where the sizes differ.
+    spec: a degradation by name, as in `config.task.degrade`.
+
+    The function takes the images and two keywords:
+    level: blur level, if the degradation has levels.
+    seed: seed of a random degradation.
+    It returns float32 gray levels in 0..255: an array `(N, H, W, C)`, or a list if the sizes of the images differ.
     """
     degradation = parse.degradation(spec, "degrade")
 

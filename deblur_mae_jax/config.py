@@ -5,7 +5,8 @@ A kind of run is a function below: `pretraining()`, `finetuning()`, `linear_prob
 differs from their defaults. The files of `configs/` call one of them and change what their method needs; the command
 line changes the rest. `python -m deblur_mae_jax.config` prints the reference page.
 
-A field that is unset (`None`, a typed placeholder) is taken from the network in `init_from`, or from the model's variant.
+A field that is unset (`None`, a typed placeholder) is inherited from the network in `init_from`, or set by the model's
+variant.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from deblur_mae_jax.errors import unknown
 
 
 class Field(NamedTuple):
-    """default: a value, or a type for a field that is unset. meaning: one line for the reference page."""
+    """One field of a config.
+
+    default: the value, or a type if the field is unset by default.
+    meaning: one line for the reference page.
+    """
 
     default: Any
     meaning: str
@@ -318,14 +323,14 @@ GROUPS: dict[str, Groups] = {
 GROUPS["probe"] = {**GROUPS["finetuning"], "task": (_TASK, DEGRADE, BLUR_SITE), "probe": (PROBE,)}
 GROUPS["blur_search"] = {**GROUPS["finetuning"], "task": (_TASK, DEGRADE, BLUR_SITE)}
 
-# What a run takes from the network in `init_from` unless the user sets it; and the value without such a network,
-# where it is not the field's default.
+# Fields that a run inherits from the network in `init_from` unless the user sets them. `FROM_SCRATCH` has the values
+# for a run without such a network, if they differ from the fields' defaults.
 INHERITED_BY_IMAGES = (
     "image_size", "task.degrade", "task.blur_site", "model.variant", "model.patch_size", "model.in_chans",
     "model.embed_dim", "model.depth", "model.num_heads", "model.conditioning", "model.level_code", "data.mean",
     "data.std", "data.max_side", "data.bits16", "data.gray_target",
 )  # fmt: skip
-# Windows and spacing are of the images, not of the network.
+# The CT window and the spacing describe the images, not the network, so they are not inherited.
 INHERITED_BY_VOLUMES = (
     "image_size", "model.variant", "model.feature_size", "model.depths", "model.num_heads", "model.in_chans",
     "model.patch_embed", "model.merge_order",
@@ -375,7 +380,7 @@ _DAE = {
 }
 _DAE_PRETRAINING = {
     **_DAE,
-    # Noise, then down and up, as coded; the paper says they are added. The 0.1 is a variance.
+    # Noise, then down- and up-sampling in sequence, as in the code; the paper adds the two. The 0.1 is a variance.
     "task.degrade": "noise.gaussian_noise(variance=0.1, clip=False)|resample.down_up(4)",
     "optim.warmup_steps": 500,
     "optim.steps": 20_000,
@@ -423,7 +428,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "report.every_epochs": 10.0,
     },
 }
-# What the published code does where it differs from the papers.
+# Settings in which the published code differs from the papers.
 UPSTREAM: dict[str, dict[str, Any]] = {
     # DeblurringMIM: a constant rate, no layer decay, no mixing, stopped 200 epochs after the best.
     "finetuning": {
@@ -452,7 +457,7 @@ UPSTREAM: dict[str, dict[str, Any]] = {
         "optim.epochs": 1000.0,
         "optim.warmup_epochs": 4.0,
     },
-    # DAE's fine-tuning commands: twice the rate, and one per whole epoch that is exactly 0 in the first.
+    # DAE's fine-tuning commands: twice the learning rate. It changes once per epoch and is exactly 0 in the first.
     "volume_segmentation": {"optim.base_lr": 8e-4, "optim.schedule": "by_epoch"},
 }
 
@@ -463,7 +468,11 @@ def pretraining() -> ConfigDict:
 
 
 def finetuning(preset: str = "paper") -> ConfigDict:
-    """A classifier, by the MAE recipe (He et al. 2022, table 9) that DeblurrMAE and D2MAE use; or preset "upstream"."""
+    """Fine-tuning of a classifier.
+
+    preset: "paper", the MAE recipe (He et al. 2022, table 9) that DeblurrMAE and D2MAE use; or "upstream", the
+        published code.
+    """
     return _make("finetuning", "upstream" if preset == "repo" else preset)  # its name in 0.1
 
 
@@ -503,34 +512,49 @@ def blur_search() -> ConfigDict:
 
 
 def segmentation() -> ConfigDict:
-    """Segmentation of 2-D images: a pre-trained ViT with a convolutional decoder (UNETR), MAE's recipe without mixing."""
+    """Segmentation of 2-D images by a pre-trained ViT with a convolutional decoder (UNETR).
+
+    The recipe is MAE's fine-tuning without mixup and cutmix.
+    """
     return _make("segmentation")
 
 
 def volumes(preset: str = "paper") -> ConfigDict:
-    """Disruptive Autoencoders (MIDL 2024), all disruptions, at the sizes and rates of the paper; or preset "upstream"."""
+    """Pre-training with Disruptive Autoencoders (MIDL 2024) and all their disruptions.
+
+    preset: "paper", the sizes and learning rates of the paper; or "upstream", those of the published code.
+    """
     return _make("volumes", preset)
 
 
 def pretext() -> ConfigDict:
-    """The three-part pre-training of Swin-UNETR (Tang et al. 2022) at the size and rates of DAE's paper."""
+    """The three-part pre-training of Swin-UNETR (Tang et al. 2022), with the size and learning rates of DAE's paper."""
     return _make("pretext")
 
 
 def volume_segmentation(preset: str = "paper") -> ConfigDict:
-    """Segmentation of volumes, from Disruptive Autoencoders or from scratch; or preset "upstream"."""
+    """Segmentation of volumes, fine-tuned from Disruptive Autoencoders or trained from scratch.
+
+    preset: "paper", or "upstream" for the settings of the published code.
+    """
     return _make("volume_segmentation", preset)
 
 
 def on_organ(config: ConfigDict, organ: str) -> ConfigDict:
-    """The data of a fine-tuning run: a "folder" of one's own, or the "thyroid", "ovary" or "pancreas" set of the papers."""
+    """Set the data fields of a fine-tuning run.
+
+    organ: "thyroid", "ovary" or "pancreas" for a data set of the papers, "folder" for the user's own images.
+    """
     if organ == "ovary":  # the official split, as a CSV
         return change(config, {"data.name": "manifest", "select.metric": "f1_macro"})
     return change(config, {"data.split": "train+pool", "data.val_split": "auto", "data.test_split": "auto"})
 
 
 def pick(arguments: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
-    """The words after `config.py:`, separated by commas: one of each group of `choices`, the first where none is given."""
+    """Parse the comma-separated words after `config.py:`.
+
+    Returns one word from each group of `choices`; the first word of a group is its default.
+    """
     picked = [group[0] for group in choices]
     for word in filter(None, (word.strip() for word in arguments.split(","))):
         group = next((i for i, group in enumerate(choices) if word in group), None)
@@ -563,7 +587,7 @@ def _default(field: Field) -> Any:
 
 
 def _unset(config: ConfigDict, name: str) -> None:
-    """Make a field unset, with the type that it had."""
+    """Make a field unset and keep its type."""
     node, leaf = _node(config, name)
     kind = node.get_type(leaf)
     del node[leaf]
@@ -587,12 +611,12 @@ def change(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
 
 
 def copy(config: ConfigDict, values: dict[str, Any] | None = None) -> ConfigDict:
-    """A copy whose fields take values of any type, with `values`, by dotted names, set in it."""
+    """Copy a config, with type checks off, and set `values` in the copy by their dotted names."""
     return change(ConfigDict(config.to_dict(), type_safe=False), values or {})
 
 
 def flat(config: ConfigDict) -> dict[str, Any]:
-    """Dotted names to plain values, tuples as lists (as JSON gives them back)."""
+    """Flatten a config to dotted names and plain values. Tuples become lists, as JSON reads them back."""
     out: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:
@@ -608,7 +632,7 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 
 
 def nested(values: dict[str, Any]) -> ConfigDict:
-    """The inverse of `flat`, lists as tuples."""
+    """The inverse of `flat`. Lists become tuples."""
     out: dict[str, Any] = {}
     for name, value in values.items():
         node = out
@@ -632,7 +656,7 @@ def fields_of(kind: str) -> dict[str, Field]:
 def without_source(axes: int) -> dict[str, Any]:
     """The value of every field that a run could inherit, for a run that starts from scratch.
 
-    axes: of the images, 2 or 3.
+    axes: spatial axes of the images, 2 or 3.
     """
     kind = "finetuning" if axes == 2 else "volume_segmentation"
     fields, from_scratch = fields_of(kind), FROM_SCRATCH.get(kind, {})
@@ -651,10 +675,10 @@ _KIND_OF_TASK = {"masked_recon": "pretraining", "disrupted_recon": "volumes", "p
 
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """A flat config that version 0.1 wrote, with the fields of this version.
+    """Convert a flat config written by version 0.1 to the fields of this version.
 
-    Fields added since have their default; fields that such a run never used are dropped; a size of 0, which meant "as
-    the variant says", is unset. Configs of tasks that are not in this library are returned unchanged.
+    New fields get their defaults. Fields that the run never used are dropped. A size of 0, which meant "set by the
+    variant", becomes unset. A config whose task is not in this library is returned unchanged.
     """
     task = values.get("task.name")
     kind = _KIND_OF_TASK.get(str(task))
@@ -666,11 +690,11 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     out = {}
     for name, field in fields_of(kind).items():
         if name.startswith("model.") and values.get("model.name") != own_model:
-            continue  # the fields of a network that is not ours
+            continue  # fields of a network that is not part of this library
         default = None if isinstance(field.default, type) else field.default
         value = values.get(name, list(default) if isinstance(default, tuple) else default)
         out[name] = None if isinstance(field.default, type) and not value else value
-    # Settings that the model of a file has beside them, such as its mlp_ratio.
+    # Keep further settings of a model from a weight file, such as its mlp_ratio.
     return out | {k: v for k, v in values.items() if k.startswith("model.") and k not in out}
 
 

@@ -1,4 +1,4 @@
-"""The one exception a user of the command line is meant to see."""
+"""The exception for mistakes in the user's input, and the message for an unknown name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 def unknown(field: str, value: object, choices: Iterable[str]) -> UserError:
-    """`UserError` for a name that is not among `choices`, with the closest one suggested."""
+    """A `UserError` for a name that is not among `choices`. It suggests the closest choice."""
     names = sorted(choices)
     close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""

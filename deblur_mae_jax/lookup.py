@@ -1,4 +1,7 @@
-"""From a name in a config to a file of ours, with errors that help. Nothing is registered: a package is listed."""
+"""Find the module that a name in a config refers to. Errors list the choices.
+
+There is no registry: the modules are found by listing the package.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,10 @@ def modules_with(package: str, attribute: str) -> dict[str, Any]:
 
 
 def module(package: str, name: str, attribute: str, field: str) -> Any:
-    """`deblur_mae_jax.<package>.<name>`, one of those that have `attribute`.
+    """Import `deblur_mae_jax.<package>.<name>`, which must have `attribute`.
 
-    field: where the name comes from, for the message. Raises `UserError` with the choices.
+    field: config field that holds the name, for the error message.
+    Raises `UserError` with the choices.
     """
     if name in module_names(package):
         loaded = importlib.import_module(f"deblur_mae_jax.{package}.{name}")
@@ -37,9 +41,11 @@ def module(package: str, name: str, attribute: str, field: str) -> Any:
 
 
 def call(function: Callable[..., Any], section: str, fields: dict[str, Any], **more: Any) -> Any:
-    """`function(**fields, **more)`, where each of the `fields` of a config's `section` must be an argument of it.
+    """Call `function(**fields, **more)` after checking that `function` accepts each of the `fields`.
 
-    A function with `**fields` takes those of the class that it returns. Raises `UserError` naming the field.
+    section: section of the config that holds the fields, for the error message.
+    A function with `**fields` accepts the fields of the dataclass that it returns.
+    Raises `UserError` with the name of the field.
     """
     accepted = _arguments(function)
     for name in fields:

@@ -1,5 +1,7 @@
-"""From a config to a network with its task and input pipeline: `build(config)`. The one place that asks what a run
-is."""
+"""Build a network, with its task and input pipeline, from a config: `build(config)`.
+
+This is the only module that reads from a config what kind of run it describes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from deblur_mae_jax.input_pipeline.volumes import VolumeInputs
 from deblur_mae_jax.models.contract import Rules
 from deblur_mae_jax.tasks.contract import Kind, Task
 
-# Fields of `config.task` that the input pipeline takes; the others are the task's.
+# Fields of `config.task` that belong to the input pipeline; the others belong to the task.
 INPUT_FIELDS = ("name", "degrade", "blur_site")
 IMAGES = {2: "2-D images", 3: "volumes"}
 DTYPES = ("auto", "bfloat16", "float32")
@@ -26,12 +28,12 @@ DTYPES = ("auto", "bfloat16", "float32")
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a run is.
+    """The properties of a run that follow from its config alone.
 
     kind: "reconstruct", "pretext", "classify" or "segment"; "" for a command that trains nothing.
     axes: spatial axes of the images, 2 or 3.
-    supervised: whether it learns from labels.
-    evaluator: the file of `deblur_mae_jax/evaluators` that judges it.
+    supervised: whether the run learns from labels.
+    evaluator: name of the module in `deblur_mae_jax/evaluators` that evaluates the network.
     """
 
     kind: str
@@ -41,18 +43,19 @@ class Identity:
 
     @property
     def starts_from_pretrained(self) -> bool:
-        """Whether this kind of run inherits its settings from a trained network: tasks with labels, and commands."""
+        """Whether this run inherits settings from a trained network. Tasks with labels and commands do."""
         return self.supervised or not self.kind
 
 
 @dataclasses.dataclass
 class Network:
-    """A model with its task and its input pipeline; no data, no parameters.
+    """A model with its task and its input pipeline. It holds neither data nor parameters.
 
-    inputs: an `InputPipeline`: `ImageInputs`, or `VolumeInputs` for volumes.
+    inputs: the input pipeline, `ImageInputs` for 2-D images or `VolumeInputs` for volumes.
     rules: how the model's parameters are treated.
-    conditioned: whether the model is given the blur level of each image.
-    flops_per_image: floating-point operations of a training step; forward_flops: of one forward pass, nothing masked.
+    conditioned: whether the model receives the blur level of each image.
+    flops_per_image: floating-point operations of a training step, per image.
+    forward_flops: floating-point operations of one forward pass without masking, per image.
     """
 
     identity: Identity
@@ -77,7 +80,7 @@ class Network:
 
     @property
     def can_search(self) -> bool:
-        """Whether it can find the blur level of an image: it reconstructs 2-D images from given levels."""
+        """Whether the network can search blur levels: it must reconstruct 2-D images at a given level."""
         reconstructs = self.kind == "reconstruct" and self.axes == 2
         return reconstructs and self.inputs.degradation.at_level is not None
 
@@ -88,7 +91,7 @@ class Network:
 
     def init(self) -> Any:
         """Fresh parameters, from the config's seed; jittable."""
-        # A step number that no run reaches, so that no training draw is shared with it.
+        # No run reaches this step number, so no training step uses the same random numbers.
         key = jax.random.fold_in(jax.random.key(self.seed), 0xFFFFFFFF)
         size, axes = self.inputs.image_size, self.axes
         images = jnp.zeros((1, *(size,) * axes, self.inputs.in_chans))
@@ -96,7 +99,7 @@ class Network:
 
 
 def identify(config: ConfigDict) -> Identity:
-    """What a run with this config is, before anything is built. Raises `UserError`."""
+    """Identify the run that a config describes, without building anything. Raises `UserError`."""
     axes = model_module(config).AXES
     tasks = lookup.modules_with("tasks", "KIND")
     if config.task.name not in tasks:  # a command
@@ -111,11 +114,11 @@ def model_module(config: ConfigDict) -> Any:
 
 
 def check(config: ConfigDict) -> Identity:
-    """What a training run is; raises `UserError` where its model does not fit its task or its images."""
+    """Identify a training run. Raises `UserError` if its model does not fit its task or its images."""
     task = lookup.module("tasks", config.task.name, "make", "config.task.name")
     kind: Kind = task.KIND
     axes = lookup.module("data", config.data.name, "source", "config.data.name").AXES
-    model_module(config)  # an unknown name is another mistake
+    model_module(config)  # an unknown model name raises its own error
     models = lookup.modules_with("models", "Model")
     fitting = [
         name
@@ -131,16 +134,16 @@ def check(config: ConfigDict) -> Identity:
 
 
 def need_images(identity: Identity, path: Any) -> None:
-    """Raise `UserError` for a network of volumes."""
+    """Raise `UserError` if the network works on volumes."""
     if identity.axes == 3:
         raise UserError(f"'{path}' is a network for volumes; only dm.segment takes volumes")
 
 
 def build(config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, ...] = ()) -> Network:
-    """The network that a config describes. Raises `UserError`.
+    """Build the network that a config describes. Raises `UserError`.
 
-    num_classes: of a task with labels.
-    class_weights: weight of each class in the loss; (): none.
+    num_classes: number of classes, for a task with labels.
+    class_weights: weight of each class in the loss. (): all classes count alike.
     """
     identity, module = check(config), model_module(config)
     degradation = parse.degradation(config.task.degrade)

@@ -1,4 +1,4 @@
-"""The device mesh and where things lie on it: data parallel, parameters replicated."""
+"""The device mesh and the sharding of arrays: data parallel, with replicated parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AXIS = "data"
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """One axis, `data`, over all devices of all processes."""
+    """A mesh with one axis, `data`, over all devices of all processes."""
     # Mesh(...) has Auto axes; jax.make_mesh would make them Explicit, which Flax cannot use.
     return Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,))
 
@@ -28,11 +28,12 @@ def along(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def put_batch(mesh: Mesh, local: Any, accum_steps: int) -> Any:
-    """This process's share of a batch, `(B_local, ...)`, as global arrays `(A, B / A, ...)`.
+    """Turn this process's share of a batch, `(B_local, ...)`, into global arrays `(A, B / A, ...)`.
 
-    The global batch is the processes' shares one after the other, and each accumulation step takes
-    the next B / A of it; both orders are needed for results that do not depend on either number.
-    With several processes each share must therefore already be ordered as `local_rows` says.
+    The global batch concatenates the shares of all processes, and each accumulation step takes the
+    next B / A examples of it. Both orders are fixed, so results depend neither on the number of
+    processes nor on that of accumulation steps. With several processes, each share must already be
+    in the order of `local_rows`.
     """
 
     def put(array):
@@ -44,10 +45,10 @@ def put_batch(mesh: Mesh, local: Any, accum_steps: int) -> Any:
 
 
 def local_rows(batch_size: int, accum_steps: int) -> np.ndarray:
-    """Places in the global batch that this process provides, `(B_local,)`.
+    """Indices `(B_local,)` of the global batch that this process provides.
 
-    Accumulation step a covers places [a B/A, (a+1) B/A), of which each process holds a contiguous
-    share.
+    Accumulation step a covers the indices [a B/A, (a+1) B/A). Each process holds a contiguous
+    share of them.
     """
     rows = np.arange(batch_size).reshape(accum_steps, jax.process_count(), -1)
     return rows[:, jax.process_index()].reshape(-1)

@@ -1,8 +1,8 @@
-"""Train a network as a config says: `train_and_evaluate(config, workdir)`. Start reading here.
+"""Train the network that a config describes: `train_and_evaluate(config, workdir)`. Start reading here.
 
-The path of an image, by package: `data` reads and checks the files, `input_pipeline` crops, degrades and normalises
-the images inside the jitted step, a network of `models` sees them, a task of `tasks` computes the loss, `training`
-updates the parameters, `evaluators` judge them, and `reports` show the result.
+An image passes through the packages in this order. `data` reads and checks the files. `input_pipeline` crops, degrades
+and normalises the images inside the jitted step. A network from `models` processes them, and a task from `tasks`
+computes the loss. `training` updates the parameters, `evaluators` measure them, and `reports` present the result.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ __all__ = ["NonFiniteLossError", "Result", "train_and_evaluate"]
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, dry_run: bool = False, profile: bool = False) -> Result:
-    """Train as `config` says, in `workdir`; the same call again resumes.
+    """Train the network that `config` describes. Calling it again with the same `workdir` resumes the run.
 
-    dry_run: compile, take two steps, print what they cost, and leave no run behind.
-    profile: trace a few steps into `profile/` and print where their time went.
-    Raises `UserError` for bad input and `NonFiniteLossError` when the loss is not finite.
+    workdir: folder of the run.
+    dry_run: compile, take two steps, print their cost, and leave no run behind.
+    profile: trace a few steps into `profile/` and print how their time was spent.
+    Raises `UserError` for bad input and `NonFiniteLossError` if the loss is not finite.
     """
     folder, progress = Workdir(workdir), Progress()
     compilation.use_compilation_cache(config.compilation_cache)
 
-    # What the run is: unset fields come from the network it starts from.
+    # Identify the run. Unset fields are inherited from the network it starts from.
     config, source, notes = inherit.resolve(config, None if dry_run else folder)
     identity = checks.check(config)
     if not dry_run:
@@ -47,7 +48,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, dry_run: bool = 
         if source is not None and identity.starts_from_pretrained:
             inherit.keep_copy(folder, source)
 
-    # Its images, network, optimiser and step.
+    # Build its images, network, optimiser and training step.
     run = experiment.build(config, None if dry_run else folder, source, progress.counters())
     run.notes[:0] = notes
     _introduce(run, progress)
@@ -57,7 +58,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, dry_run: bool = 
         return Result(0, False, Path(os.devnull), None, "", state.params)
     _list_skipped(run, folder)
 
-    # Its last checkpoint, if there is one.
+    # Restore its last checkpoint, if there is one.
     checkpoints = checkpoint.open_run(folder, config.checkpoint)
     restored = checkpoints.restore_latest(state)
     start, best = 0, None
@@ -75,7 +76,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, dry_run: bool = 
     if main:
         _record(run, folder, state, compilation.summary(run, program, state))
 
-    # Train, evaluate, save; at the end judge the best weights.
+    # Train, evaluate and save; at the end evaluate the best weights.
     module = lookup.module("evaluators", identity.evaluator, "Evaluator", "evaluator of the task")
     evaluator = module.Evaluator(run, folder)
     writer = metric_writer.Writer(folder if main else None, start, config.log.tensorboard)
@@ -99,7 +100,7 @@ def _introduce(run: Experiment, progress: Progress) -> None:
 
 
 def _list_skipped(run: Experiment, workdir: Workdir) -> None:
-    """Write `skipped.csv`, and add every file that cannot be read later on."""
+    """Write `skipped.csv`, and add every file that becomes unreadable during training."""
     if jax.process_index() != 0:
         return
     data_index.write_skipped(workdir.skipped, run.skipped)
@@ -114,7 +115,7 @@ def _list_skipped(run: Experiment, workdir: Workdir) -> None:
 
 
 def _record(run: Experiment, workdir: Workdir, state: Any, cost: dict[str, Any]) -> None:
-    """Write what the run is made of."""
+    """Record the environment, the cost, the parameters and the data set of the run."""
     run_folder.write_json(workdir.environment, run_folder.environment())
     run_folder.write_json(workdir.cost, cost)
     overview = parameter_overview.get_parameter_overview(state.params)

@@ -2,8 +2,8 @@
 
     python scripts/cka.py runs/dae runs/segmenter --root="/my/volumes=mr"
 
-Both networks see the same central cubes. Rows of the feature matrices are cubes, columns all values of a hidden state;
---rows=tokens makes the tokens of a hidden state the rows instead. The paper's numbers (DAE: 0.091, 0.012, 0.011,
+Both networks receive the same central cubes. Each row of a feature matrix is a cube and holds all values of a hidden
+state; with --rows=tokens each row is a token. The paper's numbers (DAE: 0.091, 0.012, 0.011,
 0.003, 0.001) are far below what features of the same inputs usually give, and the paper does not state how they were
 flattened.
 """
@@ -25,7 +25,7 @@ from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.metrics import similarity
 from deblur_mae_jax.pretrained import trained_network
 
-TOKENS = 4096  # at most, drawn once
+TOKENS = 4096  # the maximum number of tokens, drawn once
 
 
 def parse(arguments=None):
@@ -33,8 +33,8 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", help="a run, or a file of weights")
     parser.add_argument("second")
-    parser.add_argument("--root", default="", help="volumes; those of the second run if unset")
-    parser.add_argument("--split", default="", help="of a CSV; all if unset")
+    parser.add_argument("--root", default="", help="the volumes; default: those of the second run")
+    parser.add_argument("--split", default="", help="a split of the data; default: all")
     parser.add_argument("--count", type=int, default=32, help="how many volumes")
     parser.add_argument("--rows", choices=("crops", "tokens"), default="crops")
     parser.add_argument("--unbiased", action="store_true", help="the estimator of Song et al. (2012)")
@@ -42,7 +42,7 @@ def parse(arguments=None):
 
 
 def hidden_states(trained, examples):
-    """The five hidden states of every example, NumPy."""
+    """The five hidden states of all examples, as NumPy arrays."""
     model, cubes = trained.network.model, trained.network.inputs
 
     @jax.jit

@@ -4,9 +4,9 @@
     python scripts/compare_runs.py --folds --a runs/mae_fold* --b runs/d2mae_fold*
 
 Runs judged on the same test images are compared pair by pair: AUROC by DeLong's test, accuracy by McNemar's exact
-test, both per patient where patients have several images; macro F1 by a bootstrap over patients. P-values are
+test, both per patient if patients have several images; macro F1 by a bootstrap over patients. P-values are
 adjusted for the number of pairs by Holm's method. The last column of each test is the smallest difference that this
-test set would have shown with 80 % power: a larger set is needed to see a smaller one. Segmentations are compared in
+test set can detect with 80 % power; detecting a smaller one needs a larger set. Segmentations are compared in
 Dice and distances by a bootstrap over patients, Dice also by Wilcoxon's signed-rank test. With --folds, the two methods
 are compared over the folds of a cross-validation by the corrected resampled t-test (Nadeau and Bengio 2003).
 """
@@ -27,7 +27,7 @@ def parse(arguments=None):
     parser.add_argument("runs", nargs="*", help="workdirs of runs judged on the same images")
     parser.add_argument("--folds", action="store_true", help="two methods over the same folds")
     parser.add_argument("--a", nargs="*", default=[], help="with --folds: the runs of one method")
-    parser.add_argument("--b", nargs="*", default=[], help="with --folds: those of the other")
+    parser.add_argument("--b", nargs="*", default=[], help="with --folds: the runs of the other method")
     parser.add_argument("--metric", default="", help="with --folds; f1_macro or dice if unset")
     parser.add_argument("--resamples", type=int, default=1000)
     return parser.parse_args(arguments)

@@ -1,11 +1,11 @@
-"""See for yourself that JAX and PyTorch agree: the same weights, your images, layer by layer.
+"""Compare JAX and PyTorch layer by layer, with the same weights and your images.
 
     python scripts/compare_with_pytorch.py RUN IMAGES
     python scripts/compare_with_pytorch.py RUN IMAGES --format=hf --output=comparison.png
 
-RUN is the workdir of a run or a weight file; IMAGES a folder, of which a few are taken. The network is exported to
-a temporary folder and opened by the library of `--format`. Prints the largest difference after every layer, in
-float32, and draws it with what both networks make of the images. The pixels are prepared once, by JAX; for
+RUN is the workdir of a run or a weight file. IMAGES is a folder, from which a few images are used. The network is
+exported to a temporary folder and opened by the library of `--format`. The script prints the largest difference after
+every layer, in float32, and draws it together with both reconstructions. JAX prepares the pixels once; for
 `--format=d2mae` the export's own preparation in PyTorch is compared too.
 """
 
@@ -40,7 +40,7 @@ SHOWN = 4
 
 
 def read_images(trained, folder):
-    """A few images of a folder, from its beginning to its end, as the run reads its own."""
+    """A few images spread over the files of a folder, decoded as the run decodes its own."""
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError(f"IMAGES: '{folder}' holds no images")
@@ -58,7 +58,7 @@ def read_images(trained, folder):
 
 
 def prepare(trained, images):
-    """Inputs of the network, with levels spread over the range where there are any."""
+    """The network inputs, with levels spread over their range if the network has levels."""
     count = trained.network.inputs.degradation.num_levels
     level = np.linspace(1, count, len(images)).round().astype(np.int32) if count else None
     data = agreement.fixed_inputs(trained, len(images))
@@ -77,7 +77,7 @@ def pixels(trained, patches):
 
 
 def draw(trained, rows, examples, title, path):
-    """Differences by layer, and under them what both networks make of the images."""
+    """Draw the differences by layer, and below them the reconstructions of both networks."""
     columns = max(len(examples), 1)
     wide = max(7.0, 0.3 * len(rows), 2.0 * columns)
     side = wide / max(columns, 4)
@@ -162,7 +162,7 @@ def preparation(opened, images, level, data):
         pixels_in = torch.tensor(image if image.shape[2] == 3 else image[:, :, 0])
         try:
             seen = opened.module.view(pixels_in, None if level is None else int(level[i]))
-        except ValueError:  # a degradation that the exported file has not
+        except ValueError:  # a degradation that the exported file lacks
             return float("nan")
         worst = max(worst, float(np.abs(seen[0].permute(1, 2, 0).numpy() - data["x"][i]).max()))
     return worst

@@ -1,4 +1,4 @@
-"""Write a trained network for PyTorch, with a certificate of how well it agrees.
+"""Export a trained network to PyTorch, with a certificate of how well JAX and PyTorch agree.
 
     python scripts/export_to_pytorch.py RUN --format=timm
     python scripts/export_to_pytorch.py RUN --format=hf --output=my_model --in_chans=3

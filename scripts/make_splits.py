@@ -1,15 +1,15 @@
-"""Divide a labelled set into training, validation and test images, and look for leaks between them.
+"""Divide a labelled set into training, validation and test images, and check for leakage between them.
 
     python scripts/make_splits.py --root=/my/labelled --output=splits.csv
     python scripts/make_splits.py --root=list.csv --output=splits.csv --folds=5 --fold=0 --init_from=runs/d2mae
 
 The set is a folder with one sub-folder per class, or a CSV (`path,label,group`). Splits are stratified by class,
-whole patients (groups) stay together, five folds are 3:1:1, and the same seed gives the same splits. The CSV can
-be given to any run: --config.data.name=manifest --config.data.root=splits.csv.
+never divide a patient (group), and depend only on the seed; five folds give 3:1:1. Any run can use the
+CSV: --config.data.name=manifest --config.data.root=splits.csv.
 
 The audit compares the splits for identical pixels, for near-identical images (perceptual hash) and, with
---init_from, for neighbours in the features of a trained network; it shows the pairs in a page beside the CSV.
---audit_only looks at the splits that the CSV already has.
+--init_from, for neighbours in the features of a trained network; it shows the pairs on a page beside the CSV.
+--audit_only audits the splits that the CSV already has.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def parse(arguments=None):
     parser.add_argument("--root", required=True)
     parser.add_argument("--output", required=True, help="the CSV to write")
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--fold", type=int, default=0, help="which fold tests")
+    parser.add_argument("--fold", type=int, default=0, help="the fold to use for testing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init_from", default="", help="a run whose features are compared too")
     parser.add_argument("--audit_only", action="store_true", help="keep the splits of the CSV")
@@ -56,11 +56,11 @@ def embeddings(run, index):
         images = [index.source.read(i) for i in range(start, min(start + CHUNK, len(index)))]
         parts.append(dm.encode(trained, images, level=level))
     features = np.concatenate(parts)
-    return features - features.mean(axis=0)  # images of one machine share a large common part
+    return features - features.mean(axis=0)  # features of images from one machine share a large common component
 
 
 def page(path, index, leaks, counts):
-    """What was found, with the pairs side by side."""
+    """Write a page with the findings and the pairs side by side."""
     side = 160
 
     def tile(number):
@@ -72,7 +72,7 @@ def page(path, index, leaks, counts):
     parts = [report.head(f"{path.stem}: splits and leaks"), report.table_of(counts)]
     lines = leaks.lines() or ["No leak was found."]
     if not index.source.groups or not any(index.source.groups):
-        lines.append("Which images are of one patient is not known, so that was not looked at.")
+        lines.append("The set does not record patients, so images of one patient in two splits were not searched for.")
     parts += [f"<p class={'warn' if leaks.any else 'note'}>{html.escape(x)}</p>" for x in lines]
     shown = leaks.pairs[:MAX_SHOWN]
     if shown:

@@ -1,9 +1,9 @@
-"""Run the step of a failure capture again, image by image.
+"""Rerun the training step of a failure capture, image by image.
 
     python scripts/replay_step.py runs/d2mae/failures/step_1234
 
-A run that meets a loss that is not finite stops and writes such a folder: state, configuration and the
-images of the step. This prints the loss of every image of that batch, worst first.
+A run stops when its loss is not finite and writes such a folder with the state, the config and the
+images of the step. This script prints the loss of every image of that batch, largest first.
 """
 
 import json

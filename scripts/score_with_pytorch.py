@@ -2,8 +2,9 @@
 
     python scripts/score_with_pytorch.py EXPORT_FOLDER --input=IMAGES --output=scores.csv
 
-EXPORT_FOLDER is what `export_to_pytorch.py --format=timm` wrote for a fine-tuned run; IMAGES a folder. To copy and
-change: it shows all that happens to an image, for networks trained on sharp images or with a fixed Gaussian blur.
+EXPORT_FOLDER is the folder that `export_to_pytorch.py --format=timm` wrote for a fine-tuned run; IMAGES is a folder.
+You can copy and adapt this script: it shows the whole preprocessing for networks trained on sharp images or with a
+fixed Gaussian blur.
 """
 
 import argparse
@@ -22,7 +23,10 @@ KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 def view(path, p):
-    """One image as the network saw it in training `(1, C, S, S)`; p: `preprocessing` of the certificate."""
+    """Preprocess one image as in training; returns `(1, C, S, S)`.
+
+    p: `preprocessing` of the certificate.
+    """
     blurred = p["degrade"] != "none" and p["where"] == "native"
     image = Image.open(path).convert("L" if p["channels"] == 1 else "RGB")
     shrink = p["max_side"] / max(image.size) if p["max_side"] else 1.0

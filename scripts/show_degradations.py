@@ -62,7 +62,7 @@ def contact_sheet(image: np.ndarray, crop: int):
 
 
 def main() -> None:
-    """Parse the arguments, write the sheet, say where it is."""
+    """Parse the arguments, write the sheet and print its path."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("image", help='an image file, or "phantom"')
     parser.add_argument("--output", default="degradations.png")

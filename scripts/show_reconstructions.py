@@ -1,10 +1,10 @@
-"""Draw what a pre-trained network makes of blurred 2-D images with nothing masked, with PSNR and SSIM.
+"""Draw a pre-trained network's reconstructions of blurred 2-D images without masking, with PSNR and SSIM.
 
     python scripts/show_reconstructions.py RUN IMAGE... [--levels=4,7,10] [--output=reconstructions.png]
 
 RUN is a pre-training run (a workdir) or a weight file. IMAGE is a file, or "phantom:0" to "phantom:119" for a simulated
-one that no demo is trained on. One row per level, and for each image the original, the blurred input and its
-reconstruction. Without --levels the weakest, the middle and the strongest level are shown.
+one that no demo is trained on. Each row is a level; it shows the original, the blurred input and the reconstruction
+of each image. Without --levels the weakest, the middle and the strongest level are shown.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def draw(run: str, names: list[str], levels: list[int]) -> Image.Image:
 
 
 def main() -> None:
-    """Parse the arguments, write the sheet, print where it is."""
+    """Parse the arguments, write the sheet and print its path."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a pre-training run, or a weight file")
     parser.add_argument("images", nargs="+", help='image files, or "phantom:0"')

@@ -1,13 +1,13 @@
-"""Run a study: methods x seeds x folds, from one small file, and one table with the paper's numbers beside ours.
+"""Run a study of methods, seeds and folds, and write one table with the paper's numbers beside ours.
 
     python scripts/study.py studies/methods.py --preset=cpu --output=runs/methods
     python scripts/study.py studies/methods.py --preset=full --output=runs/methods \\
       --pretrain_root=/my/images --finetune_root=/my/labelled --folds=0,1,2,3,4
 
-`--preset=cpu` uses the simulated phantoms and ends in under an hour on two cores; its numbers say that everything
-works, not which method is better on ultrasound. What is finished is not run again, and what was interrupted goes
-on; two methods that differ only in fine-tuning share their pre-training. `--set NAME=VALUE` overrides a field of every
-fine-tuning run, `--set_pretrain` of every pre-training run; `--only` takes some of the methods.
+`--preset=cpu` uses simulated phantoms and takes less than an hour on two cores; its numbers show that everything
+works, not which method is better on ultrasound. Finished runs are not repeated and interrupted runs are resumed. Two
+methods that differ only in fine-tuning share their pre-training. `--set NAME=VALUE` overrides a field of every
+fine-tuning run, `--set_pretrain` one of every pre-training run; `--only` selects methods.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from deblur_mae_jax.metrics import statistics
 from deblur_mae_jax.reports import page as report
 
 SHOWN = ("accuracy", "f1_binary", "f1_macro", "auroc", "dice", "hd95", "surface_distance")
-# Shares are shown in percent, distances as they are.
+# Measures from 0 to 1 are shown in percent, distances in their own unit.
 LENGTHS = ("hd95", "surface_distance")
 
 
@@ -44,8 +44,8 @@ def parse(arguments=None):
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--pretrain_root", default="")
     parser.add_argument("--finetune_root", default="")
-    parser.add_argument("--seeds", default="", help="of fine-tuning, such as 0,1,2")
-    parser.add_argument("--folds", default="0", help="folds that test, such as 0,1,2,3,4")
+    parser.add_argument("--seeds", default="", help="seeds of fine-tuning, such as 0,1,2")
+    parser.add_argument("--folds", default="0", help="test folds, such as 0,1,2,3,4")
     parser.add_argument("--only", default="", help="methods, separated by commas")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--set_pretrain", action="append", default=[], metavar="NAME=VALUE")
@@ -67,7 +67,7 @@ def _overrides(items):
 
 
 def load(path, preset):
-    """The study that a file describes."""
+    """Load the study that a file defines."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"'{path}' does not exist; the studies that come with this are in studies/")
@@ -82,7 +82,7 @@ def load(path, preset):
 
 
 def slug(text):
-    """A name for a folder."""
+    """Turn text into a folder name."""
     return "".join(c if c.isalnum() else "_" for c in text).strip("_")
 
 
@@ -142,7 +142,7 @@ def command(folder, config, overrides):
 
 
 def execute(runs):
-    """Run what is missing; a run that fails is named and the others go on."""
+    """Run all unfinished runs. If a run fails, report it and continue with the others."""
     failed = []
     for number, (kind, name, seed, fold, folder, config, overrides) in enumerate(runs, start=1):
         what = f"[{number}/{len(runs)}] {kind} {name}, fold {fold}, seed {seed}"
@@ -161,7 +161,7 @@ def execute(runs):
 
 
 def collect(study, runs, folds):
-    """One row per method: mean, spread and interval of each measure, and the paper's number."""
+    """One row per method: mean, standard deviation and interval of each measure, and the paper's number."""
     rows = []
     for name, method in study["methods"].items():
         found = []
@@ -177,7 +177,7 @@ def collect(study, runs, folds):
             values = [(f, e["value"]) for f, e in entries if e and e["value"] is not None]
             if not values:
                 continue
-            if folds > 1:  # seeds are averaged within a fold, so that folds are what varies
+            if folds > 1:  # average the seeds within a fold, so that only folds vary
                 n_train = np.mean([n["n_train"] for _, n in found])
                 n_test = np.mean([n["splits"][n["judged_on"]]["images"] for _, n in found])
                 by_fold = [np.mean([v for g, v in values if g == f]) for f in sorted({f for f, _ in values})]
@@ -203,7 +203,7 @@ def text_of(cell):
 
 
 def write(study, rows, output, folds, preset):
-    """`table.md`, `table.csv`, `table.html`."""
+    """Write `table.md`, `table.csv` and `table.html`."""
     measures = [m for m in SHOWN if any(m in row for row in rows)]
     head = ["method", "runs"]
     for measure in measures:
@@ -218,7 +218,7 @@ def write(study, rows, output, folds, preset):
     kind = "folds (Nadeau-Bengio)" if folds > 1 else "fine-tuning seeds (Student)"
     note = (
         f"Percent (distances in mm or pixels); mean ± standard deviation over {kind} and the 95 % interval of "
-        "the mean; not over test cases. The paper's numbers are of its own images, not of these."
+        "the mean; not over test cases. The paper's numbers were measured on its own images, not on these."
     )
     if preset == "cpu":
         note += " Simulated phantoms, a small network and a short training: not a result on ultrasound."

@@ -1,9 +1,9 @@
-"""The two sizes of a study. `cpu` ends in under an hour on two cores; `full` is the papers' setting."""
+"""The two presets of a study. `cpu` takes less than an hour on two cores; `full` uses the papers' settings."""
 
 PRESETS = ("cpu", "full")
 
-# A network of width 128 on 64-pixel phantoms, as in configs/quickstart.py, blurred after the resize so that the
-# blur is not lost in it; few labels, since the simulated classes are easy to tell apart.
+# A network of width 128 on 64-pixel phantoms. As in configs/quickstart.py, the blur follows the resize, which would
+# otherwise hide it. There are few labels because the simulated classes are easy to distinguish.
 _CPU_PRETRAIN = {
     "image_size": 64,
     "model.patch_size": 8,
@@ -50,7 +50,7 @@ _CPU_SIZE = {k: v for k, v in _CPU_PRETRAIN.items() if k in (
 
 
 def preset(name: str) -> dict:
-    """Overrides of all pre-training and all fine-tuning runs, and the seeds of the latter."""
+    """Overrides for all pre-training and all fine-tuning runs, and the fine-tuning seeds."""
     if name == "cpu":
         return {
             "pretrain": dict(_CPU_PRETRAIN),
@@ -62,7 +62,7 @@ def preset(name: str) -> dict:
 
 
 def levels(preset_name: str, max_sigma: float = 1.1, step: float = 0.1) -> str:
-    """D2MAE's degradation; in the small preset sigma is doubled, and the kernel not rounded to 8 bits."""
+    """D2MAE's degradation; the `cpu` preset doubles sigma and does not round the kernel to 8 bits."""
     if preset_name == "cpu":
         return f"blur.gaussian_levels(max_sigma={2 * max_sigma:g}, step={2 * step:g}, kernel='opencv_float')"
     return f"blur.gaussian_levels(max_sigma={max_sigma:g}, step={step:g})"

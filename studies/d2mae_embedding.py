@@ -4,7 +4,7 @@ from studies import common
 
 
 def get_study(preset):
-    """Three ways."""
+    """One method for each way to receive the level."""
     study = common.preset(preset)
     study["methods"] = {
         name: {

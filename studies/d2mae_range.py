@@ -4,7 +4,7 @@ from studies import common
 
 
 def get_study(preset):
-    """Three ranges."""
+    """One method for each range."""
     study = common.preset(preset)
     study["methods"] = {
         f"sigma up to {high:g}": {

@@ -1,14 +1,14 @@
 """D2MAE, the blur of the downstream images: none, fixed, searched (paper: F1 87.95, 88.36, 89.84 on GE4K).
 
-`random` and `oracle` are controls that the paper lacks: any gain of the search must exceed that of a random level, and
-cannot exceed that of the level which suits the label best.
+`random` and `oracle` are controls that the paper lacks. A search that works must gain more than a random level; it
+cannot gain more than the level chosen using the label.
 """
 
 from studies import common
 
 
 def get_study(preset):
-    """One pre-training, five settings."""
+    """One pre-training run, and one method for each of the six settings."""
     study = common.preset(preset)
     fixed = "fixed(0.8)" if preset == "cpu" else "fixed(0.5)"
     settings = (("none", 87.95), (fixed, 88.36), ("search(2)", 89.84), ("online(2)", None),

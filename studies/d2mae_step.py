@@ -4,7 +4,7 @@ from studies import common
 
 
 def get_study(preset):
-    """One pre-training, three steps."""
+    """One pre-training run, and one method for each search step."""
     study = common.preset(preset)
     study["methods"] = {
         f"step {step}": {

@@ -5,7 +5,7 @@
       --pretrain_root="/data/lung=ct;/data/brain=mr" \\
       --finetune_root=/data/feta=mr --folds=0,1,2,3,4
 
-Paper numbers: FeTA, Dice over 5 folds.
+The paper's numbers are Dice on FeTA over 5 folds.
 """
 
 from studies import common
@@ -26,7 +26,7 @@ _FETA = {"from scratch": (83.9, 61.8), "3-D MAE": (83.8, 62.5), "DAE": (84.2, 65
 
 
 def get_study(preset):
-    """Three starts, two shares of the volumes."""
+    """Three initialisations, each with two shares of the training volumes."""
     small = preset == "cpu"
     study = {
         "pretrain": _PRETRAIN if small else {},

@@ -2,7 +2,8 @@
 
     python scripts/study.py studies/methods.py --preset=cpu --output=runs/methods
 
-Paper numbers: GE4K (thyroid), end-to-end fine-tuning; F1 is of the malignant class, for D2MAE macro.
+The paper's numbers are for end-to-end fine-tuning on GE4K (thyroid). F1 is that of the malignant class; for D2MAE it is
+macro F1.
 """
 
 from studies import common

@@ -1,1 +1,1 @@
-"""Programs beside training: search, probe, predict, segment, plan."""
+"""Programs other than training: search, probe, predict, segment, plan."""

@@ -1,7 +1,6 @@
-"""The command line: `python main.py --config=configs/quickstart.py --workdir=runs/first`, or `deblur-mae` where
-installed.
+"""The command line: `python main.py --config=configs/quickstart.py --workdir=runs/first`, or `deblur-mae` if installed.
 
-Only flags and exit codes live here; notebooks and tests call `commands.run.run(config, workdir)` themselves.
+This module contains only flags and exit codes; notebooks and tests call `commands.run.run(config, workdir)` directly.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from ml_collections import config_flags
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.performance import tuning
 
-# Configs of version 0.1 that are arguments of another file now.
+# Configs of version 0.1 that are now arguments of another config file.
 RENAMED = {
     f"{kind}_{organ}": f"{kind}.py:{organ}" if organ != "folder" else f"{kind}.py"
     for kind in ("finetune", "from_scratch", "linear_probe", "knn_probe")
@@ -34,40 +33,40 @@ RENAMED = {
 
 
 def define_flags() -> None:
-    """All flags; fields of the config are flags too (`--config.optim.steps=10`)."""
-    config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+    """Define all flags; fields of the config are flags too (`--config.optim.steps=10`)."""
+    config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.", lock_config=True)
     text, switch = flags.DEFINE_string, flags.DEFINE_bool
-    text("workdir", None, "Folder of the run; the same one again resumes it.")
+    text("workdir", None, "Folder of the run. Use the same folder again to resume the run.")
     flags.DEFINE_enum(
         "mode",
         "run",
         ["run", "predict"],
-        "run: what the config says | predict: apply the run in --workdir.",
+        "run: train, or run the program that the config names | predict: apply the run in --workdir to new images.",
     )
-    text("input", "", "With --mode=predict: a folder of images, or a CSV.")
-    text("output", "", "With --mode=predict: the CSV to write; of a segmentation, the folder.")
+    text("input", "", "With --mode=predict: a folder of images, or a CSV that lists them.")
+    text("output", "", "With --mode=predict: the CSV to write; for a segmentation, the folder to write.")
     text(
         "infer",
         "",
-        "With --mode=predict of a segmentation: fields of config.infer, 'flips=True,overlap=0.7'.",
+        "With --mode=predict for a segmentation: fields of config.infer, such as 'flips=True,overlap=0.7'.",
     )
-    switch("dry_run", False, "Compile, print the cost, take one step, exit.")
-    switch("plan", False, "Print FLOPs, memory, hours and rough cost on known chips and here, exit.")
-    flags.DEFINE_integer("plan_images", 0, "With --plan: as if the set had so many images.")
-    text("prices", "", "With --plan: your prices, dollars per chip and hour, 'H100=2.5,TPU v5e=0.6'.")
+    switch("dry_run", False, "Compile, take two steps, print the cost, exit.")
+    switch("plan", False, "Print FLOPs, memory, hours and rough cost on known chips and on this machine, then exit.")
+    flags.DEFINE_integer("plan_images", 0, "With --plan: plan for a data set of this many images.")
+    text("prices", "", "With --plan: your prices in dollars per chip and hour, such as 'H100=2.5,TPU v5e=0.6'.")
     switch(
         "profile",
         False,
         "Trace a few steps into <workdir>/profile and print where their time went.",
     )
-    switch("distributed", False, "Several hosts that find each other (TPU pods).")
-    text("coordinator", None, "host:port of process 0, for other clusters.")
-    flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
-    flags.DEFINE_integer("process_id", None, "This process, with --coordinator.")  # fmt: skip
+    switch("distributed", False, "Run on several hosts that detect each other (TPU pods).")
+    text("coordinator", None, "Address host:port of process 0, for other clusters.")
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
+    flags.DEFINE_integer("process_id", None, "With --coordinator: number of this process.")  # fmt: skip
 
 
 def fail(message: object, status: int = 2) -> None:
-    """One line on stderr, no traceback."""
+    """Print the error as one line on stderr, without a traceback."""
     if isinstance(message, KeyError) and message.args:  # its text is the repr of its argument
         message = message.args[0]
     print("error:", " ".join(str(message).split()), file=sys.stderr)
@@ -75,9 +74,9 @@ def fail(message: object, status: int = 2) -> None:
 
 
 def located(argument: str) -> str:
-    """A `--config=` argument with the file that it means.
+    """Replace the file of a `--config=` argument with the path of an existing config.
 
-    Names of version 0.1 become the new ones, with a note; outside a checkout the configs of the package are found.
+    Names of version 0.1 become the new names, with a note. Outside a checkout, the configs of the package are used.
     """
     flag, equals, value = argument.partition("=")
     if flag.lstrip("-") != "config" or not equals:
@@ -97,19 +96,19 @@ def located(argument: str) -> str:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Flags, with unknown config fields reported as one line."""
+    """Parse the flags, and report unknown config fields in one line."""
     try:
         return flags.FLAGS(argv)
-    except Exception as error:  # absl, ml_collections and the config file each raise their own
+    except Exception as error:  # absl, ml_collections and the config file each raise different errors
         text = str(error)
-        if "Traceback" in text:  # of a config file: what it raised is in the last line
+        if "Traceback" in text:  # an error in a config file: the last line has its message
             error = Exception(text.strip().splitlines()[-1].split(": ", 1)[-1])
         fail(error)
         raise AssertionError from error
 
 
 def check(argv: list[str]) -> None:
-    """Refuse what cannot be right before JAX is started."""
+    """Reject invalid flags before JAX starts."""
     values = flags.FLAGS
     if len(argv) > 1:
         fail(f"unexpected argument '{argv[1]}'; flags start with --")
@@ -128,7 +127,7 @@ def check(argv: list[str]) -> None:
 
 
 def start() -> Any:
-    """Do what the flags say; the result of a training run, or None."""
+    """Run the program that the flags select. Returns the result of a training run, or None."""
     import jax
 
     values = flags.FLAGS
@@ -146,7 +145,7 @@ def start() -> Any:
 
 
 def run_flags(argv: list[str]) -> None:
-    """Start, and end with the exit status that says how it went."""
+    """Run the program and exit with a status code that reports the outcome."""
     check(argv)
     logging.set_verbosity(logging.WARNING)
     import jax
@@ -175,8 +174,8 @@ def run_flags(argv: list[str]) -> None:
 
 
 def main() -> None:
-    """The program; also the console command `deblur-mae`."""
-    tuning.start_well()  # before anything that takes memory or starts JAX
+    """Entry point of the program, also of the console command `deblur-mae`."""
+    tuning.start_well()  # must run before anything allocates memory or starts JAX
     sys.argv[1:] = [located(argument) for argument in sys.argv[1:]]
     define_flags()
     app.run(run_flags, flags_parser=parse)

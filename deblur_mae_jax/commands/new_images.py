@@ -1,4 +1,4 @@
-"""A folder or a CSV of new images, read as the images of a trained network were."""
+"""Read new images from a folder or a CSV in the same way as the training images of a network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHUNK = 256
 
 
 def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
-    """The usable images of `root`, and those left out. Raises `UserError` naming --input."""
+    """Index the usable images of `root` and list those left out. Raises `UserError` naming --input."""
     is_3d = trained.network.axes == 3
     values = {"data.root": root, "data.split": "all", "data.max_bad_fraction": 0.999}
     if is_3d:
@@ -41,7 +41,7 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
 
 
 def chunks(index: Index) -> Iterator[tuple[range, list[np.ndarray]]]:
-    """The images of an index, a few at a time: their numbers, and their pixels."""
+    """Yield the images of an index, a few at a time, as their numbers and their pixels."""
     for start in range(0, len(index), CHUNK):
         numbers = range(start, min(start + CHUNK, len(index)))
         yield numbers, [index.source.read(number) for number in numbers]

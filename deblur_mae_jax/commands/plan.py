@@ -1,17 +1,17 @@
-"""`--plan`: what a run costs on chips that are not here, in closed form, and on this machine, timed.
+"""`--plan`: estimate the cost of a run on other chips by formula, and on this machine by a benchmark.
 
-Four numbers decide: the FLOPs of the matrix products (each model's `flops_per_image`), the bytes that
-travel to and from a chip's memory, the memory that must hold them, and the price of an hour.
+The cost depends on four numbers: the FLOPs of the matrix products (each model's `flops_per_image`), the bytes moved
+to and from the memory of a chip, the size of that memory, and the price of an hour.
 
     bytes of a step  = 5 x saved activations + 42 x parameters
     memory           = 18 x parameters + saved activations + input + images kept on the device
     seconds          = FLOPs / (80 % of peak) + bytes / (90 % of bandwidth)
 
-Saved activations are what JAX keeps for the backward pass, counted on the program itself: written
-once, read twice, and as many gradients written and read. Of 42 bytes per parameter 36 are AdamW's
-(weight, gradient and two moments read, three of them written, the gradient once more for its norm)
-and 6 the bfloat16 copy. Products and the rest take turns, as they do in a program without fused
-attention. 80 and 90 % are what large products and copies reach on an H100.
+Saved activations are the arrays that JAX keeps for the backward pass, counted from the program itself.
+They are written once and read twice, and as many gradients are written and read. Of the 42 bytes per
+parameter, AdamW uses 36 (it reads weight, gradient and two moments, writes three of them, and reads the
+gradient once more for its norm) and the bfloat16 copy uses 6. Matrix products and memory traffic do not
+overlap, as in a program without fused attention. Large products and copies reach 80 and 90 % on an H100.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ from deblur_mae_jax.training import compilation, experiment
 from deblur_mae_jax.training.progress import Progress, duration
 
 PRODUCTS, COPIES = 0.8, 0.9
-# Parts of a step timed on a CPU: enough to fill it, not a batch for a pod.
+# FLOPs of the step that is timed on a CPU: enough to fill the CPU, but less than a batch for a pod.
 TIMED_FLOPS = 5e11
 
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What a run needs of any accelerator, in bfloat16; bytes and FLOPs of a whole step."""
+    """Requirements of a run on any accelerator, in bfloat16; bytes and FLOPs are per whole step."""
 
     parameters: int
     flops_per_image: float
     saved_per_image: float
     input_per_image: float
-    images: float  # bytes of the whole set, where it is kept on the device
+    images: float  # bytes of the whole data set if it is kept on the device
     batch: int
     accum: int
     steps: int
 
     @property
     def flops(self) -> float:
-        """Of the matrix products of one step."""
+        """FLOPs of the matrix products of one step."""
         return self.flops_per_image * self.batch
 
     @property
     def bytes(self) -> float:
-        """To and from memory in one step."""
+        """Bytes moved to and from memory in one step."""
         return 5 * self.saved_per_image * self.batch + 42 * self.parameters
 
     def memory(self, accum: int | None = None, dtype: str = "bfloat16") -> float:
-        """Bytes at the peak of a step."""
+        """Peak memory of a step, in bytes."""
         images_at_once = self.batch / (accum or self.accum)
         held = images_at_once * (_width(dtype) * self.saved_per_image + self.input_per_image)
         return 18 * self.parameters + held + self.images
@@ -80,15 +80,15 @@ class Need:
 
 
 def _width(dtype: str) -> int:
-    """How many times the bytes of bfloat16."""
+    """Size of the data type relative to bfloat16."""
     return jnp.dtype(dtype).itemsize // 2
 
 
 def saved_bytes(network: Any, batch: Any, keys: Any) -> float:
-    """Bytes per image that the backward pass needs of the forward pass, by JAX's own account.
+    """Bytes per image that JAX saves in the forward pass for the backward pass.
 
-    Left out: parameters and their copies in another precision, what is there anyway (the batch), and
-    float32 arrays that are kept in bfloat16 as well, of which the compiler keeps one.
+    The count excludes the parameters and their copies in another precision, the batch, and float32 arrays
+    that are also saved in bfloat16, because the compiler keeps only one of the two.
     """
     params = jax.eval_shape(network.init)
 
@@ -113,9 +113,12 @@ def saved_bytes(network: Any, batch: Any, keys: Any) -> float:
 
 
 def need(run: experiment.Experiment, num_images: int = 0) -> Need:
-    """What `run` needs of an accelerator; with `num_images`, as if it had so many."""
+    """Requirements of `run` on an accelerator.
+
+    num_images: size of the data set to assume; 0 for the size of the set of the run.
+    """
     config = copy(run.config, {"model.dtype": "bfloat16"})
-    # What a CPU chooses is not what an accelerator does.
+    # Settings chosen for a CPU differ from those for an accelerator.
     if flat(config).get("model.attention") in ("auto", "by_image"):
         config.model.attention = "xla"
     classes = len(run.supervision.classes) if run.supervision else 0
@@ -125,7 +128,7 @@ def need(run: experiment.Experiment, num_images: int = 0) -> Need:
     keys = jax.eval_shape(lambda: stream_keys(0, 0, jnp.arange(size)))
 
     def prepare(arrays, first_image, keys):
-        def level(*_):  # an online search gives each example one
+        def level(*_):  # an online search assigns a level to each example
             return jnp.ones(size, jnp.int32)
 
         choose = level if run.choose_level is not None else None
@@ -157,7 +160,7 @@ def _first(run: experiment.Experiment) -> Any:
 
 
 def fitting_accum(wanted: Need, chip: chips.Chip) -> int:
-    """The fewest accumulation steps with which a step fits 90 % of the chip; 0: none does."""
+    """The fewest accumulation steps with which a step fits 90 % of the memory of the chip; 0 if it never fits."""
     for accum in range(wanted.accum, wanted.batch + 1):
         if wanted.batch % accum == 0 and wanted.memory(accum, chip.dtype) <= (0.9e9 * chip.gigabytes):
             return accum
@@ -165,9 +168,9 @@ def fitting_accum(wanted: Need, chip: chips.Chip) -> int:
 
 
 def timed(run: experiment.Experiment, repeats: int = 3) -> tuple[float, int]:
-    """(seconds per image here, the batch it was timed at); compiles and runs a few steps.
+    """Compile and time a few steps. Returns the seconds per image on this machine and the batch size of the test.
 
-    On a CPU at a smaller batch than the run's, where that would take minutes.
+    On a CPU the batch is smaller than that of the run if a full batch would take minutes.
     """
     devices = jax.device_count()
     fits = max(1, int(TIMED_FLOPS / run.network.flops_per_image) // devices) * devices
@@ -187,7 +190,7 @@ def timed(run: experiment.Experiment, repeats: int = 3) -> tuple[float, int]:
 
 
 def parse_prices(text: str) -> dict[str, float]:
-    """`'H100=2.5,TPU v5e=0.6'` -> dollars per chip and hour."""
+    """Parse prices such as `'H100=2.5,TPU v5e=0.6'`, in dollars per chip and hour."""
     prices = {}
     for item in filter(None, (item.strip() for item in text.split(","))):
         name, _, value = (piece.strip() for piece in item.partition("="))
@@ -201,7 +204,7 @@ def parse_prices(text: str) -> dict[str, float]:
 
 
 def table(wanted: Need, prices: dict[str, float]) -> list[str]:
-    """A line per chip: memory, time, share of peak, hours, money."""
+    """Return one line per chip: memory, time, share of peak, hours, cost."""
     lines = [
         f"{'one chip':9s} {'peak':>11s} {'memory':>7s} {'a step needs':>20s} {'img/s':>8s} "
         f"{'of peak':>8s} {'whole run':>14s} {'$/h':>6s} {'money':>10s}"
@@ -229,7 +232,7 @@ def table(wanted: Need, prices: dict[str, float]) -> list[str]:
 def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
     """Print the plan of a training run; nothing is written. Raises `UserError`.
 
-    num_images: plan for a set of so many images without having them: simulated ones are timed.
+    num_images: plan for a data set of this many images, which need not exist; simulated images are timed.
     """
     progress = Progress()
     if config.task.name in PROGRAMS:
@@ -255,7 +258,7 @@ def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
         "",
         *table(wanted, own_prices),
         "a: assumed, from the FLOPs at 80 % of peak and the traffic at 90 % of bandwidth; m: measured. "
-        "Several chips divide the hours, not the money; small networks do not fill a chip and take longer.",
+        "Several chips divide the hours but not the cost. Small networks do not fill a chip and take longer.",
     ]
     for line in lines:
         progress.print(line)

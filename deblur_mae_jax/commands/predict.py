@@ -22,12 +22,12 @@ from deblur_mae_jax.weight_formats import files
 
 
 def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str = "") -> Path:
-    """Label maps (`commands/segment.py`) or class probabilities (`classify`), as the run learned it.
+    """Predict label maps (`commands/segment.py`) or class probabilities (`classify`), depending on the run.
 
-    run_folder: a workdir or a weight file; of segmentations also several, "a,b,c", which are averaged.
-    images: a folder or a CSV.
-    output: the CSV to write, or the folder of label maps.
-    infer: fields of `config.infer`, "flips=True,overlap=0.7", of a segmentation.
+    run_folder: a workdir or a weight file; several segmentation runs, "a,b,c", are averaged.
+    images: a folder of images, or a CSV.
+    output: the CSV to write, or the folder for the label maps.
+    infer: fields of `config.infer` for a segmentation, such as "flips=True,overlap=0.7".
     """
     folders = [str(run_folder)]
     if not Path(run_folder).expanduser().exists():
@@ -40,18 +40,18 @@ def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str
     if networks.identify(config).kind == "segment":
         return segment.run(folders, images, str(output), infer)
     if infer:
-        raise UserError("--infer: only a segmentation has these fields")
+        raise UserError("--infer: only segmentation runs have these fields")
     if len(folders) > 1:
-        raise UserError("--workdir: several runs are averaged only where they segment")
+        raise UserError("--workdir: only segmentation runs can be averaged")
     return classify(run_folder, images, output)
 
 
 def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Path:
-    """Predictions of the classifier in `run_folder` for every image of a folder or CSV.
+    """Classify every image of a folder or CSV with the classifier in `run_folder`.
 
-    The images are blurred as the run's setting says, a D2MAE classifier's by a search. Files that
-    cannot be used are listed beside the table. Returns the path of the CSV, `predictions_new.csv` in
-    the run if no `output` is given.
+    The images are blurred according to the setting of the run; a D2MAE classifier uses a blur search.
+    Files that cannot be used are listed in a CSV next to the table. Returns the path of the table,
+    `predictions_new.csv` in the run by default.
     """
     progress = Progress()
     trained = api.load(run_folder)

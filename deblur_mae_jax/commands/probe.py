@@ -41,7 +41,7 @@ def candidates(kind: str, config: ConfigDict, train: int) -> dict[str, Any]:
     if kind == "knn":
         return {
             f"k = {k}": make_pipeline(
-                Normalizer(),  # then Euclidean neighbours are those of the cosine
+                Normalizer(),  # after this, Euclidean and cosine neighbours are the same
                 KNeighborsClassifier(k, weights="distance"),
             )
             for k in config.probe.neighbours
@@ -61,9 +61,9 @@ def candidates(kind: str, config: ConfigDict, train: int) -> dict[str, Any]:
 
 
 def run(config: ConfigDict, workdir: str | Path, dry_run: bool = False) -> dict[str, Any]:
-    """Encode the images of all splits once, fit on training, choose on validation, judge on test.
+    """Encode all images once, fit on the training split, choose on validation, and evaluate on the test split.
 
-    The images are degraded as the network of `config.init_from` was trained, a D2MAE network's at the
+    The images are degraded as in the training of the network of `config.init_from`; a D2MAE network uses the
     level that the blur search finds. Returns the numbers of `metrics.json`. Raises `UserError`.
     """
     if dry_run:
@@ -110,7 +110,7 @@ def run(config: ConfigDict, workdir: str | Path, dry_run: bool = False) -> dict[
 
 
 def _features(trained: TrainedNetwork, index: Index, labels: Supervision, pool: str, progress: Progress) -> np.ndarray:
-    """`(N, D)` float64 of all images."""
+    """Features `(N, D)` float64 of all images."""
     network = trained.with_params(jax.tree.map(jax.numpy.asarray, trained.params))
     features = []
     for numbers, images in new_images.chunks(index):
@@ -125,7 +125,7 @@ def _features(trained: TrainedNetwork, index: Index, labels: Supervision, pool: 
 
 
 def _choose(config: ConfigDict, labels: Supervision, x: np.ndarray) -> tuple[str, Any]:
-    """(name, fitted classifier) of the best one on the validation images."""
+    """Return the name and the fitted classifier that is best on the validation images."""
     train, val = labels.indices["train"], labels.indices["val"]
     best: tuple[float, str, Any] | None = None
     for name, model in candidates(config.probe.kind, config, len(train)).items():
@@ -149,7 +149,10 @@ def _judge(
     x: np.ndarray,
     model: Any,
 ) -> dict[str, Any]:
-    """Predict validation and test images, write the report. run: images, labels, lines for the page."""
+    """Predict validation and test images and write the report.
+
+    run: images, labels and lines for the page.
+    """
     index, labels, lines = run
     indices = labels.indices
     sigmas = blur_search.all_sigmas(parse.degradation(config.task.degrade))
@@ -182,7 +185,7 @@ def _judge(
 
 
 def probabilities(model: Any, x: np.ndarray, num_classes: int) -> np.ndarray:
-    """`(N, num_classes)`, zero for classes that no training image has."""
+    """Probabilities `(N, num_classes)`; zero for classes without training images."""
     out = np.zeros((len(x), num_classes))
     out[:, model.classes_] = model.predict_proba(x)
     return out

@@ -1,4 +1,4 @@
-"""`run(config, workdir)`: whatever a config asks for."""
+"""`run(config, workdir)`: run the program that a config selects."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import lookup
 from deblur_mae_jax.errors import UserError
 
-# What the loop does not train: `config.task.name`, and the module whose `run` does it.
+# Tasks without a training loop: `config.task.name`, and the module with its `run`.
 PROGRAMS = {"blur_search": "search", "probe": "probe"}
 
 
 def run(config: ConfigDict, workdir: str | Path, dry_run: bool = False, profile: bool = False) -> Any:
-    """Train, or run the program that `config.task.name` names; the same call again resumes.
+    """Train, or run the program that `config.task.name` selects. The same call again resumes a run.
 
-    dry_run: compile, take two steps, print what they cost.
-    profile: trace a few training steps; only what the loop trains has steps.
-    Raises `UserError` for bad input and `NonFiniteLossError` when a loss is not finite.
+    Raises `UserError` for invalid input and `NonFiniteLossError` if a loss is not finite.
+
+    dry_run: compile, take two steps, and print their cost.
+    profile: trace a few training steps; only for tasks that train.
     """
     from deblur_mae_jax import train
     from deblur_mae_jax.training import compilation

@@ -1,4 +1,4 @@
-"""The blur search as a run of its own: `main.py --config=configs/blur_search.py`."""
+"""The blur search as a separate run: `main.py --config=configs/blur_search.py`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STRIPS = 6
 
 @dataclasses.dataclass
 class SearchResult:
-    """What a blur search left."""
+    """The result of a blur search."""
 
     table: blur_search.Table
     report: Path
@@ -135,7 +135,7 @@ def _write_page(
     }
     page.write(folder, f"{workdir.name}: optimal blurriness search", [
         page.table_of(facts),
-        "<p class=note>For every image the level whose reconstruction, nothing masked, is closest to "
-        "the original; the smallest at a tie. No label is used.</p>",
+        "<p class=note>The best level of an image is the one whose unmasked reconstruction is closest to "
+        "the original; at a tie, the smallest level. The search uses no labels.</p>",
         *(f"<h2>{html.escape(name)}</h2>{page.embedded(data, name)}" for name, data in figures.items()),
     ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""Segment new images: `main.py --mode=predict --workdir=RUN --input=FOLDER`, of a segmentation run."""
+"""Segment new images with a segmentation run: `main.py --mode=predict --workdir=RUN --input=FOLDER`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.training.progress import Progress
 from deblur_mae_jax.workdir.run_folder import Workdir
 
-# What is done to an image before the network; it must be the same for all members of an ensemble.
+# Preprocessing fields, which must be the same for all members of an ensemble.
 PREPARATION = ("image_size", "task.degrade", "task.blur_site", "data.spacing", "data.ct_window", "data.mean",
 "data.std",
                "data.max_side", "data.bits16", "search.setting")  # fmt: skip
 
 
 def infer_fields(config: ConfigDict, text: str) -> ConfigDict:
-    """`config.infer` with the fields of `text`, such as "flips=True,overlap=0.7"."""
+    """Override fields of `config.infer` with those of `text`, such as "flips=True,overlap=0.7"."""
     infer = ConfigDict(config.infer.to_dict())
     for setting in filter(str.strip, text.split(",")):
         name, _, value = (piece.strip() for piece in setting.partition("="))
@@ -48,7 +48,7 @@ def infer_fields(config: ConfigDict, text: str) -> ConfigDict:
 
 
 def load_members(folders: list[str]) -> list[TrainedNetwork]:
-    """The runs of an ensemble; they must be of one kind."""
+    """Load the runs of an ensemble; all must be of the same kind."""
     members = [api.load(folder) for folder in folders]
     first = members[0]
     for folder, member in zip(folders, members, strict=True):
@@ -60,30 +60,30 @@ def load_members(folders: list[str]) -> list[TrainedNetwork]:
         same &= all(values.get(name) == expected.get(name) for name in PREPARATION)
         if not same:
             raise UserError(
-                f"--workdir: '{folder}' has other labels, another network or another preparation than "
+                f"--workdir: '{folder}' differs in labels, network or preprocessing from "
                 f"'{folders[0]}': they cannot be averaged"
             )
     return members
 
 
 def run(folders: list[str], images: str, output: str = "", infer: str = "") -> Path:
-    """Label maps of every image of a folder or CSV, by one run or the mean of several; returns their folder.
+    """Segment every image of a folder or CSV with one run or the mean of several. Returns the output folder.
 
-    A volume is written as NIfTI on its own voxels, a 2-D image as PNG, with the values of the masks of the training
-    images; beside them `segmentations.csv` with the size of every label. Files that cannot be used are listed in
-    `skipped.csv`.
+    A volume is written as NIfTI on its original grid and a 2-D image as PNG, with the values of the training masks.
+    `segmentations.csv` in the same folder lists the size of every label, and `skipped.csv` the files that cannot be
+    used.
 
     folders: workdirs or weight files.
-    images: a folder or a CSV.
+    images: a folder of images, or a CSV.
     output: a folder; `segmentations/new` of the first run by default.
-    infer: fields of `config.infer`, "flips=True,overlap=0.7".
+    infer: fields of `config.infer`, such as "flips=True,overlap=0.7".
     """
     progress = Progress()
     members = load_members(folders)
     first = members[0]
     out = Path(output).expanduser() if output else Workdir(folders[0]).segmentations / "new"
     if out.suffix in (".csv", ".gz", ".nii", ".png"):
-        raise UserError(f"--output: '{out}' must be a folder, the label maps go there")
+        raise UserError(f"--output: '{out}' must be a folder for the label maps")
     new_images.make_folder(out)
     index = new_images.index_of(first, images, progress)
     loader = Loader(index, first.config.model.in_chans, _levels(first, index))
@@ -125,7 +125,7 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
 
 
 def _levels(trained: TrainedNetwork, index: Index) -> dict[str, np.ndarray]:
-    """The blur level of every image, as a `Loader` takes it; empty for networks without levels."""
+    """The blur level of every image, in the form a `Loader` expects; empty for networks without levels."""
     if trained.network.axes == 3 or not trained.network.inputs.degradation.num_levels:
         return {}
     levels: list[int] = []

@@ -1,4 +1,4 @@
-"""Leakage: the same image, or nearly the same, in two splits, or in pre-training and in the test split."""
+"""Find leakage: identical or nearly identical images in two splits, or in pre-training and in the test split."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from deblur_mae_jax.data.index import Index, pixel_hash
 from deblur_mae_jax.data.source import BadImage
 
 HASH_SIDE = 16
-# Of HASH_SIDE ** 2 bits. Of the 200 near-duplicates that BUSI and MMOTU list, 199 are within it, and 62 pairs that they
-# do not list (of 880,000), among them the same image under two labels. 24 bits find 171.
+# Largest number of differing bits, of HASH_SIDE ** 2. It finds 199 of the 200 near-duplicates that BUSI and MMOTU list,
+# and 62 pairs (of 880,000) that they do not list, among them the same image under two labels. 24 bits find 171.
 NEAR_BITS = 40
 NEAR_COSINE = 0.995
 
 
 @dataclasses.dataclass
 class Pair:
-    """Two images that are too alike. kind: identical, near-identical, same patient, embedding."""
+    """Two images that are too similar.
+
+    kind: kind of similarity: identical, near-identical, same patient, or near in the embedding.
+    """
 
     kind: str
     first: str
@@ -36,8 +39,13 @@ class Pair:
 
 @dataclasses.dataclass
 class Leaks:
-    """What was found. pretraining: names of judged images that pre-training saw; unknown where it kept
-    no record."""
+    """The leaks that were found.
+
+    pairs: similar images in different splits.
+    pretraining: names of evaluated images that were also used in pre-training.
+    pretraining_known: whether the pre-training run recorded its images.
+    near_checked: whether perceptual hashes were compared too.
+    """
 
     pairs: list[Pair]
     pretraining: list[str]
@@ -50,7 +58,7 @@ class Leaks:
         return bool(self.pairs or self.pretraining)
 
     def lines(self) -> list[str]:
-        """What was found, in words."""
+        """Describe each kind of leak in one line."""
         out = []
         for kind in dict.fromkeys(p.kind for p in self.pairs):
             count = sum(p.kind == kind for p in self.pairs)
@@ -84,21 +92,21 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
 
 
 class _Pairs:
-    """Pairs of images in two splits, each with the first kind of likeness that was found."""
+    """Pairs of similar images in different splits, each with the first kind of similarity that was found."""
 
     def __init__(self, index: Index, split: np.ndarray):
         self.names, self.split = index.source.names, split
         self.pairs: dict[tuple[int, int], Pair] = {}
 
     def note(self, kind: str, i: int, j: int) -> None:
-        """Images `i` and `j` are alike."""
+        """Record that images `i` and `j` are similar, if they are in different splits."""
         i, j = (i, j) if i < j else (j, i)
         if self.split[i] != self.split[j] and (i, j) not in self.pairs:
             first, second = (self.names[i], str(self.split[i])), (self.names[j], str(self.split[j]))
             self.pairs[i, j] = Pair(kind, *first, *second, (i, j))
 
     def note_all(self, kind: str, numbers: list[int]) -> None:
-        """All of these images are alike."""
+        """Record that all of these images are similar."""
         for a, i in enumerate(numbers):
             for j in numbers[a + 1 :]:
                 self.note(kind, i, j)
@@ -112,12 +120,12 @@ def compare(
     near: bool = True,
     embeddings: np.ndarray | None = None,
 ) -> Leaks:
-    """Compare the splits with one another: identical pixels, and patients in two splits.
+    """Compare the splits: find identical pixels, and patients that are in two splits.
 
-    indices: numbers of the images of each split.
-    pretrained: hashes of the images that pre-training saw.
+    indices: indices of the images of each split.
+    pretrained: pixel hashes of the images used in pre-training.
     near: compare perceptual hashes too.
-    embeddings: `(N, D)`, whose neighbours are compared too.
+    embeddings: features `(N, D)`; if given, nearest neighbours are compared too.
     """
     names, source = index.source.names, index.source
     split = np.full(len(index), "", dtype="<U5")
@@ -150,7 +158,7 @@ def compare(
 
 
 def _hashes(index: Index, used: list[int]) -> list[str]:
-    """The pixel hash of every image, computed where only its header was read before."""
+    """The pixel hash of every image. It is computed here if the index read only the header."""
     hashes = list(index.hashes)
     for i in used:
         if not hashes[i]:
@@ -162,12 +170,12 @@ def _hashes(index: Index, used: list[int]) -> list[str]:
 
 
 def _note_near(pairs: _Pairs, index: Index, used: list[int]) -> None:
-    """Images whose perceptual hashes differ in few bits."""
+    """Record pairs of images whose perceptual hashes differ in few bits."""
     bits = np.zeros((len(used), HASH_SIDE**2), bool)
     for row, i in enumerate(used):
         try:
             bits[row] = perceptual_hash(index.source.read(i))
-        except (BadImage, OSError):  # it could be read when the run began
+        except (BadImage, OSError):  # readable when the run started, but no longer
             bits[row] = np.random.default_rng(i).random(HASH_SIDE**2) < 0.5
     signs = np.where(bits, 1.0, -1.0).astype(np.float32)
     for row, i in enumerate(used):
@@ -177,7 +185,7 @@ def _note_near(pairs: _Pairs, index: Index, used: list[int]) -> None:
 
 
 def _note_neighbours(pairs: _Pairs, embeddings: np.ndarray, used: list[int]) -> None:
-    """Images whose features point in nearly the same direction."""
+    """Record pairs of images whose features point in nearly the same direction."""
     search = NearestNeighbors(n_neighbors=min(4, len(used)), metric="cosine")
     distance, neighbour = search.fit(embeddings[used]).kneighbors()
     for row, i in enumerate(used):
@@ -187,12 +195,12 @@ def _note_neighbours(pairs: _Pairs, embeddings: np.ndarray, used: list[int]) -> 
 
 
 def known_hashes(path: Path) -> set[str] | None:
-    """Hashes of the images that pre-training saw, from a copy that the run keeps; `None` without one."""
+    """Hashes of the images used in pre-training, from the copy in the workdir. `None` if there is no copy."""
     return set(json.loads(path.read_text())) if path.exists() else None
 
 
 def hashes_of_index(path: Path) -> list[str] | None:
-    """Hashes of the images of a run, from its index; `None` where it has none."""
+    """Hashes of the images of a run, read from its index. `None` if the index holds no hashes."""
     try:
         entries = json.loads(path.read_text())["entries"].values()
     except (OSError, ValueError, KeyError, AttributeError):

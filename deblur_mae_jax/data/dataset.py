@@ -1,4 +1,4 @@
-"""The images that a config names, and the pre-flight index of them."""
+"""Load the images that a config names, and build their pre-flight index."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Progress = Callable[[int, int], None]
 
 
 def load_source(config: ConfigDict, split: str | None = None) -> Source:
-    """The images of `config.data`, or of another `split`."""
+    """The images that `config.data` names. `split` replaces `config.data.split`."""
     data = config.data if split is None else copy(config.data, {"split": split})
     module = lookup.module("data", data.name, "source", "config.data.name")
     return module.source(data, config.model.in_chans)
@@ -32,10 +32,13 @@ def build_index(
     check: str = "",
     masks: bool = False,
 ) -> data_index.Index:
-    """Pre-flight check of the training images, of another `split`, or of a `source` made before.
+    """Run the pre-flight check on the training images.
 
-    cache: a JSON file that keeps the result; only the main process may have one.
-    check: instead of `config.data.check`.
+    cache: JSON file that stores the result; only the main process may pass one.
+    split: check the images of this split instead.
+    progress: called with the number of checked images and the number of all images.
+    source: check the images of this source instead.
+    check: replaces `config.data.check`.
     masks: read the masks too.
     """
     data = config.data

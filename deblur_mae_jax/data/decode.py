@@ -1,4 +1,7 @@
-"""Image files to uint8 arrays: PNG, JPEG, BMP, TIFF, ...; 8 and 16 bit; gray, RGB, palette, CMYK."""
+"""Decode image files to uint8 arrays.
+
+Formats are PNG, JPEG, BMP, TIFF and others, with 8 or 16 bits, in gray, RGB, palette or CMYK.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +41,12 @@ _EXIF_ORIENTATION = 0x0112
 class Decoder:
     """How files become arrays.
 
-    channels:   1 (gray, ITU-R 601 weights) or 3.
-    max_pixels: a file whose header says it is larger is refused before anything is decoded.
-    max_side:   larger images are shrunk to this side, antialiased; 0 keeps them.
-    min_side:   images with a shorter side are refused.
-    bits16:     16-bit and float images to 8 bit: `minmax` stretches each image's own range,
-                `full` maps 0..65535.
+    channels:   1 (gray, with ITU-R 601 weights) or 3.
+    max_pixels: largest number of pixels; larger files are refused from their header, before decoding.
+    max_side:   longest side, pixels; larger images are shrunk to it with antialiasing. 0: never.
+    min_side:   shortest side, pixels; smaller images are refused.
+    bits16:     conversion of 16-bit and float images to 8 bits: "minmax" stretches each image's own range,
+                "full" maps 0..65535.
     """
 
     channels: int = 1
@@ -81,7 +84,10 @@ class Decoder:
         return array[:, :, None] if array.ndim == 2 else array
 
     def mask(self, path: Path, image_path: Path) -> np.ndarray:
-        """uint8 `(H, W)`: the values of a mask file (a palette's numbers) on the pixels of the decoded image."""
+        """The values of a mask file on the pixel grid of the decoded image, uint8 `(H, W)`.
+
+        For a palette image, the values are the palette indices.
+        """
         with self._open(path) as mask, self._open(image_path) as image:
             turn = image.getexif().get(_EXIF_ORIENTATION, 1)
             if mask.size != image.size:

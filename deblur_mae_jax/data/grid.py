@@ -1,4 +1,4 @@
-"""The grid that a mask was drawn on, and the way back to it from the grid that `Source.read` gives."""
+"""The grid on which a mask was drawn, and the mapping to it from the grid of `Source.read`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ SUFFIX = re.compile(r"\.(nii(\.gz)?|png|jpe?g|jpe|jfif|bmp|dib|tiff?|gif|webp|p[
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """One image's own grid.
+    """The original grid of one image.
 
-    spacing: of its voxels or pixels, in `unit` ("mm", or "px" where the size of a pixel is not known).
-    truth:  () -> uint8 `(*space)`, the values of the mask file on this grid; raises `BadImage` without one.
-    finish: a label map on the grid of `read` -> the same on this grid (nearest neighbour).
-    save:   (label map on this grid, path without suffix) -> the file written, on the voxels of the volume's file, or
-            on the pixels of the 2-D image as it was read (`data.max_side`).
+    spacing: size of a voxel or pixel along each axis, in `unit`.
+    unit: "mm", or "px" if the size of a pixel is unknown.
+    truth: `() -> uint8 (*space)`, the values of the mask file on this grid; raises `BadImage` without a mask.
+    finish: resamples a label map from the grid of `read` to this grid (nearest neighbour).
+    save: `(label map on this grid, path without suffix) -> path of the written file`. A volume is saved on the voxels
+        of its file, a 2-D image on its pixels as read (after `data.max_side`).
     """
 
     spacing: tuple[float, ...]
@@ -32,9 +33,10 @@ class Grid:
 
 
 def output_path(folder: Path, name: str, taken: set[Path]) -> Path:
-    """Where the label map of an image goes, without a suffix: below `folder`, whatever its name is, and never twice.
+    """A unique path, without suffix, for the label map of an image. It is always inside `folder`.
 
-    taken: what was given out before.
+    name: name of the image.
+    taken: paths returned before; the new path is added to it.
     """
     folders = [p for p in PurePosixPath(name.replace("\\", "/")).parts if p not in ("/", "..", ".")]
     folders = [p.replace(":", "_") for p in folders] or ["image"]
@@ -49,7 +51,7 @@ def output_path(folder: Path, name: str, taken: set[Path]) -> Path:
 
 
 def save_image(labels: np.ndarray, path: Path) -> Path:
-    """An 8-bit PNG that holds the values of the map."""
+    """Save a label map as an 8-bit PNG file."""
     path = path.with_name(path.name + ".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(labels.astype(np.uint8)).save(path)
@@ -57,7 +59,7 @@ def save_image(labels: np.ndarray, path: Path) -> Path:
 
 
 def save_volume(labels: np.ndarray, path: Path, affine: np.ndarray | None = None) -> Path:
-    """A compressed NIfTI file of 8-bit values."""
+    """Save a label map as a compressed 8-bit NIfTI file."""
     import nibabel as nib
 
     path = path.with_name(path.name + ".nii.gz")
@@ -68,7 +70,7 @@ def save_volume(labels: np.ndarray, path: Path, affine: np.ndarray | None = None
 
 
 def plain(masks: Callable[[int], np.ndarray], axes: int, index: int) -> Grid:
-    """The grid of an image whose masks have the grid of `read`: 2-D images, and simulated ones."""
+    """The grid of an image whose mask has the grid of `read`, such as 2-D and simulated images."""
 
     def save(labels: np.ndarray, path: Path) -> Path:
         return save_image(labels, path) if labels.ndim == 2 else save_volume(labels, path)

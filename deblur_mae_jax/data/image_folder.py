@@ -27,7 +27,7 @@ MASK_FOLDER = "masks"
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Read and stamp a list of files; shared by all sources made of files."""
+    """Read a list of image files. All file-based sources of 2-D images use it."""
 
     paths: list[str]
     decoder: Decoder
@@ -47,7 +47,10 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Masks:
-    """Reads the mask of each of `images`; "" where there is none."""
+    """Read the masks of `images`.
+
+    paths: mask file of each image, or "" if it has no mask.
+    """
 
     paths: list[str]
     images: Files
@@ -60,7 +63,7 @@ class Masks:
         ]
 
     def fields(self) -> dict[str, Any]:
-        """What a `Source` says of masks; empty where no image has one."""
+        """The mask fields of a `Source`. Empty if no image has a mask."""
         if not any(self.paths):
             return {}
         return {
@@ -70,14 +73,14 @@ class Masks:
         }
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 `(H, W)`, the values of the file on the pixels that `images.read` gives."""
+        """The values of a mask file on the pixel grid of `images.read`, uint8 `(H, W)`."""
         if not self.paths[index]:
             raise BadImage("it has no mask")
         return self.images.decoder.mask(Path(self.paths[index]), Path(self.images.paths[index]))
 
 
 def stamp_of(path: str) -> list[int] | None:
-    """Size and modification time of a file; `None` where it is not there."""
+    """Size and modification time of a file. `None` if it does not exist."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -86,7 +89,7 @@ def stamp_of(path: str) -> list[int] | None:
 
 
 def existing_root(root: str, field: str = "config.data.root") -> Path:
-    """`root` as a path that exists, or a `UserError`."""
+    """Convert `root` to a path. Raises `UserError` if it does not exist."""
     if not root:
         raise UserError(f"{field} is not set: give the images with --{field}=/path/to/images")
     path = Path(root).expanduser()
@@ -96,13 +99,13 @@ def existing_root(root: str, field: str = "config.data.root") -> Path:
 
 
 def source(data, channels: int) -> Source:
-    """Every image below `data.root`, by sorted relative path.
+    """Every image below `data.root`, sorted by relative path.
 
-    Files without an image's extension are opened to see whether they are one; those that are not are
-    listed as skipped and otherwise ignored. The class of an image is its first sub-folder. Where all
-    the first sub-folders are splits (train, val, test, pool), only those named in `data.split` are
-    taken, and the class is the second. A sub-folder `masks` holds masks, not images: that of `benign/a.jpg` or
-    `images/a.jpg` is `masks/benign/a.png` or `masks/a.png`, of any suffix.
+    A file without an image extension is opened to check whether it is an image. If not, it is listed
+    as skipped. The class of an image is the name of its first sub-folder. If all first sub-folders are
+    splits (train, val, test, pool), only the splits named in `data.split` are used, and the class is
+    the name of the second sub-folder. Sub-folders named `masks` hold masks instead of images: the mask
+    of `benign/a.jpg` is `masks/benign/a.png`, and that of `images/a.jpg` is `masks/a.png`, with any suffix.
     """
     root = existing_root(data.root)
     if not root.is_dir():

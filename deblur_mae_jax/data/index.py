@@ -1,7 +1,7 @@
 """The pre-flight index: which images of a source can be used, and how large they are.
 
-Every header is read (and, by choice, every pixel) before training starts. What cannot be used is
-listed in `skipped.csv`; the rest is what the run trains on, in an order that never changes.
+Every header (and optionally every pixel) is read before training starts. Unusable files are listed
+in `skipped.csv`. The run trains on the usable images, in an order that never changes.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ CHECKS = ("pixels", "header")
 class Index:
     """Usable images of a source.
 
-    source: only the usable images; sizes `(N, 2)`: their (H, W), or `(N, 3)`; skipped: the others;
-    fingerprint: changes with any name, size or (with check="pixels") any pixel; hashes: of the pixels
-    of each image, "" with check="header". mask_values: of each image, where masks were asked for.
+    source: the usable images.
+    sizes: their (H, W) `(N, 2)`, or (D, H, W) `(N, 3)`, in pixels or voxels.
+    skipped: the files that cannot be used.
+    fingerprint: a hash that changes with any name or size and, with check="pixels", with any pixel.
+    hashes: hash of the pixels of each image, "" with check="header".
+    mask_values: values in the mask of each image, if masks were requested.
     """
 
     source: Source
@@ -43,14 +46,14 @@ class Index:
     def __len__(self) -> int:
         return len(self.source)
 
-    @functools.cached_property  # asked for with every image that is read
+    @functools.cached_property  # used for every image that is read
     def canvas(self) -> tuple[int, ...]:
-        """The smallest (H, W), or (D, H, W), that holds every image."""
+        """The smallest (H, W), or (D, H, W), into which every image fits."""
         return tuple(int(side) for side in self.sizes.max(axis=0))
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
-    """128 bits of the content of one decoded image."""
+    """A 128-bit hash of one decoded image, in hexadecimal."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(pixels.tobytes())
     return digest.hexdigest()
@@ -93,10 +96,16 @@ def build(
 ) -> Index:
     """Check every image of `source` and keep the usable ones.
 
-    fraction: train on a random share of the images, the same for the same seed.
-    masks: read the masks too; an image without one is not usable.
-    cache: a JSON file; entries whose stamp and `settings` did not change are not read again.
-    Raises `UserError` when nothing is usable or more than `max_bad_fraction` is not.
+    check: "pixels" decodes every file, "header" reads its header only.
+    max_bad_fraction: largest share of unusable images.
+    fraction: share of the images to use, chosen at random.
+    seed: seed of that choice.
+    num_threads: threads that read images.
+    cache: JSON file of earlier results; an entry is reused if its stamp and `settings` are unchanged.
+    settings: settings that change the decoded values.
+    progress: called with the number of checked images and the number of all images.
+    masks: read the masks too; an image without a mask is unusable.
+    Raises `UserError` if no image is usable, or if more than `max_bad_fraction` of them are not.
     """
     if check not in CHECKS:
         raise unknown("config.data.check", check, CHECKS)
@@ -112,7 +121,7 @@ def build(
         chosen = np.random.Generator(np.random.Philox(key=[seed, 1 << 40])).permutation(len(source))
         source = subset(source, np.sort(chosen[:count]))
 
-    # The number changes with the rules by which an image is usable.
+    # Increase the number 3 when the rules for usable images change: it invalidates older caches.
     results = _examine(source, [check, settings, masks, 3], cache, num_threads, progress)
     return _usable(source, results, max_bad_fraction, masks)
 
@@ -124,7 +133,7 @@ def _examine(
     num_threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[dict]:
-    """What `_check_one` finds for every image; unchanged files are looked up in `cache`."""
+    """The result of `_check_one` for every image. Results for unchanged files come from `cache`."""
     check, _, masks, _ = settings
     cached: dict[str, dict] = {}
     if cache is not None and cache.exists():
@@ -132,7 +141,7 @@ def _examine(
             stored = json.loads(cache.read_text())
             cached = stored["entries"] if stored["settings"] == settings else {}
         except (ValueError, KeyError, TypeError):
-            cached = {}  # a damaged cache is only a slower start
+            cached = {}  # a damaged cache only makes the start slower
 
     def examine(index: int) -> dict:
         stamp = source.stamp(index) if source.stamp else None

@@ -1,4 +1,4 @@
-"""Examples on a common canvas, one by one or as a stream of batches."""
+"""Load examples onto a canvas of common size, one by one or as a stream of batches."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ Example = dict[str, np.ndarray]
 
 
 class Loader:
-    """Reads the images of an index into the corner of a `(Hc, Wc, C)`, or `(Dc, Hc, Wc, C)`, canvas.
+    """Read the images of an index into the first corner of a canvas `(Hc, Wc, C)` or `(Dc, Hc, Wc, C)`.
 
-    A file that can no longer be read is replaced by the next one that can and reported once: a long
-    run does not die of one image.
+    A file that has become unreadable is reported once and replaced by the next readable one, so a
+    single file does not end a long run.
 
-    extras: further arrays with one row per image (labels, levels of blur), handed out with it. parts: a
-    number for each image; it is replaced only by one with the same (no test image ever trains). classes `(256,)`
-    uint8: the class of every value of a mask; with it, an example has its `mask`.
+    index: the usable images.
+    channels: channels of an image.
+    extras: further arrays with one row per image, such as labels or blur levels; each example gets its row.
+    split_numbers: the number of each image's split `(N,)`. A replacement comes from the same split, so a test image is
+        never used for training.
+    classes: the class of every value of a mask, uint8 `(256,)`. If given, each example has a `mask`.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class Loader:
         self.on_failure: Callable[[Skipped], None] | None = None
         self._lock = threading.Lock()
 
-    def __getstate__(self):  # a lock does not travel to worker processes
+    def __getstate__(self):  # a lock cannot be pickled for a worker process
         return {**self.__dict__, "_lock": None, "on_failure": None}
 
     def __setstate__(self, state):
@@ -51,7 +54,10 @@ class Loader:
         return len(self.index)
 
     def read(self, number: int) -> tuple[int, np.ndarray, np.ndarray | None]:
-        """Image `number`, or the next readable one: its number, pixels `(*space, C)` and mask of classes `(*space)`."""
+        """Read image `number`, or the next readable one.
+
+        Returns its index, its pixels `(*space, C)` and its mask of classes `(*space)`, or `None` without masks.
+        """
         for offset in range(len(self)):
             row = (number + offset) % len(self)
             if self.split_numbers is not None and self.split_numbers[row] != self.split_numbers[number]:
@@ -76,7 +82,7 @@ class Loader:
         return self.classes[mask]
 
     def report(self, skipped: Skipped) -> None:
-        """Note an image that could not be read, once."""
+        """Record an unreadable image. Each image is recorded once."""
         with self._lock:
             if any(s.name == skipped.name for s in self.failed):
                 return
@@ -86,11 +92,11 @@ class Loader:
             self.on_failure(skipped)
 
     def example(self, number: int) -> Example:
-        """`image` on the canvas, its true `size`, its `mask` where there are classes, and the extras."""
+        """Image `number` as an example: `image` on the canvas, its true `size`, its `mask`, and the extras."""
         return self.placed(*self.read(number))
 
     def placed(self, row: int, image: np.ndarray, mask: np.ndarray | None = None) -> Example:
-        """The example of an image that was read."""
+        """Build an example from an image that was read."""
         canvas = np.zeros((*self.index.canvas, self.channels), self.index.source.dtype)
         put(canvas, image)
         extras = {name: values[row] for name, values in self.extras.items()}
@@ -101,7 +107,7 @@ class Loader:
 
 
 def put(canvas: np.ndarray, image: np.ndarray) -> None:
-    """Lay `image` `(*space, C)`, or a mask `(*space)`, into the first corner of `canvas`."""
+    """Copy an image `(*space, C)`, or a mask `(*space)`, into the first corner of `canvas`."""
     canvas[tuple(slice(0, side) for side in image.shape)] = image
 
 
@@ -109,7 +115,7 @@ def put(canvas: np.ndarray, image: np.ndarray) -> None:
 class _ReadPosition:
     loader: Loader
     order: Order | InOrder
-    rows: np.ndarray  # the places of a batch that this process reads
+    rows: np.ndarray  # indices within a batch that this process reads
 
     def __call__(self, number: int) -> Example:
         step, within = divmod(number, len(self.rows))
@@ -126,10 +132,14 @@ def stream(
     num_threads: int = 4,
     num_workers: int = 0,
 ) -> Iterator[Example]:
-    """The places `rows` of every batch, read ahead by Grain threads or worker processes.
+    """Stream this process's part of every batch, read ahead by Grain's threads or worker processes.
 
-    Batches are a function of (seed, step) alone, so a run that resumes starts the stream at its step
-    and has no iterator state to restore.
+    Batches depend on (seed, step) alone, so a resumed run starts the stream at its step and needs no
+    saved iterator state.
+
+    rows: indices within a batch that this process reads `(B_local,)`.
+    num_threads: threads that read images.
+    num_workers: processes that read ahead. 0: threads only.
     """
     import grain.python as grain
 

@@ -1,4 +1,7 @@
-"""A CSV file that lists images: `path,label,split,group,mask`, further columns ignored."""
+"""Read a CSV file that lists images, with the columns `path,label,split,group,mask`.
+
+Other columns are ignored.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ PATH_COLUMNS = ("path", "file", "filename", "image")
 
 
 def read_rows(path: Path, split: str) -> tuple[list[dict[str, str]], str, list[str]]:
-    """The rows of a CSV whose split is named in `split`, the column of their paths, and all columns."""
+    """Read the rows of a CSV that belong to `split`.
+
+    Returns the rows, the name of the column with their paths, and the names of all columns.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -33,7 +39,7 @@ def read_rows(path: Path, split: str) -> tuple[list[dict[str, str]], str, list[s
     wanted = {name for name in split.split("+") if name and name != "all"}
     if wanted and "split" in columns:
         present = {row["split"] for row in rows}
-        # A default of several names takes what there is; a name that is nowhere is a mistake.
+        # The default names several splits, and not all of them need to exist. It is an error only if none exists.
         if not wanted & present:
             raise UserError(
                 f"config.data.split: '{split}' is not a split of '{path}'. Choices: {', '.join(sorted(present))}, all."
@@ -45,9 +51,9 @@ def read_rows(path: Path, split: str) -> tuple[list[dict[str, str]], str, list[s
 def source(data, channels: int) -> Source:
     """The rows of the CSV `data.root` whose split is named in `data.split`.
 
-    Paths are relative to the CSV's folder; the column may be called path, file, filename or image.
-    `data.split` is one name or several joined by "+", such as "train+pool"; "" or "all" takes every
-    row, as does a CSV without a split column.
+    Paths are relative to the CSV's folder. Their column is called path, file, filename or image.
+    `data.split` is one name, or several joined by "+", such as "train+pool". With "" or "all", or if
+    the CSV has no split column, every row is used.
     """
     root = existing_root(data.root)
     if root.is_dir():

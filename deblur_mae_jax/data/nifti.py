@@ -1,7 +1,7 @@
-"""CT and MR volumes in NIfTI files: a folder, or a CSV that lists them.
+"""Read CT and MR volumes from NIfTI files in a folder, or listed in a CSV.
 
-Every volume is turned to RAS orientation, resampled where a spacing is asked for, and scaled as Disruptive
-Autoencoders do it: CT values clipped to a window and mapped to 0..1, MR standardised over its non-zero voxels.
+Every volume is reoriented to RAS, resampled if a spacing is set, and scaled as in Disruptive Autoencoders. CT values
+are clipped to a window and mapped to 0..1; MR values are standardised over the non-zero voxels.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ IMAGE_FOLDERS = ("images", "imagestr")
 
 
 def source(data, channels: int) -> Source:
-    """The volumes of `data.root`: one place or several joined by ";", each a folder or a CSV.
+    """The volumes of `data.root`, which is one entry or several joined by ";". Each entry is a folder or a CSV.
 
-    A CSV (or the `manifest.csv` of a folder) has a column path, file, filename or image, and may have `modality`,
-    `mask`, `label`, `group` and `split` (see `data.split`). A place followed by "=ct" or "=mr" holds that modality;
-    a folder without a CSV and without it is taken apart by its sub-folders `ct` and `mr`. The modality is never
-    guessed from other parts of a path. In a folder, masks are found by name: `images/a.nii.gz` and `masks/a.nii.gz`, or
-    nnU-Net's `imagesTr/a_0000.nii.gz` and `labelsTr/a.nii.gz`.
+    A CSV, or the `manifest.csv` of a folder, has a column path, file, filename or image. Optional columns are
+    `modality`, `mask`, `label`, `group` and `split` (see `data.split`). An entry that ends in "=ct" or "=mr" has that
+    modality. A folder without this ending and without a CSV must have sub-folders `ct` and `mr`. The modality is never
+    guessed from other parts of a path. In a folder, a mask is matched to its volume by name: `images/a.nii.gz` and
+    `masks/a.nii.gz`, or nnU-Net's `imagesTr/a_0000.nii.gz` and `labelsTr/a.nii.gz`.
     """
     if channels != 1:
         raise UserError(f"config.model.in_chans={channels}: volumes have one channel")
@@ -116,7 +116,7 @@ def _rows_of(entry: str, split: str) -> list[dict[str, str]]:
 
 
 def _rows_of_folder(root: Path, modality: str, split: str) -> list[dict[str, str]]:
-    """Every volume below a folder; where all its sub-folders are splits, only those named in `split`."""
+    """Every volume below a folder. If all its sub-folders are splits, only the splits named in `split`."""
     rows = []
     paths = sorted(p for p in root.rglob("*") if p.name.endswith(SUFFIXES))
     is_mask = lambda path: any(folder.lower() in MASK_FOLDERS for folder in path.relative_to(root).parts[:-1])
@@ -154,7 +154,7 @@ def _rows_of_folder(root: Path, modality: str, split: str) -> list[dict[str, str
 
 
 def _case(path: Path, root: Path) -> str:
-    """What a volume and its mask share: where they lie, but for the folders `images` and `masks`, and the name."""
+    """The key that a volume and its mask share: the relative path without suffix and image or mask folders."""
     *folders, name = path.relative_to(root).parts
     between = [f for f in folders if f.lower() not in (*MASK_FOLDERS, *IMAGE_FOLDERS)]
     name = name.removesuffix(".gz").removesuffix(".nii").removesuffix("_0000")
@@ -163,9 +163,15 @@ def _case(path: Path, root: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Volumes:
-    """Reads a list of NIfTI files; shared with worker processes, so it holds plain values only.
+    """Read a list of NIfTI files. It is sent to worker processes, so it holds plain values only.
 
-    spacing: of a voxel in mm, () keeps the file's own; decoded: a folder where decoded volumes are kept.
+    paths: file of each volume.
+    masks: mask file of each volume, "" without a mask.
+    modalities: "ct" or "mr" for each volume.
+    spacing: voxel size after resampling, mm. (): the file's own.
+    ct_window: range of CT values, HU, that is mapped to 0..1.
+    max_voxels: larger volumes are refused.
+    decoded: folder that keeps decoded volumes. "": none.
     """
 
     paths: list[str]
@@ -196,7 +202,7 @@ class Volumes:
             try:
                 return np.load(decoded, mmap_mode="r")
             except (OSError, ValueError):
-                pass  # cut short by a kill: decoded again
+                pass  # incomplete because a process was killed: decode it again
         volume = self._decode(index)
         if decoded is not None:
             decoded.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +218,7 @@ class Volumes:
         return self._resampled(self._truth(index), zooms, order=0)
 
     def grid(self, index: int) -> Grid:
-        """The file's own voxels, turned to RAS; what is saved is turned back."""
+        """The grid of the file in RAS orientation. Saved label maps are turned back to the file's orientation."""
         volume = self._open(self.paths[index])
         shape, zooms, _ = _in_ras(volume)
 
@@ -230,7 +236,7 @@ class Volumes:
         return Grid(zooms, "mm", lambda: self._truth(index), finish, save)
 
     def _truth(self, index: int) -> np.ndarray:
-        """uint8, the mask in RAS, not resampled; it must lie on the voxels of its volume."""
+        """The mask in RAS orientation, uint8, not resampled. Raises `BadImage` if its grid is not the volume's."""
         if not self.masks[index]:
             raise BadImage("it has no mask")
         mask, volume = self._open(self.masks[index]), self._open(self.paths[index])
@@ -297,7 +303,7 @@ class Volumes:
 
     def _decode(self, index: int) -> np.ndarray:
         image = self._open(self.paths[index])
-        windowed = image.get_data_dtype() == np.uint8  # no CT value fits in 8 bits: it was windowed before
+        windowed = image.get_data_dtype() == np.uint8  # CT values in HU need more than 8 bits: already windowed
         values = self._resampled(self._values(image), _in_ras(image)[1], order=1)
         if self.modalities[index] == "ct":
             low, high = (0.0, 255.0) if windowed else self.ct_window
@@ -324,7 +330,7 @@ class Volumes:
 
 
 def _in_ras(image: Any) -> tuple[tuple[int, ...], tuple[float, ...], np.ndarray]:
-    """(shape, voxel size in mm, affine) of a file once it is turned to RAS; from its header alone."""
+    """Shape, voxel size in mm, and affine of a file after reorientation to RAS, from its header alone."""
     from nibabel import orientations
 
     turn = orientations.io_orientation(image.affine)

@@ -1,4 +1,4 @@
-"""Which image comes when: a function of (seed, index) alone."""
+"""The order of the images. It depends on (seed, index) alone."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import numpy as np
 
 
 class Order:
-    """An endless sequence of image numbers, reshuffled every epoch.
+    """An endless sequence of image indices, reshuffled every epoch.
 
-    Position p of the sequence is example `p % batch_size` of step `p // batch_size`. The last,
-    incomplete batch of an epoch is dropped, as in the papers' code; a set smaller than a batch is
-    repeated inside it instead.
+    Element p of the sequence is example `p % batch_size` of step `p // batch_size`. The incomplete
+    last batch of an epoch is dropped, as in the papers' code. A set smaller than a batch is repeated
+    within the batch instead.
 
-    indices `(num_images,)`: the numbers that take part, all of 0..num_images - 1 by default.
-    labels `(num_images,)`: if given, an epoch is as many draws with replacement, each class as
-    likely as any other, or as `shares` (relative, by label) says.
+    num_images: number of images in the sequence.
+    batch_size: images per step.
+    seed: seed of the shuffling.
+    indices: indices of the images `(num_images,)`. Default: 0..num_images - 1.
+    labels: label of each image `(num_images,)`. If given, an epoch is num_images draws with
+        replacement, with all classes equally likely.
+    shares: relative frequency of each label, instead of equal frequencies.
     """
 
     def __init__(
@@ -39,11 +43,11 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps until every image (but the dropped ones) was seen once; below 1 for tiny sets."""
+        """Steps in an epoch, without the dropped batch. It is below 1 for a set smaller than a batch."""
         return self.epoch_length / self.batch_size
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        cached = self._cached  # read once: several threads may be at an epoch's end
+        cached = self._cached  # read once: several threads may reach the end of an epoch together
         if cached[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             if self.chances is None:
@@ -65,14 +69,14 @@ class Order:
 
 
 class InOrder:
-    """The given images once, one after the other; the last batch is filled up with its last image."""
+    """The given images in order, each once. The last batch is padded by repeating the last image."""
 
     def __init__(self, indices: np.ndarray, batch_size: int):
         self.indices, self.batch_size = np.asarray(indices), batch_size
 
     @property
     def num_batches(self) -> int:
-        """Batches that hold every image."""
+        """Number of batches that cover every image."""
         return -(-len(self.indices) // self.batch_size)
 
     def __call__(self, index: int) -> int:

@@ -1,11 +1,11 @@
-"""Simulated B-mode phantoms: for demos and tests, not for science.
+"""Simulated B-mode phantoms for demos and tests, not for scientific results.
 
-A small simulator with the right ingredients in the right order: random point scatterers, their
-strength set by a tissue map; a point-spread function of one pulse length and one beam width (wider
-away from the focus); envelope; depth attenuation with imperfect gain compensation; log compression;
-linear or fan geometry. Lesions are benign-like (smooth oval, parallel to the skin, often brighter
-behind) or malignant-like (spiculated, taller than wide, shadowing, with micro-calcifications).
-Images come in groups, the patients: one lesion seen in several views.
+The simulator draws random point scatterers whose strength follows a tissue map. It applies a
+point-spread function with one pulse length and a beam width that grows away from the focus. Then it
+computes the envelope, attenuates with depth, compensates the gain imperfectly, compresses with a
+logarithm, and maps to linear or fan geometry. Lesions are benign-like (smooth ovals, parallel to the
+skin, often brighter behind) or malignant-like (spiculated, taller than wide, with a shadow and
+micro-calcifications). Images are grouped by patient: each patient has one lesion in several views.
 """
 
 from __future__ import annotations
@@ -139,9 +139,9 @@ def _with_lesion(tissue_db: np.ndarray, lesion: _Lesion, inside: np.ndarray, sid
 
 
 def _received(rng: np.random.Generator, field: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """From scatterers to the log-compressed image 0..1, by depth and beam.
+    """Turn scatterers into the log-compressed image 0..1, indexed by depth and beam.
 
-    The point-spread function is a pulse along the beam and a width across it, widest far from the focus.
+    The point-spread function is a pulse along the beam times a profile across it, which widens away from the focus.
     """
     focus = rng.uniform(0.4, 0.6)
     pulse = np.exp(-0.5 * (np.arange(-6, 7) / 1.4) ** 2)[:, None]
@@ -199,7 +199,7 @@ def _view(seed: int, patient: int, number: int, side: int) -> tuple[np.ndarray, 
 
 @dataclasses.dataclass(frozen=True)
 class Phantoms:
-    """`num_images` views of simulated patients; image i is a function of (seed, i) alone."""
+    """`num_images` views of simulated patients. Image i depends on (seed, i) alone."""
 
     num_images: int
     seed: int = 0
@@ -208,11 +208,11 @@ class Phantoms:
     channels: int = 1
 
     def patient(self, index: int) -> int:
-        """Which patient an image shows."""
+        """Index of the patient that an image shows."""
         return index // self.views_per_patient
 
     def label(self, index: int) -> str:
-        """Patients alternate at random between benign- and malignant-like."""
+        """Class of an image, drawn at random for each patient: "benign" or "malignant"."""
         rng = np.random.default_rng([self.seed, self.patient(index), 0])
         return LABELS[int(rng.random() < 0.5)]
 
@@ -231,9 +231,9 @@ class Phantoms:
 
 
 def source(data, channels: int) -> Source:
-    """`data.num_images` phantoms of `data.side` pixels height.
+    """`data.num_images` phantoms with a height of `data.side` pixels.
 
-    `data.split="unseen"` is a fifth as many views of other patients; any other split is all of them.
+    `data.split="unseen"` gives views of other patients, a fifth as many. Any other split gives all phantoms.
     """
     unseen = data.split == UNSEEN
     count = range(max(1, data.num_images // 5) if unseen else data.num_images)

@@ -1,8 +1,8 @@
-"""Simulated CT and MR volumes of one anatomy: for demos and tests, not for science.
+"""Simulated CT and MR volumes of one anatomy, for demos and tests, not for scientific results.
 
-A body of soft tissue with a few organs, a bone and air pockets, different in every phantom. The same tissues are shown
-as CT (fixed densities, fine noise) or as MR (other contrasts, a slow bias field, coarser noise), so that the
-two modalities share anatomy but not gray levels. Two organs are labelled.
+Each phantom is a body of soft tissue with a few organs, a bone and an air pocket; they differ between phantoms. The
+tissues are rendered as CT (fixed densities, fine noise) or as MR (other contrasts, a smooth bias field, coarser noise),
+so the two modalities share the anatomy but not the gray levels. Two organs are labelled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _TISSUES = {"air": (0.02, 0.02), "soft": (0.52, 0.55), "organ1": (0.60, 0.85), "
 
 @dataclasses.dataclass(frozen=True)
 class Phantoms3D:
-    """`count` volumes of `side` voxels, the modalities taking turns; volume i and its mask depend on (seed, i)."""
+    """`count` cubes with sides of `side` voxels, alternately CT and MR.
+
+    Volume i and its mask depend on (seed, i) alone.
+    """
 
     count: int
     seed: int

@@ -1,4 +1,4 @@
-"""What a data set is: names and a way to read each image."""
+"""The definition of a data set: names of images, and functions that read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deblur_mae_jax.data import grid
 
 
 class BadImage(Exception):
-    """An image that cannot be used; the message says why, for `skipped.csv`."""
+    """Raised for an image that cannot be used. The message gives the reason for `skipped.csv`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +27,19 @@ class Skipped:
 class Source:
     """A list of images.
 
-    names:  identifiers, relative paths where there are files; unique.
-    read:   index -> uint8 `(H, W, C)`, or float16 `(D, H, W, C)` for volumes; raises `BadImage`.
-    header: index -> (H, W) or (D, H, W) without reading the pixels, if that is possible.
-    stamp:  index -> something that changes when the file does (size, time), for caching.
-    labels, groups: class name and patient of each image, where known; modalities: "ct", "mr", ...
-    masks:  index -> uint8 `(*space)`, the values of its mask on the grid of `read`, where known; raises `BadImage`.
-    masked, mask_stamp: which images have a mask (all, if None), and what changes when its file does.
-    grids:  index -> the image's own `Grid`, where that is not the one of `read`.
-    dtype:  of what `read` gives.
-    skipped: what was seen on the way and is not an image.
+    names: unique identifiers, such as relative paths of files.
+    read: `index -> uint8 (H, W, C)`, or float16 `(D, H, W, C)` for volumes; raises `BadImage`.
+    header: `index -> (H, W)` or `(D, H, W)`, without reading the pixels. None: not available.
+    stamp: `index -> value` that changes when the file does (such as size and time), for caching.
+    labels: class name of each image, "" if unknown.
+    groups: patient of each image, "" if unknown.
+    masks: `index -> uint8 (*space)`, the values of the mask on the grid of `read`; raises `BadImage`.
+    masked: whether each image has a mask. None: all have one.
+    mask_stamp: `index -> value` that changes when the mask file does.
+    grids: `index -> Grid`, the image's original grid, if it differs from the grid of `read`.
+    skipped: files that were found but are not images.
+    modalities: modality of each image, such as "ct" or "mr".
+    dtype: type of the arrays that `read` returns.
     """
 
     names: list[str]
@@ -57,13 +60,13 @@ class Source:
         return len(self.names)
 
     def size_of(self, index: int) -> tuple[int, ...]:
-        """(H, W) or (D, H, W) of an image, from its header where that is possible."""
+        """(H, W) or (D, H, W) of an image, from its header if possible."""
         if self.header is not None:
             return self.header(index)
         return self.read(index).shape[:-1]
 
     def grid_of(self, index: int) -> grid.Grid:
-        """The grid that a segmentation of this image is judged and written on."""
+        """The grid on which a segmentation of this image is evaluated and saved."""
         if self.grids is not None:
             return self.grids(index)
         masks = self.masks if self.masks is not None else _no_mask

@@ -1,4 +1,7 @@
-"""Which images train, validate and test: from a manifest, or made here, whole patients at a time."""
+"""Split the images into training, validation and test sets.
+
+Splits are named by the source or drawn here. A drawn split never divides a patient.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ from deblur_mae_jax.data.source import Skipped, Source, subset
 from deblur_mae_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
-# The only class of images whose labels are masks.
+# The class of every image in a segmentation task, whose labels are masks.
 ANY = "image"
 
 
 def folds(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, seed: int = 0) -> np.ndarray:
-    """A fold number for every image `(N,)`: stratified by label, groups (patients) kept whole.
+    """The fold number of every image `(N,)`, stratified by label. No group (patient) is divided between folds.
 
-    An image with an empty group is a group of its own. Deterministic in (labels, groups, seed).
+    An image with an empty group forms its own group. The result depends on (labels, groups, seed) alone.
     """
     if num_folds < 2:
         raise UserError(f"config.data.folds={num_folds} must be at least 2")
@@ -34,7 +37,7 @@ def folds(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, s
             + (f"class '{rarest[1]}' has" if rarest[1] != ANY else "there are")
             + f" only {rarest[0]} image(s), fewer than the folds; use fewer folds, or name the splits in a manifest"
         )
-    # Here, not above: scikit-learn and what it imports take a second at the start of every run.
+    # Imported here because scikit-learn would delay the start of every run by a second.
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
@@ -45,9 +48,9 @@ def folds(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, s
 
 
 def divide(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, fold: int, seed: int = 0) -> np.ndarray:
-    """ "train", "val" or "test" for every image: fold `fold` tests, the next one validates.
+    """Assign every image to "train", "val" or "test" `(N,)`.
 
-    Five folds give the papers' 3:1:1.
+    Fold `fold` is the test split and the next fold the validation split. Five folds give the papers' 3:1:1.
     """
     if not 0 <= fold < num_folds:
         raise UserError(f"config.data.fold={fold} must be in 0..{num_folds - 1}")
@@ -62,16 +65,21 @@ def divide(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, 
 
 @dataclasses.dataclass
 class Labelled:
-    """A source whose images have a class and a split. classes: names, in the order of the numbers."""
+    """A source whose images have a class and a split.
+
+    split: "train", "val" or "test" for every image `(N,)`.
+    classes: names of the classes, by class number.
+    lines: notes on the origin of the splits, for the user.
+    """
 
     source: Source
-    split: np.ndarray  # of every image, "train", "val" or "test"
+    split: np.ndarray
     classes: list[str]
-    lines: list[str]  # where the splits come from, in words
+    lines: list[str]
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
-    """Several sources one after the other; labels, groups and masks where all of them have them."""
+    """Concatenate sources. The result has labels, groups and masks only if all sources have them."""
     ends = np.cumsum([len(source) for source in sources])
 
     def through(field: str) -> Callable | None:
@@ -113,13 +121,13 @@ class _Concatenated:  # a class, not a closure: worker processes must be able to
 
 
 def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labelled:
-    """The classified images, or with `by_mask` those with masks, that `config.data` names, with their splits.
+    """The labelled images that `config.data` names, with their splits. Raises `UserError`.
 
-    load: split name -> source. `data.split`, `data.val_split` and `data.test_split` name splits of the
-    source; where the last two are "" they are taken from `data.split`, whole patients at a time
-    (`data.folds`, `data.fold`, `data.split_seed`); "auto" names "val" and "test" where the source has
-    them and takes them otherwise; "none" leaves the test split out. Raises `UserError` without labels,
-    with one class, with an empty split, or with a class that no training image has.
+    load: `split name -> source`.
+    data: `config.data`. `split`, `val_split` and `test_split` name splits of the source. With "", the last two
+        are drawn from `split` by whole patients (`folds`, `fold`, `split_seed`). "auto" uses the source's
+        "val" and "test" if they exist, and draws them if not. `test_split="none"` omits the test split.
+    by_mask: use the images that have masks, instead of those that have labels.
     """
     named = {"train": data.split, "val": data.val_split, "test": data.test_split}
     if named["val"] == "none":
@@ -174,7 +182,7 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
 
 
 def _load(load, name: str, wanted: str, data, sources: dict[str, Source], by_mask: bool) -> Source | None:
-    """One named split; `None` where "auto" finds that the source has no such split."""
+    """Load one named split. Returns `None` for "auto" if the source has no such split."""
     automatic = wanted == "auto"
     try:
         source = load(name if automatic else wanted)
@@ -185,7 +193,7 @@ def _load(load, name: str, wanted: str, data, sources: dict[str, Source], by_mas
         line = str(error).replace("config.data.split", f"config.data.{field}")
         hint = "" if name == "train" else f" '' takes it from config.data.split={data.split}."
         raise UserError(line + (hint if field in line else "")) from error
-    # A source without splits gives all its images whatever the name.
+    # A source without splits returns all its images for any name.
     if automatic and (not source.names or set(source.names) & set(sources["train"].names)):
         return None
     if by_mask:
@@ -220,7 +228,7 @@ def require(classes: list[str], labels: np.ndarray, indices: dict[str, np.ndarra
 
 
 def fraction(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Positions of a random share of every class, at least one image each, in order."""
+    """Sorted indices of a random share of every class, at least one image per class."""
     if not 0 < share <= 1:
         raise UserError(f"config.data.fraction={share} must be in (0, 1]")
     generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 40]))
@@ -232,7 +240,7 @@ def fraction(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def _take(names, labels, groups, missing: list[str], data) -> np.ndarray:
-    """Validation and/or test images out of the training images."""
+    """Move training images to the missing validation and test splits."""
     inside = np.flatnonzero(names == "train")
     labels_inside = [labels[i] for i in inside]
     patients = None if groups is None else [groups[i] for i in inside]

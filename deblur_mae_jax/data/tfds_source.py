@@ -1,4 +1,4 @@
-"""TensorFlow Datasets without TensorFlow: builders prepared as ArrayRecord, read by index."""
+"""Read TensorFlow Datasets without TensorFlow, from data sets prepared as ArrayRecord files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ AXES = 2  # of its images
 
 
 def source(data, channels: int) -> Source:
-    """`tfds.data_source(data.tfds_name)`, splits as TFDS writes them (`train+test`, `train[:10%]`).
+    """The images of `tfds.data_source(data.tfds_name)`.
 
-    `data.root` is the TFDS `data_dir` ("" for the default one). The set is downloaded and prepared
-    on first use where its builder can do that without TensorFlow. Every element needs an `image`
-    feature; `label` and `group` (the patient) are taken if the set has them.
+    `data.split` uses the TFDS syntax (`train+test`, `train[:10%]`). `data.root` is the TFDS `data_dir`
+    ("" for the default). The set is downloaded and prepared on first use if its builder can do so
+    without TensorFlow. Every element needs an `image` feature. The features `label` and `group` (the
+    patient) are used if the set has them.
     """
     try:
         import tensorflow_datasets as tfds

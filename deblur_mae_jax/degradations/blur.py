@@ -1,7 +1,7 @@
 """Blurs: Gaussian (fixed, from a range, or with D2MAE's levels), mean, median, motion, defocus.
 
-The kernels, borders and sizes are those of OpenCV and albumentations, which the DeblurrMAE code
-calls (MICCAI 2023, Table 2); each is checked against arrays made by running those libraries.
+Kernels, borders and sizes are those of OpenCV and albumentations, which the DeblurrMAE code calls
+(MICCAI 2023, Table 2). Each is tested against arrays that these libraries produced.
 """
 
 from __future__ import annotations
@@ -159,10 +159,12 @@ def gaussian_levels(
     kernel: str = "opencv_uint8",
     border: str = "reflect_101",
 ) -> Degradation:
-    """D2MAE's dynamic blur: level t uniform on 1..T, sigma_t = step * t, T = max_sigma / step.
+    """D2MAE's dynamic blur: level t is uniform on 1..T, sigma_t = step * t, T = max_sigma / step.
 
-    The paper's ranges are max_sigma 0.6, 1.1 (default) and 1.6. With the 8-bit kernel levels 1 and
-    2 (sigma 0.1, 0.2) leave the image exactly as it is.
+    max_sigma: largest sigma, pixels; 0.6, 1.1 (default) and 1.6 in the paper.
+    step: difference in sigma between two levels, pixels.
+    kernel: as in `gaussian_taps`. With "opencv_uint8", levels 1 and 2 (sigma 0.1, 0.2) do not change the image.
+    border: as in `borders`.
     """
     _check_positive(step=step)
     if max_sigma < step:
@@ -238,7 +240,7 @@ def _line_mask(ends: jax.Array, side: int) -> jax.Array:
 
 
 def _draw_line(key: jax.Array, side: int) -> jax.Array:
-    """End points as albumentations draws them: a degenerate column never gives a single point."""
+    """Draw end points as albumentations does. If both share a column, their rows differ."""
     kx, ky, ka, kb = jax.random.split(key, 4)
     x = jax.random.randint(kx, (2,), 0, side)
     y = jax.random.randint(ky, (2,), 0, side)
@@ -249,11 +251,11 @@ def _draw_line(key: jax.Array, side: int) -> jax.Array:
 
 
 def motion(size: int = 5, angle: float | None = None, centered: bool = False) -> Degradation:
-    """Motion blur along a straight line of at most `size` pixels.
+    """Motion blur along a straight line. By default each image has a random line, as in albumentations' MotionBlur.
 
-    By default a random, uncentred line per image, as albumentations' MotionBlur draws it. `angle`
-    (degrees, counter-clockwise from the row direction) fixes a centred line; `centered` moves a
-    random line so that it does not shift the image.
+    size: side of the kernel, and so the maximal length of the line, pixels.
+    angle: use a fixed, centred line with this angle, degrees counter-clockwise from the row direction.
+    centered: centre the random line, so that the blur does not shift the image.
     """
     if size < 3 or size % 2 == 0:
         raise ValueError(f"size={size} must be an odd number of pixels, at least 3")

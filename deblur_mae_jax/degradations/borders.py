@@ -1,4 +1,4 @@
-"""What a filter sees beyond the edge of an image, also of an image inside a padded canvas."""
+"""Extend an image beyond its edge before a filter. The image may occupy part of a padded canvas."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ BORDERS = ("reflect_101", "reflect", "replicate", "wrap")
 
 
 def border_index(index: jax.Array, extent: jax.Array | int, border: str) -> jax.Array:
-    """Map positions outside 0..extent-1 to the pixel that stands for them.
+    """Map every index outside 0..extent-1 to the index of the pixel that replaces it.
 
-    reflect_101: `dcb|abcd|cba` (OpenCV's default, numpy "reflect"); reflect: `cba|abcd|dcb`
-    (numpy "symmetric"); replicate: `aaa|abcd|ddd`; wrap: `bcd|abcd|abc`.
+    Choices of `border`:
+    reflect_101: `dcb|abcd|cba` (OpenCV's default, numpy "reflect").
+    reflect: `cba|abcd|dcb` (numpy "symmetric").
+    replicate: `aaa|abcd|ddd`.
+    wrap: `bcd|abcd|abc`.
     """
     if border == "replicate":
         return jnp.clip(index, 0, extent - 1)
@@ -45,5 +48,5 @@ def pad(image: jax.Array, radius: int, border: str, size: Size = None) -> jax.Ar
 
 
 def extend(image: jax.Array, border: str, size: Size) -> jax.Array:
-    """Fill the canvas beyond the true image as the border rule demands."""
+    """Fill the canvas beyond the true image according to the border rule."""
     return image if size is None else pad(image, 0, border, size)

@@ -1,12 +1,12 @@
-"""What a degradation is.
+"""The interface of a degradation.
 
-To add one, write a function in any module of this package that is annotated `-> Degradation` and
-returns one. Nothing else is edited: `lookup` finds it by its name, `"module.function(arg=1)"`, and
-the contract tests find it by listing the package.
+To add a degradation, write a function in any module of this package that is annotated
+`-> Degradation`. No other file needs a change: `lookup` finds the function by its name,
+`"module.function(arg=1)"`, and the contract tests find it by listing the package.
 
-Images are float32 gray levels in 0..255 of shape `(*space, C)`, one example at a time; batching is
-`jax.vmap`. `size` gives the true extent of every spatial axis if the image is in the corner of
-a larger, padded canvas (images of one set differ in size); `None` means the whole array.
+An image is one example, float32 gray levels in 0..255 of shape `(*space, C)`; `jax.vmap` adds the
+batch. `size` is the true extent of every spatial axis if the image occupies the corner of a larger,
+padded canvas (the images of a set differ in size). `None` means the whole array.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ class Degradation(NamedTuple):
     draw:    key -> parameters of one example (a dict of arrays; empty when nothing is random). The
              entry `level`, where present, is the integer that conditions the network (D2MAE's t).
     apply:   (image, parameters, size) -> image of the same shape and dtype.
-    random:  whether `draw` depends on its key. What is not random is computed once per image.
+    random:  whether `draw` depends on its key. A degradation that is not random is computed once per image.
+    num_levels: number of blur levels, 0 without levels.
     at_level: level -> parameters, for degradations with levels 1..num_levels (blur search, reports).
-    taps:    parameters -> symmetric 1-D kernel `(2r+1,)` where the degradation is that kernel along
-             every spatial axis with a reflect-101 border. It can then be folded into the resize.
-    ndim:    the numbers of spatial axes it is defined for.
-    keeps_constant: a constant image stays constant up to its border (true of every blur).
+    taps:    parameters -> symmetric 1-D kernel `(2r+1,)`, if the degradation applies this kernel along
+             every spatial axis with a reflect-101 border. The kernel can then be folded into the resize.
+    ndim:    the numbers of spatial axes for which the degradation is defined.
+    keeps_constant: whether a constant image stays constant up to its border (true of every blur).
+    identity: whether the image is left unchanged.
     """
 
     draw: Callable[[jax.Array], Params]
@@ -56,7 +58,7 @@ def none() -> Degradation:
 
 
 def chain(steps: list[Degradation]) -> Degradation:
-    """Apply `parts` one after the other; at most one of them may carry a level."""
+    """Apply `steps` in sequence. At most one of them may have levels."""
     if len(steps) == 1:
         return steps[0]
     levelled = [i for i, step in enumerate(steps) if step.num_levels]

@@ -9,10 +9,12 @@ from deblur_mae_jax.degradations.contract import Degradation
 
 
 def gaussian_noise(std: float = 0.25, clip: bool = True, variance: float = 0.0) -> Degradation:
-    """x + N(0, std^2) on the 0..1 gray scale, clipped back into it.
+    """Add noise N(0, std^2) on the 0..1 gray scale.
 
-    DeblurrMAE does not print the strength of its denoising baseline; 0.25 is the value of the
-    denoising MAE of Wu et al. (2022). variance: instead of `std`; Disruptive Autoencoders use 0.1, not clipped.
+    std: standard deviation. DeblurrMAE does not report the value of its denoising baseline; 0.25 is
+        that of the denoising MAE of Wu et al. (2022).
+    clip: clip the result to the gray scale.
+    variance: replaces `std` if it is not 0. Disruptive Autoencoders use 0.1 without clipping.
     """
     if not std > 0 or variance < 0:
         raise ValueError(f"std={std} must be greater than 0, and variance={variance} not negative")

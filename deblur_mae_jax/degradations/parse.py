@@ -1,7 +1,7 @@
 """Degradations by name: `"blur.gaussian(sigma=1.1)|noise.gaussian_noise(0.1)"` -> `Degradation`.
 
-`blur` is a module of this package and `gaussian` its function; the module may be omitted where the
-function's name is unique. Arguments are Python literals. Nothing is registered: the package is listed.
+`blur` is a module of this package and `gaussian` its function. The module may be omitted if the name
+of the function is unique. Arguments are Python literals. There is no registry: the package is listed.
 """
 
 from __future__ import annotations

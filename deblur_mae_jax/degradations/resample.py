@@ -1,4 +1,4 @@
-"""Loss of resolution: down-sampling and back, as Disruptive Autoencoders disrupt a volume (MIDL 2024, section 3.2)."""
+"""Reduce the resolution by down- and up-sampling, as in Disruptive Autoencoders (MIDL 2024, section 3.2)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ METHODS = ("linear", "nearest")
 
 
 def interpolation(rows: int, columns: int, out: Any, length: Any, method: str) -> jax.Array:
-    """PyTorch's `interpolate` of an axis of `length` pixels to `out`: a matrix `(rows, columns)`.
+    """PyTorch's `interpolate` of an axis from `length` to `out` pixels, as a matrix `(rows, columns)`.
 
-    No antialiasing, corners not aligned. `out` and `length` may be traced; what lies beyond them is zero.
+    There is no antialiasing, and corners are not aligned. `out` and `length` may be traced; entries beyond them are
+    zero.
     """
     i, j = jnp.arange(rows)[:, None], jnp.arange(columns)[None]
     scale = jnp.asarray(length, jnp.float32) / jnp.asarray(out, jnp.float32)
@@ -28,9 +29,10 @@ def interpolation(rows: int, columns: int, out: Any, length: Any, method: str) -
 
 
 def down_up(factor: int = 4, method: str = "linear") -> Degradation:
-    """Every side to 1/factor and back: the super-resolution disruption.
+    """Down-sample every side by `factor` and up-sample it again: the super-resolution disruption.
 
-    method: "linear" (the paper's; bilinear, trilinear) or "nearest" (the published code's).
+    factor: reduction of every side.
+    method: "linear" (bilinear or trilinear, as in the paper) or "nearest" (as in the published code).
     """
     if method not in METHODS:
         raise ValueError(f"method: unknown name '{method}'. Choices: {', '.join(METHODS)}.")

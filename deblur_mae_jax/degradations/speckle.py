@@ -1,4 +1,4 @@
-"""Speckle-reducing anisotropic diffusion (SRAD), the edge-keeping blur of DeblurrMAE eq. 3."""
+"""Speckle-reducing anisotropic diffusion (SRAD), the edge-preserving blur of DeblurrMAE eq. 3."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def srad_step(
 
 
 def _check(iterations: int, dt: float, q0: str, coefficient: str, roi: Any) -> None:
-    """Raise `ValueError` for arguments of `srad` that cannot be right."""
+    """Raise `ValueError` for invalid arguments of `srad`."""
     if iterations < 1:
         raise ValueError(f"iterations={iterations} must be at least 1")
     if not 0 < dt <= 1:
@@ -83,12 +83,13 @@ def srad(
 ) -> Degradation:
     """SRAD(x, N=iterations, t=dt); the paper uses SRAD(40, 0.1).
 
-    q0: how the speckle scale is set. `"decay"`: q0(k) = exp(-rho * k * dt), on linear gray levels
-    plus one; `"image"`: std / mean of the whole image, re-estimated every step, on the exponential
-    of the image scaled to 0..1 (log-compressed B-mode undone); `"roi"`: the same over the rows and
-    columns `roi=(top, left, height, width)`.
-    coefficient: `"rational"` 1 / (1 + ...) or `"exponential"`, both from Yu & Acton, clipped to
-    0..1. quarter: keep the 1/4 of the published scheme, which the DeblurrMAE paper does not print.
+    q0: rule for the speckle scale. "decay": q0(k) = exp(-rho * k * dt), on linear gray levels plus one.
+        "image": std / mean of the whole image, estimated anew at every step, on the exponential of the
+        image scaled to 0..1 (this undoes the log compression of B-mode). "roi": the same within `roi`.
+    rho: decay rate for q0="decay".
+    coefficient: "rational", 1 / (1 + ...), or "exponential"; both from Yu & Acton, clipped to 0..1.
+    roi: (top, left, height, width) in pixels, for q0="roi".
+    quarter: keep the factor 1/4 of the published scheme, which the DeblurrMAE paper does not show.
     """
     _check(iterations, dt, q0, coefficient, roi)
 

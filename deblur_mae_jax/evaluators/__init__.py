@@ -1,1 +1,1 @@
-"""How a network is judged during and after training. One file per kind of judgement; see `training/evaluator.py`."""
+"""Evaluation of a network during and after training. One file per kind of evaluation; see `training/evaluator.py`."""

@@ -1,4 +1,4 @@
-"""A classifier judged as it trains, on the validation images, and once at the end on the test images."""
+"""Evaluate a classifier: on the validation images during training, and once on the test images at the end."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.workdir import metric_writer
 from deblur_mae_jax.workdir.run_folder import Workdir
 
-# Degradations that are drawn are drawn the same way at every evaluation.
+# Random degradations are the same at every evaluation.
 EVALUATION_STEP = 0
 MAX_EMBEDDED = 2000
 MISTAKES = 8
 
 
 def make_predict(run: Experiment) -> Any:
-    """`predict(params, arrays, batch, first) -> (logits (B, C), level (B,), inputs)`, jitted."""
+    """Return the jitted `predict(params, arrays, batch, first) -> (logits (B, C), level (B,), inputs)`."""
     network, supervision = run.network, run.supervision
     assert supervision is not None
     setting, degradation = supervision.setting, network.inputs.degradation
@@ -52,7 +52,7 @@ def make_predict(run: Experiment) -> Any:
         return logits, given, data["inputs"]
 
     def _oracle(params, examples):
-        """The level at which the true class is most probable: an upper bound, it uses the label."""
+        """The level at which the true class is most probable. This is an upper bound because it uses the label."""
         levels = jnp.asarray(blur_search.candidates(degradation.num_levels, 1))
         central = network.inputs.central(examples)
         inputs, _ = network.inputs.at_levels(examples, *central, levels)
@@ -69,7 +69,7 @@ def make_predict(run: Experiment) -> Any:
 
 
 class Evaluator:
-    """Judges the validation images during training, validation and test images with the best weights at the end."""
+    """Evaluates validation images during training; at the end, validation and test images with the best weights."""
 
     def __init__(self, run: Experiment, workdir: Workdir):
         assert run.supervision is not None
@@ -81,7 +81,7 @@ class Evaluator:
         self.batch_size = -(-B // run.mesh.size) * run.mesh.size
 
     def predict(self, params: Any, split: str) -> Predictions:
-        """Every image of a split."""
+        """Predict every image of a split."""
         indices = self.labels.indices[split]
         order = InOrder(indices, self.batch_size)
         logits, levels = [], []
@@ -99,12 +99,12 @@ class Evaluator:
             np.concatenate(levels)[:count],
             blur_search.all_sigmas(self.run.network.inputs.degradation),
         )
-        # An image that can no longer be read was replaced by another, whose prediction does not count.
+        # Another image replaces one that can no longer be read; its prediction is dropped.
         lost = {item.name for item in self.run.loader.failed}
         return table.where(np.array([name not in lost for name in table.names])) if lost else table
 
     def evaluate(self, params: Any) -> Judgement:
-        """Measures of the validation images; the score is the one that selects."""
+        """Measure the validation images; the score is the measure that selects the weights."""
         table = self.predict(params, "val")
         values = classification.measure(table.labels, table.probabilities)
         self.latest = {f"val_{name}": value for name, value in values.items()}
@@ -118,13 +118,13 @@ class Evaluator:
         return Judgement(score, self.latest, {})
 
     def write(self, step: int, judgement: Judgement) -> None:
-        """Nothing: the page of a run that is not finished is written when it stops."""
+        """Write nothing here; the page of an unfinished run is written when it stops."""
 
     def _title(self) -> str:
         return f"{self.workdir.name}: {' or '.join(self.labels.classes)}"
 
     def finish(self, step: int, params: Any, main: bool) -> Conclusion:
-        """Predict validation and test images with the best weights; write the table and the report.
+        """Predict validation and test images with the best weights, then write the table and the report.
 
         This is the only place that reads predictions of the test split.
         """
@@ -182,7 +182,7 @@ class Evaluator:
         return self._over(params, indices, program)
 
     def _rollouts(self, params: Any, indices: np.ndarray) -> list[tuple[Any, Any]]:
-        """(view in gray levels, attention map or None) of some images."""
+        """For each of the given images: its view in gray levels, and its attention map or None."""
         network = self.run.network
         model, inputs, attends = network.model, network.inputs, network.rules.attends
 

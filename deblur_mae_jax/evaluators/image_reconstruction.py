@@ -1,4 +1,4 @@
-"""How well a fixed set of 2-D images is reconstructed, in numbers and as a sheet."""
+"""Measure the reconstruction of a fixed set of 2-D images and draw a sheet of examples."""
 
 from __future__ import annotations
 
@@ -18,33 +18,40 @@ from deblur_mae_jax.network import Network
 from deblur_mae_jax.reports.reconstruction import reconstruction_sheet
 from deblur_mae_jax.tasks import losses
 
-# Masks and degradations of the evaluation never change: they belong to this step of their own seed.
+# Masks and degradations of the evaluation never change: they use this fixed step and a separate seed.
 EVALUATION_STEP = 0
 
 Arrays = dict[str, np.ndarray]
-# What `summary` needs of `evaluate`.
+# The outputs of `evaluate` that `summary` needs.
 MEASURED = ("loss", "loss_of_mean", "mse_degraded", "mse_restored", "ssim_degraded", "ssim_restored")
 
 
 def mse(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Mean squared error of gray levels `(B, H, W, C)` on the 0..1 scale `(B,)`."""
+    """Mean squared error `(B,)` on the 0..1 scale, of gray levels `(B, H, W, C)`."""
     return jnp.square((a - b) / 255).mean(axis=(1, 2, 3))
 
 
 def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Structural similarity of gray levels `(B, H, W, C)` `(B,)`."""
+    """Structural similarity `(B,)` of gray levels `(B, H, W, C)`."""
     return dm_pix.ssim(a / 255, b / 255)
 
 
 def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
-    """`evaluate(params, examples) -> arrays`, to be jitted.
+    """Return `evaluate(params, examples) -> arrays`, a function for `jax.jit`.
 
-    Per image `(B,)`: `loss` (what training minimises), `loss_of_mean` (the error of predicting every
-    image by its own mean, the floor any model must beat), `mse_degraded` and `mse_restored` (error
-    of the degraded input and of its reconstruction with nothing masked, 0..1 gray scale),
-    `ssim_degraded` and `ssim_restored` likewise, `level`.
-    Images `(B, S, S, C)` in gray levels: `clean`, `degraded`, `masked`, `reconstructed` (from
-    the visible patches, as in training), `restored` (with nothing masked).
+    Numbers per image, `(B,)`:
+
+    loss: the loss that training minimises.
+    loss_of_mean: error of predicting each image by its own mean; every model must do better than this.
+    mse_degraded, mse_restored: error of the degraded input and of its unmasked reconstruction, on a 0..1 gray scale.
+    ssim_degraded, ssim_restored: structural similarity of the same two images.
+    level: blur level.
+
+    Images in gray levels, `(B, S, S, C)`:
+
+    clean, degraded, masked: the original, the degraded input, and the input with masked patches.
+    reconstructed: reconstruction from the visible patches, as in training.
+    restored: reconstruction with nothing masked.
     """
     inputs, model, task = network.inputs, network.model, network.task
     mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
@@ -104,12 +111,12 @@ def sheet(arrays: Arrays, count: int, names: list[str], degradation: Any) -> Ima
 
 
 def psnr(mse: np.ndarray) -> float:
-    """Of the mean squared error over all images, in dB, against the 0..1 scale."""
+    """PSNR in dB of the mean squared error over all images, on the 0..1 scale."""
     return float(-10 * np.log10(np.maximum(np.mean(mse), 1e-12)))
 
 
 def by_level(arrays: Arrays, degradation: Any) -> list[dict[str, float]]:
-    """The measures of every blur level that was seen, weakest first; [] for a degradation without levels."""
+    """The measures of every blur level that occurred, weakest first; [] for a degradation without levels."""
     rows = []
     for level in sorted(set(arrays["level"].tolist()) - {0}):
         at = arrays["level"] == level
@@ -119,7 +126,7 @@ def by_level(arrays: Arrays, degradation: Any) -> list[dict[str, float]]:
 
 
 def _sigma(degradation: Any, level: int) -> float:
-    """Of the Gaussian of a level, in pixels; 0 for other blurs."""
+    """Sigma of the Gaussian of a level, in pixels; 0 for other blurs."""
     return float(degradation.at_level(jnp.int32(level)).get("sigma", 0.0))
 
 

@@ -1,4 +1,4 @@
-"""Pre-training: a fixed set of images, reconstructed, measured, drawn and put on a page."""
+"""Evaluate pre-training: reconstruct a fixed set of images, measure the result and write the report page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deblur_mae_jax.training.experiment import Experiment, modality_of
 from deblur_mae_jax.workdir import metric_writer
 from deblur_mae_jax.workdir.run_folder import Workdir
 
-# By the axes of the images.
+# Keyed by the number of axes of the images.
 KINDS: dict[int, Any] = {2: image_reconstruction, 3: volume_reconstruction}
 
 
@@ -39,7 +39,7 @@ class Evaluator:
         self._evaluate = jax.jit(self.kind.make(run.network), out_shardings=everywhere)
 
     def _examples(self) -> tuple[dict[str, np.ndarray], list[str]]:
-        """(the images, stacked; their names), spread over the set, so that not all are of the first sub-folder."""
+        """The stacked images and their names, spread over the set so that not all come from the first sub-folder."""
         run, config, split = self.run, self.run.config, self.run.config.report.eval_split
         index, loader = run.index, run.loader
         if split:
@@ -57,7 +57,7 @@ class Evaluator:
         return stacked, [index.source.names[int(n)] for n in numbers]
 
     def evaluate(self, params: Any) -> Judgement:
-        """Measures, and a sheet of the first images; no checkpoint is better than the last."""
+        """Compute the measures and draw a sheet of the first images. No score is set: the last weights are used."""
         arrays = {k: np.asarray(v) for k, v in self._evaluate(params, self.examples).items()}
         degradation = self.run.network.inputs.degradation
         self.latest = self.kind.summary(arrays)
@@ -69,7 +69,7 @@ class Evaluator:
         return Judgement(None, self.latest, images)
 
     def write(self, step: int, judgement: Judgement) -> None:
-        """The sheet, and the page."""
+        """Write the sheet and the page."""
         from PIL import Image
 
         path = self.workdir.make_report() / f"reconstructions_{step:07d}.png"
@@ -100,7 +100,7 @@ class Evaluator:
         )
 
     def finish(self, step: int, params: Any, main: bool) -> Conclusion:
-        """The page, where no evaluation has written one."""
+        """Write the page if no evaluation has written it."""
         if main and not self.workdir.page.exists():
             self._page(step)
         return Conclusion(self.latest, "", (self._sheets() or [self.workdir.report])[-1])

@@ -1,4 +1,4 @@
-"""A segmentation judged as it trains, on the validation images, and once at the end on the test images."""
+"""Evaluate a segmentation: on the validation images during training, and once on the test images at the end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHOWN = 4
 
 
 class Evaluator:
-    """Judges the validation images during training, validation and test images with the best weights at the end."""
+    """Evaluates validation images during training; at the end, validation and test images with the best weights."""
 
     def __init__(self, run: Experiment, workdir: Workdir):
         assert run.supervision is not None
@@ -39,9 +39,9 @@ class Evaluator:
         self.segmenter = Segmenter(run.network, run.mesh, run.config.infer)
 
     def evaluate(self, params: Any) -> Judgement:
-        """The validation images on the grid the network sees, by the measure that selects.
+        """Measure the validation images on the grid of the network; the score is the measure that selects the weights.
 
-        A structure that was missed counts as the worst there is, so that weights that find less are never chosen.
+        A missed structure gets the worst possible value, so that weights that find fewer structures are never chosen.
         """
         rows = []
         source, classes = self.run.index.source, self.supervision.mask_classes
@@ -70,7 +70,7 @@ class Evaluator:
         return Judgement(score, self.latest, {})
 
     def _score(self, truth: np.ndarray, labels: np.ndarray, spacing: tuple[float, ...]) -> float:
-        """The measure that selects, of one label; NaN where the truth has none of it."""
+        """The measure that selects the weights, for one label; NaN if the truth does not contain the label."""
         if not truth.any():
             return float("nan")
         if self.metric == "dice":
@@ -78,13 +78,13 @@ class Evaluator:
         return segmentation.measure(truth, labels, spacing, self.tolerance, "count")[self.metric]
 
     def write(self, step: int, judgement: Judgement) -> None:
-        """Nothing: the page of a run that is not finished is written when it stops."""
+        """Write nothing here; the page of an unfinished run is written when it stops."""
 
     def _title(self) -> str:
         return f"{self.workdir.name}: {', '.join(self.labels)}"
 
     def judge(self, params: Any, split: str, write: bool) -> Cases:
-        """Segment every image of a split, on its own grid; with `write` the label maps are kept."""
+        """Segment every image of a split on its original grid; with `write`, save the label maps."""
         source, supervision = self.run.index.source, self.supervision
         classes, values = supervision.mask_classes, np.array(supervision.mask_values, np.uint8)
         assert classes is not None
@@ -113,7 +113,7 @@ class Evaluator:
             if write:
                 grid.save(values[label_map], grids.output_path(folder, names[-1], taken))
         if not names:
-            raise UserError(f"none of the {split} images can be read any more")
+            raise UserError(f"none of the {split} images can still be read")
         truth_size, predicted_size = (np.array([s[i] for s in sizes]) for i in range(2))
         return Cases(
             self.labels, np.array(names), np.array(groups), np.full(len(names), split),
@@ -122,9 +122,9 @@ class Evaluator:
         )  # fmt: skip
 
     def finish(self, step: int, params: Any, main: bool) -> Conclusion:
-        """Segment validation and test images with the best weights; write table, label maps and report.
+        """Segment validation and test images with the best weights, then write table, label maps and report.
 
-        This is the only place that looks at the test split.
+        This is the only place that uses the test split.
         """
         if params is None:
             if main:
@@ -157,7 +157,7 @@ class Evaluator:
         return Conclusion(measures, report.verdict(numbers), figure)
 
     def _leaks(self) -> audit.Leaks:
-        """Copies across splits, and images that pre-training saw, where these can be compared."""
+        """Find copies across splits, and images that pre-training saw if these can be compared."""
         run, is_3d = self.run, self.segmenter.is_3d
         comparable = True
         if is_3d and run.source is not None:
@@ -165,8 +165,8 @@ class Evaluator:
             comparable = (before.spacing, before.ct_window) == (now.spacing, now.ct_window)
         if not comparable:
             run.notes.append(
-                "we cannot check whether pre-training saw these volumes: there they were windowed or resampled in "
-                "another way"
+                "we cannot check whether pre-training saw these volumes, because it windowed or resampled them "
+                "differently"
             )
         return audit.compare(
             run.index,
@@ -176,7 +176,7 @@ class Evaluator:
         )
 
     def _shown(self, params: Any, judged: Cases, split: str) -> list[Shown]:
-        """The worst cases, the middle one and the best, to be drawn on the grid the network sees."""
+        """The worst cases, the median case and the best case, for figures on the grid of the network."""
         dice = judged.mean_of_labels("dice")
         order = [int(i) for i in np.argsort(dice) if np.isfinite(dice[i])]
         if not order:

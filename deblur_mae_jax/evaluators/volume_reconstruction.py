@@ -1,4 +1,4 @@
-"""How well a fixed set of volumes is rebuilt, in numbers and as a sheet."""
+"""Measure the reconstruction of a fixed set of volumes and draw a sheet of examples."""
 
 from __future__ import annotations
 
@@ -27,12 +27,18 @@ PLANES = ("axial", "coronal", "sagittal")
 
 
 def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
-    """`evaluate(params, examples) -> arrays`, to be jitted.
+    """Return `evaluate(params, examples) -> arrays`, a function for `jax.jit`.
 
-    Per volume `(B,)`: `loss` (what training minimises), `loss_of_mean` (the L1 error of predicting every
-    cube by its own median, the floor any network must beat), `reconstruction` and `contrast` (its parts),
-    `mse_degraded` and `mse_restored`, the latter with nothing masked, where the task rebuilds. Planes: the three
-    middle ones `(B, 3, S, S)` of `clean`, `degraded`, `reconstructed`.
+    Numbers per volume, `(B,)`:
+
+    loss: the loss that training minimises.
+    loss_of_mean: L1 error of predicting each cube by its own median; every network must do better than this.
+    reconstruction, contrast: the two parts of the loss.
+    mse_degraded, mse_restored: error of the input and of its unmasked reconstruction, if the task reconstructs.
+
+    The three middle planes, `(B, 3, S, S)`:
+
+    clean, degraded, reconstructed: the original, the degraded input and its reconstruction.
     """
     inputs, model, task = network.inputs, network.model, network.task
 
@@ -61,7 +67,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         if "rotation_accuracy" in out:
             arrays["rotation_accuracy"] = out["rotation_accuracy"]
         if out["pred"] is not None:
-            whole = "clean" in out  # the task made its views, and rebuilt all of them
+            whole = "clean" in out  # the task has created the views and reconstructed all of them
             restored = out["pred"] if whole else model.apply({"params": params}, batch["inputs"])[0]
             arrays |= {"mse_restored": mse(restored), "reconstructed": planes(out["pred"])}
         return arrays
@@ -77,12 +83,12 @@ def planes(volume: jax.Array) -> jax.Array:
 
 
 def by_level(arrays: Arrays, degradation: Any) -> list[dict[str, float]]:
-    """Disruptions of volumes have no levels."""
+    """Return an empty list, because disruptions of volumes have no levels."""
     return []
 
 
 def summary(arrays: Arrays) -> dict[str, float]:
-    """Means over the volumes; PSNR against the 0..1 scale."""
+    """Means over the volumes; PSNR on the 0..1 scale."""
 
     out = {
         "eval_loss": float(arrays["loss"].mean()),

@@ -1,4 +1,4 @@
-"""How far JAX and PyTorch differ, measured: the same weights, the same inputs, float32."""
+"""Measure how much JAX and PyTorch differ with the same weights and the same inputs, in float32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MASKED = "reconstruction, 75 % masked"
 
 
 def fixed_inputs(trained: TrainedNetwork, count: int = 4) -> dict[str, Any]:
-    """Network inputs, masking noise and levels that are always the same."""
+    """The fixed network inputs, masking noise and levels of every measurement."""
     inputs = trained.network.inputs
     rng = np.random.default_rng(20230713)  # any number, always the same
     size, chans = inputs.image_size, inputs.in_chans
@@ -34,7 +34,7 @@ def fixed_inputs(trained: TrainedNetwork, count: int = 4) -> dict[str, Any]:
     return data
 
 
-# Outputs by name: the function of `Opened` that gives them.
+# From the name of an output to the function of `Opened` that computes it.
 OUTPUTS = {
     "encoder tokens": "tokens",
     "reconstruction": "reconstruct",
@@ -45,7 +45,7 @@ OUTPUTS = {
 
 
 def in_jax(trained: TrainedNetwork, data: dict[str, Any], opened: Opened) -> dict[str, np.ndarray]:
-    """What the network gives in JAX on a CPU, of the outputs that `opened` has."""
+    """The outputs that `opened` also has, computed by JAX on a CPU."""
     model, params = _exact(trained), {"params": trained.params}
     x, level = data["x"], data["level"]
     programs = {
@@ -60,7 +60,7 @@ def in_jax(trained: TrainedNetwork, data: dict[str, Any], opened: Opened) -> dic
 
 
 def _exact(trained: TrainedNetwork) -> Any:
-    """The model in float32, by the plainest of its implementations."""
+    """The model in float32 with its simplest implementation (plain attention, no rematerialisation)."""
     field_names = {field.name for field in dataclasses.fields(trained.model)}
     plain = {"dtype": jnp.float32, "attention": "xla", "remat": False}
     return trained.model.clone(**{name: value for name, value in plain.items() if name in field_names})
@@ -71,7 +71,7 @@ def _outputs(opened: Opened) -> list[str]:
 
 
 def in_torch(opened: Opened, data: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The same of an export, as far as its format has the parts."""
+    """The outputs of `in_jax`, computed by an export in PyTorch."""
     x, level = np.ascontiguousarray(np.moveaxis(data["x"], -1, 1)), data["level"]
     level = None if level is None else level.astype(np.int64)
     arguments = {"reconstruction": (0.0, None), MASKED: (MASK_RATIO, data.get("noise"))}
@@ -79,7 +79,7 @@ def in_torch(opened: Opened, data: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def measure(trained: TrainedNetwork, opened: Opened) -> dict[str, dict[str, float]]:
-    """Per output that both have: the largest difference, and the largest value beside it."""
+    """For every output that both have: the largest difference and the largest value."""
     if opened.volume is not None:
         return _measure_volumes(trained, opened)
     data = fixed_inputs(trained)
@@ -94,10 +94,10 @@ def measure(trained: TrainedNetwork, opened: Opened) -> dict[str, dict[str, floa
 
 
 def _measure_volumes(trained: TrainedNetwork, opened: Opened) -> dict[str, dict[str, float]]:
-    """The same of a Swin-UNETR: the output and the five hidden states, on one cube of noise."""
+    """The same for a Swin-UNETR: compare the output and the five hidden states on one cube of noise."""
     assert opened.volume is not None
     model = _exact(trained)
-    side = max(model.image_size, 64)  # PyTorch's instance norm refuses the single voxel that 32 end in
+    side = max(model.image_size, 64)  # PyTorch's instance norm rejects the single voxel that a cube of 32 is reduced to
     rng = np.random.default_rng(20240703)  # any number, always the same
     x = rng.standard_normal((1, side, side, side, model.in_chans)).astype(np.float32)
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
@@ -118,7 +118,7 @@ def _measure_volumes(trained: TrainedNetwork, opened: Opened) -> dict[str, dict[
 
 
 def layers_in_jax(trained: TrainedNetwork, data: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What every layer gives, under MAE's names, in the order of the network; 75 % masked in pre-training."""
+    """The output of every layer under MAE's names, in network order; pre-training networks run 75 % masked."""
     model = _exact(trained)
     inputs: dict[str, Any] = {"level": data["level"]}
     if trained.network.kind == "reconstruct":
@@ -140,7 +140,7 @@ def layers_in_jax(trained: TrainedNetwork, data: dict[str, Any]) -> dict[str, np
 
 
 def layers_in_torch(opened: Opened, data: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The same of an export, by hooks."""
+    """The outputs of the layers of an export, recorded by forward hooks."""
     outputs: dict[str, np.ndarray] = {}
 
     def keep(name: str) -> Any:
@@ -169,7 +169,7 @@ def layers_in_torch(opened: Opened, data: dict[str, Any]) -> dict[str, np.ndarra
 
 
 def compare_layers(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> list[tuple[str, float, float]]:
-    """(layer, largest difference, largest value) of the layers that both have in the same shape."""
+    """(layer, largest difference, largest value) for every layer that both have with the same shape."""
     rows = []
     for name, value in ours.items():
         other = theirs.get(name)
@@ -181,7 +181,7 @@ def compare_layers(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -
 
 
 def _place(name: str) -> tuple[int, int]:
-    """Sorts layers as they are run."""
+    """Sort key: the position of a layer in the forward pass."""
     stem, _, number = name.partition(".")
     order = ("patch_embed", "blocks", "norm", "fc_norm", "decoder_embed", "decoder_blocks",
              "decoder_norm", "decoder_pred", "head")  # fmt: skip

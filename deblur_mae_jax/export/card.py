@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how to open it, how to prepare an image, how well it agrees."""
+"""The model card of an export: the network, how to open it, how to prepare an image, the agreement with JAX."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NAME = "README.md"
 
 
 def text(certificate: dict[str, Any]) -> str:
-    """Markdown."""
+    """The model card as Markdown."""
     network = certificate["network"]
     format = contract.named(certificate["format"])
     reader = format.TITLE
@@ -123,7 +123,7 @@ def _image_steps(p: dict[str, Any]) -> list[str]:
 
 
 def _volume_steps(p: dict[str, Any]) -> list[str]:
-    """What is done to a volume before the network."""
+    """The preprocessing steps of a volume."""
     low, high = p["ct_window"] or (-1000.0, 1000.0)
     spacing = " x ".join(f"{s:g}" for s in p["spacing"])
     out = ["Turn the volume to RAS orientation."]
@@ -138,7 +138,7 @@ def _volume_steps(p: dict[str, Any]) -> list[str]:
 
 
 def _search_of(network: dict[str, Any]) -> list[str]:
-    """How the level of blur of a new image is found, for a classifier that has levels."""
+    """A sentence that states how a classifier with blur levels chooses the level of a new image."""
     kind, value = network.get("setting") or ["", 0.0]
     how = {
         "search": f"a search in steps of {value:g} with the pre-trained network, `searcher.safetensors`",
@@ -155,7 +155,7 @@ def _agreement(certificate: dict[str, Any]) -> list[str]:
         return [f"{agreement['status'].capitalize()}: {agreement['why']}."]
     versions = ", ".join(f"{k} {v}" for k, v in certificate["versions"].items())
     return [
-        f"The same weights on fixed inputs, {agreement['precision']}, CPU; {versions}.",
+        f"Measured with the same weights on fixed inputs, {agreement['precision']}, on a CPU; {versions}.",
         "",
         "| output | largest difference | largest value |",
         "|---|---|---|",

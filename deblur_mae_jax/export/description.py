@@ -1,4 +1,4 @@
-"""What a network is, in plain values: enough to build it elsewhere and to prepare its images."""
+"""Describe a network in plain values, enough to build it elsewhere and to prepare its images."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SPEED = ("parent", "name", "dtype", "attention", "remat")
 
 
 def describe(trained: TrainedNetwork) -> dict[str, Any]:
-    """The fields of the model, its classes, and how its images are prepared; plain values.
+    """The fields of the model, its classes and its preprocessing, as plain values.
 
-    This is `network` in a certificate, and what the functions of a weight format take.
+    This is `network` in a certificate and the argument `network` of a weight format's functions.
     """
     model, axes = trained.model, trained.network.axes
     fields = {
@@ -72,7 +72,7 @@ def _of_volumes(trained: TrainedNetwork) -> dict[str, Any]:
 
 
 def _setting(trained: TrainedNetwork) -> list[Any]:
-    """How the blur of a new image is found: kind and value; an empty kind where there are no levels."""
+    """How the blur of a new image is chosen: [kind, value]. The kind is empty if there are no levels."""
     setting = blur_search.parse(
         trained.config.search.setting,
         trained.network.inputs.degradation,
@@ -109,7 +109,10 @@ def _blur_of(degradation: Any) -> tuple[str, float | None, list[float], str]:
 
 
 def preprocessing(network: dict[str, Any]) -> dict[str, Any]:
-    """What is done to an image before the network, in this order. network: from `describe`."""
+    """The preprocessing of an image, in order.
+
+    network: the result of `describe`.
+    """
     if network["axes"] == 3:
         return {k: network[k] for k in ("spacing", "ct_window", "image_size")}
     sigma, kernel = network["sigma"], network["kernel"]

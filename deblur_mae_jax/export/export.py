@@ -1,4 +1,4 @@
-"""Export to PyTorch: weights in a file that MAE's code, timm, Hugging Face or MONAI opens, and the proof beside it."""
+"""Export to PyTorch: weights that MAE's code, timm, Hugging Face or MONAI opens, and a certificate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 NOT_MEASURED = "not measured"
 # Fields of a config that hold paths.
 _PRIVATE = ("data.root", "data.tfds_name", "init_from", "compilation_cache", "search.cache")
-# Fields of a model for parts that a format leaves out or folds.
+# Fields of parts of the model that a format leaves out or merges into another layer.
 _LEFT_OUT = {"model.mask_token": ("monai", "dae"), "model.probe": ("timm", "hf")}
 
 
@@ -40,12 +40,14 @@ def export(
     output: str | Path = "",
     in_chans: int = 0,
 ) -> Path:
-    """Write the network of `run`, a workdir or a file, for PyTorch; returns the folder.
+    """Export the network of `run` to PyTorch and return the folder.
 
-    format: a name of `weight_formats.contract.formats()`: "mae", "timm", "hf", "d2mae"; for volumes "monai" or "dae".
+    run: a workdir, a weight file or a loaded network.
+    format: "mae", "timm", "hf" or "d2mae"; for volumes "monai" or "dae" (see `weight_formats.contract.formats()`).
     output: a folder, or a .safetensors or .pth file in a folder of its own; the run's `export/<format>` by default.
-    in_chans: 1 or 3, converted as `channels.py` says; 0: as trained.
-    Beside the weights are `certificate.json`, with the differences between JAX and PyTorch measured now, and a
+    in_chans: 1 or 3, converted as described in `channels.py`; 0: as trained.
+
+    Also writes `certificate.json`, with the differences between JAX and PyTorch that are measured here, and a
     `README.md`. Raises `UserError`.
     """
     module = contract.named(format)
@@ -85,7 +87,7 @@ def export(
 
 
 def _require_fit(trained: TrainedNetwork, module: Any) -> None:
-    """Raise `UserError` with the formats that can hold the network, where this one cannot."""
+    """Raise `UserError`, naming the formats that can hold the network, if this one cannot."""
     model = trained.config.model.name
     if model in module.MODELS:
         return
@@ -98,14 +100,14 @@ def _require_fit(trained: TrainedNetwork, module: Any) -> None:
 
 
 def state_of(trained: TrainedNetwork) -> State:
-    """Every entry that MAE's or MONAI's code has, constant tables included, under our names; without an empty head."""
+    """The state dict under our names, with the constant tables of MAE's or MONAI's code, without an empty head."""
     state = names.state_dict_from_params(trained.params)
     state |= trained.network.rules.tables(trained.model)
     return {name: value for name, value in state.items() if value.size}
 
 
 def _with_channels(trained: TrainedNetwork, in_chans: int) -> tuple[TrainedNetwork, list[str]]:
-    """(the network for so many channels, what was changed)."""
+    """(the network converted to `in_chans` channels, a list of what was changed)."""
     before = trained.config.model.in_chans
     if in_chans in (0, before):
         return trained, []
@@ -131,7 +133,7 @@ def _with_channels(trained: TrainedNetwork, in_chans: int) -> tuple[TrainedNetwo
 
 
 def _target(trained: TrainedNetwork, module: Any, output: str | Path) -> tuple[Path, str]:
-    """(folder, name of the weights), checked against what is there."""
+    """(folder, name of the weight file). Raises `UserError` if this would overwrite other files."""
     usual = d2mae.WEIGHTS if module is d2mae else contract.WEIGHTS
     path = Path(output).expanduser() if output else _home(trained) / "export" / module.NAME
     if path.suffix in (".safetensors", ".pth"):
@@ -202,7 +204,7 @@ def _write_weights(path: Path, state: State, trained: TrainedNetwork, format: st
 
 
 def _write_searcher(folder: Path, trained: TrainedNetwork, network: dict[str, Any], in_chans: int) -> None:
-    """Beside a classifier that needs a search: the pre-trained network that searches."""
+    """For a classifier that needs a blur search, also write the pre-trained network that performs it."""
     if network["kind"] != "classify" or network["setting"][0] != "search":
         return
     assert trained.searcher is not None
@@ -227,7 +229,7 @@ def _fingerprint(path: Path, state: State) -> dict[str, Any]:
 def _agreement(
     trained: TrainedNetwork, module: Any, path: Path, certificate: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """(differences by output, versions that were used)."""
+    """(the differences for each output, the versions of the packages that were used)."""
     lacking = opened.missing(module)
     if lacking:
         why = f"{', '.join(lacking)} not installed"

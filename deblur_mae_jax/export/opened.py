@@ -1,4 +1,4 @@
-"""An export, opened in PyTorch by the library it is for."""
+"""Open an export in PyTorch with the library that it was written for."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ CERTIFICATE = "certificate.json"
 
 
 def missing(format: Any) -> list[str]:
-    """The packages that are needed to open a format (its module) and are not installed."""
+    """The missing packages among those that a format (a module) needs to open its files."""
     return [name for name in format.NEEDS if importlib.util.find_spec(name) is None]
 
 
 def versions(format: Any) -> dict[str, str]:
-    """Of the packages that open a format."""
+    """The versions of the packages that open a format."""
     return {name: importlib.metadata.version(name) for name in format.NEEDS}
 
 
 def open_export(folder: Path) -> Opened:
-    """Open what `export.export` wrote there. Raises `UserError`."""
+    """Open the export that `export.export` wrote into `folder`. Raises `UserError`."""
     try:
         certificate = json.loads((folder / CERTIFICATE).read_text(encoding="utf-8"))
         format = contract.named(certificate["format"])

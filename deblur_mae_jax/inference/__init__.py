@@ -1,1 +1,1 @@
-"""Whole images through a trained network: blur search, segmentation, attention maps."""
+"""Apply a trained network to whole images: blur search, segmentation, attention maps."""

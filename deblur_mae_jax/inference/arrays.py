@@ -1,4 +1,4 @@
-"""Arrays of images from a user: checked, and put on one canvas as the input pipeline wants them."""
+"""Check arrays of images from a user and pad them to one canvas for the input pipeline."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from deblur_mae_jax.errors import UserError
 
 
 def as_list(images: Any) -> list[np.ndarray]:
-    """Images, checked: each `(H, W, C)`, uint8, or float32 gray levels 0..255. Raises `UserError`.
+    """Check images and return each as `(H, W, C)`, uint8 or float32 gray levels 0..255. Raises `UserError`.
 
-    images: an array `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`, one image without N, or an iterable of images of
-        different sizes; uint8, or float between 0 and 1.
+    images: an array `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`, a single image without the axis N, or an iterable
+        of images of different sizes; uint8, or float between 0 and 1.
     """
     if hasattr(images, "__next__"):  # a generator
         images = list(images)
@@ -50,15 +50,17 @@ def _channels(image: np.ndarray, channels: int) -> np.ndarray:
         return image
     if channels == 3:
         return np.repeat(image, 3, axis=2)
-    if image.dtype == np.uint8:  # as the images of a run are read
+    if image.dtype == np.uint8:  # in the same way as the images of a run are read
         return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
     return image @ np.array([[0.299], [0.587], [0.114]], np.float32)
 
 
 def batches(ready: list[np.ndarray], channels: int, batch: int) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
-    """(number of the first, how many are real, examples) of `batch` images on one canvas, the last batch filled up.
+    """Yield (number of the first image, number of real images, examples) for batches of `batch` images on one canvas.
 
-    ready: from `as_list`.
+    The last batch is padded.
+
+    ready: images from `as_list`.
     """
     ready = [_channels(image, channels) for image in ready]
     height = max(image.shape[0] for image in ready)

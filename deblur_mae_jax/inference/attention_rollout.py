@@ -1,4 +1,4 @@
-"""Where a classifier looked: attention rollout (Abnar and Zuidema 2020)."""
+"""Attention maps of a classifier by attention rollout (Abnar and Zuidema 2020)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 
 def rollout(model: Any, params: Any, images: jax.Array, level: jax.Array | None = None) -> jax.Array:
-    """`(B, grid, grid)`: how much each patch flows into what the head sees, summing to one.
+    """Return `(B, grid, grid)`: the share of each patch in the input of the head; the shares sum to one.
 
-    The attention of each block, averaged over heads and mixed half and half with the residual path,
-    is multiplied through the blocks.
+    The attention of each block is averaged over heads and mixed equally with the residual path. These
+    matrices are then multiplied over all blocks.
     """
     _, state = model.apply({"params": params}, images, level, method=model.features, mutable=["intermediates"])
     total = None

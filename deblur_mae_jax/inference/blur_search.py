@@ -1,8 +1,9 @@
-"""Optimal blurriness search (D2MAE, eq. 4 and 5, Algorithm 1): which blur suits an image best.
+"""Optimal blurriness search (D2MAE, eq. 4 and 5, Algorithm 1): find the best blur level of every image.
 
-For every image and every level t = 1, 1 + s, ... <= T: blur, reconstruct with nothing masked, and
-compare with the original. t* is the level of the smallest error, the smallest such level at a tie.
-It needs no label, so it is the same for training, validation and test images.
+For every image and every level t = 1, 1 + s, ... <= T, the search blurs the image, reconstructs it with
+nothing masked, and compares the result with the original. t* is the level with the smallest error; at a
+tie it is the smallest such level. The search needs no label, so it works the same for training, validation
+and test images.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ Show = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How the level of an image is found; `value` is the step of a search or the fixed sigma."""
+    """How the blur level of an image is found.
+
+    value: the step of a search, or the fixed sigma.
+    """
 
     kind: str
     value: float = 0.0
@@ -50,9 +54,9 @@ class Setting:
 
 
 def parse(text: str, degradation: Degradation, can_search: bool = True) -> Setting | None:
-    """Read `config.search.setting`; `None` where the degradation has no levels.
+    """Parse `config.search.setting`. Returns `None` if the degradation has no levels.
 
-    auto: `search(2)`, the paper's, where there is a network to search with; else `none`.
+    "auto" means `search(2)`, as in the paper, if a network for the search is available; else it means `none`.
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*(?:\w+\s*=\s*)?([\d.]+)\s*\))?\s*", text)
     kind, value = (match[1], match[2]) if match else (text, None)
@@ -92,21 +96,21 @@ def candidates(num_levels: int, step: int) -> np.ndarray:
 
 
 def sigmas(degradation: Degradation, levels: np.ndarray) -> np.ndarray:
-    """Sigma of each level in pixels, NaN where the degradation has none."""
+    """Sigma of each level in pixels; NaN if the degradation has no sigma."""
     assert degradation.at_level is not None
     values = [degradation.at_level(jnp.int32(level)).get("sigma", jnp.nan) for level in levels]
     return np.round(np.array([float(f) for f in values]), 6)
 
 
 def all_sigmas(degradation: Degradation) -> np.ndarray:
-    """Sigma of levels 1, 2, ...; empty where the degradation has no levels."""
+    """Sigma of levels 1, 2, ...; empty if the degradation has no levels."""
     if degradation.at_level is None:
         return np.empty(0)
     return sigmas(degradation, candidates(degradation.num_levels, 1))
 
 
 def level_of(sigma: float, degradation: Degradation) -> int:
-    """The level whose sigma is `sigma`, or a `UserError` with the choices."""
+    """The level with this sigma. Raises `UserError` that lists the choices."""
     levels = candidates(degradation.num_levels, 1)
     choices = sigmas(degradation, levels)
     near = int(np.argmin(np.abs(choices - sigma)))
@@ -118,9 +122,9 @@ def level_of(sigma: float, degradation: Degradation) -> int:
 
 
 def make_losses(model: Any, inputs: ImageInputs, levels: np.ndarray, norm_pix_loss: bool = False) -> Any:
-    """`losses(params, examples, boxes, flips) -> (B, T)`: the error of every image at every level.
+    """Return `losses(params, examples, boxes, flips) -> (B, T)`, the error of every image at every level.
 
-    Mean squared difference of the reconstruction, nothing masked, to the clean view in network units.
+    The error is the mean squared difference between the unmasked reconstruction and the clean view, in network units.
     """
     T = len(levels)
 
@@ -141,7 +145,7 @@ def make_losses(model: Any, inputs: ImageInputs, levels: np.ndarray, norm_pix_lo
 
 
 def make_choose_level(model: Any, inputs: ImageInputs, levels: np.ndarray, norm_pix_loss: bool) -> Any:
-    """`choose(params) -> (examples, boxes, flips) -> levels (B,)`, for the search inside the step."""
+    """Return `choose(params) -> (examples, boxes, flips) -> levels (B,)`, for the search inside the step."""
     errors = make_losses(model, inputs, levels, norm_pix_loss)
 
     def choose(params):
@@ -158,10 +162,11 @@ def make_choose_level(model: Any, inputs: ImageInputs, levels: np.ndarray, norm_
 class Table:
     """Result of a search.
 
-    names: of the images `(N,)`.
-    levels, sigmas: `(T,)`, those that were tried.
-    losses: `(N, T)`.
-    searched, seconds: images that were searched now, not looked up, and the time for them.
+    names: image names `(N,)`.
+    levels, sigmas: the levels tried and their sigmas, `(T,)`.
+    losses: error of every image at every level, `(N, T)`.
+    searched: number of images searched in this run, without those found in the cache.
+    seconds: time for the search of these images.
     """
 
     names: list[str]
@@ -173,7 +178,7 @@ class Table:
 
     @property
     def best(self) -> np.ndarray:
-        """t* of every image `(N,)`; the first, so the smallest, level wins a tie."""
+        """t* of every image `(N,)`; at a tie the smallest level is chosen."""
         return self.levels[np.argmin(self.losses, axis=1)]
 
     @property
@@ -204,10 +209,11 @@ def search(
 ) -> Table:
     """Search every image of `index` with the pre-trained network `trained`.
 
-    One jitted program over images and levels, the images divided over the devices of `mesh`.
-    step: between the levels that are tried.
-    batch_size: forward passes at once, images times levels.
-    cache: folder of earlier results, which are looked up; "auto": the user's cache folder; "": none.
+    One jitted program runs over images and levels; the images are divided over the devices of `mesh`.
+
+    step: step between the levels to try.
+    batch_size: number of forward passes at once, images times levels.
+    cache: folder of earlier results to reuse; "auto" is the user's cache folder, "" disables the cache.
     show: called with the number of images done and the total.
     """
     network, config = trained.network, trained.config
@@ -232,7 +238,7 @@ def search(
 
         def keep(number: int, losses: jax.Array) -> None:
             rows, numbers = np.asarray(losses), missing[number * B : (number + 1) * B]
-            # What can no longer be read was replaced by another image, whose losses are not its own.
+            # Another image replaces one that can no longer be read; its losses must not be used.
             lost = {item.name for item in loader.failed}
             readable = [row for row, i in enumerate(numbers) if index.source.names[i] not in lost]
             results.add([hashes[numbers[row]] for row in readable], rows[readable])
@@ -249,7 +255,7 @@ def search(
 
 
 def _spec(trained: TrainedNetwork, levels: np.ndarray) -> dict[str, Any]:
-    """Everything beside the weights and the image that the errors of an image depend on."""
+    """Everything that the errors of an image depend on, except the weights and the image."""
     config, inputs = trained.config, trained.network.inputs
     return {
         "levels": levels.tolist(),
@@ -272,7 +278,7 @@ def _run(
     batches: Iterable[Any],
     keep: Callable[[int, jax.Array], None],
 ) -> None:
-    """Hand the errors of every batch to `keep(number, losses)`, one batch late: the device then works on the next."""
+    """Pass the errors of each batch to `keep(number, losses)`, one batch late, while the device computes the next."""
     network, everywhere = trained.network, sharding.replicated(mesh)
     errors = make_losses(network.model, network.inputs, levels, network.task.norm_pix_loss)
 
@@ -299,9 +305,9 @@ def assign(
     seed: int,
     run_search: Callable[[int], Table],
 ) -> tuple[np.ndarray | None, Table | None]:
-    """The level of every image `(count,)`, or `None` where the step finds or draws it.
+    """Return the level of every image `(count,)`, or `None` if the training step finds or draws it.
 
-    none: level 1, which blurs nothing at sigma 0.1; random: one level per image, drawn once.
+    Setting "none" is level 1, whose sigma of 0.1 does not blur. Setting "random" draws one level per image, once.
     """
     if setting.kind == "search":
         table = run_search(setting.step)

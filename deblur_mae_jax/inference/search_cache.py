@@ -1,4 +1,4 @@
-"""Results of blur searches, kept between runs by image content and weights."""
+"""Cache of blur-search results between runs, keyed by image content and weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ DEFAULT_CACHE = "~/.cache/deblur_mae_jax/blur_search"
 
 
 class Cache:
-    """Losses by (content of the image, weights, settings), in one growing CSV per pair of the last two.
+    """Losses by image content, weights and settings, with one growing CSV per pair of weights and settings.
 
-    An interrupted search resumes where it was; lines cut short by a kill are ignored.
+    An interrupted search resumes where it stopped. Lines that were truncated by a killed process are ignored.
     """
 
     def __init__(self, folder: str, key: str, width: int):
@@ -35,7 +35,7 @@ class Cache:
                     self.known[name] = row[:-1]
 
     def add(self, hashes: list[str], rows: np.ndarray) -> None:
-        """Remember the losses of some images, in memory and on disk; the sum ends a whole line."""
+        """Store the losses of some images, in memory and on disk. A complete line ends with the sum of the losses."""
         self.known.update(zip(hashes, rows, strict=True))
         if self.path is None or jax.process_index() != 0:
             return
@@ -47,8 +47,8 @@ class Cache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write("\n".join(["", *lines, ""]))
-        except OSError as error:  # the results last as long as this run
-            logging.warning("the blur search is not kept: cannot write '%s': %s", self.path, error)
+        except OSError as error:  # the results are still available in memory during this run
+            logging.warning("the results of the blur search are not cached: cannot write '%s': %s", self.path, error)
             self.path = None
 
 

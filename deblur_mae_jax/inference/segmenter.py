@@ -1,4 +1,4 @@
-"""Label maps of whole images from a segmentation network: by windows for volumes, in one view for 2-D images."""
+"""Segment whole images: volumes with a sliding window, 2-D images in one view."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deblur_mae_jax.network import Network
 
 
 def flips_of(axes: int, wanted: bool) -> list[tuple[int, ...]]:
-    """The axes to flip for each view that is averaged: every subset in 3-D, left to right in 2-D."""
+    """The axes to flip for each averaged view: every subset of axes in 3-D, only left to right in 2-D."""
     if not wanted:
         return [()]
     if axes == 2:
@@ -35,8 +35,9 @@ def flips_of(axes: int, wanted: bool) -> list[tuple[int, ...]]:
 class Segmenter:
     """Segments images with one set of weights, or with the mean over several (an ensemble).
 
+    With several views or members it averages probabilities, else it blends logits.
+
     infer: `config.infer`.
-    With several views or members the probabilities are averaged, else the logits are blended.
     """
 
     def __init__(self, network: Network, mesh: jax.sharding.Mesh, infer: ConfigDict):
@@ -67,13 +68,13 @@ class Segmenter:
             self._precompute = jax.jit(network.inputs.precompute)
 
     def _put(self, array: Any) -> jax.Array:
-        """Split over the devices along its first axis; every process holds all of it."""
+        """Split an array over the devices along its first axis; every process must hold the whole array."""
         array = np.asarray(array)
         where = sharding.along(self.mesh)
         return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
     def _mean(self, members: list[Any], images: np.ndarray, level: Any = None) -> np.ndarray:
-        """Logits, or mean probabilities, `(B, *space, K)` of a batch."""
+        """Logits or mean probabilities `(B, *space, K)` of a batch."""
         normalised = len(members) * len(self.flips) > 1
         total: Any = 0.0
         for axes in self.flips:
@@ -85,7 +86,7 @@ class Segmenter:
         return total / (len(members) * len(self.flips))
 
     def of_volume(self, members: list[Any], volume: np.ndarray) -> np.ndarray:
-        """`(D, H, W, C)`, scaled as `Source.read` gives it -> uint8 `(D, H, W)` classes."""
+        """Segment a volume `(D, H, W, C)`, scaled as by `Source.read`. Returns uint8 classes `(D, H, W)`."""
         labels = sliding_window.infer(
             volume.astype(np.float32),
             lambda windows: self._mean(members, windows),
@@ -98,7 +99,7 @@ class Segmenter:
         return self._cleaned(labels)
 
     def of_images(self, members: list[Any], examples: list[dict[str, Any]]) -> list[np.ndarray]:
-        """Examples of a `Loader` -> uint8 `(H, W)` classes of each, on its own pixels."""
+        """Segment the examples of a `Loader`. Returns uint8 classes `(H, W)` of each image at its original size."""
         count = len(examples)
         filled = examples + examples[-1:] * (self.batch_size - count)
         stacked = {k: np.stack([e[k] for e in filled]) for k in filled[0] if k != "mask"}
@@ -113,7 +114,7 @@ class Segmenter:
         return segmentation.largest_components(labels) if self.infer.largest_component else labels
 
     def each(self, members: list[Any], loader: Loader, indices: Any) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, classes on the grid of `Source.read`) of every image that can be read; others are reported."""
+        """Yield (number, classes on the grid of `Source.read`) of every readable image; report the others."""
         source = loader.index.source
         waiting: list[tuple[int, dict[str, Any]]] = []
         for number in (int(p) for p in indices):
@@ -138,7 +139,7 @@ class Segmenter:
 
 
 def _resized(scores: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Scores `(S, S, K)` -> the best class of every pixel `(H, W)`, interpolated linearly."""
+    """Interpolate scores `(S, S, K)` linearly and return the best class of every pixel `(H, W)`."""
     shape = (int(size[1]), int(size[0]))
     planes = [
         np.asarray(Image.fromarray(np.ascontiguousarray(s)).resize(shape, Image.Resampling.BILINEAR))

@@ -1,4 +1,4 @@
-"""Segment an image of any size by windows of one size, blended where they overlap (MONAI's sliding window)."""
+"""Segment an image of any size with windows of one size and blend their overlaps (MONAI's sliding window)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from deblur_mae_jax.errors import UserError, unknown
 
 BLENDINGS = ("gaussian", "constant")
-# Width of the Gaussian, as a share of the window's side; and the least weight of a voxel.
+# Sigma of the Gaussian as a share of the window's side, and the smallest weight of a voxel.
 SIGMA = 0.125
 FLOOR = 1e-3
 
@@ -19,7 +19,7 @@ Predict = Callable[[np.ndarray], Any]  # windows (B, *window, C) -> scores (B, *
 
 
 def check(overlap: float, blending: str) -> None:
-    """Raise `UserError` for settings that mean nothing."""
+    """Raise `UserError` for invalid settings."""
     if blending not in BLENDINGS:
         raise unknown("config.infer.blending", blending, BLENDINGS)
     if not 0 <= overlap < 1:
@@ -27,7 +27,7 @@ def check(overlap: float, blending: str) -> None:
 
 
 def starts(size: int, window: int, overlap: float) -> list[int]:
-    """Where the windows begin along an axis of `size` (at least `window`); the last one ends at the edge."""
+    """Start indices of the windows along an axis of `size` (at least `window`); the last window ends at the edge."""
     if size <= window:
         return [0]
     step = max(1, int(window * (1 - overlap)))
@@ -36,7 +36,7 @@ def starts(size: int, window: int, overlap: float) -> list[int]:
 
 
 def importance(window: tuple[int, ...], blending: str) -> np.ndarray:
-    """How much each voxel of a window counts `(*window,)` float32: the middle more, or all alike."""
+    """Weight of each voxel of a window, `(*window,)` float32: highest in the middle, or constant."""
     out = np.ones(window, np.float32)
     if blending == "constant":
         return out
@@ -57,12 +57,13 @@ def infer(
     batch_size: int = 4,
     finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """`(*space, C)` -> the blended scores `(*space, K)`, or what `finish` makes of planes of them.
+    """Return the blended scores `(*space, K)` of an image `(*space, C)`, or the result of `finish` on them.
 
-    predict: always called with `batch_size` windows, so it is compiled once. A smaller image is padded
-        with zeros on all sides.
-    finish: `(planes, ..., K) -> (planes, ...)`, such as an argmax; scores are kept for as many
-    planes as a window is deep and no more, however large the image is.
+    An image smaller than the window is padded with zeros on all sides. The scores in memory never cover more planes
+    than the depth of one window, however large the image is.
+
+    predict: always called with `batch_size` windows, so it is compiled only once.
+    finish: `(planes, ..., K) -> (planes, ...)`, such as an argmax; applied to groups of planes.
     """
     check(overlap, blending)
     space = image.shape[:-1]
@@ -74,7 +75,7 @@ def infer(
     finish = finish or (lambda scores: scores)
 
     finished: list[np.ndarray] = []
-    first = 0  # the plane at which `scores` begins
+    first = 0  # index of the first plane in `scores`
     scores: Any = None
     total = np.zeros((window[0], *padded.shape[1:-1], 1), np.float32)
 
@@ -106,7 +107,7 @@ def infer(
 def _windows(
     image: np.ndarray, predict: Predict, sides: list[list[int]], window: tuple[int, ...], size: int
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """(where, scores) of every window, in the order of their places."""
+    """Yield (position, scores) of every window, in the order of their positions."""
     places = list(itertools.product(*sides))
     for number in range(0, len(places), size):
         chosen = places[number : number + size]

@@ -1,12 +1,12 @@
-"""Augmentation of fine-tuning, per example, inside the jitted step: RandAugment, random erasing.
+"""Augmentation for fine-tuning, per example, inside the jitted step: RandAugment, random erasing.
 
-The operations, their ranges and their odds are those of timm's `rand-m9-mstd0.5-inc1`, which MAE's
-fine-tuning uses (He et al. 2022, table 9), and the pixels those of Pillow, up to rounding. Images are
+The operations, their ranges and their probabilities are those of timm's `rand-m9-mstd0.5-inc1`, which
+MAE's fine-tuning uses (He et al. 2022, table 9). The pixels equal Pillow's, up to rounding. Images are
 whole gray levels 0..255, float32, `(S, S, C)` with one channel or three.
 
-Fifteen operations on a batch would be fifteen branches for each image. But nine of them are tables of
-256 entries, five are one affine map, and the rest blends with a smoothed or gray copy; so a layer is one
-table, one blend and one resampling, with parameters that do nothing where they were not drawn.
+Fifteen operations on a batch would need fifteen branches per image. But nine of them are tables of 256
+entries, five are affine maps, and the rest blend with a smoothed or gray copy. So each layer applies
+one table, one blend and one resampling; those that were not drawn leave the image unchanged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROBABILITY = 0.5
 
 
 class Draw(NamedTuple):
-    """One operation for one image: its number, its strength, and which way it goes."""
+    """One operation for one image: its index, its strength, its direction, and whether it is applied."""
 
     operation: jax.Array
     magnitude: jax.Array  # 0..10
@@ -41,7 +41,7 @@ class Draw(NamedTuple):
 
 
 def draw(key: jax.Array, magnitude: float, std: float) -> Draw:
-    """timm's draw: any operation, strength from a normal cut at 0 and 10, applied half of the time."""
+    """Draw an operation as timm does: strength from a normal clipped to 0..10, applied with probability 0.5."""
     k_operation, k_magnitude, k_sign, k_apply = jax.random.split(key, 4)
     strength = magnitude + std * jax.random.normal(k_magnitude)
     return Draw(
@@ -108,12 +108,12 @@ def _table(image: jax.Array, is_operation: Callable[[str], jax.Array], d: Draw) 
 
 
 def _blend(start: jax.Array, end: jax.Array, factor: jax.Array) -> jax.Array:
-    """`ImageEnhance`: from `start` towards `end` and beyond, cut to 0..255, truncated."""
+    """Pillow's `ImageEnhance`: extrapolate from `start` to `end`, clip to 0..255 and truncate."""
     return jnp.floor(jnp.clip(start + factor * (end - start), 0.0, 255.0))
 
 
 def _smooth(image: jax.Array) -> jax.Array:
-    """Pillow's SMOOTH filter, `[1 1 1; 1 5 1; 1 1 1] / 13`; the outermost pixels stay."""
+    """Pillow's SMOOTH filter, `[1 1 1; 1 5 1; 1 1 1] / 13`. The outermost pixels are unchanged."""
     padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
     S, W = image.shape[:2]
     total = 4.0 * image
@@ -126,8 +126,11 @@ def _smooth(image: jax.Array) -> jax.Array:
 
 
 def affine(image: jax.Array, matrix: jax.Array, fill: jax.Array) -> jax.Array:
-    """Pillow's `Image.transform(AFFINE, BICUBIC)` with `fillcolor`: output (x, y) is read at
-    `matrix (2, 3) @ (x + 1/2, y + 1/2, 1)`; outside the image it is `fill`."""
+    """Pillow's `Image.transform(AFFINE, BICUBIC)` with `fillcolor`.
+
+    matrix: `(2, 3)`; output pixel (x, y) is read at `matrix @ (x + 1/2, y + 1/2, 1)`.
+    fill: gray level outside the image.
+    """
     height, width, channels = image.shape
     ys, xs = jnp.mgrid[:height, :width].astype(jnp.float32) + 0.5
     x = matrix[0, 0] * xs + matrix[0, 1] * ys + matrix[0, 2]
@@ -197,8 +200,12 @@ def operate(image: jax.Array, d: Draw, fill: jax.Array) -> jax.Array:
 
 
 class RandAugment(NamedTuple):
-    """`num_layers` random operations, one after the other. fill: gray level per channel for what
-    moves in from outside (timm: the mean of the normalisation)."""
+    """Apply `num_layers` random operations in sequence.
+
+    magnitude: mean strength of an operation, 0 to 10.
+    std: standard deviation of the strength.
+    fill: gray level per channel outside the image (timm: the mean of the normalisation).
+    """
 
     magnitude: float = 9.0
     std: float = 0.5
@@ -217,7 +224,7 @@ class RandAugment(NamedTuple):
 
 
 def rand_augment(spec: str, mean: tuple[float, ...]) -> RandAugment | None:
-    """From timm's way of writing it, "rand-m9-mstd0.5-inc1" (always increasing here); "" is none."""
+    """Parse timm's notation, such as "rand-m9-mstd0.5-inc1" (`inc1` always holds here). "" gives `None`."""
     if not spec:
         return None
     match = re.fullmatch(r"rand(?:-m([\d.]+)|-mstd([\d.]+)|-n(\d+)|-inc1)*", spec)
@@ -236,9 +243,12 @@ def rand_augment(spec: str, mean: tuple[float, ...]) -> RandAugment | None:
 
 
 class RandomErasing(NamedTuple):
-    """timm's random erasing, mode "pixel", one rectangle: normal noise in its place.
+    """timm's random erasing in mode "pixel": replace one rectangle of the normalised image by normal noise.
 
-    Works on the normalised image. area: share of the image; aspect: height / width.
+    probability: probability of erasing.
+    area: range of the rectangle's area, as a share of the image.
+    aspect: range of its height / width.
+    tries: draws of a rectangle; the first that fits is used.
     """
 
     probability: float = 0.25
@@ -268,9 +278,11 @@ class RandomErasing(NamedTuple):
 
 
 class Intensity(NamedTuple):
-    """MONAI's random scaling (by 1 +- `scale`) and shift (by +- `shift`), each with its own chance.
+    """MONAI's random scaling and shift of the intensities of an image `(*space, C)`, drawn independently.
 
-    Works on any values, also those of volumes: `(*space, C)`.
+    scale: largest relative change.
+    shift: largest shift.
+    probability: probability of each of the two.
     """
 
     scale: float = 0.1
@@ -286,7 +298,7 @@ class Intensity(NamedTuple):
 
 
 def intensity_of(augmentation: ConfigDict) -> Any:
-    """As the fields `intensity_*` of `config.augment` say."""
+    """Build `Intensity` from the fields `intensity_*` of `config.augment`."""
     return Intensity(
         augmentation.intensity_scale,
         augmentation.intensity_shift,

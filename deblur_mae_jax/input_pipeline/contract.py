@@ -1,4 +1,7 @@
-"""What turns stored images into the inputs of a network: `ImageInputs` for 2-D images, `VolumeInputs` for volumes."""
+"""The interface of an input pipeline, which turns stored images into inputs of a network.
+
+`ImageInputs` implements it for 2-D images, `VolumeInputs` for volumes.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ ChooseLevel = Callable[[Batch, Any, jax.Array], jax.Array]
 
 
 class InputPipeline(Protocol):
-    """From examples, as a store gives them, to batches; every function is traced inside a jitted step.
+    """Turns the examples of a store into batches. Every function is traced inside a jitted step.
 
-    An example has `image` on its canvas `(*canvas, C)`, `size` (its own sides), and entries that pass through, such as
-    `label`. A batch has `inputs` and `targets` float32 `(B, *space, C)`, all of side `image_size`.
+    An example has `image` on its canvas `(*canvas, C)`, `size` (its true sides), and entries such as `label`, which
+    are passed on unchanged. A batch has `inputs` and `targets`, float32 `(B, *space, C)` with sides of `image_size`.
     """
 
     degradation: Degradation
@@ -29,10 +32,13 @@ class InputPipeline(Protocol):
 
     @property
     def precomputes(self) -> bool:
-        """Whether `precompute` makes the degraded image once, to be stored beside the original."""
+        """Whether `precompute` computes the degraded image once, to be stored with the original."""
 
     def train(self, examples: Batch, keys: Keys, choose_level: ChooseLevel | None = None) -> Batch:
         """Random views, each example with its own draws."""
 
     def evaluate(self, examples: Batch, keys: Keys, level: jax.Array | None = None) -> Batch:
-        """The central view. level: `(B,)`, instead of the drawn or stored one."""
+        """The central view.
+
+        level: blur level `(B,)`, which replaces the drawn or stored one.
+        """

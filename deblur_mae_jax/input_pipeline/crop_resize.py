@@ -1,10 +1,10 @@
-"""Crops of native-resolution images, inside the jitted step, as two small matrices per image.
+"""Crop and resize native-resolution images, inside the jitted step, with two small matrices per image.
 
 A crop with an antialiased resize is linear and separable, and so is a Gaussian blur before it:
-`resize(crop(G_h x G_w^T)) = (R_h G_h) x (R_w G_w)^T`. Blurring at native resolution, with the border
-rule at the true edge of the image, then costs nothing more than another pair of matrices.
+`resize(crop(G_h x G_w^T)) = (R_h G_h) x (R_w G_w)^T`. A blur at native resolution, with the border
+rule at the true edge of the image, then only needs another pair of matrices.
 
-Images lie in the top-left corner of a canvas `(Hc, Wc, C)`; `size` is their true (height, width).
+An image occupies the top-left corner of a canvas `(Hc, Wc, C)`; `size` is its true (height, width).
 Grey levels are float32 in 0..255.
 """
 
@@ -16,17 +16,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# weight_at(positions (K,)) -> (out, K): how much each output pixel takes from native positions.
+# weight_at(positions (K,)) -> (out, K): weight of each native position in each output pixel.
 WeightAt = Callable[[jax.Array], jax.Array]
 
 CROP_TRIES = 10
 
 
 class Box(NamedTuple):
-    """Part of an image, in native pixels: the crop, and the range its filter may read.
+    """A crop of an image, in native pixels, and the range that its resize filter may read.
 
-    A crop that is cut out before it is resized reads nothing outside itself; one that is cut out
-    afterwards (the evaluation view) reads the whole image.
+    A training crop is cut out before the resize, so its filter reads only the crop. The evaluation
+    view is cut out after the resize, so its filter reads the whole image.
     """
 
     top: jax.Array
@@ -43,9 +43,13 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     rejection: bool = True,
 ) -> Box:
-    """torchvision's RandomResizedCrop: ten tries at an area and an aspect ratio, then the centre.
+    """torchvision's RandomResizedCrop: up to ten draws of area and aspect ratio, else a central crop.
 
-    rejection=False: the first try, cut to the image where it does not fit (MAE's linear probe, after BYOL).
+    size: (height, width) of the image, pixels.
+    scale: range of the area, as a share of the image.
+    ratio: range of width / height.
+    rejection: draw again if a crop does not fit. False: clip the first draw to the image (MAE's linear probe,
+        after BYOL).
     """
     height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
     k_area, k_ratio, k_top, k_left = jax.random.split(key, 4)
@@ -75,9 +79,12 @@ def random_resized_crop(
 
 
 def centre_crop(size: jax.Array, out: int, resize_to: int | None = None) -> Box:
-    """The evaluation view: short side to `resize_to`, then the central `out` x `out` pixels.
+    """The evaluation view: resize the short side to `resize_to`, then crop the central `out` x `out` pixels.
 
-    resize_to defaults to out * 256 / 224, and to `out` above 224 pixels, as in MAE's fine-tuning code.
+    size: (height, width) of the image, pixels.
+    out: side of the view, pixels.
+    resize_to: length of the short side, pixels. Default: out * 256 / 224, or `out` above 224 pixels, as in MAE's
+        fine-tuning code.
     """
     if resize_to is None:
         resize_to = round(out * 256 / 224) if out <= 224 else out
@@ -110,8 +117,10 @@ def resize_weights(
 ) -> WeightAt:
     """Weights of Pillow's antialiased bicubic resize of `[start, start + length)` to `out` pixels.
 
-    inside: (first, last), only positions in `[first, last)` are read; the weights of each output pixel sum to one. The
-    result can be evaluated at any integer position, which is what folding a blur in needs.
+    inside: (first, last); only positions in `[first, last)` are read. The weights of each output pixel sum to one.
+    flip: reverse the order of the output pixels.
+
+    The result can be evaluated at any integer position, as `blurred_weights` requires.
     """
     scale = length / out
     support = jnp.maximum(scale, 1.0)
@@ -148,7 +157,7 @@ def blurred_weights(weight_at: WeightAt, taps: jax.Array, canvas: int, extent: j
             start=jnp.zeros(()),
         )
 
-    head = min(radius + 1, canvas)  # -j is within reach of the image for the first pixels only
+    head = min(radius + 1, canvas)  # the mirror image -j matters for the first pixels only
     low = correlate(-around)[:, :head] * (j[:head] >= 1)
     rows = correlate(around) + jnp.where(j <= extent - 2, correlate(2 * (extent - 1) - around), 0.0)
     return jnp.where(j < extent, rows.at[:, :head].add(low), 0.0)
@@ -177,9 +186,9 @@ def matrices(
 def render(image: jax.Array, rows: jax.Array, cols: jax.Array, blurred: bool = False) -> jax.Array:
     """`(Hc, Wc, C)` -> `(out, out, C)` gray levels in 0..255.
 
-    Columns first and clipped in between, as Pillow does on 8-bit images, so that the overshoot of
-    the bicubic kernel at hard edges is the same. With a blur folded into the matrices the values in
-    between are not yet blurred along the rows, and clipping them would be wrong.
+    The columns come first and are clipped before the rows, as Pillow does for 8-bit images, so the
+    bicubic kernel overshoots at hard edges in the same way. If a blur is folded into the matrices
+    (`blurred`), these intermediate values are not yet blurred along the rows and must not be clipped.
     """
     wide = jnp.einsum("hwc,pw->hpc", image.astype(jnp.float32), cols)
     wide = wide if blurred else jnp.clip(wide, 0.0, 255.0)
@@ -187,7 +196,7 @@ def render(image: jax.Array, rows: jax.Array, cols: jax.Array, blurred: bool = F
 
 
 def sample(mask: jax.Array, box: Box, size: jax.Array, out: int, flip: jax.Array | bool) -> jax.Array:
-    """A mask `(Hc, Wc)` in the view of `matrices`: the nearest pixel of every one of the `(out, out)`."""
+    """A mask `(Hc, Wc)` in the view of `matrices`, `(out, out)`, by nearest neighbour."""
     index = jnp.arange(out)
     across = jnp.where(flip, out - 1 - index, index)
     rows = jnp.floor(box.top + (index + 0.5) * (box.height / out)).astype(int)
@@ -196,7 +205,7 @@ def sample(mask: jax.Array, box: Box, size: jax.Array, out: int, flip: jax.Array
 
 
 def whole(size: jax.Array) -> Box:
-    """All of the image; its sides are brought to the same length."""
+    """The whole image as a crop. The resize makes it square."""
     height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
     zero = jnp.zeros(())
     return Box(zero, zero, height, width, (zero, height, zero, width))

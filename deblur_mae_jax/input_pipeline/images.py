@@ -1,4 +1,4 @@
-"""From stored images to network input, inside the jitted step: crop, degrade, resize, normalise."""
+"""Turn stored images into network inputs, inside the jitted step: crop, degrade, resize, normalise."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ IMAGENET = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0
 
 @dataclasses.dataclass(frozen=True)
 class ImageInputs:
-    """Settings of the input path; `train` and `evaluate` turn examples into batches.
+    """The input pipeline of 2-D images. `train` and `evaluate` turn examples into batches.
 
-    An example is `image` uint8 `(Hc, Wc, C)` on its canvas, `size` (H, W) and, where a degradation
-    is the same every time, `degraded` uint8 `(Hc, Wc, 1)`; where its blur level is settled, `level`.
-    A batch is `inputs` and `targets` float32 `(B, S, S, C)` and, for a degradation with levels, `level`
-    int32 `(B,)`; entries of the examples that are not pixels (`label`) pass through. The `mask` `(Hc, Wc)` of an
-    example becomes `mask` int32 `(B, S, S)`.
+    An example has `image` uint8 `(Hc, Wc, C)` on its canvas and `size` (H, W). It has `degraded` uint8 `(Hc, Wc, 1)`
+    if the degradation is precomputed, `level` if its blur level is fixed, and `mask` `(Hc, Wc)` in segmentation.
+    A batch has `inputs` and `targets` float32 `(B, S, S, C)`, `level` int32 `(B,)` if the degradation has levels, and
+    `mask` int32 `(B, S, S)`. Other entries of the examples, such as `label`, are passed on unchanged.
 
     blur_site: "native" degrades the image at its own resolution before the crop, as the published
         DeblurrMAE code does (sigma is in native pixels); "network" degrades the resized crop.
-    mean, std: of the 0..1 gray scale, one value per channel.
-    crop_scale, crop_ratio: ranges of the area (share of the image) and the aspect ratio of a random crop.
+    mean: mean of the 0..1 gray scale, one value per channel.
+    std: standard deviation of the 0..1 gray scale, one value per channel.
+    crop_scale: range of the area of a random crop, as a share of the image.
+    crop_ratio: range of the aspect ratio of a random crop.
     flip: flip left and right at random.
-    gray_target: with three channels the degraded input is gray, as in that code, while the target
-        keeps its colours unless this is set.
-    crop_rejection: draw crops that do not fit again, instead of cutting them to the image.
-    augment, erase, intensity: `(key, image (S, S, C)) -> image`, for training views only: after the degradation
-        and before the normalisation, after it, and after that.
+    gray_target: make the target gray. With three channels, the input is always gray, as in the published code, and
+        the target keeps its colours by default.
+    crop_rejection: draw again if a crop does not fit. False: clip it to the image.
+    augment: `(key, image (S, S, C)) -> image`, in training, between degradation and normalisation.
+    erase: `(key, image) -> image`, in training, after the normalisation.
+    intensity: `(key, image) -> image`, in training, after `erase`.
     """
 
     degradation: Degradation
@@ -57,7 +59,10 @@ class ImageInputs:
 
     @classmethod
     def from_config(cls, config: ConfigDict, degradation: Degradation, kind: str) -> ImageInputs:
-        """As `config.data` and, for tasks with labels, `config.augment` say. kind: of the task."""
+        """Build the pipeline from `config.data` and, for tasks with labels, `config.augment`.
+
+        kind: kind of the task, such as "classify".
+        """
         data, channels = config.data, config.model.in_chans
         mean, std = IMAGENET[channels]
         mean, std = tuple(data.mean) or mean, tuple(data.std) or std
@@ -99,7 +104,7 @@ class ImageInputs:
         """`degraded` uint8 `(B, Hc, Wc, 1)` of a degradation that draws nothing."""
 
         def one(image, size):
-            params = self.degradation.draw(jax.random.key(0))  # draws nothing; a chain has a tree
+            params = self.degradation.draw(jax.random.key(0))  # not random, but a chain needs its parameters
             return self.degrade_native(image, params, size).astype(jnp.uint8)
 
         return jax.vmap(one)(images, sizes)
@@ -189,7 +194,7 @@ class ImageInputs:
         return self._batch(examples, boxes, flips, self._params(examples, keys, level))
 
     def whole(self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None) -> Batch:
-        """All of every image, its sides brought to the same length: what a segmentation is judged on."""
+        """The whole of every image, resized to a square. Segmentation is evaluated on this view."""
         boxes = jax.vmap(crop_resize.whole)(examples["size"])
         flips = jnp.zeros(examples["size"].shape[0], bool)
         return self._batch(examples, boxes, flips, self._params(examples, keys, level))

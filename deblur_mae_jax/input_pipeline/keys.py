@@ -9,10 +9,10 @@ STREAMS = ("crop", "degrade", "mask", "drop_path", "augment", "erase", "mix")
 
 
 def stream_keys(seed: int, step: jax.Array | int, index: jax.Array) -> dict[str, jax.Array]:
-    """Keys `(B,)` per stream for the examples at places `index` `(B,)` of the batch of `step`.
+    """Random keys `(B,)` of every stream, for the examples at `index` `(B,)` in the batch of `step`.
 
-    Every draw is a function of (seed, step, index): the number of devices, hosts or accumulation
-    steps does not enter, and any example can be drawn again.
+    Every draw depends on (seed, step, index) alone. It does not depend on the number of devices, hosts
+    or accumulation steps, and every example can be reproduced.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     return {

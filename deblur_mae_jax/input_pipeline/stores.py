@@ -1,7 +1,7 @@
-"""Where the images of a run live: in device memory, or streamed from disk. Same order, same pixels.
+"""Store the images of a run in device memory, or stream them from disk, with the same order and pixels.
 
-Both stores give the jitted step two things: `arrays`, which stay on the devices, and for each step a
-batch of what has to travel. `gather(arrays, batch)`, traced inside the step, makes examples of them.
+Both stores provide two inputs of the jitted step: `arrays`, which stay on the devices, and a batch,
+which is transferred at every step. `gather(arrays, batch)`, traced inside the step, builds the examples.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Precompute = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Resident:
-    """The whole set, decoded, in device memory, split over the devices along the images.
+    """The whole decoded set in device memory, divided among the devices by images.
 
-    Only the image numbers of a batch travel.
+    Only the image indices of a batch are transferred at each step.
     """
 
     name = "resident"
@@ -118,7 +118,7 @@ class Resident:
 
 
 class Streaming:
-    """Images read ahead on the host and sent batch by batch, for sets that do not fit."""
+    """Images that the host reads ahead and transfers batch by batch, for sets too large for device memory."""
 
     name = "streaming"
 

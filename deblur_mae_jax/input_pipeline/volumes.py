@@ -1,4 +1,4 @@
-"""From stored volumes to network input, inside the jitted step: random cubes, degraded."""
+"""Turn stored volumes into network inputs, inside the jitted step: crop random cubes and degrade them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from deblur_mae_jax.degradations.contract import Degradation
 from deblur_mae_jax.input_pipeline import augment
 from deblur_mae_jax.input_pipeline.contract import Batch, ChooseLevel
 
-# Volumes are scaled to about 0..1; degradations speak of gray levels 0..255.
+# Volumes are scaled to about 0..1, but degradations expect gray levels 0..255.
 GREY = 255.0
 
 
 @dataclasses.dataclass(frozen=True)
 class VolumeInputs:
-    """Settings of the input path; `train` and `evaluate` turn examples into batches.
+    """The input pipeline of volumes. `train` and `evaluate` turn examples into batches.
 
-    An example is `image` `(Dc, Hc, Wc, C)` on its canvas, `size` (D, H, W) and, in segmentation, `mask`
-    `(Dc, Hc, Wc)`. A batch is `inputs` and `targets` float32 `(B, S, S, S, C)`, and `mask` int32 `(B, S, S, S)`;
-    entries that are not voxels (`modality`) pass through. A volume smaller than the cube is centred in it, zeros
-    around it.
+    An example has `image` `(Dc, Hc, Wc, C)` on its canvas, `size` (D, H, W) and, in segmentation, `mask`
+    `(Dc, Hc, Wc)`. A batch has `inputs` and `targets` float32 `(B, S, S, S, C)`, and `mask` int32 `(B, S, S, S)`.
+    Other entries, such as `modality`, are passed on unchanged. A volume smaller than the cube is centred in it and
+    padded with zeros.
 
-    For training on masks:
-    foreground: share of the cubes whose centre is a labelled voxel; the others' is one
-        without a label whose value is above 0, as MONAI does it.
+    The following fields apply to training with masks:
+    foreground: share of the cubes centred on a labelled voxel. The others are centred on an unlabelled voxel with a
+        value above 0, as in MONAI.
     flip: probability of a flip along each axis.
     rotate: probability of a rotation by 90, 180 or 270 degrees in the plane of the first two axes.
     intensity: `(key, cube) -> cube`.
@@ -45,7 +45,10 @@ class VolumeInputs:
 
     @classmethod
     def from_config(cls, config: ConfigDict, degradation: Degradation, kind: str) -> VolumeInputs:
-        """As `config.data` and, for segmentation, `config.augment` say. kind: of the task."""
+        """Build the pipeline from `config.data` and, for segmentation, `config.augment`.
+
+        kind: kind of the task, such as "segment".
+        """
         sizes: dict[str, Any] = {"image_size": config.image_size, "in_chans": config.model.in_chans}
         if kind != "segment":
             return cls(degradation, **sizes)
@@ -108,7 +111,7 @@ class VolumeInputs:
         return batch | {"inputs": inputs, "mask": mask}
 
     def _balanced(self, key, image, mask, size, start) -> jax.Array:
-        """Where a cube begins whose middle is a labelled voxel or one of the background; `start` without either."""
+        """First voxel of a cube centred on a labelled or a background voxel. `start` if there is neither."""
         k_kind, k_labelled, k_other = jax.random.split(jax.random.fold_in(key, 1), 3)
         inside = mask > 0
         labelled, some = draw_voxel(k_labelled, inside)
@@ -121,7 +124,7 @@ class VolumeInputs:
         return jnp.where(some | any_other, begin, start)
 
     def _turned(self, key, cube, mask) -> tuple[jax.Array, jax.Array]:
-        """Flips, quarter turns and intensities, at random; the mask goes along."""
+        """Flip, rotate and rescale a cube at random. The mask is flipped and rotated with it."""
         k_flip, k_rotate, k_turns, k_intensity = jax.random.split(key, 4)
         flips = jax.random.bernoulli(k_flip, self.flip, (3,))
         turns = jax.random.randint(k_turns, (), 1, 4) * jax.random.bernoulli(k_rotate, self.rotate)
@@ -138,7 +141,10 @@ class VolumeInputs:
         return cube, mask
 
     def evaluate(self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None) -> Batch:
-        """The central cube. level: not used, volumes have no blur levels."""
+        """The central cube.
+
+        level: not used, as volumes have no blur levels.
+        """
         room = examples["size"] - self.image_size
         starts = jnp.where(room < 0, -((-room) // 2), room // 2)
         return self._batch(examples, starts, keys["degrade"])
@@ -150,9 +156,10 @@ def quarter_turns(x: jax.Array, turns: jax.Array) -> jax.Array:
 
 
 def draw_voxel(key: jax.Array, inside: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One of the voxels where `inside` `(D, H, W)` is true, all as likely `(3,)`; and whether there is any.
+    """Draw a voxel uniformly from those where `inside` `(D, H, W)` is true.
 
-    A plane is drawn by its count, then a row of it, then a voxel of that: one pass, no list of voxels.
+    Returns its index `(3,)`, and whether there is such a voxel. A plane is drawn in proportion to its number of
+    voxels, then a row of the plane, then a voxel of the row. This needs one pass and no list of voxels.
     """
     keys = jax.random.split(key, 3)
     coordinates = []

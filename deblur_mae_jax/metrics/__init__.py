@@ -1,1 +1,1 @@
-"""Numbers from arrays: classification, segmentation, statistics, similarity of features."""
+"""Measures computed from arrays: classification, segmentation, statistics, similarity of features."""

@@ -1,7 +1,7 @@
-"""Measures of a classifier, by scikit-learn and scipy. Labels `(N,)`, probabilities `(N, C)`.
+"""Measures of a classifier, computed with scikit-learn and SciPy. Labels `(N,)`, probabilities `(N, C)`.
 
-Policy for classes that a set lacks: averages over classes are over those present in the labels; what
-is then not defined is NaN, never a number made up.
+If a set lacks a class, averages over classes use only the classes present in the labels. A measure that
+is then undefined is NaN.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def f1_macro(labels: np.ndarray, p: np.ndarray) -> float:
 
 
 def f1_weighted(labels: np.ndarray, p: np.ndarray) -> float:
-    """Mean F1 over the classes, by their share."""
+    """Mean F1 over the classes, weighted by their share."""
     return _f1(labels, p, "weighted")
 
 
@@ -68,7 +68,7 @@ def f1_binary(labels: np.ndarray, p: np.ndarray) -> float:
 
 
 def _one_against_rest(labels: np.ndarray, p: np.ndarray, score: Callable[[np.ndarray, np.ndarray], float]) -> float:
-    """`score(is the class, probability)`: of the last of two classes, or the mean over those present."""
+    """`score(is the class, probability)` of the last of two classes, or its mean over the classes present."""
     present = _present(labels)
     if len(present) < 2:
         return float("nan")
@@ -83,12 +83,12 @@ def auroc(labels: np.ndarray, p: np.ndarray) -> float:
 
 
 def average_precision(labels: np.ndarray, p: np.ndarray) -> float:
-    """Area under the precision-recall steps."""
+    """Area under the precision-recall step curve."""
     return _one_against_rest(labels, p, metrics.average_precision_score)
 
 
 def sensitivity_at_specificity(labels: np.ndarray, p: np.ndarray) -> float:
-    """The largest sensitivity of a threshold whose specificity is at least `SPECIFICITY`."""
+    """The largest sensitivity at any threshold with a specificity of at least `SPECIFICITY`."""
 
     def score(truth, values):
         false_positives, sensitivity, _ = metrics.roc_curve(truth, values, drop_intermediate=False)
@@ -103,7 +103,7 @@ def ece(labels: np.ndarray, p: np.ndarray, bins: int = BINS) -> float:
 
 
 def calibration_error(right: np.ndarray, confidence: np.ndarray, bins: int = BINS) -> float:
-    """Mean over bins of |share right - mean confidence|, weighted by the images in them."""
+    """Mean over bins of |accuracy - mean confidence|, weighted by the number of images in each bin."""
     which = np.ceil(np.asarray(confidence) * bins)
     edges = np.arange(bins + 1) + 0.5
 
@@ -142,7 +142,7 @@ def measure(labels: np.ndarray, p: np.ndarray) -> dict[str, float]:
 def fit_temperature(labels: np.ndarray, p: np.ndarray) -> float | None:
     """The temperature that minimises the cross-entropy (Guo et al. 2017); fit it on validation images.
 
-    `None` where there is none between 0.05 and 20, as for probabilities that are all 0 or 1.
+    Returns `None` if no minimum exists between 0.05 and 20, for example if all probabilities are 0 or 1.
     """
     logits = np.log(np.maximum(p, 1e-300))
 
@@ -157,5 +157,5 @@ def fit_temperature(labels: np.ndarray, p: np.ndarray) -> float | None:
 
 
 def scale(p: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities at another temperature."""
+    """Rescale probabilities to another temperature."""
     return special.softmax(np.log(np.maximum(p, 1e-300)) / temperature, axis=1)

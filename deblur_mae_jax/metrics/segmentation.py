@@ -1,7 +1,7 @@
-"""How alike two label maps are: overlap, and distances between surfaces in mm (or pixels). NumPy and SciPy.
+"""Compare two label maps by overlap and by distances between surfaces in mm (or pixels), with NumPy and SciPy.
 
-The definitions are MONAI's: the surface of a mask is what an erosion by one voxel (faces touching) takes away, also at
-the border of the image; distances are between the centres of surface voxels.
+The definitions are MONAI's. The surface of a mask is the set of voxels that an erosion by one voxel (face-connected)
+removes, including voxels at the border of the image. Distances are between the centres of surface voxels.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ MEASURES = {
     "surface_dice": "surface Dice",
 }
 HIGHER_IS_BETTER = {name: name in ("dice", "surface_dice") for name in MEASURES}
-# What a label counts for in a case where the truth, the prediction or both have none of it.
+# How a label is scored in a case in which the truth, the prediction or both lack it.
 EMPTY = ("skip", "count")
 
 
 def dice(truth: np.ndarray, predicted: np.ndarray, empty: str = "skip") -> float:
-    """2 |A B| / (|A| + |B|) of two masks.
+    """Dice coefficient 2 |A B| / (|A| + |B|) of two masks.
 
-    empty: "skip" gives NaN where the truth is empty, as MONAI does by default; "count" gives 1 where both are and 0
-    where only the truth is. A label that was missed has 0 either way.
+    empty: "skip" gives NaN if the truth is empty, which is MONAI's default. "count" gives 1 if both masks are empty
+        and 0 if only the truth is empty. A missed label has 0 with both settings.
     """
     if not truth.any() and empty == "skip":
         return float("nan")
@@ -36,14 +36,14 @@ def dice(truth: np.ndarray, predicted: np.ndarray, empty: str = "skip") -> float
 
 
 def surface(mask: np.ndarray) -> np.ndarray:
-    """The voxels of a mask that touch its outside."""
+    """The voxels of a mask that have a neighbour outside the mask."""
     return mask & ~ndimage.binary_erosion(mask)
 
 
 def surface_distances(
     truth: np.ndarray, predicted: np.ndarray, spacing: tuple[float, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(from each surface voxel of the prediction to the truth's surface, and the other way round); both not empty."""
+    """Distances from the prediction's surface voxels to the truth's surface and the reverse; neither may be empty."""
     both = ndimage.find_objects((truth | predicted).astype(np.uint8))[0]  # nothing outside this box matters
     a, b = surface(truth[both]), surface(predicted[both])
     to_truth = ndimage.distance_transform_edt(~a, sampling=spacing)
@@ -58,12 +58,15 @@ def measure(
     tolerance: float = 1.0,
     empty: str = "skip",
 ) -> dict[str, float]:
-    """Every measure of two masks of bool.
+    """Compute every measure of two boolean masks.
 
-    spacing: of the voxels; tolerance: in the same unit, up to which surfaces count as the same (surface Dice). The
-    95 % Hausdorff distance is the larger of the two directed 95th percentiles, the mean surface distance that over the
-    voxels of both surfaces together. If one of the masks is empty, the distance is undefined: NaN with `empty="skip"`;
-    with "count" the diagonal of the image (0 and 1 where both are), the worst there can be.
+    The 95 % Hausdorff distance is the larger of the two directed 95th percentiles. The mean surface distance averages
+    over the voxels of both surfaces together.
+
+    spacing: voxel spacing per axis, in mm (or pixels).
+    tolerance: distance in the same unit up to which surfaces count as equal (surface Dice).
+    empty: if a mask is empty, distances are undefined. "skip" gives NaN. "count" gives the diagonal of the image, the
+        worst possible distance; if both masks are empty it gives distance 0 and surface Dice 1.
     """
     if empty not in EMPTY:
         raise unknown("config.report.empty", empty, EMPTY)
@@ -92,7 +95,7 @@ def measure_labels(
     tolerance: float = 1.0,
     empty: str = "skip",
 ) -> dict[str, np.ndarray]:
-    """Every measure of labels 1 to `num_labels` of two label maps, each `(num_labels,)`."""
+    """Compute every measure, each `(num_labels,)`, for labels 1 to `num_labels` of two label maps."""
     rows = [
         measure(truth == label, predicted == label, spacing, tolerance, empty) for label in range(1, num_labels + 1)
     ]
@@ -100,7 +103,7 @@ def measure_labels(
 
 
 def largest_components(labels: np.ndarray) -> np.ndarray:
-    """Of every label only its largest connected part (faces touching)."""
+    """Keep only the largest connected component (face-connected) of every label."""
     out = np.zeros_like(labels)
     for label in range(1, int(labels.max()) + 1):
         components, count = ndimage.label(labels == label)
@@ -112,7 +115,7 @@ def largest_components(labels: np.ndarray) -> np.ndarray:
 
 
 def check(tolerance: float, empty: str) -> None:
-    """Raise `UserError` for settings that mean nothing."""
+    """Raise `UserError` for invalid settings."""
     if empty not in EMPTY:
         raise unknown("config.report.empty", empty, EMPTY)
     if tolerance < 0:

@@ -1,4 +1,4 @@
-"""How alike two networks represent the same inputs: linear CKA (Kornblith et al. 2019)."""
+"""Similarity of the features of two networks for the same inputs: linear CKA (Kornblith et al. 2019)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 def linear_cka(x: np.ndarray, y: np.ndarray, unbiased: bool = False) -> float:
     """||Y'X||^2 / (||X'X|| ||Y'Y||) of features `(N, D)` and `(N, E)` of the same N inputs, columns centred.
 
-    Through the N x N Gram matrices, so D may be large. unbiased: the estimator of Song et al. (2012), which does not
-    come near 1 only because N is small beside D; it needs at least 4 rows and may be below 0.
+    It is computed from the N x N Gram matrices, so D may be large.
+
+    unbiased: use the estimator of Song et al. (2012). It is not biased towards 1 if N is small compared with D; it
+        needs at least 4 rows and may be below 0.
     """
     if len(x) != len(y):
         raise ValueError(f"{len(x)} and {len(y)} rows: the features must be of the same inputs")

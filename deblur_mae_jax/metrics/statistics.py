@@ -17,13 +17,13 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 LEVEL = 0.95
-MIN_PATIENTS = 5  # fewer say nothing about others
+MIN_PATIENTS = 5  # fewer patients do not allow an inference about others
 POWER = 0.8
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Interval(NamedTuple):
-    """A 95 % interval, NaN where it is not defined."""
+    """A 95 % interval; NaN if it is not defined."""
 
     low: float
     high: float
@@ -37,13 +37,15 @@ def over_patients(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """BCa bootstrap (Efron 1987) over patients: whole patients are drawn again, with all their images.
+    """BCa bootstrap (Efron 1987) over patients, which resamples whole patients with all their images.
 
-    Where a resample lacks a class the measure may be undefined; such resamples have no place in the
-    interval, which then is the percentile interval of the others. NaN for fewer than `MIN_PATIENTS`
-    patients, and where every resample gives the same.
+    The measure may be undefined for a resample that lacks a class. Such resamples are dropped, and the
+    result is then the percentile interval of the others. The interval is NaN for fewer than `MIN_PATIENTS`
+    patients, and if every resample gives the same value.
 
-    labels: `(N,)` class numbers; probabilities: `(N, C)`; patients: `(N,)` names.
+    labels: `(N,)` class numbers.
+    probabilities: `(N, C)`.
+    patients: `(N,)` names.
     """
     return _bootstrap(patients, lambda rows: metric(labels[rows], probabilities[rows]), resamples, seed)
 
@@ -64,7 +66,7 @@ def _bootstrap(groups: np.ndarray, measure: Callable[[np.ndarray], float], resam
         return measure(np.concatenate([rows[int(i)] for i in drawn]))
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # about degenerate resamples, which are handled below
+        warnings.simplefilter("ignore")  # the warning is about degenerate resamples, which are handled below
         result = stats.bootstrap(
             (np.arange(len(patients)),),
             statistic,
@@ -74,7 +76,7 @@ def _bootstrap(groups: np.ndarray, measure: Callable[[np.ndarray], float], resam
             method="BCa",
             rng=np.random.default_rng(seed),
         )
-    if np.ptp(result.bootstrap_distribution) < 1e-9:  # all right, or all wrong: the width is not zero
+    if np.ptp(result.bootstrap_distribution) < 1e-9:  # all right or all wrong; the true width is not zero
         return Interval(np.nan, np.nan)
     low, high = result.confidence_interval
     if not np.isfinite([low, high]).all():
@@ -98,8 +100,8 @@ def over_runs(values: Sequence[float]) -> tuple[float, float, Interval]:
 def over_folds(values: Sequence[float], n_train: float, n_test: float) -> tuple[float, float, Interval]:
     """The same over the folds of a cross-validation, whose training sets overlap.
 
-    The variance is that of Nadeau and Bengio (2003): (1 / k + n_test / n_train) s^2, from the numbers of
-    images that train and test a fold.
+    The variance follows Nadeau and Bengio (2003): (1 / k + n_test / n_train) s^2, with the numbers of
+    training and test images of a fold.
     """
     x = np.asarray(values, float)
     if len(x) < 2:
@@ -124,7 +126,7 @@ def corrected_t_test(a: Sequence[float], b: Sequence[float], n_train: float, n_t
 class Comparison(NamedTuple):
     """A paired comparison of two classifiers on the same images.
 
-    smallest: the difference that this test set would have shown with 80 % power at the 5 % level.
+    smallest: the smallest difference that this test set can detect with 80 % power at the 5 % level.
     """
 
     difference: float
@@ -134,12 +136,12 @@ class Comparison(NamedTuple):
 
 
 def smallest(standard_error: float) -> float:
-    """The difference that is seen with 80 % power at the 5 % level."""
+    """The smallest difference that is detected with 80 % power at the 5 % level."""
     return float((stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)) * standard_error)
 
 
 def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
-    """AUROC of `a` minus that of `b`, scores of the positive class on the same images (DeLong 1988)."""
+    """AUROC of `a` minus AUROC of `b`, from scores of the positive class on the same images (DeLong 1988)."""
     if np.array_equal(a, b):
         return Comparison(0.0, Interval(0.0, 0.0), 1.0, float("nan"))
     _, p, _, _, auc_a, auc_b, info = Delong_test(labels, a, b, random_state=0)
@@ -164,7 +166,7 @@ def mcnemar_table(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarra
 
 
 def mcnemar(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
-    """Accuracy of `a` minus that of `b`, predicted classes on the same images (exact McNemar test)."""
+    """Accuracy of `a` minus accuracy of `b`, from predicted classes on the same images (exact McNemar test)."""
     table = mcnemar_table(labels, a, b)
     n, only_a, only_b = table.sum(), table[0, 1], table[1, 0]
     difference = float((only_a - only_b) / n)
@@ -176,7 +178,7 @@ def mcnemar(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjustment for several comparisons; NaN stay NaN."""
+    """Holm's adjustment of p-values for several comparisons; NaN values stay NaN."""
     p = np.asarray(p_values, float)
     finite = np.isfinite(p)
     out = np.full(len(p), np.nan)
@@ -195,7 +197,9 @@ def paired_patients(
 ) -> Interval:
     """Bootstrap interval, over patients, of the difference of a measure between two classifiers.
 
-    labels: `(N,)`; probabilities: `(N, C)` of each; patients: `(N,)` names.
+    labels: `(N,)` class numbers.
+    probabilities: `(N, C)` of each classifier.
+    patients: `(N,)` names.
     """
     first, second = probabilities
     patients, which = np.unique(patients, return_inverse=True)

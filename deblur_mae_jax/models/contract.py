@@ -1,19 +1,19 @@
-"""What a network's file holds, and how its parameters are treated. One file per network.
+"""The interface of a network, and the rules for its parameters. Each network is one file.
 
-A file `deblur_mae_jax/models/<name>.py` is chosen by `config.model.name=<name>`. It has
+`config.model.name=<name>` selects the file `deblur_mae_jax/models/<name>.py`. It has
 
-    KINDS            kinds of task it serves: "reconstruct", "pretext", "classify", "segment"
+    KINDS            kinds of task that it supports: "reconstruct", "pretext", "classify", "segment"
     AXES             2 for 2-D images, 3 for volumes
     Model(variant, **fields) -> flax.linen.Module
                      the network; `fields` are those of `config.model`, and `image_size`, `num_levels` (of blur) and,
-                     for a task with labels, `num_classes`. Raises `UserError` for values no network can be built from
+                     for a task with labels, `num_classes`. Raises `UserError` for invalid values
     flops_per_image(model, mask_ratio, training=True) -> float
                      operations of its matrix products and convolutions, 2 per multiply-add
     RULES            how its parameters are treated: a `Rules`
 
-Every network is called with keywords after the images, `model.apply(variables, images, level=..., ...)`, and returns
-`(prediction, out)`, where `out` is a dict of what else it computes. Every network takes `level` `(B,)`, the blur
-level of each image, and ignores it where it is not conditioned. By kind, for images `(B, *space, C)`:
+Every network takes keywords after the images, `model.apply(variables, images, level=..., ...)`, and returns
+`(prediction, out)`, where `out` is a dict of further results. Every network accepts `level` `(B,)`, the blur level of
+each image, and ignores it if it is not conditioned. By kind, for images `(B, *space, C)`:
 
     reconstruct, 2-D  also takes noise `(B, L)` and mask_ratio; predicts patches `(B, L, P*P*C)`;
                       out has `mask` `(B, L)`, 1 = masked. Fields: `patch_size`, `in_chans`, `grid` (patches per side)
@@ -24,7 +24,8 @@ level of each image, and ignores it where it is not conditioned. By kind, for im
                       out may have `assign`, new values of running statistics. Field: `num_classes`
     segment           predicts logits `(B, *space, K)`
 
-`features(images, level, ...)`, a method of the networks that `encode` and classification reports use, gives `(B, D)`.
+Networks that `encode` and the classification reports use have a method `features(images, level, ...)`, which returns
+`(B, D)`.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ Flat = dict[str, Any]
 
 
 class Adapted(NamedTuple):
-    """What a network can take of another network's parameters.
+    """The parameters that a network can load from another network.
 
-    weights: the parameters, by name, resized where the network needs it.
-    optional: whether a parameter may start anew when the other network lacks it.
-    resized: what was resized, for the user.
+    weights: the parameters by name, resized if necessary.
+    optional: `name -> bool`, whether the parameter may be initialised anew if the other network lacks it.
+    resized: a note on the resized parameters, for the user.
     """
 
     weights: Flat
@@ -52,22 +53,23 @@ class Adapted(NamedTuple):
 
 
 def adapt_by_name(weights: Flat, needed: Flat, before: Any, model: Any) -> Adapted:
-    """Take the parameters as they are; every one the network needs must be there."""
+    """Load the parameters unchanged. None of the parameters that the network needs may be missing."""
     return Adapted(weights, lambda name: False)
 
 
 class Rules(NamedTuple):
     """How the parameters of a network are treated.
 
-    undecayed: names of tokens and tables that weight decay on "weights" leaves out.
-    layers: `model -> (count, layer)`, for layer-wise learning rates: the number of layers above the first, and the
-        layer, 0 to count, of a top-level name. None: the network has no such layers.
-    heads: first letters of the names that are only taken from a network with the same classes.
-    encodes: whether a parameter belongs to the encoder.
-    adapt: `(weights, needed, before, model) -> Adapted`: what `model`, with parameters `needed`, takes of the
-        parameters `weights` of the network `before`.
-    attends: whether `inference/attention_rollout.py` can follow attention through its `blocks`.
-    tables: `model -> arrays`, the constants that a PyTorch state dict holds beside the parameters, by PyTorch's names.
+    undecayed: names of tokens and tables without weight decay if `decay_on` is "weights".
+    layers: `model -> (count, layer)`, for layer-wise learning rates. `count` is the number of layers above the first;
+        `layer` maps a top-level name to its layer, 0 to count. None: the network has no such layers.
+    heads: prefixes of names that are loaded only from a network with the same classes.
+    encodes: `name -> bool`, whether the parameter belongs to the encoder.
+    adapt: `(weights, needed, before, model) -> Adapted`, the parameters that `model`, which needs `needed`, can load
+        from the parameters `weights` of the network `before`.
+    attends: whether `inference/attention_rollout.py` can trace attention through the network's `blocks`.
+    tables: `model -> arrays`, the constants that a PyTorch state dict has in addition to the parameters, by PyTorch's
+        names.
     """
 
     undecayed: tuple[str, ...] = ()

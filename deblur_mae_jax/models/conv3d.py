@@ -37,10 +37,10 @@ def leaky_relu(x: jax.Array) -> jax.Array:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """`(B, D, H, W, I)` with `(k, k, k, I, O)`, zeros around the volume, as PyTorch pads by k // 2.
+    """Convolve `(B, D, H, W, I)` with `(k, k, k, I, O)`, with PyTorch's zero padding by k // 2.
 
-    On a CPU as one 2-D convolution per plane of the kernel: XLA's 3-D convolution takes three to five times
-    as long there, forward and backward, for the same values.
+    On a CPU, this runs one 2-D convolution per plane of the kernel. XLA's 3-D convolution takes three to five
+    times as long there, forward and backward, for the same values.
     """
     k = kernel.shape[0]
     pad = k // 2
@@ -154,7 +154,7 @@ class EncoderBlock(nn.Module):
 class UpBlock(nn.Module):
     """Up-sample, join with the skip connection, residual block: MONAI's `UnetrUpBlock`.
 
-    Without a skip (`None`) the block works on what it up-sampled alone.
+    Without a skip (`None`) the block processes the up-sampled input alone.
     """
 
     features: int
@@ -205,7 +205,7 @@ class BasicStem(nn.Module):
 
 
 def channel_norm(x: jax.Array) -> jax.Array:
-    """LayerNorm over channels without parameters, which MONAI applies to what the decoder gets."""
+    """LayerNorm over channels without parameters, which MONAI applies to the inputs of the decoder."""
     wide = x.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
     var = jnp.square(wide - mean).mean(-1, keepdims=True)

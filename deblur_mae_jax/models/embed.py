@@ -1,4 +1,4 @@
-"""What goes into an encoder: patches, the code of the blur level, and the sizes of the variants."""
+"""The inputs of a ViT encoder (patches and the code of the blur level), and the sizes of its variants."""
 
 from __future__ import annotations
 
@@ -69,10 +69,13 @@ class _PatchProjection(nn.Module):
 
 
 class LevelCode(nn.Module):
-    """The vector that tells the network the level of blur: `(B,)` levels -> `(B, D)`.
+    """The code of the blur level, a vector: `(B,)` levels -> `(B, D)`.
 
-    learned: DDPM sinusoid plus one learned vector, D2MAE's "0.0009 %" of extra parameters (D numbers);
-    sinusoid: nothing learned; table: one learned row per level; mlp: a two-layer map of the sinusoid.
+    Choices of `code`:
+    learned: DDPM's sinusoid plus one learned vector, D2MAE's "0.0009 %" of extra parameters (D numbers).
+    sinusoid: the sinusoid alone, without parameters.
+    table: one learned row per level.
+    mlp: a two-layer network on the sinusoid.
     """
 
     dim: int
@@ -92,8 +95,10 @@ class LevelCode(nn.Module):
 
 
 def build(network: Any, variant: str, fields: dict[str, Any]) -> Any:
-    """`network(**fields)` with the sizes of a variant of the ViT; a size in `fields` that is set wins. Raises
-    `UserError`."""
+    """Build `network(**fields)` with the sizes of a ViT variant. Raises `UserError`.
+
+    A size that is set in `fields` overrides the variant's.
+    """
     if variant not in VARIANTS:
         raise unknown("config.model.variant", variant, VARIANTS)
     sizes = dict(zip(("embed_dim", "depth", "num_heads"), VARIANTS[variant], strict=True))
@@ -109,7 +114,7 @@ def build(network: Any, variant: str, fields: dict[str, Any]) -> Any:
 
 
 def check(model: Any) -> None:
-    """Raise `UserError` for fields with which no ViT works here."""
+    """Raise `UserError` for fields that are invalid, or that this machine does not support."""
     named = {"conditioning": CONDITIONINGS, "level_code": LEVEL_CODES, "attention": layers.ATTENTIONS}
     for name, choices in named.items():
         if getattr(model, name) not in choices:

@@ -78,17 +78,22 @@ def dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
 
 
 def one_cpu() -> bool:
-    """Whether this is one CPU device: a loop over what is divided among devices would gather it on each of them."""
+    """Whether there is only one device, a CPU.
+
+    With several devices, a loop over a divided axis would gather all of it on every device.
+    """
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto") -> jax.Array:
     """Scaled dot-product attention of `(B, tokens, heads, width)`; softmax in float32.
 
-    implementation, one of `ATTENTIONS`, changes speed and memory, and results by rounding only:
-    auto: by_image on a single CPU device, else xla; xla: what the compiler makes of two products and a softmax;
-    cudnn: NVIDIA's fused kernel, bfloat16 only; triton: Tokamax's, see `attend_by_triton`; by_image: for CPUs, see
-    `attend_by_image`.
+    The choice of `implementation` changes speed and memory, and results by rounding only:
+    auto: by_image on a single CPU device, else xla.
+    xla: two matrix products and a softmax, compiled by XLA.
+    cudnn: NVIDIA's fused kernel, bfloat16 only.
+    triton: Tokamax's kernel for NVIDIA GPUs, see `attend_by_triton`.
+    by_image: a loop over the images for CPUs, see `attend_by_image`.
     """
     if implementation == "auto":
         implementation = "by_image" if one_cpu() else "xla"
@@ -101,13 +106,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto
 
 
 def attend_by_triton(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention in one kernel, scores never in memory: Tokamax's for NVIDIA GPUs, forward and backward.
+    """Attention in Tokamax's fused kernel for NVIDIA GPUs, forward and backward. It never stores the scores.
 
-    The compiler cannot divide a kernel among devices, so each is given its own images, where their number allows it.
+    The compiler cannot divide a kernel among devices. So each device processes its own images, if their number is
+    divisible by the number of devices.
     """
     tokamax = importlib.import_module("tokamax")  # not required: `embed.check` asks for it
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS(sys.argv[:1])  # else it reads the command line of whatever program this is
+        flags.FLAGS(sys.argv[:1])  # otherwise Tokamax parses the command line of the running program
     mesh = sharding.make_mesh()
     divided = mesh.size > 1 and len(q) % mesh.size == 0
     where = sharding.along(mesh) if divided else None
@@ -115,11 +121,11 @@ def attend_by_triton(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def attend_by_image(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention of one image after the other, its scores computed again in the backward pass.
+    """Attention in a loop over the images. The backward pass computes the scores again.
 
-    The scores of one image stay in a CPU's cache, those of a batch travel to memory a dozen times:
-    twice as fast for the 198 tokens of a ViT-B decoder, forward and backward. Small batches are
-    computed at once.
+    The scores of one image stay in a CPU's cache, while those of a batch are written to memory a dozen
+    times. The loop is twice as fast for the 198 tokens of a ViT-B decoder, forward and backward. Small
+    batches are computed at once.
     """
 
     def one(qkv):
@@ -169,8 +175,8 @@ class Mlp(nn.Module):
 def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """LayerNorm over the last axis with the ViT's eps, computed in float32.
 
-    The gradient is the closed form: 1.4 to 1.8 times as fast on a CPU as what differentiating the
-    forward pass gives.
+    The gradient uses the closed form. On a CPU it is 1.4 to 1.8 times as fast as differentiating the
+    forward pass.
     """
     return _normalise_fwd(x, scale, bias)[0]
 
@@ -239,9 +245,9 @@ class Block(nn.Module):
 class BatchNorm(nn.Module):
     """PyTorch's BatchNorm1d without affine parameters, over the first axis of `(B, D)`.
 
-    Normalises by the biased variance, keeps the unbiased one: Flax's keeps the biased one. Running
-    statistics are entries of the parameter tree that no optimiser touches; in training the second
-    result holds their new values, else it is empty.
+    It normalises by the biased variance and tracks the unbiased one; Flax tracks the biased one. The
+    running statistics are entries of the parameter tree that the optimiser does not update. In
+    training, the second result holds their new values. Otherwise it is empty.
     """
 
     epsilon: float = 1e-6

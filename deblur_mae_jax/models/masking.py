@@ -30,9 +30,12 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
 def random_masking(noise: jax.Array, mask_ratio: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Keep the patches with the smallest noise.
 
-    noise: `(B, L)`, uniform draws. Returns ids_keep `(B, K)`, mask `(B, L)` float32 with 0 = kept and
-    1 = removed, and ids_restore `(B, L)`, the rank of every patch (patch l is the
-    `ids_restore[l]`-th of the shuffled sequence; ranks below K are visible).
+    noise: uniform draws `(B, L)`.
+    mask_ratio: share of the patches that are masked.
+
+    Returns ids_keep `(B, K)`, the indices of the visible patches; mask `(B, L)` float32, 0 for visible
+    and 1 for masked patches; and ids_restore `(B, L)`, the rank of every patch in the shuffled
+    sequence. Ranks below K are visible.
     """
     ids_shuffle = jnp.argsort(noise, axis=1)
     ids_restore = jnp.argsort(ids_shuffle, axis=1)
@@ -50,8 +53,8 @@ def take_patches(tokens: jax.Array, ids: jax.Array) -> jax.Array:
 def restore_patches(visible: jax.Array, fill: jax.Array, ids_keep: jax.Array, ids_restore: jax.Array) -> jax.Array:
     """Put `(B, K, D)` visible tokens back in place and `fill` `(D,)` everywhere else: `(B, L, D)`.
 
-    The gradient of a gather is a scatter, which is slow on every device; this permutation knows its
-    inverse, so its gradient is a gather too.
+    The gradient of a gather is a scatter, which is slow on every device. Here the inverse of the
+    permutation is known, so the gradient is a gather too.
     """
     K = visible.shape[1]
     hidden = (ids_restore >= K)[:, :, None]

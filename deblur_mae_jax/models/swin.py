@@ -1,12 +1,12 @@
 """The 3-D Swin Transformer of MONAI's Swin-UNETR, channels last, with MONAI's parameter names.
 
-Quirks of the original that weights depend on, all kept here and nowhere else:
+Pre-trained weights depend on three quirks of the original, which this file reproduces:
 
-- tokens are padded with zeros after the norm to whole windows, and the padding takes part in attention;
-- a window is cut to the volume where the volume is smaller, and then not shifted; its relative bias is read
-  from the top-left corner of the index of the full window, which is not the offset between its tokens;
-- merging joins eight neighbours in an order in which two come twice and two never (`legacy`: DAE and MONAI up
-  to 1.4); MONAI 1.5 changed that order (`monai15`), and has one of its own (`v2`).
+- After the norm, tokens are padded with zeros to whole windows, and the padding takes part in attention.
+- If the volume is smaller than a window, the window is cut to the volume and not shifted. Its relative bias is
+  read from the top-left corner of the index of the full window, which is not the offset between its tokens.
+- Patch merging concatenates eight neighbours. In the `legacy` order (DAE and MONAI up to 1.4) two neighbours
+  occur twice and two are missing. MONAI 1.5 changed this order (`monai15`), and has another one (`v2`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def relative_index(window: Triple) -> np.ndarray:
 
 
 def fitted(size: tuple[int, ...], shift: int) -> tuple[Triple, Triple]:
-    """(window, shift) for a volume of this size: cut to it, and then not shifted, where it is smaller."""
+    """Window and shift for a volume of this size. Along a shorter axis, the window is cut and not shifted."""
     d, h, w = size
     window = (min(d, WINDOW), min(h, WINDOW), min(w, WINDOW))
     return window, tuple(0 if n <= WINDOW else shift for n in size)  # type: ignore[return-value]
@@ -63,10 +63,10 @@ def from_windows(x: jax.Array, window: Triple, size: tuple[int, ...]) -> jax.Arr
 
 
 def regions(size: tuple[int, ...], window: Triple, shift: Triple) -> np.ndarray:
-    """Number of the region that every token of every window belongs to `(windows, tokens)`.
+    """Region of every token of every window `(windows, tokens)`.
 
-    After a cyclic shift a window may hold tokens from opposite ends of the volume; only tokens of one
-    region may see each other.
+    After a cyclic shift, a window may hold tokens from opposite ends of the volume. Only tokens of the
+    same region attend to each other.
     """
     number = np.zeros(size, np.int32)
     for axis in range(3):
@@ -89,7 +89,11 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x, region=None):
-        """x `(B * windows, N, C)`; region `(windows, N)`: tokens of different regions do not see each other."""
+        """Attention within each window.
+
+        x: tokens `(B * windows, N, C)`.
+        region: region of each token `(windows, N)`. Only tokens of the same region attend to each other.
+        """
         M, N, C = x.shape
         heads, width = self.num_heads, C // self.num_heads
         table = self.param(
@@ -108,9 +112,11 @@ class WindowAttention(nn.Module):
 
 
 def attend_at_once(q, k, v, bias, region=None):
-    """Attention of all windows together: q, k, v `(M, N, heads, width)`, bias `(heads, N, N)`, region `(windows, N)`.
+    """Attention of all windows together, with the softmax in float32.
 
-    M is a multiple of the windows of one volume. Softmax in float32.
+    q, k, v: `(M, N, heads, width)`. M is a multiple of the number of windows of one volume.
+    bias: `(heads, N, N)`.
+    region: region of each token `(windows, N)`.
     """
     M, N, heads, _ = q.shape
     scores = jnp.einsum("mnhd,mkhd->mhnk", q, k, preferred_element_type=jnp.float32) + bias
@@ -122,10 +128,10 @@ def attend_at_once(q, k, v, bias, region=None):
 
 
 def attend_by_window(q, k, v, bias, region=None):
-    """The same, one window after the other, whose scores are computed again in the backward pass.
+    """The same as `attend_at_once`, in a loop over the windows. The backward pass computes the scores again.
 
-    For CPUs: the scores of a window (343 x 343 for every head) stay in the cache, where those of all windows are
-    hundreds of megabytes that travel to memory a dozen times. Four times as fast, forward and backward.
+    On a CPU, the scores of one window (343 x 343 for every head) stay in the cache. Those of all windows are hundreds
+    of megabytes, which are written to memory a dozen times. The loop is four times as fast, forward and backward.
     """
     M = q.shape[0]
     number = np.zeros(M, np.int32) if region is None else np.arange(M, dtype=np.int32) % len(region)

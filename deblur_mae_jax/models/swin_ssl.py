@@ -1,7 +1,8 @@
 """The encoder of a Swin-UNETR with the three heads of its self-supervised pre-training (Tang et al. 2022).
 
-Rotation reads the first token of the last hidden state, contrast the second, and reconstruction all of them. Parameter
-names are MONAI's (`swinViT`, `rotation_head`, `contrastive_head`, `conv.0` ...): the encoder goes where any other does.
+The rotation head reads the first token of the last hidden state, the contrastive head the second, and the decoder all
+of them. Parameter names are MONAI's (`swinViT`, `rotation_head`, `contrastive_head`, `conv.0` ...), so the encoder's
+weights fit every other Swin-UNETR.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from deblur_mae_jax.models import conv3d, swin, swin_unetr
 AXES = 3
 KINDS = ("pretext",)
 EMBEDDING = 512
-# Where the convolutions stand in MONAI's sequence of convolution, norm, activation, up-sampling.
+# Indices of the convolutions in MONAI's sequence of convolution, norm, activation and up-sampling.
 PLACES = (0, 4, 8, 12, 16, 20)
 
 
@@ -68,8 +69,10 @@ class SwinSSL(nn.Module):
         return self.swinViT(x.astype(self.dtype))
 
     def __call__(self, x, level=None):
-        """`(B, D, H, W, C)` -> the rebuilt volume, or `None`, float32; out: `rotation` logits `(B, 4)`, `embedding`
-        `(B, 512)`."""
+        """`(B, D, H, W, C)` -> the reconstructed volume in float32, or `None` without a decoder.
+
+        out: `rotation`, logits `(B, 4)`, and `embedding` `(B, 512)`.
+        """
         last = self.encode(x)[-1]
         tokens = last.reshape(last.shape[0], -1, last.shape[-1]).astype(jnp.float32)
         rebuilt = self.conv(last).astype(jnp.float32) if self.rebuilds else None

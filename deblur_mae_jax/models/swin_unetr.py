@@ -1,12 +1,12 @@
-"""Swin-UNETR (Hatamizadeh et al. 2022) in 3-D, as MONAI and Disruptive Autoencoders have it; channels last.
+"""Swin-UNETR (Hatamizadeh et al. 2022) in 3-D, as in MONAI and Disruptive Autoencoders; channels last.
 
-Parameter names are MONAI's (`swinViT/layers1/0/blocks_0/attn/qkv`), so that weights travel by a rename and a transpose.
-Two published networks differ in switches of one class:
+Parameter names are MONAI's (`swinViT/layers1/0/blocks_0/attn/qkv`), so weights are converted by a rename and a
+transpose. Two published networks are settings of one class:
 
 | | MONAI (fine-tuning) | DAE pre-training |
 |---|---|---|
 | patch_embed | `conv`: 2x2x2 | `unet_basic`: two 3x3x3 convolutions with norms |
-| normalize | yes: LayerNorm on what the decoder gets | no |
+| normalize | yes: LayerNorm on the decoder's inputs | no |
 | merge_order | `monai15` (`legacy` up to 1.4) | `legacy` |
 """
 
@@ -74,9 +74,10 @@ class SwinEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, disrupt=None, masked=None):
-        """`(B, D, H, W, C)` -> five tensors. disrupt: applied to the first, before the stages.
+        """`(B, D, H, W, C)` -> five tensors.
 
-        masked `(B, D/2, H/2, W/2, 1)`: 1 where the learned mask token stands for the embedding.
+        disrupt: function that is applied to the patch embedding, before the stages.
+        masked: `(B, D/2, H/2, W/2, 1)`, 1 where the learned mask token replaces the embedding.
         """
         x = PatchEmbed(self.feature_size, self.patch_embed, self.dtype, name="patch_embed")(x)
         if self.layout == "as_coded":
@@ -176,7 +177,7 @@ def Model(
 ) -> SwinUNETR:
     """A Swin-UNETR by feature size: variant "12", "24" or "48"; other fields of `SwinUNETR` by name.
 
-    num_classes: of a segmentation; the output then has as many channels.
+    num_classes: number of classes of a segmentation, and so of output channels.
     """
     if num_classes:
         fields["out_chans"] = num_classes
@@ -265,9 +266,9 @@ def encodes(name: str) -> bool:
 
 
 def adapt(weights: Flat, needed: Flat, before: Any, model: Any) -> Adapted:
-    """What a Swin-UNETR takes of another one, of a self-supervised encoder, or what that encoder takes of them."""
+    """The parameters that a Swin-UNETR or a self-supervised encoder can load from another network of these kinds."""
     unused: tuple[str, ...] = () if TOKEN in needed else (TOKEN,)
-    # May start anew: the output, the token, the skip connection at full resolution, the heads of pretext tasks.
+    # These may be initialised anew: output, token, skip connection at full resolution, and heads of pretext tasks.
     optional: tuple[str, ...] = ("out/", TOKEN, "encoder1/", *SSL_HEADS)
     if (SKIP in weights) != (SKIP in needed):
         # Without that skip connection the last block has half as many channels to read.

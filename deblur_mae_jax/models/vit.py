@@ -1,8 +1,8 @@
 """Vision Transformer: the encoder that all ViTs here share, and the classifier (MAE's fine-tuning and probing models).
 
-Parameter names are those of MAE's PyTorch code: `head`, `fc_norm` (mean pooling) or `norm` (cls
-token), a position table that is a parameter, and for a linear probe `head_0` (BatchNorm) before
-`head_1`. With a blur token the pooling leaves it out.
+Parameter names are those of MAE's PyTorch code: `head`, `fc_norm` (mean pooling) or `norm` (cls token).
+The position table is a parameter. A linear probe has `head_0` (BatchNorm) before `head_1`. Mean pooling
+does not include the blur token.
 """
 
 from __future__ import annotations
@@ -131,9 +131,10 @@ class ViT(Encoder):
     def hidden(self, images, level=None, mix=None, drop_path_keys=None):
         """`(B, H, W, C)` -> the tokens after each block, a list of `(B, num_prefix + L, D)`.
 
-        level: `(B,)`, the blur level of each image, needed where the model is conditioned.
-        mix: `(levels (B,), weights (B,))` of the images mixed into these; the codes are mixed alike.
-        drop_path_keys: `(B,)` keys, in training.
+        level: blur level of each image `(B,)`, required if the model is conditioned.
+        mix: `(levels (B,), weights (B,))`: the levels of the images mixed into these, and the weights of these
+            images. The level codes are mixed in the same way.
+        drop_path_keys: random keys `(B,)` for stochastic depth, in training.
         """
         x = self.patch_embed(masking.patchify(images, self.patch_size))
         prefix = [self._cls(images.shape[0])]
@@ -166,7 +167,10 @@ class ViT(Encoder):
         return self.norm(x[:, 0].astype(jnp.float32))
 
     def __call__(self, images, level=None, mix=None, drop_path_keys=None, train=False, frozen=False):
-        """Logits `(B, num_classes)` float32; out: `assign`, new running statistics (a linear probe in training)."""
+        """`(B, H, W, C)` -> logits `(B, num_classes)` float32.
+
+        out: `assign`, the new running statistics of a linear probe in training.
+        """
         x = self.features(images, level, mix, drop_path_keys)
         if frozen:
             x = jax.lax.stop_gradient(x)
@@ -197,8 +201,11 @@ def flops_per_image(model: ViT, mask_ratio: float = 0.0, training: bool = True) 
 
 
 def layers_of(model: Encoder) -> tuple[int, Callable[[str], int]]:
-    """MAE's layers: 0 is the tokens, the position table and the patch embedding, i + 1 is block i, and the last one is
-    everything after the blocks."""
+    """MAE's layers for layer-wise learning rates.
+
+    Layer 0 has the tokens, the position table and the patch embedding. Layer i + 1 is block i. The last layer has
+    everything after the blocks.
+    """
 
     def layer(name: str) -> int:
         block = re.fullmatch(r"blocks_(\d+)", name)
@@ -210,7 +217,10 @@ def layers_of(model: Encoder) -> tuple[int, Callable[[str], int]]:
 
 
 def adapt(weights: Flat, needed: Flat, before: Encoder, model: Encoder) -> Adapted:
-    """What a network for labels takes of any ViT: encoder, position table resized as MAE's code does it, head."""
+    """The parameters that a network for labels can load from any ViT: encoder, position table and head.
+
+    The position table is resized as in MAE's code.
+    """
     absent = [name for name in ("segmenter/", "norm/", "fc_norm/") if not any(k.startswith(name) for k in needed)]
     weights = {k: v for k, v in weights.items() if not k.startswith((*DECODER, *absent))}
     table = weights.get("pos_embed")

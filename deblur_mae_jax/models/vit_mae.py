@@ -1,8 +1,8 @@
 """Masked autoencoder with a ViT encoder and decoder (He et al. 2022), and D2MAE's blur token.
 
 Parameter names and layouts are PyTorch's up to a rename and a transpose (`weight_formats/names.py`). The position
-tables are constants, not parameters. The network does not know which method trains it: it sees
-images, masking noise and, if the method has one, a level.
+tables are constants, not parameters. The network does not depend on the training method: its inputs
+are images, masking noise and, for some methods, a blur level.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ViTMAE(vit.Encoder):
         """`(B, H, W, C)` -> `(B, num_prefix + K, D)` tokens after the final norm.
 
         ids_keep: `(B, K)`, the visible patches; `None` keeps all, in order.
-        level: `(B,)`, the blur level of each image, needed where the model is conditioned.
+        level: blur level of each image `(B,)`, required if the model is conditioned.
         """
         patches = masking.patchify(images, self.patch_size)
         table = position.sincos_2d(self.embed_dim, self.grid, self.num_prefix)
@@ -85,8 +85,11 @@ class ViTMAE(vit.Encoder):
         return self.decoder_pred(x).astype(jnp.float32)
 
     def features(self, images, level=None, pool="mean"):
-        """`(B, H, W, C)` -> `(B, D)` float32, nothing masked: the mean of the patch tokens, "cls", or "none": all
-        tokens `(B, num_prefix + L, D)`."""
+        """`(B, H, W, C)` -> features `(B, D)` float32, without masking.
+
+        level: blur level of each image `(B,)`, required if the model is conditioned.
+        pool: "mean" of the patch tokens, "cls", or "none" for all tokens `(B, num_prefix + L, D)`.
+        """
         x = self.encode(images, None, level).astype(jnp.float32)
         if pool == "none":
             return x
@@ -138,13 +141,13 @@ def flops_per_image(model: ViTMAE, mask_ratio: float, training: bool = True) -> 
 
 
 def adapt(weights: Flat, needed: Flat, before: vit.Encoder, model: ViTMAE) -> Adapted:
-    """What an autoencoder takes of any ViT: the encoder, and the decoder whole or not at all."""
+    """The parameters that an autoencoder can load from any ViT: the encoder, and the decoder if all of it fits."""
     unused = ("pos_embed", *vit.HEADS[:3])
     weights = {k: v for k, v in weights.items() if not k.startswith(unused)}
     decoder = [k for k in weights if k.startswith(vit.DECODER)]
     if not all(k in needed and weights[k].shape == tuple(needed[k].shape) for k in decoder):
         weights = {k: v for k, v in weights.items() if k not in decoder}
-    # Without a decoder in the weights, it starts anew; so do the parts that code the blur level.
+    # If the weights have no decoder, it is initialised anew. So are missing parts that code the blur level.
     optional = (*vit.DECODER, "blur_token", "level_embed", "norm/")
     return Adapted(weights, lambda k: k.startswith(optional))
 

@@ -1,8 +1,8 @@
 """A ViT encoder with a convolutional decoder for segmentation: the UNETR of Hatamizadeh et al. (2022), in 2-D.
 
-The encoder is that of `vit`, name for name, so that any pre-trained ViT fits. Its last hidden state and those at
-even distances before it are brought to finer and finer grids and joined, as in a U-Net; the finest one also
-sees the image itself. All new parameters are under `segmenter`.
+The encoder has the parameter names of `vit`, so any pre-trained ViT fits. As in a U-Net, the decoder up-samples
+the last hidden state step by step and concatenates evenly spaced earlier states. The last step, at full resolution,
+concatenates features of the image itself. All new parameters are under `segmenter`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def factors(patch_size: int) -> list[int]:
 
 
 class Expand(nn.Module):
-    """`(B, H, W, C)` -> `(B, fH, fW, features)`: a transposed convolution whose kernel is its stride."""
+    """`(B, H, W, C)` -> `(B, fH, fW, features)`: a transposed convolution with a kernel as large as its stride."""
 
     features: int
     factor: int
@@ -66,7 +66,7 @@ class Refine(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """From hidden states `(B, g, g, D)`, the deepest first, and the image to logits `(B, S, S, K)` float32."""
+    """Maps hidden states `(B, g, g, D)`, the deepest first, and the image to logits `(B, S, S, K)` float32."""
 
     num_classes: int
     patch_size: int
@@ -105,7 +105,10 @@ class ViTUNETR(vit.ViT):
         return x[:, self.num_prefix :].astype(jnp.float32).mean(axis=1)
 
     def __call__(self, images, level=None):  # type: ignore[override]
-        """`(B, S, S, C)` -> logits `(B, S, S, K)` float32. level `(B,)`: where the model is conditioned."""
+        """`(B, S, S, C)` -> logits `(B, S, S, K)` float32.
+
+        level: blur level of each image `(B,)`, required if the model is conditioned.
+        """
         states = self.hidden(images, level)
         wanted = len(factors(self.patch_size))
         chosen = [max(1, round(self.depth * (wanted - i) / wanted)) - 1 for i in range(wanted)]

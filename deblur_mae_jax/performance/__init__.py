@@ -1,1 +1,1 @@
-"""What a program costs: traces, compiled instructions, known chips, process settings."""
+"""Performance of a program: traces, compiled instructions, known chips, process settings."""

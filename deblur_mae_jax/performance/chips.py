@@ -1,4 +1,4 @@
-"""Accelerators by what their makers say of them: arithmetic, memory, bandwidth, and a rough price."""
+"""Specifications of accelerators from their makers: arithmetic, memory, bandwidth, and a rough price."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip. `kinds`: how JAX names it (`device_kind`), in part."""
+    """One chip.
+
+    kinds: parts of the names that JAX gives it (`device_kind`).
+    """
 
     name: str
     tflops: float  # dense, 1e12 per second, in `dtype`
     gigabytes: float  # of its memory, 1e9 bytes
     terabytes_per_second: float
-    dollars_per_hour: float  # what a large cloud asked for one on demand in 2025, rounded
+    dollars_per_hour: float  # rounded on-demand price of one at a large cloud provider in 2025
     kinds: tuple[str, ...]
     dtype: str = "bfloat16"
-    measured_share: float | None = None  # of its peak, by a ViT-B step; None: not yet measured
+    measured_share: float | None = None  # share of its peak that a ViT-B step reaches; None: not yet measured
 
 
 # The makers' data sheets. A V100 has no bfloat16: XLA computes it in float32.
@@ -33,12 +36,12 @@ CHIPS = (
 
 
 def of_kind(device_kind: str) -> Chip | None:
-    """The chip that JAX calls `device_kind`, or `None` where it is not in the table."""
+    """The chip that JAX calls `device_kind`, or `None` if it is not in the table."""
     matches = [(len(k), chip) for chip in CHIPS for k in chip.kinds if k in device_kind]
     return max(matches, key=lambda item: item[0])[1] if matches else None
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak FLOP/s of a chip by the name JAX gives it, or `None` where it is not in the table."""
+    """Peak FLOP/s of the chip that JAX calls by this name, or `None` if it is not in the table."""
     chip = of_kind(device_kind)
     return 1e12 * chip.tflops if chip else None

@@ -1,6 +1,6 @@
-"""What a compiled program holds: its instructions, their matrix products, its collectives.
+"""List the instructions, matrix products and collectives of a compiled program.
 
-Read from the text of the program (`compiled.as_text()`), which every backend gives in the same form.
+They are parsed from the text of the program (`compiled.as_text()`), which has the same form on every backend.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SHAPE = re.compile(r"(?:f64|f32|bf16|f16|s32|u32|s8|u8|pred|s64|u64|f8\w*)\[([\
 
 @dataclasses.dataclass
 class Instruction:
-    """What the compiled program's text says of one instruction."""
+    """One instruction, parsed from the text of the compiled program."""
 
     opcode: str
     scope: str
@@ -31,7 +31,7 @@ class Instruction:
 
     @property
     def kind(self) -> str:
-        """matrix products, collectives, copies and transposes, or elementwise and sums."""
+        """The kind of work: matrix products, collectives, copies and transposes, or elementwise and sums."""
         if self.flops or "dot" in self.inside or "convolution" in self.inside:
             return "matrix products"
         if self.opcode == "custom-call":
@@ -42,13 +42,13 @@ class Instruction:
 
 
 def _sides(shape: str) -> list[int]:
-    """Sides of the first array in a shape's text."""
+    """Dimensions of the first array in the text of a shape."""
     match = _SHAPE.search(shape)
     return [int(d) for d in match.group(1).split(",") if d] if match else []
 
 
 def _dot_flops(line: str, shape: str, shapes: Mapping[str, list[int]]) -> float:
-    """2 per multiply-add of a `dot`, from the shapes in the text."""
+    """FLOPs of a `dot`, 2 per multiply-add, from the shapes in the text."""
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line)
     left = re.match(r"\((?:\w+\[\S*\s)?%?([\w.\-]+)", line)
     if not (contracted and left and left.group(1) in shapes):
@@ -60,7 +60,7 @@ def _dot_flops(line: str, shape: str, shapes: Mapping[str, list[int]]) -> float:
 
 def instructions(hlo: str) -> dict[str, Instruction]:
     """Every instruction of a compiled program's text (`compiled.as_text()`) by name."""
-    # Names are unique within a computation only.
+    # Names are unique only within a computation.
     bodies: dict[str, dict[str, tuple[str, str, str]]] = collections.defaultdict(dict)
     computation = ""
     for line in hlo.splitlines():

@@ -1,8 +1,8 @@
-"""`--profile`: a trace of a few training steps, and a short text of where their time went.
+"""`--profile`: trace a few training steps and summarise where their time went.
 
-The trace is `jax.profiler`'s, for XProf, TensorBoard or Perfetto. The text is made from the same
-files: the time of every instruction, put under a part of the model by the scope it was written in
-(the compiler keeps it as `op_name`) and under a kind by what the compiled instruction holds.
+`jax.profiler` writes the trace, which XProf, TensorBoard and Perfetto can open. The summary is computed
+from the same files. It assigns the time of every instruction to a part of the model, by the scope in the
+source code (which the compiler keeps as `op_name`), and to a kind of work, by the compiled instruction.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import jax
 
 from deblur_mae_jax.performance.hlo import Instruction, instructions
 
-FIRST, STEPS = 3, 5  # the steps traced: after three others, which move programs and data into place
-# Parts by what an instruction's scope holds; the first match names it.
+FIRST, STEPS = 3, 5  # the steps to trace, after three others that load the program and the data
+# Parts of the step by the scope of an instruction; the first match is used.
 PARTS = (
     ("input and degradation", r"/input/|\(input\)"),
     ("optimiser", r"/update/"),
@@ -43,13 +43,13 @@ def part_of(instruction: Instruction) -> str:
 
 
 def events(folder: Path) -> Iterator[tuple[str, float]]:
-    """`(instruction, seconds)` of every one that ran, from the newest trace in `folder`."""
+    """Yield `(instruction, seconds)` for every executed instruction of the newest trace in `folder`."""
     files = sorted(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda p: p.stat().st_mtime)
     if not files:
         return
     for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
         lines = list(plane.lines)
-        # An accelerator may tell the same operations twice: by stream, and in a line of their own.
+        # An accelerator may list the same operations twice: per stream, and in a separate line "XLA Ops".
         for line in [line for line in lines if line.name == "XLA Ops"] or lines:
             for event in line.events:
                 stats = dict(event.stats)
@@ -77,7 +77,7 @@ def shares(
     unknown = Instruction("", "", set(), 0.0)
     for name, seconds in ran:
         instruction = program.get(name, unknown)
-        # Loops and calls hold instructions that are listed themselves.
+        # The instructions inside loops and calls are listed separately.
         if instruction.opcode in ("while", "call", "conditional"):
             continue
         for table, key in ((by_part, part_of(instruction)), (kinds, instruction.kind)):
@@ -91,11 +91,11 @@ def shares(
 
 
 def summary(folder: Path, hlo: str, steps: int, step_seconds: float, devices: int = 1) -> list[str]:
-    """The short text: time by part and by kind, and the speed of the matrix products."""
+    """Summarise the trace: time by part and by kind, and the speed of the matrix products."""
     by_part, kinds = shares(events(folder), instructions(hlo), steps)
     total = sum(share.seconds for share in by_part.values())
     if not total:
-        return [f"the trace in {folder} holds no instruction of the training step"]
+        return [f"the trace in {folder} contains no instruction of the training step"]
     lines = [
         f"one step              {1e3 * step_seconds:.1f} ms, instructions "
         f"{1e3 * total / devices:.1f} ms on each of {devices} device{'s' if devices > 1 else ''}"
@@ -111,7 +111,7 @@ def summary(folder: Path, hlo: str, steps: int, step_seconds: float, devices: in
 
 
 class Tracer:
-    """Traces `STEPS` steps of a run, then prints a summary. Costs nothing else."""
+    """Traces the steps `STEPS` of a run, then prints a summary. The other steps are not slowed down."""
 
     def __init__(self, folder: Path, start: int, progress: Any):
         self.folder, self.progress = folder, progress
@@ -119,7 +119,10 @@ class Tracer:
         self._started, self._done = 0.0, False
 
     def around(self, step: int, running: Any) -> contextlib.AbstractContextManager[Any]:
-        """Wrap the dispatch of `step`; `running`: what the device still computes before it."""
+        """Wrap the dispatch of `step`.
+
+        running: arrays that the device is still computing before it.
+        """
         if step == self.first:
             jax.block_until_ready(running)
             options = jax.profiler.ProfileOptions()
@@ -142,15 +145,15 @@ class Tracer:
         devices = jax.local_device_count()
         try:
             lines = summary(self.folder, program.as_text(), STEPS, seconds, devices)
-        except Exception as error:  # the trace is there; a training run does not die of its summary
-            lines = [f"the trace could not be summed up: {type(error).__name__}: {error}"]
+        except Exception as error:  # the trace is saved; a failed summary must not stop the training run
+            lines = [f"the trace could not be summarised: {type(error).__name__}: {error}"]
         path = self.folder / "summary.txt"
         path.write_text("\n".join(lines) + "\n")
         for line in [*lines, f"trace       {self.folder}", f"summary     {path}"]:
             self.progress.print(line)
 
     def close(self) -> None:
-        """Stop a trace that the run ended in the middle of, or before."""
+        """Stop the trace if the run ends before or during the traced steps."""
         if self._started:
             self._started = 0.0
             jax.profiler.stop_trace()

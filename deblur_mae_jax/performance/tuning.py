@@ -1,7 +1,7 @@
-"""Settings outside the program that its speed depends on, all in one place. Imports no JAX.
+"""Process settings that affect the speed, all in one place. This module does not import JAX.
 
-Only what has been measured to help, or is needed for a batch to fit, is set here; whatever the user has set
-already is left alone. docs/performance.md says what each is worth, and which were tried without gain.
+It sets only what measurably helps or is needed to fit a batch into memory, and never changes a setting of the
+user. docs/performance.md lists the gain of each setting, and the settings that gave no gain.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
-# XLA on a CPU takes a step's memory from malloc and gives it back, gigabytes at a time. In pages of
-# 2 MB instead of 4 kB the kernel has 500 times fewer of them to prepare: a ViT-B step takes 15 % less.
+# XLA on a CPU allocates and frees the memory of a step with malloc, gigabytes at a time. With pages of
+# 2 MB instead of 4 kB the kernel prepares 500 times fewer pages, and a ViT-B step takes 15 % less time.
 ALLOCATOR = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-# By default JAX takes three quarters of a GPU; a ViT-B at batch 1,024 needs more of 80 GB.
+# By default JAX takes three quarters of the GPU memory; a ViT-B at batch 1,024 needs more than that of 80 GB.
 GPU_MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def environment(environ: MutableMapping[str, str]) -> dict[str, str]:
-    """What to set, given what is set: nothing that the user, or this machine, has decided."""
+    """Return the variables to set, except those that the user or this machine has already determined."""
     wanted = dict([GPU_MEMORY])
     if _has_huge_pages():
         wanted |= dict([ALLOCATOR])
@@ -33,15 +33,15 @@ def _has_huge_pages() -> bool:
         name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
         recent = tuple(int(number) for number in version.split(".")[:2]) >= (2, 35)
         return name == "glibc" and recent and "[never]" not in HUGE_PAGES.read_text()
-    except (AttributeError, OSError, ValueError):  # another system, another libc
+    except (AttributeError, OSError, ValueError):  # a different system or libc
         return False
 
 
 def start_well() -> None:
-    """Set `environment`; where malloc is concerned, by starting this program again.
+    """Set the variables of `environment`; for malloc settings, restart this program.
 
-    glibc reads its settings once, before Python starts. The process stays the same one (its number,
-    its standard streams), and nothing has run yet but this module.
+    A restart is needed because glibc reads its settings once, before Python starts. The process keeps
+    its number and its standard streams, and only this module has run so far.
     """
     missing = environment(os.environ)
     os.environ.update(missing)

@@ -1,1 +1,1 @@
-"""Trained networks to start from: loading them, what a run inherits, which weights fit."""
+"""Load a trained network as a starting point: inherited settings and matching weights."""

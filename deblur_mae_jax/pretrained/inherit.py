@@ -1,4 +1,4 @@
-"""What a downstream run takes from the network it starts from: degradation, sizes, normalisation."""
+"""Inherit degradation, sizes and normalisation of a downstream run from its pre-trained network."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigDict, TrainedNetwork | None, list[str]]:
     """Fill in the unset fields of `config` from the network of `config.init_from`.
 
-    workdir: its copy of that network, which an earlier start left, is used before the network itself. A pre-training
-        run takes weights and inherits nothing.
-    Returns the config, the network (or `None`), and lines that say what was inherited and what the user chose
-    otherwise.
+    Returns the config, the network (or `None`), and lines that list the inherited fields and the fields that the user
+    overrides. A pre-training run takes only weights and inherits no fields.
+
+    workdir: if an earlier start saved a copy of the network in this folder, the copy is used.
     """
     identity = networks.identify(config)
     started = workdir is not None and workdir.is_started()
     if not identity.starts_from_pretrained:
-        # A checkpoint of its own has all its weights.
+        # A run with its own checkpoint already has all its weights.
         source = trained_network.load(config.init_from) if config.init_from and not started else None
         return _filled(config, {}), source, [] if source is None else list(source.notes)
     source = None
@@ -43,7 +43,7 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
         theirs, ours = networks.IMAGES[source.network.axes], networks.IMAGES[axes]
         raise UserError(f"config.init_from: '{config.init_from}' is a network for {theirs}, this config is for {ours}")
     defaults = fields.without_source(axes)
-    # A run of an earlier version may lack a field that was added since.
+    # A run of an earlier version may lack a field that was added later.
     offered = defaults if source is None else _offered(defaults, source)
     before = fields.flat(config)
     taken = [f"{name}={value}" for name, value in offered.items()
@@ -56,11 +56,11 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
     lines = list(source.notes)
     if source.format == "mae" and source.config.task.degrade == "none":
         lines.append(
-            "the file does not record how its images were degraded; we assume that they were not. For a DeblurringMIM "
+            "the file does not record the degradation of its training images; we assume none. For a DeblurringMIM "
             "checkpoint add --config.task.degrade='blur.gaussian(sigma=1.1)'"
         )
     if axes == 2 and config.model.in_chans != source.config.model.in_chans:
-        for name in ("mean", "std"):  # of other channels than the images have now
+        for name in ("mean", "std"):  # the checkpoint has a different number of channels
             if config.data[name] == source.config.data[name]:
                 config.data[name] = ()
     lines.append(f"inherited from {config.init_from}: {', '.join(taken) or 'the defaults'}")
@@ -70,7 +70,7 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
 
 
 def _offered(defaults: dict[str, Any], source: TrainedNetwork) -> dict[str, Any]:
-    """The source's value of every field that could be unset: those of `defaults`, and all of the model."""
+    """Values of the source for every field that can be unset: the fields of `defaults` and of the model."""
     theirs = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.flat(source.config).items()
     }
@@ -97,7 +97,7 @@ def _from_scratch(config: ConfigDict, axes: int) -> str:
 
 
 def keep_copy(workdir: Workdir, source: TrainedNetwork) -> None:
-    """Copy what a later start, or a prediction, needs of the source. All processes call this."""
+    """Save the parts of the source that a later start or a prediction needs. All processes call this."""
     if jax.process_index() == 0 and not workdir.is_started():
         workdir.pretrained.mkdir(exist_ok=True)
         from deblur_mae_jax.data import audit  # takes a second to import
@@ -115,7 +115,7 @@ def keep_copy(workdir: Workdir, source: TrainedNetwork) -> None:
 
 
 def require_source(source: TrainedNetwork | None, what: str) -> TrainedNetwork:
-    """The source, or a `UserError` that says that it is needed."""
+    """Return the source. Raises `UserError` if there is none."""
     if source is None:
         raise UserError(f"config.init_from is not set: {what} needs a pre-trained network, the workdir of a run")
     return source

@@ -1,4 +1,4 @@
-"""Trained networks: from the workdir of a run, or from a weight file, ours or PyTorch's."""
+"""Load trained networks from the workdir of a run or from a weight file, ours or PyTorch's."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 class TrainedNetwork:
     """A network with its weights.
 
-    path: the workdir or the file.
-    params: the parameters; arrays that cannot be written to.
-    classes: names, of a classifier, or of a segmentation with the background first; else empty.
-    mask_values: the value of each class in mask files.
-    format: name of the format of a file that is not ours.
-    notes: what had to be assumed about it.
+    path: the workdir or the weight file.
+    params: the parameters, as read-only arrays.
+    classes: class names of a classifier, or of a segmentation with the background first; else empty.
+    mask_values: the value of each class in the mask files.
+    format: format name of a third-party file.
+    notes: assumptions that were made about such a file.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class TrainedNetwork:
     programs: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __iter__(self) -> Iterator[Any]:
-        """`model, params, info = dm.load(...)`."""
+        """Allow `model, params, info = dm.load(...)`."""
         return iter((self.model, self.params, self))
 
     @property
@@ -58,12 +58,12 @@ class TrainedNetwork:
 
     @property
     def info(self) -> TrainedNetwork:
-        """Itself: config, classes, network."""
+        """The object itself, with config, classes and network."""
         return self
 
     @functools.cached_property
     def searcher(self) -> TrainedNetwork | None:
-        """The network that finds the blur level of new images: itself, or the one that this one started from."""
+        """The network that finds the blur level of new images: this one, or the one it started from."""
         if self.network.can_search:
             return self
         copy = copy_of_source(self.path)
@@ -74,7 +74,7 @@ class TrainedNetwork:
 
     @functools.cached_property
     def weights_hash(self) -> str:
-        """Changes with any weight."""
+        """A hash that changes with any weight."""
         digest = hashlib.sha256()
         for name, value in sorted(traverse_util.flatten_dict(self.params, sep="/").items()):
             digest.update(f"{name} {value.shape} {value.dtype}".encode())
@@ -82,7 +82,7 @@ class TrainedNetwork:
         return digest.hexdigest()[:32]
 
     def jitted(self, name: str, function: Callable[..., Any]) -> Any:
-        """`jax.jit(function)`, made once for each name."""
+        """Return `jax.jit(function)`, created once per name."""
         if name not in self.programs:
             self.programs[name] = jax.jit(function)
         return self.programs[name]
@@ -104,9 +104,9 @@ def read_config(path: Path) -> ConfigDict:
 
 
 def load(path: str | Path, field: str = "config.init_from") -> TrainedNetwork:
-    """Config, network and weights of a run, the best ones where it has labels; or of a weight file.
+    """Load config, network and weights of a run or a weight file; for a run with labels, the best weights.
 
-    Files: our exports, and those of the formats in `weight_formats/`. Raises `UserError`.
+    A weight file is one of our exports or has a format of `weight_formats/`. Raises `UserError`.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -160,8 +160,10 @@ def _from_file(path: Path, field: str) -> TrainedNetwork:
 
 
 def _other_tables(state: State, tables: State) -> list[str]:
-    """A note where the constant tables of a file are not those of this network. Raises `UserError` for another
-    shape."""
+    """Return a note if the constant tables of a file differ from those of this network.
+
+    Raises `UserError` if their shape differs.
+    """
     out = []
     for name, table in tables.items():
         if name not in state:
@@ -178,14 +180,14 @@ def _other_tables(state: State, tables: State) -> list[str]:
 
 
 def copy_of_source(path: Path) -> Path | None:
-    """The weights of the network that the run or export at `path` started from, where they were kept."""
+    """File with the weights of the network that the run or export at `path` started from."""
     folder = path if path.is_dir() else path.parent
     copies = (Workdir(folder).pretrained_weights, folder / d2mae.SEARCHER[0])
     return next((copy for copy in copies if copy.exists()), None)
 
 
 def save_file(path: Path, trained: TrainedNetwork) -> None:
-    """Weights under our own names, with config and classes in the header, for `load`."""
+    """Save weights under our own names, with config and classes in the header, for `load`."""
     from safetensors.numpy import save_file as save
 
     state = names.state_dict_from_params(trained.params)
@@ -194,7 +196,7 @@ def save_file(path: Path, trained: TrainedNetwork) -> None:
 
 
 def header(trained: TrainedNetwork) -> dict[str, str]:
-    """What a safetensors file of ours records about its network."""
+    """Metadata of the network in one of our safetensors files."""
     return {
         "format": "pt",
         "config": json.dumps(fields.flat(trained.config), default=str),

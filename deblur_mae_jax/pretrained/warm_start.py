@@ -1,4 +1,4 @@
-"""Which weights of a trained network another one can take: `fit`."""
+"""Select the weights of a trained network that fit another network."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PARTS = ("both", "encoder", "decoder")
 
 @dataclasses.dataclass
 class Fit:
-    """What was taken.
+    """The weights that fit.
 
-    params: a nested dict of the weights.
-    new: top-level parameters that start anew.
-    rows: (what was done, to which parameters), for the user.
+    params: nested dict of the weights.
+    new: top-level parameters that are initialised from scratch.
+    rows: pairs (action, parameters), for the user.
     """
 
     params: Any
@@ -45,13 +45,14 @@ def fit(
     classes: list[str] | None = None,
     parts: str = "both",
 ) -> Fit:
-    """The weights of `source` that `network` with parameters of these `shapes` can take.
+    """Select the weights of `source` that fit `network` with parameters of these `shapes`.
 
-    strict: refuse weights that do not fit; else take what fits.
-    classes: of the run that starts; heads are only taken from a network with the same ones.
-    parts: "encoder" or "decoder" alone, or "both".
-    Another number of channels is converted (`weight_formats/channels.py`); the rest follows the model's own rules
-    (`models/contract.py`). Raises `UserError` listing what does not fit.
+    A different number of channels is converted (`weight_formats/channels.py`); everything else follows the rules of
+    the model (`models/contract.py`). Raises `UserError` that lists the weights that do not fit.
+
+    strict: refuse weights that do not fit; if false, use only those that fit.
+    classes: class names of the new run; heads are used only if the classes of `source` are the same.
+    parts: "encoder", "decoder" or "both".
     """
     if parts not in PARTS:
         raise unknown("config.init_parts", parts, PARTS)
@@ -65,7 +66,7 @@ def fit(
     if parts != "both":
         weights = {k: v for k, v in weights.items() if rules.encodes(k) == (parts == "encoder")}
     weights, optional, resized = rules.adapt(weights, needed, source.network.model, network.model)
-    if parts == "decoder":  # then its encoder is not there
+    if parts == "decoder":  # the adapted weights must not include the encoder
         weights = {k: v for k, v in weights.items() if not rules.encodes(k)}
     taken = {k: v for k, v in weights.items() if k in needed and v.shape == tuple(needed[k].shape)}
     wanted = {k for k in needed if parts == "both" or rules.encodes(k) == (parts == "encoder")}
@@ -82,7 +83,7 @@ def fit(
         listed = "; ".join(f"{what} {_some(names)}" for what, names in misfits.items() if names)
         raise UserError(
             f"config.init_from: the weights do not fit the network: {listed}. "
-            "--config.init_strict=False takes what fits"
+            "--config.init_strict=False uses only the weights that fit"
         )
     used, fresh = {top(k) for k in taken}, {top(k) for k in needed if k not in taken}
     rows = [
@@ -100,7 +101,7 @@ def fit(
 
 
 def _same_channels(source: TrainedNetwork, network: Network) -> tuple[Any, str]:
-    """The parameters for as many channels as `network` has, and what was done."""
+    """Return the parameters for the number of channels of `network`, and rows that describe the conversion."""
     before, after = source.network.inputs, network.inputs
     if before.in_chans == after.in_chans:
         return source.params, ""
@@ -115,7 +116,7 @@ def top(name: str) -> str:
 
 
 def _listed(names: set[str]) -> str:
-    """Names in one line, numbered ones as a range: `blocks 0 to 11`."""
+    """Join names in one line and write numbered ones as a range: `blocks 0 to 11`."""
     ranges: dict[str, list[int]] = {}
     plain = []
     for name in names:

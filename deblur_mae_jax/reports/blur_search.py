@@ -1,4 +1,4 @@
-"""Pictures of a blur search: D2MAE's Fig. 3b (sigma of a set) and Fig. 3a (one image at every level)."""
+"""Figures of a blur search: D2MAE's Fig. 3b (sigma of a set) and Fig. 3a (one image at every level)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deblur_mae_jax.inference.blur_search import Table
 
 
 def histogram(table: Table, labels: list[str] | None = None) -> Figure:
-    """How often each sigma was best, by class where there are classes."""
+    """Plot how often each sigma was best, by class if there are classes."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axis = figure.subplots()
     x = np.arange(len(table.levels))
@@ -35,9 +35,10 @@ def histogram(table: Table, labels: list[str] | None = None) -> Figure:
 
 
 def strip(clean: np.ndarray, degraded: np.ndarray, restored: np.ndarray, table: Table, row: int) -> Figure:
-    """One image: the original, then blurred and reconstructed at every level, and the losses.
+    """Draw one image: the original, the blurred and reconstructed image at every level, and the losses.
 
-    clean `(S, S, C)`; degraded, restored `(T, S, S, C)`, gray levels.
+    clean: the original `(S, S, C)`, in gray levels.
+    degraded, restored: the image at every level `(T, S, S, C)`, in gray levels.
     """
     T = len(table.levels)
     figure = Figure(figsize=(1.35 * (T + 1), 4.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""Measures of segmentations as a table, the one source of every number of a report: a row per case and label."""
+"""Table of segmentation measures, one row per case and label; every number of a report is computed from it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _AFTER = ("truth_size", "predicted_size", "unit")
 class Cases:
     """N cases with L labels (background not counted).
 
-    values: of each of `segmentation.MEASURES` `(N, L)`, NaN where not defined.
-    truth_size, predicted_size: `(N, L)`, mm^3 or pixels.
-    unit: of distances, "mm" or "px".
+    values: every measure of `segmentation.MEASURES`, `(N, L)`; NaN if not defined.
+    truth_size, predicted_size: size of every label, `(N, L)`, in mm^3 or pixels.
+    unit: unit of distances, "mm" or "px".
     """
 
     labels: list[str]
@@ -52,22 +52,22 @@ class Cases:
 
     @property
     def patients(self) -> np.ndarray:
-        """A group for every case: its own name where it has none."""
+        """The group of every case; a case without a group uses its name."""
         return np.where(self.groups == "", self.names, self.groups)
 
     @property
     def missed(self) -> np.ndarray:
-        """Per label, in how many cases the truth has it and the prediction has none `(L,)`."""
+        """Number of cases per label `(L,)` in which the truth contains the label and the prediction does not."""
         return ((self.truth_size > 0) & (self.predicted_size == 0)).sum(axis=0)
 
     def mean_of_labels(self, measure: str) -> np.ndarray:
-        """Per case the mean over the labels for which a measure is defined `(N,)`."""
+        """Mean of a measure per case `(N,)`, over the labels for which it is defined."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a case without any label is NaN
             return np.nanmean(self.values[measure], axis=1)
 
     def write(self, path: Path) -> None:
-        """CSV: image, group, split, label, the measures, sizes, unit."""
+        """Write a CSV with the columns image, group, split, label, measures, sizes and unit."""
         with open(path, "w", newline="", encoding="utf-8") as file:
             out = csv.writer(file)
             out.writerow([*_BEFORE, *segmentation.MEASURES, *_AFTER])
@@ -79,7 +79,7 @@ class Cases:
 
 
 def read(path: Path) -> Cases:
-    """What `Cases.write` wrote. Raises `UserError` for another file."""
+    """Read a table written by `Cases.write`. Raises `UserError` for any other file."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -111,7 +111,7 @@ def read(path: Path) -> Cases:
 
 
 def entry(values: np.ndarray, patients: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
-    """`{value, low, high, cases}`: the mean over the cases for which a measure is defined, BCa over patients."""
+    """`{value, low, high, cases}`: the mean over cases with a defined measure, and its BCa interval over patients."""
     finite = np.isfinite(values)
     out: dict[str, Any] = {"value": None, "cases": int(finite.sum())}
     if finite.any():
@@ -124,7 +124,7 @@ def entry(values: np.ndarray, patients: np.ndarray, resamples: int, seed: int) -
 
 
 def summarise(table: Cases, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Measures of every split, over labels and for each label; intervals of the split that is judged."""
+    """Measures of every split, over labels and for each label, with intervals for the judged split."""
     splits = {str(name): table.where(table.split == name) for name in dict.fromkeys(table.split)}
     judged = "test" if "test" in splits else "val" if "val" in splits else next(iter(splits))
     out: dict[str, Any] = {
@@ -152,7 +152,7 @@ def summarise(table: Cases, resamples: int = 1000, seed: int = 0) -> dict[str, A
 
 
 def concatenate(tables: list[Cases]) -> Cases:
-    """Several tables of the same labels, one after the other."""
+    """Concatenate several tables with the same labels."""
     first = tables[0]
     join = lambda field: np.concatenate([getattr(table, field) for table in tables])
     return dataclasses.replace(

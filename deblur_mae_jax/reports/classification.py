@@ -22,12 +22,12 @@ FIGURES = "figures.png"
 
 @dataclasses.dataclass
 class Notes(page.Notes):
-    """What the page says beside the numbers.
+    """Content of the page other than the numbers.
 
-    setting: how the blur level of each image was found; None without levels.
-    features: `(N, D)`, of the judged images.
-    mistakes: (prediction, view, attention map) of the most confident mistakes.
-    train_counts: `(C,)`, training images of each class.
+    setting: how the blur level of each image was found; None if the degradation has no levels.
+    features: features of the judged images, `(N, D)`.
+    mistakes: (prediction, view, attention map) of each of the most confident mistakes.
+    train_counts: number of training images of each class, `(C,)`.
     """
 
     setting: str | None
@@ -45,8 +45,9 @@ def write(
 ) -> dict[str, Any]:
     """Write `predictions.csv`, `metrics.json`, `leakage.csv` and `report/index.html`.
 
-    indices: of the images of each split in the index.
-    The numbers are computed from the file, not from memory, so that they follow from it. Returns them.
+    The numbers are computed from the written file, so that anyone can reproduce them from it. Returns the numbers.
+
+    indices: image numbers of each split in the index.
     """
     table.write(workdir.predictions)
     table = predictions.read(workdir.predictions)
@@ -67,7 +68,7 @@ def write(
 
 
 def verdict(numbers: dict[str, Any]) -> str:
-    """One sentence: is it better than chance, and does the interval say so?"""
+    """One sentence that compares the balanced accuracy and its interval with chance."""
     judged = numbers["splits"][numbers["judged_on"]]
     entry = judged["per_image"]["balanced_accuracy"]
     present = sum(n > 0 for n in judged["per_class"].values())
@@ -129,7 +130,9 @@ def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: 
     images = page.figures(folder, drawn)
     warnings = []
     if notes.setting == "oracle":
-        warnings.append("The blur of each judged image was chosen with its label: an upper bound, not a result.")
+        warnings.append(
+            "The blur level of each judged image was chosen with its label: the numbers are an upper bound."
+        )
     warnings += page.no_test_split(numbers["judged_on"])
     warnings += [f"Leakage: {line}." for line in leaks.lines()]
     warnings += [line for line in notes.lines if "no image of class" in line]
@@ -155,13 +158,13 @@ def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: 
 
 def _audited(leaks: Any, patients_known: bool, pretrained: bool) -> str:
     checked = ["identical pixels"]
-    checked.append("patients in two splits" if patients_known else "(patients are not known)")
+    checked.append("patients in two splits" if patients_known else "(patients are unknown)")
     if leaks.near_checked:
         checked.append("perceptual hashes")
     if leaks.pretraining_known:
         checked.append("images of pre-training")
     elif pretrained:
-        checked.append("(the images of pre-training are not known)")
+        checked.append("(the images of pre-training are unknown)")
     result = "found copies" if leaks.any else "found none"
     return f"<p>Compared: {', '.join(checked)}; {result}. Pairs: <code>leakage.csv</code>.</p>"
 
@@ -179,6 +182,6 @@ def _mistakes(items: list[tuple[Predictions, np.ndarray, np.ndarray | None]]) ->
     names = ", ".join(str(p.names[0]) for p, _, _ in items)
     return (
         page.embedded(page.png_of(sheet), "mistakes and attention")
-        + "<p class=note>True class as predicted class (probability); beside each view, attention "
-        f"rollout. From the left, row by row: {html.escape(names)}</p>"
+        + "<p class=note>Each label reads: true class as predicted class (probability). To the right of each view is "
+        f"its attention rollout. From left to right, row by row: {html.escape(names)}</p>"
     )

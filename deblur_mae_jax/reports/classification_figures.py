@@ -19,7 +19,7 @@ MIN_IN_BIN = 3
 
 
 def _curves(labels: np.ndarray, p: np.ndarray, kind: str) -> np.ndarray:
-    """ROC (`roc`) or precision (`pr`) on `GRID`, the mean over the classes present."""
+    """ROC (`roc`) or precision-recall (`pr`) curve on `GRID`, as the mean over the classes present."""
     present = np.unique(labels)
     chosen = [1] if p.shape[1] == 2 else [int(c) for c in present]
     rows = []
@@ -39,7 +39,7 @@ def _curves(labels: np.ndarray, p: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _band(p: Predictions, kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Pointwise 95 % band, patients drawn again."""
+    """Pointwise 95 % band from a bootstrap over patients."""
     _, which = np.unique(p.patients, return_inverse=True)
     order = np.argsort(which, kind="stable")
     rows = np.split(order, np.cumsum(np.bincount(which))[:-1])
@@ -49,7 +49,7 @@ def _band(p: Predictions, kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndar
         chosen = np.concatenate([rows[i] for i in generator.integers(0, len(rows), len(rows))])
         drawn.append(_curves(p.labels[chosen], p.probabilities[chosen], kind))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a band is NaN where no draw has both classes
+        warnings.simplefilter("ignore")  # a band is NaN if no resample has both classes
         low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
     return low, high
 
@@ -70,7 +70,7 @@ def judgement(p: Predictions, temperature: float | None) -> Figure:
     for axis, kind in ((roc, "roc"), (pr, "pr")):
         line = _curves(p.labels, p.probabilities, kind)
         low, high = _band(p, kind)
-        axis.fill_between(GRID, low, high, alpha=0.25, lw=0, label="95 %, patients drawn again")
+        axis.fill_between(GRID, low, high, alpha=0.25, lw=0, label="95 %, bootstrap over patients")
         axis.plot(GRID, line)
         axis.set(xlim=(0, 1), ylim=(0, 1.02))
     roc.plot([0, 1], [0, 1], ls="--", color="gray", lw=0.8)
@@ -107,16 +107,16 @@ def judgement(p: Predictions, temperature: float | None) -> Figure:
         reliability.scatter(x, y, s=size, color=color, label=name)
     reliability.plot([0, 1], [0, 1], ls="--", color="gray", lw=0.8)
     reliability.set(
-        title=f"reliability (bins of {MIN_IN_BIN} images and more)",
+        title=f"reliability (bins with at least {MIN_IN_BIN} images)",
         xlabel="confidence",
-        ylabel="share right",
+        ylabel="accuracy",
     )
     reliability.legend(fontsize=8, loc="upper left")
     return figure
 
 
 def embedding_and_blur(p: Predictions, features: np.ndarray) -> Figure:
-    """Principal components of the features, and the sigma of the blur by class where there is one."""
+    """Principal components of the features, and the blur sigma by class if there is one."""
     blurred = bool(np.isfinite(p.sigma).any())
     figure, axes = _grid(2 if blurred else 1, columns=2 if blurred else 1, height=3.9)
     labels = p.labels[: len(features)]
@@ -172,7 +172,7 @@ def curves(lines: list[dict[str, Any]], best_step: int | None = None) -> Figure:
 
 
 def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """An image `(S, S, C)` with the attention of its patches over it, `(S, S, 3)` gray levels."""
+    """Overlay the patch attention on an image `(S, S, C)`. Returns gray levels `(S, S, 3)`."""
     side = image.shape[0] // attention.shape[0]
     spread = attention - attention.min()
     spread = spread / max(float(spread.max()), 1e-9)

@@ -1,4 +1,4 @@
-"""Several runs on the same test images: is one better, and could this set have shown it?"""
+"""Compare several runs on the same test images, and report the smallest difference that the set can detect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 
 @dataclasses.dataclass
 class Run:
-    """A finished run: its predictions of classes, or its segmented cases."""
+    """A finished run with its class predictions or its segmented cases."""
 
     name: str
     table: Any  # Predictions or Cases
@@ -35,7 +35,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """What `main.py` left in a workdir. Raises `UserError` where it is not finished."""
+    """Load a finished run from its workdir. Raises `UserError` if the run is not finished."""
     workdir = Workdir(folder)
     path = workdir.predictions
     if not path.exists():
@@ -47,15 +47,15 @@ def read_run(folder: Path) -> Run:
 
 
 def _short_names(p: Predictions) -> Any:
-    """Folder and file of every image, `None` where that does not tell them apart."""
+    """Folder and file name of every image, or `None` if these are not unique."""
     names = np.array(["/".join(name.split("/")[-2:]) for name in p.names])
     return names if len(set(names)) == len(names) else None
 
 
 def aligned(a: Run, b: Run) -> tuple[Predictions, Predictions]:
-    """The judged images of two runs in the same order. Raises `UserError` if they are not the same."""
+    """Return the judged images of two runs in the same order. Raises `UserError` if the images differ."""
     if a.table.classes != b.table.classes:
-        raise UserError(f"{a.name} and {b.name} have other classes: {a.table.classes}, {b.table.classes}")
+        raise UserError(f"{a.name} and {b.name} have different classes: {a.table.classes}, {b.table.classes}")
     tables = [a.judged, b.judged]
     if set(a.judged.names) != set(b.judged.names):
         # One run may have read a folder and the other a manifest in another folder.
@@ -76,9 +76,9 @@ def aligned(a: Run, b: Run) -> tuple[Predictions, Predictions]:
 def pairs(runs: list[Run], resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
     """Every pair of runs on the same test images, p-values adjusted by Holm's method over the pairs.
 
-    AUROC by DeLong's test (two classes), accuracy by McNemar's, macro F1 by a bootstrap over patients. The
-    first two take their rows for independent, so with several images per patient they compare patients
-    (`unit`), by the mean of the probabilities of their images. Segmentations as `compare_cases` says.
+    AUROC is compared by DeLong's test (two classes), accuracy by McNemar's test, macro F1 by a bootstrap over
+    patients. The first two tests assume independent rows. With several images per patient they therefore compare
+    patients (`unit`), by the mean probabilities of their images. For segmentations see `compare_cases`.
     """
     kinds = {run.segments for run in runs}
     if len(kinds) > 1:
@@ -131,9 +131,9 @@ COMPARED = ("dice", "hd95", "surface_distance")
 
 
 def aligned_cases(a: Cases, b: Cases, names: tuple[str, str]) -> tuple[Cases, Cases]:
-    """The same cases in the same order. Raises `UserError` if they are not the same."""
+    """Return the cases of two runs in the same order. Raises `UserError` if the cases differ."""
     if a.labels != b.labels:
-        raise UserError(f"{names[0]} and {names[1]} have other labels: {a.labels}, {b.labels}")
+        raise UserError(f"{names[0]} and {names[1]} have different labels: {a.labels}, {b.labels}")
     if set(a.names) != set(b.names):
         both = len(set(a.names) & set(b.names))
         raise UserError(
@@ -145,11 +145,14 @@ def aligned_cases(a: Cases, b: Cases, names: tuple[str, str]) -> tuple[Cases, Ca
 
 
 def compare_cases(a: Cases, b: Cases, names: tuple[str, str], resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Mean differences over cases (each the mean of its labels), for each of `COMPARED`.
+    """Compare two runs by the mean difference over cases of each measure of `COMPARED`, averaged over labels.
 
-    `<measure>`: the mean of a - b; `<measure>_interval`: BCa bootstrap over patients; `wilcoxon`: two-sided p of the
-    signed-rank test of Dice over patients (means of their cases); `smallest`: the difference in Dice that this
-    set would have shown with 80 % power at the 5 % level.
+    The result has the keys
+
+    <measure>: mean of a - b.
+    <measure>_interval: its BCa bootstrap interval over patients.
+    wilcoxon: two-sided p of the signed-rank test of Dice over patients (means of their cases).
+    smallest: smallest difference in Dice that this set can detect with 80 % power at the 5 % level.
     """
     first, second = aligned_cases(a, b, names)
     patients, which = np.unique(first.patients, return_inverse=True)
@@ -178,7 +181,7 @@ def compare_cases(a: Cases, b: Cases, names: tuple[str, str], resamples: int = 1
 
 
 def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> tuple[float, float, float]:
-    """(mean difference, t, p) of two methods over the same folds, by the corrected resampled t-test."""
+    """Return (mean difference, t, p) of two methods over the same folds, by the corrected resampled t-test."""
     if len(a) != len(b) or len(a) < 2:
         raise UserError(f"two methods over the same folds are needed, got {len(a)} and {len(b)} runs")
     by_mask = all(run.segments for run in [*a, *b])

@@ -1,5 +1,4 @@
-"""What the pages of all reports are built from: tables, figures, sheets of images, and the page itself, readable
-offline."""
+"""Building blocks of all report pages: tables, figures, sheets of images, and the page, which can be read offline."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ def _tile(array: np.ndarray, height: int) -> Image.Image:
 
 
 def sheet(rows: list[list[np.ndarray]], columns: list[str], labels: list[str], tile: int = 0) -> Image.Image:
-    """A labelled table of images `(H, W, C)` in gray levels; small ones are enlarged whole times."""
+    """A labelled table of images `(H, W, C)` in gray levels; small ones are enlarged by an integer factor."""
     side = rows[0][0].shape[0]
     tile = tile or side * max(1, round(144 / side))
     font = ImageFont.load_default(size=13)
@@ -85,7 +84,7 @@ def embedded(data: bytes, alt: str) -> str:
 
 
 def table_of(values: dict[str, Any]) -> str:
-    """Two columns: what, and its value."""
+    """A table with two columns: name and value."""
     rows = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in values.items())
     return f"<table>{rows}</table>"
 
@@ -113,14 +112,14 @@ def head(title: str) -> str:
 
 
 def write(folder: Path, title: str, sections: list[str]) -> Path:
-    """`index.html` of these parts, with everything inside it."""
+    """Write these parts to one self-contained `index.html`."""
     path = folder / "index.html"
     path.write_text("\n".join([head(title), *filter(None, sections), "</html>"]), encoding="utf-8")
     return path
 
 
 def figures(folder: Path, drawn: dict[str, Figure]) -> dict[str, bytes]:
-    """Figures as PNG by file name, written beside the page."""
+    """Write figures as PNG files next to the page. Returns the PNG data by file name."""
     files = {name: png(figure) for name, figure in drawn.items()}
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -128,9 +127,9 @@ def figures(folder: Path, drawn: dict[str, Figure]) -> dict[str, bytes]:
 
 
 def progress(folder: Path, title: str, latest: dict[str, float], curves: Figure) -> Path:
-    """The page of a run that is not finished: validation measures and curves."""
+    """Write the page of an unfinished run: validation measures and curves."""
     return write(folder, title, [
-        "<p>Not finished: the test images have not been looked at.</p>",
+        "<p>This run is not finished. The test images have not been evaluated.</p>",
         table_of({name: f"{value:.4f}" for name, value in latest.items()}),
         embedded(png(curves), "curves"),
     ])  # fmt: skip
@@ -138,11 +137,11 @@ def progress(folder: Path, title: str, latest: dict[str, float], curves: Figure)
 
 @dataclasses.dataclass
 class Notes:
-    """What the page of a judged run says beside its numbers.
+    """Content of the page of a judged run other than the numbers.
 
-    config: flat.
-    lines: how the run was made.
-    best_step: of the weights; None for a frozen encoder.
+    config: the flattened config.
+    lines: lines that describe how the run was set up.
+    best_step: training step of the weights; None for a frozen encoder.
     curves: lines of `metrics.jsonl`.
     skipped: number of files that were left out.
     """
@@ -163,7 +162,7 @@ def judged(
     facts: dict[str, Any],
     sections: dict[str, str],
 ) -> Path:
-    """The page of a run that was judged: verdict, warnings, facts, then `sections` by heading, then how it was made."""
+    """Write the page of a judged run: verdict, warnings, facts, `sections` by heading, and how the run was made."""
     box = "".join(f"<p>{html.escape(line)}</p>" for line in warnings)
     left_out = f"<p>{notes.skipped} files were not used: see <code>skipped.csv</code>.</p>"
     return write(folder, notes.title, [
@@ -174,7 +173,7 @@ def judged(
         *(f"<h2>{html.escape(heading)}</h2>{content}" for heading, content in sections.items() if content),
         "<h2>How it was made</h2>",
         "".join(f"<p class=note>{html.escape(line)}</p>" for line in notes.lines),
-        "<p class=note>Every number here follows from <code>predictions.csv</code>. For research; "
+        "<p class=note>Every number here is computed from <code>predictions.csv</code>. For research use only; "
         "not a medical device.</p>",
         details("Config", notes.config),
         details("Environment", flat(run_folder.environment())),
@@ -182,24 +181,24 @@ def judged(
 
 
 def no_test_split(judged_on: str) -> list[str]:
-    """A warning where the numbers are not those of test images."""
+    """Return a warning if the numbers are not those of test images."""
     if judged_on == "test":
         return []
     return [
-        "This run has no test split. The numbers are of the validation images, on which the weights "
-        "were also chosen, and are therefore too good."
+        "This run has no test split. The numbers are from the validation images, which were also used to choose "
+        "the weights, and are therefore too optimistic."
     ]
 
 
 def common_facts(notes: Notes, numbers: dict[str, Any]) -> dict[str, str]:
-    """What was judged, with which weights, from which start."""
+    """The judged images, the training images, the weights, the start and the intervals."""
     judged_on, metric = numbers["judged_on"], notes.config["select.metric"]
     split = numbers["splits"][judged_on]
     frozen = notes.best_step is None
     return {
         "judged on": f"{split['images']} {judged_on} images {of_patients(split)}",
         "trained on": f"{numbers['n_train']} images",
-        "weights": "frozen encoder" if frozen else f"step {notes.best_step}, the best {metric} on validation",
+        "weights": "frozen encoder" if frozen else f"step {notes.best_step}, with the best {metric} on validation",
         "start": notes.config["init_from"] or "from scratch",
         "intervals": numbers["intervals"],
     }  # fmt: skip
@@ -231,10 +230,10 @@ def cell(entry: dict[str, Any]) -> str:
 
 
 def of_patients(split: dict[str, Any]) -> str:
-    """How many patients the images are of, in words."""
+    """The number of patients of the images, as text."""
     if split["patients_known"]:
         return f"of {split['patients']} patients"
-    return "(patients unknown: every image counts as one)"
+    return "(patients unknown: every image counts as one patient)"
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

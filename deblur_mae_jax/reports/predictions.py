@@ -1,4 +1,4 @@
-"""Predictions of a classifier as a table, the one source of every number of a report, and those numbers."""
+"""Table of the predictions of a classifier, and the numbers of a report, all computed from this table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.special import softmax
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.metrics import classification, statistics
 
-# Their intervals are on the page; the bootstrap of all measures would take minutes.
+# Only these measures have intervals on the page; a bootstrap of all measures would take minutes.
 WITH_INTERVAL = ("accuracy", "balanced_accuracy", "f1_binary", "f1_macro", "auroc",
                  "average_precision", "sensitivity_at_specificity")  # fmt: skip
 
@@ -22,11 +22,11 @@ WITH_INTERVAL = ("accuracy", "balanced_accuracy", "f1_binary", "f1_macro", "auro
 class Predictions:
     """One row per image.
 
-    names, split: `(N,)`.
-    groups: `(N,)`, patients, "" where unknown.
-    labels: `(N,)` class numbers, -1 where unknown.
-    probabilities: `(N, C)`, before any calibration.
-    level, sigma: `(N,)`, of the blur; 0 and NaN without one.
+    names, split: image name and split, `(N,)`.
+    groups: patients, `(N,)`; "" if unknown.
+    labels: class numbers, `(N,)`; -1 if unknown.
+    probabilities: probabilities before any calibration, `(N, C)`.
+    level, sigma: blur level and its sigma, `(N,)`; 0 and NaN without blur.
     """
 
     classes: list[str]
@@ -48,17 +48,17 @@ class Predictions:
 
     @property
     def of_split(self) -> dict[str, Predictions]:
-        """By split."""
+        """One table per split."""
         return {str(name): self.where(self.split == name) for name in dict.fromkeys(self.split)}
 
     @property
     def patients_known(self) -> bool:
-        """Whether it is known which images are of one patient."""
+        """Whether the patient of the images is known."""
         return bool((self.groups != "").any())
 
     @property
     def patients(self) -> np.ndarray:
-        """A group for every image: its own name where it has none."""
+        """The group of every image; an image without a group uses its name."""
         return np.where(self.groups == "", self.names, self.groups)
 
     @property
@@ -85,7 +85,7 @@ class Predictions:
         )
 
     def write(self, path: Path) -> None:
-        """CSV: image, group, split, label, predicted, one column per class, level, sigma."""
+        """Write a CSV with the columns image, group, split, label, predicted, one per class, level and sigma."""
         with open(path, "w", newline="", encoding="utf-8") as file:
             out = csv.writer(file)
             columns = [f"p_{name}" for name in self.classes]
@@ -102,7 +102,7 @@ class Predictions:
 
 
 def read(path: Path) -> Predictions:
-    """What `write` wrote. Raises `UserError` for another file."""
+    """Read a table written by `write`. Raises `UserError` for any other file."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -139,8 +139,8 @@ def of_index(
     """The images of a split of an index, in order.
 
     supervision: classes, labels and indices of the run (`training/supervision.py`).
-    levels: of all images of the index, or of this split.
-    sigmas: of levels 1, 2, ..., empty where the degradation has none.
+    levels: blur levels of all images of the index, or of this split.
+    sigmas: sigma of levels 1, 2, ...; empty if the degradation has none.
     """
     indices, source = supervision.indices[split], index.source
     groups = source.groups or [""] * len(source)
@@ -167,14 +167,14 @@ def probabilities_of(logits: np.ndarray) -> np.ndarray:
 
 
 def concatenate(tables: list[Predictions]) -> Predictions:
-    """Several tables of the same classes, one after the other."""
+    """Concatenate several tables with the same classes."""
     names = [f.name for f in dataclasses.fields(Predictions) if f.name != "classes"]
     joined = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
     return Predictions(classes=tables[0].classes, **joined)
 
 
 def measured(p: Predictions, resamples: int, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """`{measure: {value, low, high}}`; null where not defined."""
+    """Return `{measure: {value, low, high}}`, with null for undefined values."""
     out: dict[str, dict[str, Any]] = {}
     for name, value in classification.measure(p.labels, p.probabilities).items():
         out[name] = {"value": _plain(value)}
@@ -189,8 +189,8 @@ def measured(p: Predictions, resamples: int, seed: int = 0) -> dict[str, dict[st
 def summarise(p: Predictions, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Measures of every split per image and per patient, and after temperature scaling.
 
-    The temperature is fitted on the validation images; intervals (95 %, BCa over patients) are of the
-    test split, or of the validation split where no test split exists.
+    The temperature is fitted on the validation images. Intervals (95 %, BCa over patients) are for the
+    test split, or for the validation split if no test split exists.
     """
     splits = p.of_split
     judged = "test" if "test" in splits else "val" if "val" in splits else next(iter(splits))

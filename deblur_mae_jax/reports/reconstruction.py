@@ -11,14 +11,14 @@ from PIL import Image
 
 from deblur_mae_jax.reports import page
 
-MAX_SHEETS = 10  # on one page; all of them stay beside it as files
+MAX_SHEETS = 10  # limit per page; all sheets are kept as files next to the page
 MEANING = {
     "eval_loss": "loss on the evaluation images",
-    "eval_loss_of_mean": "the same if each image were predicted by its mean",
+    "eval_loss_of_mean": "loss of predicting each image by its mean (baseline)",
     "psnr_degraded": "PSNR of the degraded input (dB)",
-    "psnr_restored": "PSNR of its reconstruction, nothing masked (dB)",
+    "psnr_restored": "PSNR of its unmasked reconstruction (dB)",
     "ssim_degraded": "SSIM of the degraded input",
-    "ssim_restored": "SSIM of its reconstruction, nothing masked",
+    "ssim_restored": "SSIM of its unmasked reconstruction",
 }
 COLUMNS = {
     "clean": "clean",
@@ -76,7 +76,7 @@ def loss_figure(lines: list[dict[str, Any]]) -> Figure:
 
 
 def level_table(rows: list[dict[str, float]]) -> str:
-    """PSNR and SSIM of the blurred input and of its reconstruction, nothing masked, a row per level."""
+    """Table of PSNR and SSIM of the blurred input and of its unmasked reconstruction, one row per level."""
     measures = [f"{measure}, {of}" for measure in ("PSNR (dB)", "SSIM") for of in ("blurred", "reconstructed")]
     cells = [
         (
@@ -105,13 +105,13 @@ def write(
     config: dict[str, Any],
     skipped: int,
 ) -> Path:
-    """`index.html` with everything inside it; the newest reconstructions first.
+    """Write a self-contained `index.html` with the newest reconstructions first.
 
     latest: measures of the evaluation images by name.
-    by_level: the same for the images of each blur level, with `level`, `sigma` and `images`.
-    lines: of `metrics.jsonl`.
+    by_level: the same measures for the images of each blur level, with `level`, `sigma` and `images`.
+    lines: lines of `metrics.jsonl`.
     sheets: (step, PNG) of every evaluation.
-    config: flat.
+    config: the flattened config.
     skipped: number of files that were left out.
     """
     if len(sheets) > MAX_SHEETS:  # the newest, and earlier ones evenly spaced

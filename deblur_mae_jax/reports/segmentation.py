@@ -13,18 +13,18 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 
 FIGURES = "overlays.png"
 POLICY = {
-    "skip": "a label that the truth of a case lacks is not counted; a missed one has Dice 0 and no distance",
-    "count": "a label that only one of the two has counts as Dice 0 and the image's diagonal, one that neither "
-    "has as Dice 1 and distance 0",
+    "skip": "a label that is absent from the truth is not counted; a missed label has Dice 0 and no distance",
+    "count": "a label in only one of truth and prediction counts as Dice 0 and the image's diagonal, a label in "
+    "neither as Dice 1 and distance 0",
 }
 
 
 @dataclasses.dataclass
 class Notes(page.Notes):
-    """What the page says beside the numbers.
+    """Content of the page other than the numbers.
 
     shown: images with the outlines of truth and prediction.
-    leaks: `audit.Leaks`.
+    leaks: the result of the leakage audit, `audit.Leaks`.
     n_train: number of training images.
     """
 
@@ -36,7 +36,7 @@ class Notes(page.Notes):
 def write(workdir: Workdir, table: Cases, notes: Notes) -> dict[str, Any]:
     """Write `predictions.csv`, `metrics.json`, `leakage.csv` and `report/index.html`.
 
-    The numbers are computed from the file, not from memory, so that they follow from it. Returns them.
+    The numbers are computed from the written file, so that anyone can reproduce them from it. Returns the numbers.
     """
     table.write(workdir.predictions)
     table = cases.read(workdir.predictions)
@@ -56,7 +56,7 @@ def write(workdir: Workdir, table: Cases, notes: Notes) -> dict[str, Any]:
 
 
 def verdict(numbers: dict[str, Any]) -> str:
-    """One sentence."""
+    """One sentence with the mean Dice and the number of missed structures."""
     judged = numbers["splits"][numbers["judged_on"]]
     text = (
         f"Dice {page.cell(judged['per_image']['dice'])} on {judged['images']} {numbers['judged_on']} images "
@@ -67,7 +67,7 @@ def verdict(numbers: dict[str, Any]) -> str:
 
 
 def measures(numbers: dict[str, Any]) -> str:
-    """The table: a row per measure, a column for the mean of the labels and for each of them."""
+    """The table of measures: one row per measure, one column for the mean of the labels and one per label."""
     judged = numbers["splits"][numbers["judged_on"]]
     columns = {"mean of labels": judged["per_image"], **judged["per_label"]}
     if len(numbers["labels"]) == 1:
@@ -80,7 +80,7 @@ def measures(numbers: dict[str, Any]) -> str:
             what += f" at {numbers['tolerance']:g} {numbers['unit']}"
         rows.append((what, [page.cell(entries[name]) for entries in columns.values()]))
     counted = [str(entries["dice"]["cases"]) for entries in columns.values()]
-    return page.grid(list(columns), [*rows, ("cases with it", counted)])
+    return page.grid(list(columns), [*rows, ("cases with this label", counted)])
 
 
 def worst(table: Cases, count: int = 8) -> str:

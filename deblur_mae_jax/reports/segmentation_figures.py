@@ -17,7 +17,7 @@ TRUTH, PREDICTED = "#1b9e77", "#d95f02"
 
 @dataclasses.dataclass
 class Shown:
-    """One case to draw: image `(*space)`, truth and prediction of classes `(*space)`; what it is, in words."""
+    """One case to draw: its title, the image, and the true and predicted classes, each `(*space)`."""
 
     title: str
     image: np.ndarray
@@ -27,7 +27,7 @@ class Shown:
 
 
 def box_plots(table: Cases) -> Figure:
-    """Every measure per label: median, quartiles, whiskers to 1.5 times their distance, all cases as points."""
+    """Box plots of every measure per label; whiskers reach 1.5 times the quartile distance, points are all cases."""
     names = list(segmentation.MEASURES)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     jitter = np.random.default_rng(0)
@@ -78,7 +78,7 @@ def curves(lines: list[dict[str, Any]], best_step: int | None, metric: str) -> F
 
 
 def middle(case: Shown) -> tuple[int, ...]:
-    """Where to cut: for every axis the plane that holds most of the truth (or the prediction, without any)."""
+    """Index of the plane with most of the truth for every axis (of the prediction if the truth is empty)."""
     mask = case.truth > 0 if (case.truth > 0).any() else case.predicted > 0
     if not mask.any():
         return tuple(n // 2 for n in mask.shape)
@@ -87,7 +87,7 @@ def middle(case: Shown) -> tuple[int, ...]:
 
 
 def overlays(shown: list[Shown]) -> Figure:
-    """The cases with outlines of truth and prediction: three planes of a volume per row, or two 2-D images per row."""
+    """Draw cases with outlines of truth and prediction, per row three planes of a volume or two 2-D images."""
     flat = shown[0].image.ndim == 2
     columns = min(2, len(shown)) if flat else 3
     rows = -(-len(shown) // columns) if flat else len(shown)
@@ -103,7 +103,7 @@ def overlays(shown: list[Shown]) -> Figure:
             axis.set_title(case.title, fontsize=8)
             continue
         for plane, (name, at) in enumerate(zip(PLANES, middle(case), strict=True)):
-            # Rows from head to feet (or front to back), columns as they lie in RAS.
+            # Rows run from head to feet (or front to back), columns in RAS order.
             cut = [np.take(v, at, axis=plane).T[::-1] for v in (case.image, case.truth, case.predicted)]
             across, down = (s for a, s in enumerate(case.spacing) if a != plane)
             _draw(axes[number, plane], cut, low, high, down / across)

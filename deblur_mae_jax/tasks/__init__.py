@@ -1,1 +1,1 @@
-"""What a network is trained to do. One file per task, each with `make(model, **settings)`."""
+"""The training tasks. Each task is one file with a function `make(model, **settings)`."""

@@ -26,18 +26,18 @@ def make(
     class_weights: Sequence[float] = (),
     frozen: bool = False,
 ) -> Task:
-    """Cross-entropy. Images are mixed with their partners (timm's mixup and cutmix), and so are targets and level
-    codes.
+    """Classification with cross-entropy. timm's mixup and cutmix mix images, targets and level codes.
 
     label_smoothing: share of the target that is spread over all classes.
-    mixup, cutmix: parameters of their Beta distributions, 0: off.
-    mix_probability: of mixing a batch.
-    mix_switch: probability of cutmix where both are on.
-    class_weights: a factor of the loss for each class; (): none.
+    mixup: parameter of mixup's Beta distribution. 0: off.
+    cutmix: parameter of cutmix's Beta distribution. 0: off.
+    mix_probability: probability that a batch is mixed.
+    mix_switch: probability of cutmix if mixup is on too.
+    class_weights: weight of each class in the loss. (): none.
     frozen: train the head only (a linear probe).
 
-    The loss takes `inputs` `(B, S, S, C)`, `label` `(B,)` and, for a conditioned model, `level` `(B,)`. out: `logits`
-    `(B, num_classes)`.
+    The loss takes `inputs` `(B, S, S, C)`, `label` `(B,)` and, for a conditioned model, `level` `(B,)`. Its `out` has
+    `logits` `(B, num_classes)`.
     """
     for name, value in (("label_smoothing", label_smoothing), ("mix_probability", mix_probability),
                         ("mix_switch", mix_switch)):  # fmt: skip

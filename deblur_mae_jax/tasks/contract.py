@@ -1,8 +1,8 @@
-"""What a task's file holds. One file per task.
+"""The interface of a task. Each task is one file.
 
-A file `deblur_mae_jax/tasks/<name>.py` is chosen by `config.task.name=<name>`. It has
+`config.task.name=<name>` selects the file `deblur_mae_jax/tasks/<name>.py`. It has
 
-    KIND             a `Kind`: what can be known of the task before there is a network
+    KIND             a `Kind`: the properties of the task that do not depend on the network
     make(model, **settings) -> Task
                      `settings` are the fields of `config.task` (without `name` and the degradation); a field that
                      `make` does not take is an error. A task with labels may take `class_weights`. Raises `UserError`.
@@ -20,12 +20,12 @@ Loss = Callable[[Any, dict[str, jax.Array], dict[str, jax.Array]], tuple[jax.Arr
 
 
 class Kind(NamedTuple):
-    """What can be known of a task before there is a network.
+    """The properties of a task that do not depend on the network.
 
-    name: "reconstruct", "pretext", "classify" or "segment"; the networks that list it in `KINDS` fit.
-    axes: the images it is for: 2, 3 or both.
-    evaluator: the file of `deblur_mae_jax/evaluators` that judges the network during training.
-    supervised: whether it learns from labels, of images or of their voxels.
+    name: "reconstruct", "pretext", "classify" or "segment". A network fits if it lists the name in `KINDS`.
+    axes: spatial axes of the images that the task supports: 2, 3 or both.
+    evaluator: name of the module in `deblur_mae_jax/evaluators` that evaluates the network during training.
+    supervised: whether the task learns from labels, of images or of voxels.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Kind(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a network is trained to do.
+    """A training task for one network.
 
-    loss: `(params, batch, keys) -> (loss (B,), out)`. batch: `inputs` and `targets` `(B, *space, C)` float32, and
-        what else the examples have (`label`, `mask`, `modality`, `level`). keys: keys `(B,)` of every stream of
-        `input_pipeline/keys.py`.
-        out: a dict; `assign`, a part of the parameter tree, replaces those parameters (running statistics).
-    trains: whether a parameter learns, by its top-level name. None: all do.
-    mask_ratio: share of the patches that the encoder does not see, for counting operations.
+    loss: `(params, batch, keys) -> (loss (B,), out)`. `batch` has `inputs` and `targets` `(B, *space, C)` float32, and
+        further entries of the examples (`label`, `mask`, `modality`, `level`). `keys` has keys `(B,)` of every stream
+        of `input_pipeline/keys.py`. `out` is a dict. Its entry `assign`, a part of the parameter tree, replaces those
+        parameters (running statistics).
+    trains: `top-level name -> bool`, whether the parameter is trained. None: all are.
+    mask_ratio: share of the patches that the encoder does not process, for counting operations.
     norm_pix_loss: whether the network predicts normalised patches.
     """
 

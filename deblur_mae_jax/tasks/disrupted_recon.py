@@ -1,7 +1,8 @@
-"""Disruptive Autoencoders: rebuild a volume from noise, lost resolution and local masking (MIDL 2024).
+"""Disruptive Autoencoders: reconstruct a volume after noise, down-sampling and local masking (MIDL 2024).
 
-Noise and down-sampling are the degradation of the input (`config.task.degrade`); local masking happens here, inside the
-encoder, on the channels of the patch embedding. The last hidden states are contrasted by modality.
+Noise and down-sampling are the degradation of the input (`config.task.degrade`). Local masking is part of this task:
+it masks channels of the patch embedding inside the encoder. A contrastive loss separates the last hidden states by
+modality.
 
 | method | degrade | local_mask | block_mask |
 |---|---|---|---|
@@ -29,9 +30,11 @@ BLOCK = 16
 
 
 def channel_mask(key: jax.Array, shape: tuple[int, ...], ratio: float, scope: str = "sample") -> jax.Array:
-    """1 for the channels that are masked, int(ratio * C) of every token; broadcasts to `shape` `(D, H, W, C)`.
+    """1 for the masked channels, int(ratio * C) of every token. Broadcasts to `shape`.
 
-    scope: "token" draws anew for every token, "sample" and "batch" (by the key) share one set.
+    shape: shape of the tokens `(D, H, W, C)`.
+    ratio: share of the channels that are masked.
+    scope: "token" draws channels for every token; "sample" and "batch" draw one set per key.
     """
     C = shape[-1]
     where = shape if scope == "token" else (1, 1, 1, C)
@@ -52,7 +55,7 @@ def block_mask(key: jax.Array, side: int, ratio: float) -> jax.Array:
 
 
 def _check(model: Any, local_mask: float, local_mask_scope: str, block_mask_ratio: float, loss_on: str) -> None:
-    """Raise `UserError` for settings that cannot be right."""
+    """Raise `UserError` for invalid settings."""
     if local_mask_scope not in SCOPES:
         raise unknown("config.task.local_mask_scope", local_mask_scope, SCOPES)
     if loss_on not in LOSS_ON:
@@ -79,17 +82,18 @@ def make(
     contrast_weight: float = 0.05,
     temperature: float = 0.07,
 ) -> Task:
-    """L1 to the clean cube, and the contrast of modalities over the whole batch of all devices and hosts.
+    """L1 loss to the clean cube, plus a contrastive loss between modalities over the global batch.
 
     local_mask: share of the patch embedding's channels that are set to zero.
     local_mask_scope: what shares one choice of channels, "batch", "sample" or "token".
     block_mask_ratio: share of the 16-voxel blocks that the mask token replaces.
     loss_on: "all" voxels count, or the "masked" ones.
-    contrast: "paper", "bce", "code" or "none" (`losses.contrast`), with its weight and temperature.
+    contrast: form of the contrastive loss, "paper", "bce", "code" or "none"; see `losses.contrast`.
+    contrast_weight: weight of the contrastive loss.
+    temperature: temperature of the contrastive loss.
 
-    The loss takes `inputs`, `targets` `(B, S, S, S, C)` and, for the contrast, `modality` `(B,)`. out: `pred`, `mask`
-    `(B, S, S, S, 1)` of masked voxels (zeros for local masking, which hides no voxel), `reconstruction` and
-    `contrast` `(B,)`.
+    The loss takes `inputs`, `targets` `(B, S, S, S, C)` and, for the contrast, `modality` `(B,)`. Its `out` has `pred`,
+    `mask` `(B, S, S, S, 1)`, 1 for masked voxels (all 0 for local masking), `reconstruction` and `contrast` `(B,)`.
     """
     _check(model, local_mask, local_mask_scope, block_mask_ratio, loss_on)
     if contrast not in losses.CONTRASTS:

@@ -43,13 +43,15 @@ CONTRASTS = ("paper", "bce", "code", "none")
 def contrast(features: jax.Array, modality: jax.Array, temperature: float = 0.07, form: str = "paper") -> jax.Array:
     """Cross-modal contrastive loss of Disruptive Autoencoders (MIDL 2024, section 3.3), per example `(B,)`.
 
-    features `(B, ...)`: the last hidden states, flattened here; modality `(B,)`: integers. The mean of the
-    result is the loss; it is a function of the whole batch, wherever its examples lie.
+    features: the last hidden states `(B, ...)`; they are flattened here.
+    modality: modality of each example `(B,)`, integers.
+    temperature: t in the logits S = z z^T exp(t).
+    form: "paper" normalises the features to length one and averages the cross-entropies along rows and columns; the
+        targets are the examples of the same modality, and each row of targets sums to one. "bce" applies binary
+        cross-entropy to each element of the same logits (the wording of the paper). "code" is the published code, for
+        comparison only: it does not normalise the features and uses the rank of the modality as a column of the logits.
 
-    paper: features of length one, logits S = z z^T exp(t), and along rows and columns the cross-entropy to "same
-    modality", each row's target summing to one. bce: the same logits against the same matrix, element by element
-    (the paper's words, "binary cross entropy"). code: the published code, for comparison only: features as
-    they are, and the rank of the modality taken for a column of the logits.
+    The loss is the mean of the result. It depends on the global batch, whichever devices hold its examples.
     """
     z = features.reshape(features.shape[0], -1).astype(jnp.float32)
     if form != "code":
@@ -81,10 +83,15 @@ def dice(
     smooth_top: float = 1e-5,
     smooth_bottom: float = 1e-5,
 ) -> jax.Array:
-    """Soft Dice loss of segmentations, per example `(B,)`: 1 - 2 |A B| / (|A| + |B|), the mean over classes (MONAI's).
+    """MONAI's soft Dice loss, 1 - 2 |A B| / (|A| + |B|) averaged over classes, per example `(B,)`.
 
-    logits `(B, *space, K)`; labels `(B, *space)` integers. squared: squares in the denominator. over_batch: overlap
-    and sizes are summed over all examples first.
+    logits: `(B, *space, K)`.
+    labels: class of each voxel `(B, *space)`, integers.
+    include_background: count class 0.
+    squared: square the probabilities in the denominator.
+    over_batch: sum overlap and sizes over all examples first.
+    smooth_top: constant added to the numerator.
+    smooth_bottom: constant added to the denominator.
     """
     K = logits.shape[-1]
     p = jax.nn.softmax(logits.astype(jnp.float32))
@@ -108,10 +115,12 @@ def voxel_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def nt_xent(a: jax.Array, b: jax.Array, temperature: float = 0.5) -> jax.Array:
-    """Contrast of two views of every example (SimCLR's), per example `(B,)`; a function of the whole batch.
+    """SimCLR's contrastive loss between two views of every example, per example `(B,)`.
 
-    a, b `(B, D)`: embeddings of the first and the second views, of any length. Every embedding has its other view
-    as the right answer among all others of both views.
+    a: embeddings of the first views `(B, D)`, of any length.
+    b: embeddings of the second views `(B, D)`.
+
+    Each embedding must identify its other view among all other embeddings of the global batch.
     """
     z = jnp.concatenate([a, b]).astype(jnp.float32)
     z = z * jax.lax.rsqrt(jnp.square(z).sum(axis=1, keepdims=True) + 1e-12)

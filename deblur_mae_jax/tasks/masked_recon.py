@@ -39,8 +39,9 @@ def make(
     norm_pix_loss: predict patches of mean 0 and standard deviation 1.
     target: "clean" is the papers' deblurring; "degraded" reconstructs the input, a control.
 
-    The loss takes `inputs`, `targets` `(B, S, S, C)` and, for a conditioned model, `level` `(B,)`. out: `pred` and
-    `target` patches `(B, L, P*P*C)`, `mask` `(B, L)`, and `counted`, the mask where only masked patches count.
+    The loss takes `inputs`, `targets` `(B, S, S, C)` and, for a conditioned model, `level` `(B,)`. Its `out` has the
+    patches `pred` and `target` `(B, L, P*P*C)`, `mask` `(B, L)`, and `counted`, which is the mask if only masked
+    patches count and else `None`.
     """
     if loss_on not in LOSS_ON:
         raise unknown("config.task.loss_on", loss_on, LOSS_ON)

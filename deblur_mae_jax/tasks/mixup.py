@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 
 class Mix(NamedTuple):
-    """How the images of a batch are mixed: each with its partner, the same place counted from the end."""
+    """How the images of a batch are mixed. The partner of image i is image i of the reversed batch."""
 
-    weight: jax.Array  # of an image in its mixture, ()
-    inside: jax.Array  # where the partner's pixels stand (cutmix) `(S, S)`, or all false (mixup)
+    weight: jax.Array  # weight of an image in its mixture, ()
+    inside: jax.Array  # true for pixels taken from the partner (cutmix) `(S, S)`; all false for mixup
 
 
 def draw_mix(key: jax.Array, side: int, mixup: float, cutmix: float, probability: float, switch: float) -> Mix:
@@ -30,8 +30,10 @@ def draw_mix(key: jax.Array, side: int, mixup: float, cutmix: float, probability
 
 
 def cutmix_box(lam: jax.Array, centre: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
-    """timm's box of area `1 - lam` around `centre`, cut at the border: its mask `(S, S)`, and the
-    share of the image left outside it."""
+    """timm's box of area `1 - lam` around `centre`, clipped at the border.
+
+    Returns its mask `(S, S)`, and the share of the image outside the box.
+    """
     cut = jnp.floor(side * jnp.sqrt(1.0 - lam))
     start = centre - jnp.floor(cut / 2)
     low, high = jnp.clip(start, 0, side), jnp.clip(start + cut, 0, side)

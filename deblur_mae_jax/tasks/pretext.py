@@ -1,8 +1,9 @@
 """Baselines of Disruptive Autoencoders: rotation, contrast, and both with reconstruction (Tang et al. 2022).
 
-Two views of every cube: each is turned by a multiple of 90 degrees in the plane of its last two axes, then parts of it
-are replaced by noise, then other parts by another cube's. The network tells the turn (cross-entropy), which two views
-are of one cube (NT-Xent over the whole batch of all devices), and rebuilds the view as it was before the cuts (L1).
+Each cube yields two views. A view is rotated by a multiple of 90 degrees in the plane of its last two axes. Then some
+parts of it are replaced by noise, and others by parts of another cube. The network predicts the rotation
+(cross-entropy), identifies the two views of one cube (NT-Xent over the global batch), and reconstructs the view before
+the replacements (L1).
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from deblur_mae_jax.tasks import losses
 from deblur_mae_jax.tasks.contract import Kind, Task
 
 KIND = Kind("pretext", axes=(3,), evaluator="reconstruction")
-# Sides of a box that is cut out, as shares of the cube's; and how much of it may be cut at most.
+# Range of the sides of a box, as shares of the cube's side; largest share of the cube that may be replaced.
 BOX = (0.05, 0.25)
 MAX_CUT = 0.3
 MAX_BOXES = 200
 
 
 def cut_out(key: jax.Array, cube: jax.Array, filling: jax.Array) -> jax.Array:
-    """`cube` `(S, S, S, C)` with random boxes replaced by `filling`, until a share drawn from U(0, 0.3) was cut.
+    """Replace random boxes of `cube` `(S, S, S, C)` by `filling`, until a share drawn from U(0, 0.3) is reached.
 
-    The volumes of the boxes are added up, overlaps too.
+    Overlapping parts of the boxes count repeatedly.
     """
     side = cube.shape[0]
     k_share, k_boxes = jax.random.split(key)
@@ -42,8 +43,8 @@ def cut_out(key: jax.Array, cube: jax.Array, filling: jax.Array) -> jax.Array:
         inside = [(axes >= s) & (axes < s + n) for s, n in zip(start, size, strict=True)]
         return jnp.stack(inside).astype(jnp.float32), size.prod()
 
-    # All boxes that there can be, then those that are needed: a loop that ends with the last cube of the batch
-    # would have every device ask the others after each box.
+    # Draw the maximal number of boxes and use those that are needed. A loop until the last cube of the batch is done
+    # would need communication between the devices after each box.
     inside, volume = jax.vmap(box)(jnp.arange(MAX_BOXES))
     needed = jnp.cumsum(volume) - volume < wanted
     d, h, w = jnp.moveaxis(inside, 1, 0)
@@ -52,7 +53,10 @@ def cut_out(key: jax.Array, cube: jax.Array, filling: jax.Array) -> jax.Array:
 
 
 def views(keys: jax.Array, cubes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(cut views, the same before the cuts, quarter turns `(B,)`) of `cubes` `(B, S, S, S, C)`, a key for each."""
+    """One view of each of the `cubes` `(B, S, S, S, C)`, with one key per cube.
+
+    Returns the views with replaced boxes, the views without, and the number of quarter turns `(B,)`.
+    """
 
     def turned(key, cube):
         turns = jax.random.randint(key, (), 0, 4)
@@ -75,7 +79,7 @@ def views(keys: jax.Array, cubes: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 
 def _check(model: Any, weights: dict[str, float]) -> None:
-    """Raise `UserError` for weights of the three losses that cannot be right."""
+    """Raise `UserError` for invalid weights of the three losses."""
     for name, value in weights.items():
         if value < 0:
             raise UserError(f"config.task.{name}={value} must be 0 or greater")
@@ -93,12 +97,15 @@ def make(
     reconstruction_weight: float = 1.0,
     temperature: float = 0.5,
 ) -> Task:
-    """Rotation, contrast and reconstruction of two views of every cube. A weight of 0 leaves a part out.
+    """Rotation, contrast and reconstruction of two views of every cube.
 
-    temperature: of the contrast.
+    rotation_weight: weight of the rotation loss. 0: off.
+    contrast_weight: weight of the contrastive loss. 0: off.
+    reconstruction_weight: weight of the reconstruction loss. 0: off.
+    temperature: temperature of the contrastive loss.
 
-    The loss takes `targets` `(B, S, S, S, C)`. out: `pred` and what it is compared with, `clean` and `degraded`, of
-    the first views; `reconstruction`, `contrast` and `rotation_accuracy` `(B,)`, 1 for a rotation that is recognised.
+    The loss takes `targets` `(B, S, S, S, C)`. Its `out` has `pred`, `clean` and `degraded` of the first views, and
+    `reconstruction`, `contrast` and `rotation_accuracy` `(B,)`, 1 for a correctly predicted rotation.
     """
     _check(model, {
         "rotation_weight": rotation_weight,
@@ -111,7 +118,7 @@ def make(
         B = len(cubes)
         twice = jax.vmap(jax.random.split)(keys["augment"])
         pairs = [views(twice[:, i], cubes) for i in range(2)]
-        # The two views of a cube lie side by side: all first views before all second ones would move cubes
+        # Place the two views of a cube next to each other. All first views before all second views would move cubes
         # between devices.
         join = lambda *pair: jnp.stack(pair, axis=1).reshape(2 * B, *pair[0].shape[1:])
         apart = lambda x: jnp.moveaxis(x.reshape(B, 2, *x.shape[1:]), 1, 0)

@@ -1,1 +1,1 @@
-"""One training run: built from its config, stepped, saved, judged."""
+"""Build, run, checkpoint and evaluate one training run."""

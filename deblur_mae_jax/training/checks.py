@@ -1,4 +1,4 @@
-"""Everything about a training config that can be known to be wrong before any data is read."""
+"""Check a training config before any data is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BALANCE = ("none", "sampling", "loss")
 
 
 def check(config: ConfigDict) -> Identity:
-    """What the run is. Raises `UserError`."""
+    """Check the config and return what kind of run it describes. Raises `UserError`."""
     c, o = config, config.optim
     identity = networks.check(config)
     _require("image_size", c.image_size, c.image_size >= 16, "at least 16 pixels")
@@ -51,7 +51,7 @@ def _require(field: str, value: Any, ok: bool, rule: str) -> None:
 
 
 def _check_views(c: ConfigDict) -> None:
-    """The part of `check` that is about 2-D images."""
+    """Checks for 2-D images only."""
     low, high = c.data.crop_scale
     _require("data.crop_scale", (low, high), 0 < low <= high <= 1, "(low, high) within (0, 1]")
     low, high = c.data.crop_ratio
@@ -68,8 +68,8 @@ def _check_views(c: ConfigDict) -> None:
 
 
 def check_labels(config: ConfigDict, identity: Identity) -> None:
-    """The part of `check` that is about tasks with labels."""
-    # Here, not above: scikit-learn takes a second at the start of every run.
+    """Checks for tasks with labels only."""
+    # Imported here because importing scikit-learn would add a second to the start of every run.
     from deblur_mae_jax.metrics import classification, segmentation
 
     segments = identity.kind == "segment"

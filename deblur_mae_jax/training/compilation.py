@@ -1,4 +1,4 @@
-"""What a run costs, known before it starts: the compiled step, FLOPs, memory, hours."""
+"""Compile the training step and report the cost of a run before it starts: FLOPs, memory, hours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_CACHE = "~/.cache/deblur_mae_jax/xla"
 
 
 def use_compilation_cache(setting: str) -> None:
-    """Keep compiled programs between runs, unless the user chose a place through JAX itself."""
+    """Cache compiled programs between runs, unless the user has already set a cache folder through JAX."""
     if setting and not getattr(jax.config, "jax_compilation_cache_dir", None):
         folder = Path(DEFAULT_CACHE if setting == "auto" else setting).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -25,7 +25,7 @@ def use_compilation_cache(setting: str) -> None:
 
 @dataclasses.dataclass
 class Program:
-    """The compiled training step and what the compiler says of it."""
+    """The compiled training step and the compiler's cost analysis of it."""
 
     step: Any
     seconds: float
@@ -34,7 +34,7 @@ class Program:
 
 
 def compile_step(run: Experiment, state: Any, batch: Any) -> Program:
-    """Compile the training step for exactly these shapes; nothing is compiled later in the loop."""
+    """Compile the training step for exactly these shapes, so that nothing is compiled later in the loop."""
     started = time.monotonic()
     compiled = run.train_step.lower(state, run.arrays, batch).compile()
     cost = compiled.cost_analysis() or {}
@@ -51,13 +51,13 @@ def compile_step(run: Experiment, state: Any, batch: Any) -> Program:
 
 
 def summary(run: Experiment, program: Program, state: Any) -> dict[str, Any]:
-    """What a step costs, by formula and by the compiler's count."""
+    """The cost of a step, by formula and by the compiler's count."""
     batch = run.config.optim.batch_size
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     return {
         "parameters": parameters,
         "gflop_per_image_formula": run.network.flops_per_image / 1e9,
-        # XLA counts the program of one device.
+        # XLA counts the operations of one device.
         "gflop_per_image_compiler": program.flops * run.mesh.size / batch / 1e9,
         "gflop_per_step_formula": run.network.flops_per_image * batch / 1e9,
         "memory_gib_per_device": program.bytes / 2**30,
@@ -69,7 +69,7 @@ def summary(run: Experiment, program: Program, state: Any) -> dict[str, Any]:
 
 
 def dry_run(run: Experiment, state: Any, progress: Progress) -> None:
-    """Compile, print shapes and cost, take two steps, and say how long the whole run would take."""
+    """Compile, print shapes and cost, take two steps, and estimate the duration of the whole run."""
     first = next(run.store.batches(0, 1))
     shapes = {k: v.shape for k, v in first.items()}
     overview = parameter_overview.get_parameter_overview(state.params)
@@ -77,7 +77,7 @@ def dry_run(run: Experiment, state: Any, progress: Progress) -> None:
     cost = summary(run, program, state)
     state, numbers = program.step(state, run.arrays, first)
     loss = float(numbers["loss"])
-    # One more step for the time: the first one also moves programs and data into place.
+    # Time a second step, because the first one also loads the program and the data.
     started = time.monotonic()
     state, numbers = program.step(state, run.arrays, first)
     jax.block_until_ready(numbers)

@@ -1,7 +1,7 @@
-"""How a network is judged during and after training: what a file of `deblur_mae_jax/evaluators` holds.
+"""The interface of an evaluator, which evaluates a network during and after training.
 
-The file `deblur_mae_jax/evaluators/<name>.py` is named by a task's `KIND.evaluator`. Its class `Evaluator` is made as
-`Evaluator(run, workdir)` and has the methods below.
+A task names its evaluator in `KIND.evaluator`; the file is `deblur_mae_jax/evaluators/<name>.py`. It defines a class
+`Evaluator`, constructed as `Evaluator(run, workdir)`, with the methods below.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 
 
 class Judgement(NamedTuple):
-    """What an evaluation found.
+    """The result of an evaluation.
 
-    score: higher is better; the weights with the best one are kept. None: the last weights are as good as any.
+    score: the weights with the highest score are kept; None if the evaluation does not select weights.
     scalars: measures by name, for `metrics.jsonl` and TensorBoard.
-    images: uint8 `(H, W, 3)` by name, for the report and TensorBoard.
+    images: uint8 images `(H, W, 3)` by name, for the report and TensorBoard.
     """
 
     score: float | None
@@ -26,11 +26,11 @@ class Judgement(NamedTuple):
 
 
 class Conclusion(NamedTuple):
-    """How a run ended.
+    """The final result of a run.
 
-    measures: by name.
+    measures: the measures by name.
     text: a sentence for the terminal.
-    figure: the file to look at first.
+    figure: path of the figure to look at first.
     """
 
     measures: dict[str, float]
@@ -39,19 +39,18 @@ class Conclusion(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """Judges a network. Every process calls every method; only the one with `main` set writes files."""
+    """Evaluates a network. Every process calls every method; only the process with `main` set writes files."""
 
     def evaluate(self, params: Any) -> Judgement:
-        """Judge these parameters, always on the same images."""
+        """Evaluate these parameters, always on the same images."""
 
     def write(self, step: int, judgement: Judgement) -> None:
-        """The files of an evaluation; its scalars are already in `metrics.jsonl`. Called in the main process only."""
+        """Write the files of an evaluation, except `metrics.jsonl`. Only the main process calls this."""
 
     def finish(self, step: int, params: Any, main: bool) -> Conclusion:
-        """The final report.
+        """Write the final report.
 
-        step: of the parameters.
-        params: the best parameters of a finished run, or None: then the run was interrupted, or nothing selects
-            weights.
+        step: training step at which the parameters were saved.
+        params: the best parameters of a finished run; None if the run was interrupted or does not select weights.
         main: whether this process writes files.
         """

@@ -1,4 +1,4 @@
-"""A training run, built from its config: images, network, order, store, optimiser, step."""
+"""Build a training run from its config: images, network, order, store, optimiser and step."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 
 @dataclasses.dataclass
 class Experiment:
-    """A run, ready to start.
+    """A run that is ready to start.
 
-    arrays: what stays on the devices: `images`, and `search`, the network of an online search.
-    train_step: jitted, (state, arrays, batch) -> (state, metrics).
-    make_state: the state before the first step.
-    source: the network the run starts from.
-    supervision: of a run with labels.
-    choose_level: the search inside the step, params -> `ChooseLevel`.
-    notes: how the run was made, for the user.
-    skipped: files that are left out; failures to read during training are added.
+    arrays: arrays that stay on the devices: `images`, and `search`, the network of an online search.
+    train_step: jitted function `(state, arrays, batch) -> (state, metrics)`.
+    make_state: returns the state before the first step.
+    source: the network that the run starts from.
+    supervision: classes, splits and blur levels of a run with labels.
+    choose_level: the search inside the step, `params -> ChooseLevel`.
+    notes: lines for the user that describe how the run was set up.
+    skipped: files that are left out; files that cannot be read during training are added.
     """
 
     config: ConfigDict
@@ -66,16 +66,16 @@ class Experiment:
 
     @property
     def total_steps(self) -> int:
-        """Of the whole run."""
+        """Number of steps of the whole run."""
         return self.length.steps
 
     @property
     def steps_per_epoch(self) -> float:
-        """May be below one for tiny sets."""
+        """Steps per epoch; may be below one for a tiny data set."""
         return self.order.steps_per_epoch
 
     def every(self, epochs: float) -> int:
-        """A number of epochs in whole steps, at least one."""
+        """Convert a number of epochs to whole steps, at least one."""
         return max(1, round(epochs * self.steps_per_epoch))
 
 
@@ -87,10 +87,10 @@ def build(
 ) -> Experiment:
     """Check the config, index the images, build the network and the step. Raises `UserError`.
 
-    config: without unset fields, from `inherit.resolve`.
-    workdir: keeps the index of the images; None: nothing is written.
-    source: the trained network the run starts from.
-    progress: called during the check of the images, and during a blur search.
+    config: the config from `inherit.resolve`, in which every field is set.
+    workdir: folder that keeps the index of the images; if None, nothing is written.
+    source: the trained network that the run starts from.
+    progress: called while the images are checked and during a blur search.
     """
     # Images
     identity, mesh = checks.check(config), sharding.make_mesh()
@@ -107,14 +107,14 @@ def build(
     learning_rate = schedule.make(config.optim, length)
     tx = optimizer.make(config.optim, learning_rate, network.model, network.rules, network.task.trains)
 
-    # Store, and what stays on the devices beside the images
+    # Store, and the other arrays that stay on the devices
     store = _store(config, network, images, mesh)
     arrays, choose = {"images": store.arrays}, None
     if source is not None and labels is not None and labels.searches_online:
         arrays["search"] = jax.device_put(source.params, sharding.replicated(mesh))
         choose = supervision.online(labels, source, network)
 
-    # Step, and the first state with the weights it starts from
+    # Step, and the initial state with the weights it starts from
     def prepare(arrays, batch, keys):
         at = choose(arrays["search"]) if choose is not None else None
         return network.inputs.train(store.gather(arrays["images"], batch), keys, at)
@@ -137,7 +137,7 @@ def build(
 
 @dataclasses.dataclass
 class _Images:
-    """The images of a run, how they are read, and in which order they are trained on."""
+    """The images of a run, how they are read, and the order in which they are used for training."""
 
     index: data_index.Index
     loader: Loader
@@ -190,7 +190,7 @@ def _start(
     source: TrainedNetwork | None,
     classes: list[str] | None,
 ) -> tuple[Any, list[str]]:
-    """(the weights that are taken from `source`, lines that say which)."""
+    """Return the weights that are taken from `source`, and lines that list them."""
     if source is None:
         return {}, []
     shapes = jax.eval_shape(network.init)
@@ -199,7 +199,7 @@ def _start(
 
 
 def modality_of(index: data_index.Index) -> dict[str, np.ndarray]:
-    """`modality` `(N,)`, numbers, of the images that have one; as a `Loader` takes it."""
+    """The modality numbers `(N,)` as `modality`, in the form a `Loader` expects; empty without modalities."""
     if index.source.modalities is None:
         return {}
     numbers = [MODALITIES.index(name) for name in index.source.modalities]
@@ -207,7 +207,7 @@ def modality_of(index: data_index.Index) -> dict[str, np.ndarray]:
 
 
 def _order(config: ConfigDict, identity: Identity, index: data_index.Index) -> Order:
-    """Every image once an epoch, or the modalities in the stated ratio."""
+    """The order that shows every image once per epoch, or the modalities in the ratio of the config."""
     text = config.data.ratio if identity.axes == 3 else ""
     if not text:
         return Order(len(index), config.optim.batch_size, config.seed)

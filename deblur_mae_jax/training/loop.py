@@ -1,4 +1,4 @@
-"""The one training loop: step, log the previous step, evaluate, save, stop."""
+"""The training loop, shared by all tasks: take a step, log the previous one, evaluate, save, stop."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from deblur_mae_jax.workdir.run_folder import BEST, Workdir
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient was not finite; the message names the capture."""
+    """The loss or its gradient was not finite. The message names the folder with the saved step."""
 
 
 @dataclasses.dataclass
 class Result:
-    """How a run ended.
+    """The result of a run.
 
-    step: the last one.
-    finished: whether all steps were taken, or patience ended.
-    report: the page.
-    checkpoint: of the last step; None if it could not be saved.
+    step: number of the last step.
+    finished: whether all steps were taken or early stopping ended the run.
+    report: path of the report page.
+    checkpoint: path of the checkpoint of the last step; None if it could not be saved.
     params_fingerprint: hash of every bit of the parameters.
-    params: of the last step.
-    measures: of the last evaluation, or of the final judgement.
+    params: parameters after the last step.
+    measures: measures of the final evaluation, or of the last one if the run was interrupted.
     """
 
     step: int
@@ -57,10 +57,10 @@ def _copied(params: Any) -> Any:
 
 @dataclasses.dataclass
 class Loop:
-    """The loop and what it writes. Metrics of a step are read while the next one runs.
+    """The loop and the files it writes. It reads the metrics of a step while the next one runs.
 
-    best: step and score of the weights to keep.
-    tracer: traces a few steps.
+    best: step and score of the best weights so far.
+    tracer: records a trace of a few steps.
     """
 
     run: Experiment
@@ -80,7 +80,11 @@ class Loop:
         self.latest: dict[str, float] = {}
 
     def train(self, state: TrainState, start: int, first: Any, batches: Iterator[Any]) -> Result:
-        """Take steps `start` + 1 to the last. first: the batch of the first one; batches: the others'."""
+        """Take all steps after `start`.
+
+        first: the batch of step `start` + 1.
+        batches: the batches of the later steps.
+        """
         run, batch, step = self.run, first, start
         pending: tuple[int, Any] | None = None
         # The step donates its input, so copy the initial parameters and evaluate them after step 1; compile errors
@@ -97,7 +101,7 @@ class Loop:
                 if untrained is not None:
                     jax.block_until_ready(numbers)
                     self.meter.tick()
-                    self.progress.update("the first step is taken", force=True)
+                    self.progress.update("taking the first step", force=True)
                     self.evaluate(0, untrained)
                     untrained = None
                 if pending is not None:
@@ -127,7 +131,7 @@ class Loop:
         self.checkpoints.close()
 
     def is_over(self, step: int) -> bool:
-        """Whether all steps are taken, or the validation images have not been judged better for too long."""
+        """Whether all steps are taken, or the validation score has not improved within the patience."""
         if step >= self.run.total_steps:
             return True
         if self.best is None or not self.run.config.select.patience_epochs:
@@ -136,16 +140,16 @@ class Loop:
 
     @contextlib.contextmanager
     def watched(self, step: int, pending: Any) -> Iterator[None]:
-        """No transfer between host and device may happen unasked in a step; traced if the user wants."""
+        """Forbid implicit transfers between host and device during a step, and trace it if the user asked for that."""
         traced = self.tracer.around(step, pending) if self.tracer else contextlib.nullcontext()
         with jax.transfer_guard("disallow"), traced:
             yield
 
     def evaluate_and_save(self, step: int, state: TrainState, pending: Any) -> Any:
-        """What is due after this step; returns the step whose metrics are still to be read."""
+        """Evaluate and save if this step calls for it. Returns the step whose metrics are still to be read."""
         config = self.run.config
         saves = step % self.run.every(config.checkpoint.every_epochs) == 0
-        if saves:  # nothing is saved that was not looked at
+        if saves:  # check a state before saving it
             self.log(pending[0], pending[1], state)
             pending = None
         if step % self.run.every(config.report.every_epochs) == 0:
@@ -155,7 +159,7 @@ class Loop:
         return pending
 
     def log(self, step: int, numbers: Any, state: TrainState) -> None:
-        """Look at the metrics of one step: stop on trouble, show the line, write every few."""
+        """Read the metrics of one step: stop if they are not finite, show the progress line, log every few steps."""
         run, config, meter = self.run, self.run.config, self.meter
         values = {k: np.asarray(v).item() for k, v in jax.device_get(numbers).items()}
         if not values.pop("healthy"):
@@ -180,7 +184,7 @@ class Loop:
             meter.restart()
 
     def evaluate(self, step: int, params: Any) -> None:
-        """Judge the network, write the report, keep the best weights."""
+        """Evaluate the network, write the report, keep the best weights."""
         self.progress.update(f"step {step}: evaluating", force=self.progress.live)
         judgement = self.evaluator.evaluate(params)
         self.latest = judgement.scalars
@@ -193,13 +197,13 @@ class Loop:
         self.meter.pause()
 
     def keep_best(self, step: int, score: float | None, params: Any) -> None:
-        """Keep the weights if the validation images are judged better than ever before."""
+        """Save the weights if their validation score is the best so far."""
         if score is None or (self.best is not None and score <= self.best["score"]):
             return
         try:
             checkpoint.save_tree(self.workdir.best(step), params)
             self.best = {"step": step, "score": score}
-        except Exception as error:  # full disks and dead mounts come in many kinds
+        except Exception as error:  # a full disk or a lost mount can raise many kinds of errors
             line = (str(error).splitlines() or [type(error).__name__])[0][:200]
             self.progress.print(f"the best weights, of step {step}, could not be saved: {line}")
 
@@ -223,18 +227,18 @@ class Loop:
 
     @contextlib.contextmanager
     def survive_full_disk(self, what: str) -> Iterator[None]:
-        """Say that something could not be written, and go on."""
+        """Report that something could not be written, and continue."""
         try:
             yield
         except OSError as error:
             self.progress.print(f"{what} could not be written: {error.strerror or error}")
 
     def stop_non_finite(self, step: int, values: dict[str, float], state: TrainState) -> None:
-        """Write what is needed to run the step again, and stop."""
+        """Save everything needed to replay the step, then raise `NonFiniteLossError`."""
         run, folder = self.run, self.workdir.failure(step)
         folder.mkdir(parents=True, exist_ok=True)
         numbers = run.order.batch(step - 1)
-        # The state was frozen as it was before the step, so it can be replayed as it stands.
+        # The state is still the one before the step, so the step can be replayed from it.
         checkpoint.save_tree(folder / "state", state)
         if self.main:
             capture = {
@@ -255,7 +259,7 @@ class Loop:
         )
 
     def finish(self, step: int, state: TrainState, finished: bool, saved: bool) -> Result:
-        """The final judgement, `result.json`, and what the terminal says."""
+        """Run the final evaluation, write `result.json`, and print the result."""
         code = f"{int(jax.jit(fingerprint)(state.params)):08x}"
         path = self.checkpoints.path(step) if saved else None
         judged, best = step, None
@@ -277,7 +281,7 @@ class Loop:
         return Result(step, finished, self.workdir.page, path, code, state.params, measures)
 
     def conclude(self, step: int, finished: bool, code: str, conclusion: Conclusion, path: Path | None) -> None:
-        """Print how it ended and where everything is."""
+        """Print how the run ended and where its files are."""
         ended = "finished" if finished else "stopped on request"
         lines = [f"{ended} at step {step}, parameter hash {code}"]
         lines += [f"  {k.replace('_', ' '):32s} {v:.4f}" for k, v in conclusion.measures.items()]

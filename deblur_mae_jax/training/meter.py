@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 class Throughput:
-    """Measures whole steps only: the one that a pause interrupts does not count."""
+    """Measures whole steps only; a step that a pause interrupts does not count."""
 
     def __init__(self, batch_size: int):
         self.batch_size = batch_size
@@ -18,23 +18,23 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to measure anew."""
+        """Restart the measurement."""
         self._started, self._steps, self._waited = time.monotonic(), 0, 0.0
 
     def pause(self) -> None:
-        """Something else took time: measure anew from the end of the step that is under way."""
+        """Restart the measurement at the end of the current step, because something else took time."""
         self.restart()
         self._interrupted = self.rate > 0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time in which the loop waits for data."""
+        """Count the time in which the loop waits for data."""
         started = time.monotonic()
         yield
         self._waited += time.monotonic() - started
 
     def tick(self) -> None:
-        """A step has ended."""
+        """Record the end of a step."""
         now = time.monotonic()
         elapsed = max(now - self._started, 1e-9)
         self.stall = self._waited / elapsed
@@ -45,5 +45,5 @@ class Throughput:
         self.rate = self._steps * self.batch_size / elapsed
 
     def seconds(self, steps: int) -> float:
-        """How long so many steps take at this rate."""
+        """Seconds that this number of steps takes at the current rate."""
         return steps * self.batch_size / self.rate if self.rate else float("inf")

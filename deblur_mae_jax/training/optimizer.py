@@ -26,7 +26,7 @@ def _keys(path: tuple[Any, ...]) -> list[str]:
 
 
 def is_decayed(path: tuple[Any, ...], value: Any) -> bool:
-    """MAE's pre-training rule: parameters with more than one axis, so also cls, mask, blur tokens."""
+    """MAE's pre-training rule: decay parameters with more than one axis, including cls, mask and blur tokens."""
     return value.ndim > 1 and _keys(path)[-1] != "bias"
 
 
@@ -35,12 +35,12 @@ DECAY_ON = ("weights", "weights_and_tokens", "all")
 
 
 def decay_mask(params: Any, on: str = "weights_and_tokens", tokens: Container[str] = ()) -> Any:
-    """Tree of booleans: where weight decay acts, one of `DECAY_ON`.
+    """Return a tree of booleans that marks the parameters with weight decay.
 
-    weights_and_tokens: MAE's pre-training; weights: its fine-tuning, where tokens and the position table
-    are left out; all: biases and norms too, as the published DeblurringMIM fine-tuning does.
-
-    tokens: the names that "weights" leaves out, of the model (`Rules.undecayed`).
+    on: one of `DECAY_ON`. "weights_and_tokens" is MAE's pre-training rule. "weights" is its fine-tuning rule, which
+        excludes tokens and the position table. "all" includes biases and norms, as in the published DeblurringMIM
+        fine-tuning.
+    tokens: names of parameters that "weights" excludes; the model defines them (`Rules.undecayed`).
     """
     if on not in DECAY_ON:
         raise unknown("config.optim.decay_on", on, DECAY_ON)
@@ -56,10 +56,10 @@ def decay_mask(params: Any, on: str = "weights_and_tokens", tokens: Container[st
 
 
 def layer_scales(params: Any, decay: float, count: int, layer: Callable[[str], int]) -> Any:
-    """Tree of learning-rate factors `decay ** (count - layer)`.
+    """Return a tree of learning-rate factors `decay ** (count - layer)`.
 
     count: number of layers above the first.
-    layer: of a top-level name, 0 to `count` (`Rules.layers` of the model).
+    layer: maps a top-level name to its layer, 0 to `count` (`Rules.layers` of the model).
     """
 
     def scale(path, value):
@@ -69,12 +69,12 @@ def layer_scales(params: Any, decay: float, count: int, layer: Callable[[str], i
 
 
 def _kept(healthy: Any, new: Any, old: Any) -> Any:
-    """`new`, or `old` where `healthy` is false."""
+    """Return `new` if `healthy` is true, else `old`."""
     return new if healthy is None else jnp.where(healthy, new, old)
 
 
 def keep_state(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`tx` with a further argument `healthy` of its update: where it is false, the state stays."""
+    """Add an argument `healthy` to the update of `tx`; if it is false, the state does not change."""
     tx = optax.with_extra_args_support(tx)
 
     def update(updates, state, params=None, *, healthy=None, **rest):
@@ -85,15 +85,15 @@ def keep_state(tx: optax.GradientTransformation) -> optax.GradientTransformation
 
 
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.scale_by_adam`, bit by bit, with the argument `healthy` of `keep_state`.
+    """`optax.scale_by_adam`, bit for bit, with the argument `healthy` of `keep_state`.
 
-    The moments are selected here, once, before the update is computed from them. Selecting outside
-    makes the update depend on both new and old moments, for which the CPU compiler copies them all:
-    2.3 times as slow, and 8 bytes per parameter more.
+    This function selects the moments once, before it computes the update from them. With a selection
+    outside, the update depends on both new and old moments and the CPU compiler copies all of them,
+    which is 2.3 times as slow and takes 8 more bytes per parameter.
     """
 
     def init(params):
-        # Two trees: one array in both places could not be donated.
+        # Create two separate trees, because an array that appears twice cannot be donated.
         mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
@@ -122,7 +122,8 @@ def adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW as PyTorch defines it, with MAE's decay rules and optional clipping by global norm.
 
-    decay_on, tokens: where weight decay acts (`decay_mask`).
+    decay_on: which parameters have weight decay (`on` of `decay_mask`).
+    tokens: parameters without weight decay (`tokens` of `decay_mask`).
     scales: `params -> factors` of the learning rate (`layer_scales`).
     """
     first = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
@@ -150,8 +151,11 @@ def lars(
     trust_coefficient: float = 0.001,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """LARS as in MAE's linear probe: trust ratio and weight decay only where there is more than one
-    axis, and the learning rate outside the momentum (optax.lars has it inside)."""
+    """LARS as in MAE's linear probe.
+
+    Trust ratio and weight decay apply only to parameters with more than one axis. The learning rate is
+    applied after the momentum (`optax.lars` applies it before).
+    """
 
     def matrices(params):
         return jax.tree.map(lambda p: p.ndim > 1, params)
@@ -169,8 +173,10 @@ def lars(
 
 
 def only(tx: optax.GradientTransformation, trained: Callable[[str], bool]) -> optax.GradientTransformationExtraArgs:
-    """`tx` on the parameters whose top-level name is `trained`; the rest, and running statistics,
-    stay as they are and cost no optimiser memory."""
+    """Apply `tx` only to the parameters for whose top-level name `trained` returns true.
+
+    The other parameters and the running statistics do not change and need no optimiser memory.
+    """
 
     def labels(params):
         def label(path, _):
@@ -189,10 +195,11 @@ def make(
     rules: Rules,
     trains: Callable[[str], bool] | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """What `config.optim` asks for. Raises `UserError`.
+    """Build the optimiser that `config.optim` describes. Raises `UserError`.
 
-    model, rules: the network and how its parameters are treated.
-    trains: whether a parameter learns, by its top-level name; None: all do.
+    model: the network.
+    rules: how the optimiser treats the parameters of the network.
+    trains: returns whether a parameter is trained, by its top-level name; None if all are trained.
     """
     if optim.name not in OPTIMIZERS:
         raise unknown("config.optim.name", optim.name, OPTIMIZERS)

@@ -1,4 +1,4 @@
-"""The live line: rewritten in place on a terminal, a plain line now and then elsewhere."""
+"""The progress line: rewritten in place on a terminal, printed as a plain line at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Prints at most every `plain_every` seconds if there is no terminal."""
+    """Shows a progress line; without a terminal it prints at most one every `plain_every` seconds."""
 
     def __init__(self, stream: TextIO | None = None, plain_every: float = 15.0):
         self.stream = sys.stderr if stream is None else stream
@@ -32,7 +32,7 @@ class Progress:
         self._open = False
 
     def update(self, text: str, force: bool = False) -> None:
-        """Replace the live line by `text`."""
+        """Replace the progress line with `text`."""
         now = time.monotonic()
         if not force and now - self._last < (0.1 if self.live else self.plain_every):
             return
@@ -46,7 +46,7 @@ class Progress:
         self.stream.flush()
 
     def print(self, text: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         if self._open:
             self.stream.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
             self._open = False
@@ -54,14 +54,14 @@ class Progress:
         self.stream.flush()
 
     def counters(self) -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
-        """What the check of the images and a blur search call with (done, total)."""
+        """Return the callback `(done, total)` for the check of the images and for a blur search."""
         return (
             lambda done, total: self.update(f"checking images: {done} of {total}"),
             lambda done, total: self.update(f"blur search: {done} of {total} images"),
         )
 
     def done(self) -> None:
-        """Leave the live line as it is and go on below it."""
+        """Keep the progress line and continue below it."""
         if self._open:
             self.stream.write("\n")
             self.stream.flush()

@@ -18,8 +18,13 @@ SCHEDULES = ("cosine", "constant", "timm", "by_epoch")
 
 
 class Lengths(NamedTuple):
-    """steps: of the run. epochs, warmup_epochs: the same in epochs, and of the warm-up. per_epoch: steps of an
-    epoch."""
+    """The length of a run and of its warm-up.
+
+    steps: number of steps of the run.
+    epochs: number of epochs of the run.
+    warmup_epochs: number of epochs of the warm-up.
+    per_epoch: number of steps per epoch.
+    """
 
     steps: int
     epochs: float
@@ -28,7 +33,11 @@ class Lengths(NamedTuple):
 
 
 def lengths(optim: ConfigDict, per_epoch: float) -> Lengths:
-    """How long a run and its warm-up are. optim: `config.optim`; per_epoch: steps of an epoch. Raises `UserError`."""
+    """Compute the length of a run and of its warm-up. Raises `UserError`.
+
+    optim: `config.optim`.
+    per_epoch: number of steps per epoch.
+    """
     if optim.steps:
         epochs = optim.steps / per_epoch
         warmup = optim.warmup_steps / per_epoch or optim.warmup_epochs
@@ -43,7 +52,7 @@ def lengths(optim: ConfigDict, per_epoch: float) -> Lengths:
 
 
 def make(optim: ConfigDict, length: Lengths) -> Schedule:
-    """The schedule that `config.optim` asks for. Raises `UserError`."""
+    """Build the schedule that `config.optim` describes. Raises `UserError`."""
     lr = optim.base_lr * (optim.batch_size / 256 if optim.scale_lr else 1.0)
     steps, epochs, warmup, per_epoch = length
 
@@ -77,7 +86,7 @@ def mae_learning_rate(epoch: Any, lr: float, min_lr: float, warmup_epochs: float
 def timm_learning_rate(
     step: Any, lr: float, min_lr: float, warmup_lr: float, warmup_steps: float, steps: float
 ) -> jax.Array:
-    """The schedule of DAE's code, timm's: a linear warm-up from `warmup_lr` takes the place of a cosine's beginning."""
+    """timm's schedule, used by DAE's code: a linear warm-up from `warmup_lr` replaces the start of a cosine."""
     step = jnp.asarray(step, jnp.float32)
     warm = warmup_lr + (lr - warmup_lr) * step / max(warmup_steps, 1e-12)
     cosine = min_lr + (lr - min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * step / steps))
@@ -92,9 +101,9 @@ def monai_learning_rate(
     epochs: float,
     warmup_lr: float = 0.0,
 ) -> jax.Array:
-    """The schedule of DAE's fine-tuning code, MONAI's: per whole epoch, the first at `warmup_lr`.
+    """MONAI's schedule, used by DAE's fine-tuning code. It changes once per epoch and starts at `warmup_lr`.
 
-    `lr` is reached in epoch `warmup_epochs - 1`, and half a cosine leads from epoch `warmup_epochs` to `epochs`.
+    The rate reaches `lr` in epoch `warmup_epochs - 1` and follows half a cosine from epoch `warmup_epochs` to `epochs`.
     """
     epoch = jnp.asarray(epoch, jnp.float32)
     warm = warmup_lr + (lr - warmup_lr) * epoch / max(warmup_epochs - 1, 1e-12)

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM and Ctrl-C, noticed between two steps."""
+"""Requests to stop: SIGTERM and Ctrl-C, handled between two steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Stop:
-    """Notes SIGTERM and SIGINT, so that the loop can save and leave."""
+    """Records SIGTERM and SIGINT, so that the loop can save a checkpoint and stop."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -1,4 +1,4 @@
-"""What a run with labels knows beyond its images: classes, splits, blur levels, balance."""
+"""Classes, splits, blur levels and class balance of a run with labels."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass
 class Supervision:
-    """What a run with labels knows beyond its images.
+    """Classes, splits and blur levels of a run with labels.
 
-    classes: names; of a segmentation with the background first.
+    classes: class names; for a segmentation the background is the first.
     labels: `(N,)`, the class number of every image of the index.
-    indices: numbers of the images of each split.
-    lines: how the splits were made, for the user.
-    setting: how the blur level of an image is found; None without levels.
-    levels: `(N,)`, the blur level of every image, where it is known before training.
-    table: of the blur search.
-    mask_values: the value of each class in the mask files, of a segmentation.
+    indices: image numbers of each split.
+    lines: lines for the user that describe how the splits were made.
+    setting: how the blur level of an image is found; None if the degradation has no levels.
+    levels: `(N,)`, the blur level of every image; None if it is not known before training.
+    table: results of the blur search.
+    mask_values: for a segmentation, the value of each class in the mask files.
     """
 
     classes: list[str]
@@ -50,7 +50,7 @@ class Supervision:
 
     @property
     def mask_classes(self) -> np.ndarray | None:
-        """The class of every value of a mask file `(256,)` uint8."""
+        """Lookup table `(256,)` uint8 from mask-file value to class."""
         if self.mask_values is None:
             return None
         out = np.zeros(256, np.uint8)
@@ -64,7 +64,7 @@ class Supervision:
 
     @property
     def split_numbers(self) -> np.ndarray:
-        """A number for the split of every image `(N,)`, -1 for those in none."""
+        """The split number of every image `(N,)`; -1 for an image in no split."""
         out = np.full(len(self.labels), -1)
         for number, indices in enumerate(self.indices.values()):
             out[indices] = number
@@ -79,12 +79,12 @@ def prepare(
     cache: Path | None = None,
     progress: tuple[Progress | None, Progress | None] = (None, None),
 ) -> tuple[data_index.Index, Supervision]:
-    """Index the images of all splits, and settle their blur levels. Raises `UserError`.
+    """Index the images of all splits and determine their blur levels. Raises `UserError`.
 
-    identity: of the run, or of a probe.
-    source: the network the run starts from, which may search the levels.
-    cache: JSON file of the index.
-    progress: called during the check of the images, and during the search.
+    identity: identity of the run, or of a probe.
+    source: the network that the run starts from; it may be used to search the levels.
+    cache: JSON file that stores the index.
+    progress: called while the images are checked and during the search.
     """
     by_mask = identity.kind == "segment"
     setting = _setting(config, identity, source)
@@ -93,7 +93,7 @@ def prepare(
         raise UserError(
             f"config.select.metric=f1_binary needs two classes; there are {len(labelled.classes)}: use f1_macro"
         )
-    # A prediction must be of the image it names, so every pixel is read whatever config.data.check says.
+    # A prediction must belong to the image it names, so every pixel is read whatever the value of config.data.check.
     index = dataset.build_index(
         config, cache, source=labelled.source, progress=progress[0], check="pixels", masks=by_mask
     )
@@ -127,7 +127,7 @@ def prepare(
 
 
 def _setting(config: ConfigDict, identity: Identity, source: TrainedNetwork | None) -> blur_search.Setting | None:
-    """How the blur level of an image is found; volumes have none."""
+    """How the blur level of an image is found; None for volumes."""
     if identity.axes == 3:
         return None
     degradation = parse.degradation(config.task.degrade)
@@ -142,7 +142,7 @@ def _setting(config: ConfigDict, identity: Identity, source: TrainedNetwork | No
 def _divide(
     config: ConfigDict, labelled: splits.Labelled, index: data_index.Index, by_mask: bool
 ) -> tuple[Supervision, data_index.Index]:
-    """Labels and splits of the images that can be used; the index, its fingerprint with them."""
+    """Index the usable images with their labels and splits; the fingerprint of the index includes both."""
     row_of = {name: i for i, name in enumerate(labelled.source.names)}
     split = labelled.split[np.array([row_of[name] for name in index.source.names])]
     names = np.array(index.source.labels)
@@ -172,7 +172,7 @@ def _divide(
 def _classes_of_masks(
     config: ConfigDict, index: data_index.Index, indices: dict[str, np.ndarray]
 ) -> tuple[list[str], list[int]]:
-    """(names of the classes, background first; the value of each in the mask files)."""
+    """Return the class names, background first, and the value of each class in the mask files."""
     values = sorted({0}.union(*(set(v) for v in index.mask_values)))
     if len(values) > MAX_CLASSES:
         raise UserError(
@@ -185,8 +185,8 @@ def _classes_of_masks(
     absent = [v for v in values if v not in learnt]
     if absent:
         raise UserError(
-            f"config.data.split={config.data.split}: no training mask holds the value {absent[0]}, which those of the "
-            "other splits do"
+            f"config.data.split={config.data.split}: no training mask holds the value {absent[0]}, but masks of "
+            "the other splits do"
         )
     names = list(config.data.label_names)
     if not names:
@@ -201,7 +201,7 @@ def _classes_of_masks(
 
 
 def _require_same_levels(config: ConfigDict, degradation: Any, source: TrainedNetwork) -> None:
-    """Raise `UserError` where a level has another sigma than the searching network learned."""
+    """Raise `UserError` if a level has a different sigma than in the training of the searching network."""
     before = source.network.inputs.degradation
     if not np.array_equal(blur_search.all_sigmas(degradation), blur_search.all_sigmas(before)):
         raise UserError(
@@ -212,7 +212,7 @@ def _require_same_levels(config: ConfigDict, degradation: Any, source: TrainedNe
 
 
 def class_weights(config: ConfigDict, supervision: Supervision) -> tuple[float, ...]:
-    """Weight of each class in the loss, 1 on average over the training images; () for none."""
+    """Weight of each class in the loss, 1 on average over the training images; () if classes are not weighted."""
     if supervision.mask_values is not None or config.data.balance != "loss":
         return ()
     train = supervision.labels[supervision.indices["train"]]
@@ -221,7 +221,7 @@ def class_weights(config: ConfigDict, supervision: Supervision) -> tuple[float, 
 
 
 def train_order(config: ConfigDict, supervision: Supervision) -> Order:
-    """The order of the training images, balanced where the config says so; several crops of each in an epoch."""
+    """The order of the training images, balanced if the config asks for it, with several crops of each per epoch."""
     train = supervision.indices["train"]
     if supervision.mask_values is not None:
         train = np.repeat(train, config.data.crops_per_image)
@@ -231,7 +231,7 @@ def train_order(config: ConfigDict, supervision: Supervision) -> Order:
 
 
 def online(labels: Supervision, source: TrainedNetwork, network: Network) -> Any:
-    """The search inside the step, on the view that is trained on (Algorithm 1 to the letter)."""
+    """The search inside the step, on the view used for training (exactly as in Algorithm 1)."""
     assert labels.setting is not None
     before = source.network
     levels = blur_search.candidates(before.inputs.degradation.num_levels, labels.setting.step)

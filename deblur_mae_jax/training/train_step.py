@@ -1,4 +1,4 @@
-"""The pure functions of a training step: its state, the step, and a hash of its parameters."""
+"""The pure functions of training: the state, the step, and a hash of the parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deblur_mae_jax.input_pipeline.keys import stream_keys
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that changes. `healthy` falls to false at a non-finite loss and freezes the rest."""
+    """Everything that changes during training. A non-finite loss sets `healthy` to false, which freezes the rest."""
 
     step: jax.Array
     params: Any
@@ -24,19 +24,19 @@ class TrainState:
 
 
 def create_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
-    """State before the first step."""
+    """The state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.ones((), bool))
 
 
 def merged(params: Any, update: Any) -> Any:
-    """`params` with the entries of the nested dict `part` in place of its own."""
+    """Replace entries of `params` with those of the nested dict `part`."""
     if not isinstance(update, dict):
         return update
     return {**params, **{name: merged(params.get(name), value) for name, value in update.items()}}
 
 
 def _averaged(micro: Callable[[Any, Any], Any], batch: Any, accum: int) -> Any:
-    """The mean over the accumulation steps of what `micro(number, part of the batch)` gives."""
+    """Mean of `micro(number, part of the batch)` over the accumulation steps."""
     first = jax.tree.map(lambda x: x[0], batch)
     if accum == 1:
         return micro(0, first)
@@ -57,14 +57,15 @@ def make_train_step(
     schedule: Callable[[jax.Array], jax.Array],
     seed: int,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """`step(state, arrays, batch) -> (state, metrics)`.
+    """Return `step(state, arrays, batch) -> (state, metrics)`.
 
-    prepare: `(arrays, part of a batch, keys) -> what the loss takes`. batch: leaves `(A, B / A,
-    ...)`; gradients are averaged over the A accumulation steps, which gives the gradient of the whole
-    batch. What a loss returns as `assign`, a part of the parameter tree, replaces those entries
-    (running statistics), averaged likewise. A non-finite loss or gradient leaves parameters and
-    optimiser as they were before the step: `tx` takes `healthy` and keeps its state by itself
-    (`optimizer.keep_state`).
+    The leaves of `batch` are `(A, B / A, ...)`. The step averages gradients over the A accumulation steps, which gives
+    the gradient of the whole batch. If a loss returns `assign`, a part of the parameter tree, the step averages it in
+    the same way and replaces those entries (running statistics). After a non-finite loss or gradient, parameters and
+    optimiser keep their values from before the step.
+
+    prepare: `(arrays, part of a batch, keys) -> input of the loss`.
+    tx: the optimiser; its update accepts `healthy` and keeps its state if that is false (`optimizer.keep_state`).
     """
 
     def loss_of(params, arrays, micro_batch, keys):

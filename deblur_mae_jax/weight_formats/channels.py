@@ -1,6 +1,6 @@
-"""Networks for gray images and for colour images, one made from the other.
+"""Convert networks between one gray channel and three colour channels.
 
-The rule keeps what the network makes of a gray image, to rounding. With the image's gray level g, old
+The conversion preserves the network's output for a gray image up to rounding. With the image's gray level g, old
 inputs x_c = (g - mean_c) / std_c and new inputs likewise, the patch embedding is refitted to
 
     K'[p, c'] = sum_c K[p, c] / std_c * std'_c' / C'     (3 -> 1: the sum over colours; 1 -> 3: a third each)
@@ -21,10 +21,10 @@ from deblur_mae_jax.input_pipeline.images import ImageInputs
 
 
 def convert(params: Any, old: ImageInputs, new: ImageInputs, norm_pix: bool) -> Any:
-    """The parameter tree for as many channels as `new` has, from one for the channels of `old`.
+    """Convert a parameter tree from the channels of `old` to those of `new`.
 
-    old, new: input pipelines, of which the channels and the normalisation are used.
-    norm_pix: the decoder predicts normalised patches, whose colours are alike: their mean is taken as it is.
+    old, new: input pipelines; only their channels and normalisation are used.
+    norm_pix: whether the decoder predicts normalised patches; their colours are alike, so their mean is used unchanged.
     Raises `UserError` for a network without a patch embedding.
     """
     flat = dict(traverse_util.flatten_dict(params, sep="/"))

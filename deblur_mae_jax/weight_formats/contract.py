@@ -1,26 +1,26 @@
-"""What the file of a weight format holds. One file per format.
+"""The contract of a weight format. Each format is one file.
 
 A file `deblur_mae_jax/weight_formats/<name>.py` is a format if it has `NAME`. It has
 
     NAME             as in `--format=<NAME>`
-    TITLE            what its weights are for, for help texts and model cards
-    MODELS           the networks, names of `deblur_mae_jax/models`, that it can hold
+    TITLE            the library or code that reads its weights, for help texts and model cards
+    MODELS           the networks that it can hold, by their names in `deblur_mae_jax/models`
     NEEDS            packages that open it in PyTorch
     matches(names) -> bool
                      whether a state dict with these names is in this format, and in no other
     to_ours(state) -> state
                      its state dict under this library's names (those of MAE's and MONAI's code). Raises `UserError`
     infer(weights) -> Inferred
-                     the config, classes and parts of a file's network; the config in its header where there is one
+                     the config, classes and parts of a file's network; the config comes from the header if there is one
     from_ours(network, state) -> Converted
-                     the inverse of `to_ours`; `network` is `export.description.describe`. Raises `UserError` where
+                     the inverse of `to_ours`; `network` is `export.description.describe`. Raises `UserError` if
                      the network does not fit
     opens_with(network) -> dict
                      the library, class or model, and arguments that open it
     companions(folder, network, opens, weights) -> None
                      writes the other files that the format needs; `weights` is the name of the weight file
-    snippet(certificate) -> lines of Python
-                     that open it
+    snippet(certificate) -> list of str
+                     lines of Python that open it
     open(file, certificate) -> Opened
                      the network in PyTorch, for measuring how well it agrees
 """
@@ -48,8 +48,8 @@ class Weights:
 
     state: under this library's names.
     format: the module it was recognised by; None for a file in this library's own names.
-    header: of our own safetensors files, else empty; it may hold `config` and `classes`.
-    config: `config.json` and preprocessor of a Hugging Face or timm folder.
+    header: the header of one of our safetensors files, else empty; it may hold `config` and `classes`.
+    config: the contents of `config.json` and `preprocessor_config.json` of a Hugging Face or timm folder.
     arguments: the training arguments that a `.pth` checkpoint holds.
     """
 
@@ -62,8 +62,13 @@ class Weights:
 
 
 class Inferred(NamedTuple):
-    """values: a flat config. classes: names. notes: for the user. parts: top-level parameters that the file holds;
-    None: all."""
+    """What `infer` found in a weight file.
+
+    values: a flat config.
+    classes: the names of the classes.
+    notes: notes to print for the user.
+    parts: the top-level parameters that the file holds; None: all.
+    """
 
     values: dict[str, Any]
     classes: list[str]
@@ -72,7 +77,12 @@ class Inferred(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """state: of the format. left_out: what has no place in it. changed: what was changed for it."""
+    """The result of `from_ours`.
+
+    state: the state dict of the format.
+    left_out: the parts that the format cannot hold.
+    changed: what was changed to fit the format.
+    """
 
     state: State
     left_out: list[str] = []  # noqa: RUF012, never written to
@@ -81,16 +91,16 @@ class Converted(NamedTuple):
 
 @dataclasses.dataclass
 class Opened:
-    """A network in PyTorch: functions of arrays `(B, C, *space)`, and of levels `(B,)` or `None`.
+    """A network in PyTorch: functions that take arrays `(B, C, *space)` and levels `(B,)` or `None`.
 
     module: the network.
     tokens: (x, level) -> all tokens after the norm.
     reconstruct: (x, level, mask_ratio, noise) -> patches.
-    features: (x, level) -> what the head sees.
-    logits: (x, level).
+    features: (x, level) -> the input of the head.
+    logits: (x, level) -> logits.
     volume: x -> (output, hidden states as the decoder gets them).
     layers: the modules under MAE's names.
-    Functions that the format has no part for are None.
+    A function is None if the format lacks that part.
     """
 
     module: Any

@@ -28,23 +28,23 @@ def matches(names: set[str]) -> bool:
 
 
 def from_ours(network: dict[str, Any], state: State) -> Converted:
-    """As it is."""
+    """The state dict, unchanged."""
     return Converted(state)
 
 
 def opens_with(network: dict[str, Any]) -> dict[str, Any]:
-    """A file beside the weights."""
+    """The class D2MAE in the Python file beside the weights."""
     return {"library": "torch", "class": "D2MAE", "file": torch_calls.MODELING.name}
 
 
 def companions(folder: Path, network: dict[str, Any], opens: dict[str, Any], weights: str) -> None:
-    """The config, and the network in PyTorch."""
+    """Write `config.json` and the file that defines the network in PyTorch."""
     run_folder.write_json(folder / "config.json", network)
     shutil.copyfile(torch_calls.MODELING, folder / torch_calls.MODELING.name)
 
 
 def snippet(certificate: dict[str, Any]) -> list[str]:
-    """From an image to a result."""
+    """Python that loads the network and applies it to an image."""
     network, name = certificate["network"], certificate["file"]["name"]
     lines = ["import torch", "from modeling_d2mae import load"]
     lines.append('model = load(".")' if name == WEIGHTS else f'model = load(".", "{name}")')
@@ -61,7 +61,7 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
 
 
 def open(file: Path, certificate: dict[str, Any]) -> Opened:
-    """Through the file beside the weights."""
+    """Open it with the Python file beside the weights."""
     network = certificate["network"]
     beside = file.with_name(torch_calls.MODELING.name)
     module = torch_calls.modeling(beside if beside.exists() else torch_calls.MODELING)

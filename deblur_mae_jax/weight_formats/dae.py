@@ -22,12 +22,12 @@ snippet: Callable[..., list[str]] = swin.load_snippet
 
 
 def matches(names: set[str]) -> bool:
-    """Its encoder is a list of lists."""
+    """Whether the names nest the encoder in lists of lists, as DAE's code does."""
     return any(name.startswith("encoder.layers1.0.0.") for name in names)
 
 
 def to_ours(state: State) -> State:
-    """The encoder under `swinViT`."""
+    """Rename the encoder to `swinViT`."""
     out: State = {}
     for name, value in state.items():
         name = re.sub(r"^encoder\.layers(\d)\.0\.0\.", r"swinViT.layers\1.0.", name)
@@ -36,7 +36,7 @@ def to_ours(state: State) -> State:
 
 
 def from_ours(network: dict[str, Any], state: State) -> Converted:
-    """With the entries that its code creates and never uses, as their initialisation left them."""
+    """Add the entries that DAE's code creates but never uses, with their initial values."""
     swin.require(network, NAME)
     state, left_out = swin.without_token(state)
     out: State = {}
@@ -53,10 +53,10 @@ def from_ours(network: dict[str, Any], state: State) -> Converted:
 
 
 def opens_with(network: dict[str, Any]) -> dict[str, Any]:
-    """The file beside the weights, with any MONAI."""
+    """The Python file beside the weights, which works with any version of MONAI."""
     return swin.opens_with(network) | {"versions": "any, through modeling_swin.py; or DAE's own code"}
 
 
 def open(file: Path, certificate: dict[str, Any]) -> Opened:
-    """Through the file beside the weights."""
+    """Open it with the Python file beside the weights."""
     return swin.open_model(file)

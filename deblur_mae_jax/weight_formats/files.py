@@ -1,7 +1,7 @@
 """Weight files: safetensors, PyTorch's `.pth`, Hugging Face folders.
 
-A pickle is only ever read through `torch.load(weights_only=True)` of torch 2.6 or newer, which builds
-tensors and plain containers and runs nothing.
+Pickles are read only with `torch.load(weights_only=True)` of torch 2.6 or newer, which builds
+tensors and plain containers and executes no code.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ IN_FOLDERS = (
     "pytorch_model.bin",
     "open_clip_model.safetensors",
 )
-# Where training code puts the weights inside a checkpoint, and what wrappers put before their names.
+# The keys under which training code stores the weights, and the prefixes that wrappers add to their names.
 _INSIDE = ("model", "state_dict", "module")
 _PREFIXES = ("module.", "_orig_mod.")
-# In the header of a safetensors file whose names are this library's own.
+# The header entry of a safetensors file that uses this library's own names.
 OWN_NAMES = "deblur_mae_jax"
 
 
 def is_weights(path: Path) -> bool:
-    """Whether `path` is a file of weights or a folder that holds one, rather than the workdir of a run."""
+    """Whether `path` is a weight file or a folder that holds one, not the workdir of a run."""
     if path.is_dir():
         return any((path / name).is_file() for name in IN_FOLDERS)
     return path.is_file() and path.name != "config.json"
@@ -96,7 +96,7 @@ def _safetensors(path: Path) -> tuple[State, dict[str, str]]:
             header = file.metadata() or {}
             try:
                 state = {name: file.get_tensor(name) for name in names}
-            except TypeError:  # bfloat16, which NumPy has not
+            except TypeError:  # bfloat16, which NumPy lacks
                 state = _through_torch(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"it cannot be read; it is damaged or not a safetensors file: {error}") from error
@@ -113,11 +113,11 @@ def _through_torch(path: Path) -> dict[str, np.ndarray]:
 def _pickle(path: Path) -> tuple[State, dict[str, Any]]:
     torch = need_torch("files of PyTorch (.pth)")
     try:
-        # Training scripts keep their arguments in a Namespace, which is data and nothing else.
+        # Training scripts store their arguments in a Namespace, which holds only data.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage shows in as many ways as there are files
+    except Exception as error:  # a damaged file can raise almost any exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         refused = "weights_only" in str(error) or "Unsupported" in str(error)
         why = (

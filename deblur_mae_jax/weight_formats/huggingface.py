@@ -21,7 +21,7 @@ MODELS = vit.MODELS
 NEEDS = ("torch", "transformers")
 infer: Callable[..., Any] = vit.infer
 
-# Ours and Hugging Face's, of one block and of the rest; the classic names, which every version reads.
+# Our names and Hugging Face's, for one block and for the rest. These are the classic names, which every version reads.
 _HF_BLOCK = {
     "norm1": "layernorm_before",
     "attn.proj": "attention.output.dense",
@@ -69,7 +69,7 @@ def matches(names: set[str]) -> bool:
 
 
 def from_ours(network: dict[str, Any], state: State) -> Converted:
-    """Queries, keys and values apart; a classifier that pools the mean becomes a BEiT."""
+    """Split queries, keys and values; a classifier that pools the mean becomes a BEiT."""
     vit.without_levels(network, NAME)
     folded = vit.fold_probe(state)
     changed = [] if folded is state else [vit.PROBE_FOLDED]
@@ -115,7 +115,7 @@ def _to_hf(state: State) -> State:
 
 
 def to_ours(state: State) -> State:
-    """Hugging Face's names, of any version, to ours; queries, keys and values joined."""
+    """Rename from any version of Hugging Face to our names, and join queries, keys and values."""
     encoder = {f"{net}.{theirs}": ours for net in ("vit", "beit") for ours, theirs in _HF_ENCODER.items()}
     rest = encoder | {theirs: ours for ours, theirs in _HF_DECODER.items()} | {"classifier": "head"}
     block = {theirs: ours for ours, theirs in _HF_BLOCK.items()}
@@ -151,7 +151,7 @@ def to_ours(state: State) -> State:
 
 
 def opens_with(network: dict[str, Any]) -> dict[str, Any]:
-    """A class of transformers."""
+    """The class of transformers that opens the network."""
     if network["task"] != "classify":
         return {"library": "transformers", "class": "ViTMAEForPreTraining"}
     kind = "Beit" if network["pool"] == "mean" else "ViT"
@@ -215,7 +215,7 @@ def _config(network: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _preprocessor(network: dict[str, Any]) -> dict[str, Any]:
-    """For `ViTImageProcessor`, which squeezes the image instead of cropping its centre: stated in the card."""
+    """The config of `ViTImageProcessor`, which resizes to a square without cropping (noted in the card)."""
     size = network["image_size"]
     return {
         "image_processor_type": "ViTImageProcessor",
@@ -231,7 +231,7 @@ def _preprocessor(network: dict[str, Any]) -> dict[str, Any]:
 
 
 def open(file: Path, certificate: dict[str, Any]) -> Opened:
-    """`from_pretrained`; every name and shape must fit."""
+    """Open it with `from_pretrained`; every name and shape must match."""
     import torch
     import transformers
 
@@ -275,7 +275,7 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
 
 
 def _layer(name: str) -> str:
-    """A module of transformers under MAE's name; empty for those that are compared nowhere."""
+    """MAE's name for a module of transformers; empty for modules that are never compared."""
     names = {"layernorm": "norm", "decoder.decoder_embed": "decoder_embed", "classifier": "head",
              "decoder.decoder_norm": "decoder_norm", "decoder.decoder_pred": "decoder_pred",
              "pooler.layernorm": "fc_norm"}  # fmt: skip

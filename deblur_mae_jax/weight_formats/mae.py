@@ -35,7 +35,7 @@ def from_ours(network: dict[str, Any], state: State) -> Converted:
 
 
 def companions(folder: Path, network: dict[str, Any], opens: dict[str, Any], weights: str) -> None:
-    """None: MAE's code has the network."""
+    """Write no other files, because MAE's code defines the network."""
 
 
 def snippet(certificate: dict[str, Any]) -> list[str]:

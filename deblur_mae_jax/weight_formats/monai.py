@@ -39,7 +39,7 @@ def to_ours(state: State) -> State:
 
 
 def from_ours(network: dict[str, Any], state: State) -> Converted:
-    """With MONAI's index tables."""
+    """Add MONAI's index tables."""
     swin.require(network, NAME)
     if network["patch_embed"] != "conv":
         raise UserError(
@@ -72,7 +72,7 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
 
 
 def open(file: Path, certificate: dict[str, Any]) -> Opened:
-    """MONAI alone where its merging order fits, else with the file beside the weights."""
+    """Open it with MONAI alone if its merging order fits, else with the file beside the weights."""
     opens = certificate["opens_with"]
     if opens["merge_order"] == "legacy":
         return swin.open_model(file)

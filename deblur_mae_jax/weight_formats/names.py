@@ -1,4 +1,4 @@
-"""PyTorch's names and layouts of our parameters; the only file that knows them. Needs no torch."""
+"""Convert our parameters to and from PyTorch's names and layouts; the only file that does so. Needs no torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def params_from_state_dict(
 ) -> dict[str, Any]:
     """Fill the parameter tree `template` (arrays or shapes) from a PyTorch state dict.
 
-    tables: names of constants that a state dict may hold too.
+    tables: names of constants that a state dict may also hold.
     Raises `UserError` naming missing, unexpected or misshapen entries.
     """
     flat = traverse_util.flatten_dict(template)

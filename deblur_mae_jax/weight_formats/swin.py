@@ -1,4 +1,4 @@
-"""What the formats of Swin-UNETRs share. This library's names are MONAI's."""
+"""Code shared by the formats of Swin-UNETRs. This library uses MONAI's names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHOLE = "encoder2.layer.conv1.conv.weight"
 
 
 def learned(state: State) -> State:
-    """Without what is not learned; the layers of a block's MLP under MONAI's names."""
+    """Remove the entries that are not learned, and rename the MLP layers of each block to MONAI's names."""
     return {
         re.sub(r"(swinViT\..*)\.mlp\.fc([12])\.", r"\1.mlp.linear\2.", name): value
         for name, value in state.items()
@@ -36,7 +36,7 @@ def learned(state: State) -> State:
 
 
 def with_indices(state: State) -> State:
-    """With the `relative_position_index` that MONAI keeps beside every bias table, int64."""
+    """Add the `relative_position_index` (int64) that MONAI stores with every bias table."""
     table = relative_index((WINDOW,) * 3).astype(np.int64)
     names = [name for name in state if name.endswith("relative_position_bias_table")]
     return state | {name.replace("bias_table", "index"): table for name in names}
@@ -65,7 +65,7 @@ def without_token(state: State) -> tuple[State, list[str]]:
 
 
 def infer(weights: Weights) -> Inferred:
-    """The config of a Swin-UNETR: the one in its header, or as the shapes tell it. Raises `UserError`."""
+    """The config of a Swin-UNETR, from its header or inferred from the shapes. Raises `UserError`."""
     alone = ("swinViT",) if WHOLE not in weights.state else None
     if "config" in weights.header:
         config = fields.upgrade(json.loads(weights.header["config"]))
@@ -142,7 +142,7 @@ def opens_with(network: dict[str, Any]) -> dict[str, Any]:
 
 
 def companions(folder: Path, network: dict[str, Any], opens: dict[str, Any], weights: str) -> None:
-    """The config, and a file that opens both layouts."""
+    """Write `config.json` and the Python file that opens both layouts."""
     run_folder.write_json(folder / "config.json", network | {"weights": weights})
     shutil.copyfile(torch_calls.MODELING_SWIN, folder / torch_calls.MODELING_SWIN.name)
 
@@ -160,7 +160,7 @@ def open_model(file: Path, make: Any = None) -> Opened:
     """
     torch = torch_calls.need_torch("exports")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI's own, of what it imports
+        warnings.simplefilter("ignore")  # warnings that MONAI's imports raise
         module = torch_calls.modeling(torch_calls.MODELING_SWIN)
         if make is None:
             model = module.load(file.parent, file.name)

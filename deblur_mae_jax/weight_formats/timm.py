@@ -27,7 +27,7 @@ def matches(names: set[str]) -> bool:
 
 
 def from_ours(network: dict[str, Any], state: State) -> Converted:
-    """Without the decoder."""
+    """Remove the decoder."""
     vit.without_levels(network, NAME)
     left = [] if network["task"] == "classify" else [
         "the decoder: timm has no place for it (mae, hf and d2mae have)"
@@ -99,7 +99,7 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
 
 
 def open(file: Path, certificate: dict[str, Any]) -> Opened:
-    """Strictly: every name and shape must fit."""
+    """Open it with timm; every name and shape must match."""
     import timm
 
     opens = certificate["opens_with"]

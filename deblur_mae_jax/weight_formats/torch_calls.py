@@ -1,4 +1,4 @@
-"""Weights and functions of PyTorch, for the formats that open a network with it."""
+"""PyTorch helpers for the formats that open a network with it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def state_of(file: Path) -> dict[str, Any]:
 
 
 def calls(**functions: Callable[..., Any] | None) -> dict[str, Any]:
-    """The same functions of NumPy arrays, without gradients."""
+    """Wrap functions of tensors so that they take and return NumPy arrays, without gradients."""
     torch = need_torch("exports")
 
     def wrap(function: Callable[..., Any]) -> Callable[..., np.ndarray]:

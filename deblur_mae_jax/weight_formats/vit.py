@@ -1,5 +1,4 @@
-"""What the formats of ViTs share: names, sizes, the linear probe. This library's names are MAE's, with D2MAE's beside
-them."""
+"""Code shared by the formats of ViTs: names, sizes, the linear probe. Our names are MAE's and, in addition, D2MAE's."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ _KNOWN = re.compile(
     r"|(decoder_)?blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias))$"
 )
 DECODER = re.compile(r"^(decoder_|mask_token)")
-# Weights do not say how many heads they are for; these widths have a usual number.
+# Weights do not record the number of attention heads; these widths have a usual number.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 _DECODER_HEADS = {512: 16}
 
@@ -37,7 +36,7 @@ def plain(names: Iterable[str]) -> bool:
 
 
 def has_levels(names: Iterable[str]) -> bool:
-    """Whether there are parameters that code a blur level."""
+    """Whether there are parameters that encode a blur level."""
     return any(name.startswith(("blur_token", "level_embed.")) for name in names)
 
 
@@ -89,9 +88,9 @@ def without_levels(network: dict[str, Any], format: str) -> None:
 
 
 def infer(weights: Weights) -> Inferred:
-    """The config of a ViT: the one in its header, or as the shapes tell it, with what had to be assumed.
+    """The config of a ViT, from its header or inferred from the shapes, with notes on what was assumed.
 
-    Raises `UserError` where the shapes do not make a square ViT.
+    Raises `UserError` if the shapes are not those of a ViT for square images.
     """
     saved = json.loads(weights.header["config"]) if "config" in weights.header else None
     classes = json.loads(weights.header.get("classes", "[]"))
@@ -101,7 +100,7 @@ def infer(weights: Weights) -> Inferred:
         if saved["model.name"] != "vit_mae" or has_decoder:
             return Inferred(saved, classes, [])
     values, classes, notes = _from_shapes(weights)
-    if saved is not None:  # an exported encoder, its decoder left behind
+    if saved is not None:  # an exported encoder without its decoder
         same = {k: v for k, v in saved.items() if k in values and k not in ("task.name", "model.name")}
         return Inferred(values | same, classes, [])
     return Inferred(values, classes, notes)
@@ -185,7 +184,7 @@ def _heads(
 
 
 def _normalisation(config: dict[str, Any], chans: int, notes: list[str]) -> dict[str, Any]:
-    """From a preprocessor of Hugging Face or timm's config; ImageNet's, if there is none."""
+    """The normalisation in a Hugging Face preprocessor or timm's config; ImageNet's if there is none."""
     timm = config.get("pretrained_cfg") or {}
     mean = config.get("image_mean") or timm.get("mean")
     std = config.get("image_std") or timm.get("std")

@@ -1,1 +1,1 @@
-"""What a run leaves in its folder: config, checkpoints, metrics."""
+"""The files in the folder of a run: config, checkpoints, metrics."""

@@ -1,4 +1,4 @@
-"""Saving and restoring a run. The only file that knows Orbax."""
+"""Save and restore a run. This is the only module that uses Orbax."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def _checksums(folder: Path) -> dict[str, int]:
 
 
 def _check_files(folder: Path) -> None:
-    """Raise `ValueError` where a file is not as it was written.
+    """Raise `ValueError` if a file differs from its checksum.
 
-    This comes before Orbax opens anything: a read that fails inside it leaves others under way, whose
-    complaints arrive later and from nowhere. A kill between the save and its checksums leaves none;
-    such a checkpoint is complete and is read without them.
+    The check runs before Orbax opens anything, because a read that fails inside Orbax leaves other reads
+    running, which later raise unrelated errors. A process that is killed between the save and its checksums
+    leaves none; such a checkpoint is complete and is read without them.
     """
     path = folder / CHECKSUMS
     if path.exists():
@@ -57,7 +57,7 @@ def _check_files(folder: Path) -> None:
 
 @dataclasses.dataclass
 class Restored:
-    """A checkpoint that was read: the state, its step, and what was noted beside it."""
+    """A restored checkpoint: the state, its step, and the notes saved with it."""
 
     state: Any
     step: int
@@ -65,9 +65,9 @@ class Restored:
 
 
 class Checkpoints:
-    """Checkpoints of one run, the newest `keep_last` and every `keep_every` steps.
+    """Checkpoints of one run: it keeps the newest `keep_last`, and one every `keep_every` steps.
 
-    A save is atomic: a kill or a full disk in the middle of it leaves the one before untouched.
+    A save is atomic: if the process is killed or the disk is full, the previous checkpoint is unchanged.
     """
 
     def __init__(self, folder: Path, keep_last: int = 3, keep_every: int = 0):
@@ -85,7 +85,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
     def latest_step(self) -> int | None:
-        """The newest step that was saved."""
+        """The newest saved step."""
         return self._manager.latest_step()
 
     def path(self, step: int) -> Path:
@@ -93,7 +93,7 @@ class Checkpoints:
         return self.folder / f"step_{step}"
 
     def save(self, step: int, state: Any, notes: dict[str, Any]) -> bool:
-        """Save `state` and JSON `notes`; on failure warn and return false, the run goes on."""
+        """Save `state` and JSON `notes`. On failure, warn and return false; the run continues."""
         if step in self._manager.all_steps():
             return True
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
@@ -104,10 +104,10 @@ class Checkpoints:
                 draft.write_text(json.dumps(_checksums(self.path(step))))
                 os.replace(draft, self.path(step) / CHECKSUMS)
             return True
-        except Exception as error:  # full disks and dead mounts come in many kinds
+        except Exception as error:  # a full disk or a lost mount can raise many kinds of errors
             newest = max((s for s in self._manager.all_steps() if s != step), default=None)
             logging.error(
-                "checkpoint of step %d could not be saved (%s); training goes on, %s",
+                "checkpoint of step %d could not be saved (%s); training continues, %s",
                 step,
                 _one_line(error),
                 f"step {newest} is still there" if newest is not None else "no earlier one exists",
@@ -116,11 +116,12 @@ class Checkpoints:
             return False
 
     def restore_latest(self, template: Any) -> Restored | None:
-        """The newest checkpoint that can be read, or `None` when there is none at all.
+        """Return the newest readable checkpoint, or `None` if no checkpoint exists.
 
-        template: the state as arrays or shapes with shardings. Damaged checkpoints are named and
-        passed over; if all are damaged a `UserError` says so, since starting afresh would lose them
-        without a word.
+        Damaged checkpoints are reported and skipped. If all are damaged, raises `UserError`, because a new
+        start would silently overwrite them.
+
+        template: the state as arrays, or as shapes with shardings.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
@@ -135,7 +136,7 @@ class Checkpoints:
                 logging.warning("checkpoint %s is damaged: %s", self.path(step), _one_line(error))
                 self.broken.append(step)
                 continue
-            # Later steps are damaged; they would stop the run from saving those steps again.
+            # Later steps are damaged; remove them, or the run could not save those steps again.
             for later in self.broken:
                 self._manager.delete(later)
             return Restored(restored["state"], step, restored["notes"])
@@ -147,19 +148,24 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Finish what is under way."""
+        """Wait for pending saves."""
         self._manager.close()
 
 
 def open_run(workdir: Workdir, settings: ConfigDict) -> Checkpoints:
-    """The checkpoints of a run. settings: `config.checkpoint`."""
+    """Return the checkpoints of a run.
+
+    settings: `config.checkpoint`.
+    """
     return Checkpoints(workdir.checkpoints, settings.keep_last, settings.keep_every)
 
 
 def load_params(workdir: Workdir, shapes: Any) -> Any:
-    """The parameters of the run in `workdir` as NumPy arrays: its best ones, or else its newest.
+    """Return the parameters of the run in `workdir` as NumPy arrays, the best ones or else the newest.
 
-    shapes: the parameter tree as shapes. Raises `UserError` where nothing can be read.
+    Raises `UserError` if no checkpoint can be read.
+
+    shapes: the parameter tree as shapes.
     """
     best = sorted(workdir.path.glob(f"{BEST}_*"), key=_step_of)
     steps = sorted(workdir.checkpoints.glob("step_*"), key=_step_of, reverse=True)
@@ -195,17 +201,17 @@ def _restore_numpy(path: Path, shapes: Any) -> Any:
         if name.shape != want.shape
     ]  # fmt: skip
     if wrong:
-        raise ValueError(f"{len(wrong)} arrays have another shape, the first {wrong[0]}")
+        raise ValueError(f"{len(wrong)} arrays have a different shape, the first is {wrong[0]}")
     return restored
 
 
 def save_tree(path: Path, tree: Any) -> None:
-    """One tree of arrays, outside the run's own checkpoints."""
+    """Save one tree of arrays, separate from the checkpoints of the run."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.resolve(), tree, force=True)
 
 
 def load_tree(path: Path, template: Any) -> Any:
-    """Read what `save_tree` wrote."""
+    """Load a tree saved by `save_tree`."""
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(path.resolve(), template)

@@ -1,4 +1,4 @@
-"""Numbers of a run: `metrics.jsonl` always, TensorBoard where it is installed."""
+"""Log the numbers of a run: always to `metrics.jsonl`, and to TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 class Writer:
     """Writes scalars and images under CLU's `MetricWriter` method names.
 
-    TensorBoard files go through `clu.metric_writers` where it can be imported (it needs TensorFlow),
-    else through tensorboardX. Without a `workdir` nothing is written: of several processes only the
-    first one writes.
+    `clu.metric_writers` writes the TensorBoard files if it can be imported (it needs TensorFlow), else
+    tensorboardX writes them. Without a `workdir` nothing is written; of several processes only the first
+    one writes.
     """
 
     def __init__(self, workdir: Workdir | None, resume_step: int = 0, tensorboard: bool = True):
@@ -33,7 +33,7 @@ class Writer:
             self._open_tensorboard(workdir.tensorboard, resume_step)
 
     def _drop_after(self, step: int) -> None:
-        """Forget lines after the restored step: they are about to be written again."""
+        """Delete the lines after the restored step, because they will be written again."""
         if not self.path.exists():
             return
         lines = []
@@ -42,7 +42,7 @@ class Writer:
                 if json.loads(line)["step"] <= step:
                     lines.append(line)
             except (ValueError, KeyError):
-                continue  # a line cut short by a kill
+                continue  # a truncated line, left by a killed process
         self.path.write_text("".join(line + "\n" for line in lines))
 
     def _open_tensorboard(self, folder: Path, resume_step: int) -> None:
@@ -60,7 +60,7 @@ class Writer:
             self._tensorboard = SummaryWriter(str(folder), purge_step=resume_step or None)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """One line of JSON; values that are not finite are written as null."""
+        """Write one line of JSON; values that are not finite become null."""
         values = {k: float(v) for k, v in scalars.items()}
         clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
@@ -72,7 +72,7 @@ class Writer:
                 self._tensorboard.add_scalar(name, value, step)
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """uint8 `(H, W, 3)` images, to TensorBoard only."""
+        """Write uint8 images `(H, W, 3)`, to TensorBoard only."""
         if self._clu:
             self._tensorboard.write_images(step, {k: v[None] for k, v in images.items()})
         elif self._tensorboard is not None:
@@ -80,13 +80,13 @@ class Writer:
                 self._tensorboard.add_image(name, image, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Everything to disk."""
+        """Flush everything to disk."""
         self._file.flush()
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
     def close(self) -> None:
-        """Everything to disk, files closed."""
+        """Flush everything to disk and close the files."""
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()

@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 from deblur_mae_jax.config import flat, upgrade
 from deblur_mae_jax.errors import UserError
 
-# Name of the folders of the best weights, before their step.
+# Prefix of the folders of the best weights; the step follows it.
 BEST = "best"
 
-# May change between two starts in the same workdir: they change what is written or where things
-# are kept, never a result (beyond rounding, in the case of attention).
+# Fields that may change between two starts in the same workdir. They affect what is written or where it
+# is stored, but never a result (attention may change the rounding).
 FREE = (
     "checkpoint.",
     "report.",
@@ -75,7 +75,7 @@ class Workdir:
         self.pretrained = self.path / "pretrained"
         self.pretrained_weights = self.pretrained / "weights.safetensors"
         self.pretrained_images = self.pretrained / "image_hashes.json"
-        # Judgement: a row per image, measures, copies across splits, blur levels, label maps, the page.
+        # Evaluation: a row per image, measures, copies across splits, blur levels, label maps, the page.
         self.predictions = self.path / "predictions.csv"
         self.measures = self.path / "metrics.json"
         self.leakage = self.path / "leakage.csv"
@@ -86,28 +86,28 @@ class Workdir:
 
     @property
     def name(self) -> str:
-        """Of the folder itself."""
+        """Name of the folder itself."""
         return self.path.resolve().name
 
     def index(self, split: str | None = None) -> Path:
-        """The pre-flight index of the images, or of another split's."""
+        """File of the pre-flight index of the images, or of the images of another split."""
         return self.path / ("index.json" if split is None else f"index_{split}.json")
 
     def best(self, step: int) -> Path:
-        """The weights that the validation images judged best, of this step."""
+        """Folder of the best weights by validation score, saved at this step."""
         return self.path / f"{BEST}_{step}"
 
     def failure(self, step: int) -> Path:
-        """What is needed to run a step again whose loss was not finite."""
+        """Folder with everything needed to replay a step whose loss was not finite."""
         return self.path / "failures" / f"step_{step}"
 
     def make_report(self) -> Path:
-        """`report`, created if needed."""
+        """Return `report`, and create it if needed."""
         self.report.mkdir(parents=True, exist_ok=True)
         return self.report
 
     def is_started(self) -> bool:
-        """Whether a run left anything there that a new one must not lose."""
+        """Whether the folder contains anything from a run that a new one must not overwrite."""
         started = ("checkpoints/step_*", f"{BEST}_*", self.predictions.name, self.blur_search.name)
         return any(next(self.path.glob(pattern), None) is not None for pattern in started)
 
@@ -120,11 +120,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def claim(workdir: Workdir, config: ConfigDict) -> None:
-    """Take `workdir` for this config, or refuse it when another run lives there.
+    """Claim `workdir` for this config, or refuse it if it belongs to another run.
 
-    Whatever a first try left that failed before its first checkpoint is taken over.
+    A run that failed before its first checkpoint does not block the folder.
 
-    Raises `UserError` showing what differs.
+    Raises `UserError` that shows the differences.
     """
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def claim(workdir: Workdir, config: ConfigDict) -> None:
 
 
 def check_data(workdir: Workdir, fingerprint: str, num_images: int) -> None:
-    """Refuse to resume in `workdir` with other images than the run started with."""
+    """Refuse to resume in `workdir` with images that differ from those of the first start."""
     if workdir.dataset.exists() and workdir.is_started():
         before = json.loads(workdir.dataset.read_text())
         if before["fingerprint"] != fingerprint:
@@ -163,7 +163,7 @@ def check_data(workdir: Workdir, fingerprint: str, num_images: int) -> None:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the code, and whether it was changed; empty outside a repository."""
+    """Commit of the code, and whether it has local changes; empty outside a repository."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -176,13 +176,13 @@ def git_state() -> dict[str, Any]:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return {}
-    # What a benchmark wrote just before is not a change of the program.
+    # Output that a benchmark has just written does not count as a change of the code.
     changed = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)benchmarks/results")
     return {"commit": commit, "modified": bool(changed)}
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and commit, for the record of a run or a benchmark."""
+    """Return versions, device and commit, for the record of a run or a benchmark."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:

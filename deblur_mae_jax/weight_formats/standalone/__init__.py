@@ -1,1 +1,1 @@
-"""Files that an export ships: they need PyTorch alone, nothing of this library."""
+"""Files that are copied into an export. They do not need this library."""

@@ -1,6 +1,6 @@
 """MAE, DeblurrMAE and D2MAE in plain PyTorch: encoder, decoder, blur token, Gaussian blur, blur search.
 
-This file needs torch alone and reads the weights and the `config.json` beside it:
+This file needs only torch. It reads the weights and the `config.json` beside it:
 
     from modeling_d2mae import load
     model = load(".")
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 WEIGHTS, CONFIG = "d2mae.safetensors", "config.json"
-# The pre-trained network that finds the blur of a fine-tuned one's images.
+# The pre-trained network that searches the blur for a fine-tuned network.
 SEARCHER = ("searcher.safetensors", "searcher.json")
 EPS = 1e-6
 
@@ -41,7 +41,7 @@ def load(folder: str | Path = ".", weights: str = WEIGHTS, config: str = CONFIG)
 
 
 def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors by name. The format: length of the header (8 bytes), header (JSON), values."""
+    """Read a safetensors file: the length of the header (8 bytes), the header (JSON), the values."""
     kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
     data = Path(path).read_bytes()
     length = int.from_bytes(data[:8], "little")
@@ -59,7 +59,7 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
 def gaussian_taps(sigma: float, kernel: str = "opencv_uint8") -> torch.Tensor:
     """The Gaussian kernel of OpenCV for 8-bit or float images (`opencv_float`), or of SciPy.
 
-    The 8-bit one has 8 fractional bits, rounding errors carried from the edge inward.
+    The 8-bit kernel has 8 fractional bits; its rounding errors are carried from the edge inward.
     """
     radius = (round((6 if kernel == "opencv_uint8" else 8) * sigma + 1) | 1) // 2
     radius = int(4 * sigma + 0.5) if kernel == "scipy" else radius
@@ -232,10 +232,11 @@ class D2MAE(nn.Module):
         level: int | None = None,
         degraded: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the network sees of one image: blurred, resized, centre-cropped, normalised `(1, C, S, S)`.
+        """Preprocess one image: blur, resize, crop the centre, normalise; returns `(1, C, S, S)`.
 
-        image: `(H, W)` or `(H, W, 3)`, gray levels 0..255. level: of the blur; 0 is the sharp image.
-        degraded: `(H, W)`, for a network trained with something else than a Gaussian blur.
+        image: `(H, W)` or `(H, W, 3)`, gray levels 0..255.
+        level: the blur level; 0 is the sharp image.
+        degraded: `(H, W)`, for a network that was not trained with a Gaussian blur.
         """
         c = self.config
         x = image.float()[None] if image.ndim == 2 else image.float().permute(2, 0, 1)
@@ -274,7 +275,7 @@ class D2MAE(nn.Module):
         return x.reshape(B, C, g, P, g, P).permute(0, 2, 4, 3, 5, 1).reshape(B, g * g, P * P * C)
 
     def unpatchify(self, patches: torch.Tensor) -> torch.Tensor:
-        """The inverse: `(B, C, S, S)`."""
+        """The inverse of the above: patches -> `(B, C, S, S)`."""
         P, C = self.config["patch_size"], self.config["in_chans"]
         B, g = patches.shape[0], self.grid
         x = patches.reshape(B, g, g, P, P, C).permute(0, 5, 1, 3, 2, 4)
@@ -370,7 +371,7 @@ class D2MAE(nn.Module):
         return min(errors, key=lambda level: errors[level]), errors
 
     def features(self, x: torch.Tensor, level: torch.Tensor | int | None = None) -> torch.Tensor:
-        """What the head of a fine-tuned network sees `(B, D)`."""
+        """The input of the head of a fine-tuned network `(B, D)`."""
         x = self._tokens(x, level)
         if self.config["pool"] == "mean":
             return self.fc_norm(x[:, self.prefix :].mean(1))
@@ -382,7 +383,7 @@ class D2MAE(nn.Module):
 
     @torch.no_grad()
     def predict(self, image: torch.Tensor) -> torch.Tensor:
-        """Class probabilities `(classes,)` of one image, its blur found as the run's setting says."""
+        """Class probabilities `(classes,)` of one image; its blur level is chosen by the run's setting."""
         kind, value = self.config["setting"]
         level = None
         if kind == "search":

@@ -4,8 +4,8 @@
     model = load(".")                  # the folder that holds this file, config.json and the weights
     logits = model(volume)             # (B, C, D, H, W), sides multiples of 32
 
-MONAI 1.5 changed the order in which patches are merged, without a change of names: weights that were trained with the
-order before it load without an error and give other results. `Merging` has all three orders.
+MONAI 1.5 changed the order in which patches are merged but not the names. Weights that were trained with the older
+order load without an error and give other results. `Merging` implements all three orders.
 """
 
 from __future__ import annotations
@@ -121,5 +121,5 @@ def load(folder: str | Path, weights: str = "") -> SwinUNETR:
 
 @torch.no_grad()
 def hidden_states(model: SwinUNETR, volume: torch.Tensor) -> list[torch.Tensor]:
-    """The five tensors that the decoder gets."""
+    """The five tensors that the decoder receives."""
     return model.swinViT(volume, model.normalize)
