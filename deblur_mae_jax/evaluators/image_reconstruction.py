@@ -39,19 +39,13 @@ def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
 def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """Return `evaluate(params, examples) -> arrays`, a function for `jax.jit`.
 
-    Numbers per image, `(B,)`:
+    Numbers per image `(B,)`, and images in gray levels `(B, S, S, C)`:
 
     loss: the loss that training minimises.
     loss_of_mean: error of predicting each image by its own mean; every model must do better than this.
-    mse_degraded, mse_restored: error of the degraded input and of its unmasked reconstruction, on a 0..1 gray scale.
-    ssim_degraded, ssim_restored: structural similarity of the same two images.
-    level: blur level.
-
-    Images in gray levels, `(B, S, S, C)`:
-
-    clean, degraded, masked: the original, the degraded input, and the input with masked patches.
-    reconstructed: reconstruction from the visible patches, as in training.
-    restored: reconstruction with nothing masked.
+    mse_degraded, mse_restored, ssim_degraded, ssim_restored: of the degraded input and its unmasked reconstruction.
+    level: of the blur. clean, degraded, masked: the original, the degraded input, and that with masked patches.
+    reconstructed, restored: from the visible patches, as in training; and with nothing masked.
     """
     inputs, model, task = network.inputs, network.model, network.task
     mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)

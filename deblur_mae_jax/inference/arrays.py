@@ -35,8 +35,8 @@ def as_list(images: Any) -> list[np.ndarray]:
             low, high = float(np.min(image)), float(np.max(image))
             if not (low >= 0 and high <= 1):  # also catches NaN
                 raise UserError(
-                    f"images: image {number} has values from {low:g} to {high:g}; float images must "
-                    "lie in 0..1, or be uint8"
+                    f"images: image {number} has values from {low:g} to {high:g}; float images must be "
+                    "in 0..1, or uint8"
                 )
             image = image.astype(np.float32) * 255.0
         out.append(image)

@@ -48,7 +48,7 @@ class Cache:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write("\n".join(["", *lines, ""]))
         except OSError as error:  # the results are still available in memory during this run
-            logging.warning("the results of the blur search are not cached: cannot write '%s': %s", self.path, error)
+            logging.warning("the blur search is not kept: cannot write '%s': %s", self.path, error)
             self.path = None
 
 

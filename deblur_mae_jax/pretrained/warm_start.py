@@ -47,9 +47,8 @@ def fit(
 ) -> Fit:
     """Select the weights of `source` that fit `network` with parameters of these `shapes`.
 
-    A different number of channels is converted (`weight_formats/channels.py`); everything else follows the rules of
-    the model (`models/contract.py`). Raises `UserError` that lists the weights that do not fit.
-
+    Channels are converted (`weight_formats/channels.py`); the rest follows the rules of the model
+    (`models/contract.py`). Raises `UserError` that lists the weights that do not fit.
     strict: refuse weights that do not fit; if false, use only those that fit.
     classes: class names of the new run; heads are used only if the classes of `source` are the same.
     parts: "encoder", "decoder" or "both".

@@ -89,8 +89,7 @@ def make(
     block_mask_ratio: share of the 16-voxel blocks that the mask token replaces.
     loss_on: "all" voxels count, or the "masked" ones.
     contrast: form of the contrastive loss, "paper", "bce", "code" or "none"; see `losses.contrast`.
-    contrast_weight: weight of the contrastive loss.
-    temperature: temperature of the contrastive loss.
+    contrast_weight, temperature: of the contrastive loss.
 
     The loss takes `inputs`, `targets` `(B, S, S, S, C)` and, for the contrast, `modality` `(B,)`. Its `out` has `pred`,
     `mask` `(B, S, S, S, 1)`, 1 for masked voxels (all 0 for local masking), `reconstruction` and `contrast` `(B,)`.

@@ -101,7 +101,7 @@ class Loop:
                 if untrained is not None:
                     jax.block_until_ready(numbers)
                     self.meter.tick()
-                    self.progress.update("taking the first step", force=True)
+                    self.progress.update("the first step is taken", force=True)
                     self.evaluate(0, untrained)
                     untrained = None
                 if pending is not None:
