@@ -91,6 +91,7 @@ def test_stores_give_the_same_losses(tmp_path):
     np.testing.assert_allclose(list(lines(tmp_path).values()), list(lines(folder).values()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_losses_of_one(tmp_path):
     folder, _ = plain_run()
     code, output = launch(tmp_path, devices=4, optim__steps=6)
@@ -144,7 +145,8 @@ def long_run():
     return run(Path(tempfile.mkdtemp()), **LONG).params_fingerprint
 
 
-@pytest.mark.parametrize("which", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_resumes_bit_exactly(tmp_path, which):
     arguments, environment = command(tmp_path, **LONG)
     kills = 0

@@ -53,7 +53,7 @@ def picture_run(tmp_path_factory):
     return folder, run.run(pictures(), folder)
 
 
-@pytest.mark.parametrize("kind", ["volume_run", "picture_run"])
+@pytest.mark.parametrize("kind", [pytest.param("volume_run", marks=pytest.mark.slow), "picture_run"])
 def test_a_run_leaves_everything_a_report_needs(kind, request):
     folder, result = request.getfixturevalue(kind)
     assert result.finished and 0 <= result.measures["test_dice"] <= 1
@@ -90,6 +90,7 @@ def test_measures_follow_from_the_written_label_maps(picture_run):
         np.testing.assert_allclose(table.values["dice"][i, 0], dice)
 
 
+@pytest.mark.slow
 def test_new_volumes_are_segmented_on_their_own_voxels(volume_run, tmp_path):
     """A volume that lies from right to left, thick slices: the label map has its shape and affine."""
     folder, _ = volume_run
@@ -115,6 +116,7 @@ def test_new_volumes_are_segmented_on_their_own_voxels(volume_run, tmp_path):
     assert (whole == found[::-1]).mean() > 0.99  # of two members the probabilities are blended, not the logits
 
 
+@pytest.mark.slow
 def test_flips_and_members_are_averaged(volume_run):
     folder, _ = volume_run
     trained = dm.load(folder)
@@ -369,6 +371,7 @@ def test_masks_without_sense_are_refused(tmp_path):
         run.run(pictures(data__name="image_folder", data__root=str(folder)), tmp_path / "run2")
 
 
+@pytest.mark.slow
 def test_a_picture_network_is_not_for_volumes(picture_run, volume_run, tmp_path):
     with pytest.raises(UserError, match="a network for 2-D images, this config is for volumes"):
         run.run(volumes(init_from=str(picture_run[0])), tmp_path / "run")

@@ -264,6 +264,7 @@ def test_an_interval_has_a_width_or_there_is_none():
     assert np.isnan(statistics.over_patients(t.labels, t.probabilities, t.patients, classification.accuracy, 100)).all()
 
 
+@pytest.mark.slow
 def test_images_of_a_patient_are_not_independent():
     """Two equal classifiers that err by patient: tests per image would find a difference too often."""
     rng = np.random.default_rng(4)

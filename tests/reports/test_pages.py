@@ -90,6 +90,7 @@ def test_sheets_show_the_pictures_they_are_given():
     assert not np.array_equal(left, right)
 
 
+@pytest.mark.slow
 def test_the_contact_sheet_shows_every_degradation(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import show_degradations

@@ -95,7 +95,9 @@ def damage(folder, kind):
             file.write_bytes(b"")
 
 
-@pytest.mark.parametrize("kind", ["truncated", "flipped", "emptied"])
+@pytest.mark.parametrize(
+    "kind", ["flipped", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("truncated", "emptied"))]
+)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, kind, caplog):
     whole = run(tmp_path, optim__steps=6)
     folders = sorted((tmp_path / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
@@ -120,6 +122,7 @@ def test_keep_last_and_keep_every(tmp_path):
     assert steps == [4, 8, 9]
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(tmp_path):
     """The limit on file size makes every large write fail, as a full disk does."""
     run(tmp_path, optim__steps=6, checkpoint__every_epochs=1.0)
