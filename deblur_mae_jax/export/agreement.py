@@ -101,12 +101,12 @@ def _measure_volumes(trained: TrainedNetwork, opened: Opened) -> dict[str, dict[
     rng = np.random.default_rng(20240703)  # any number, always the same
     x = rng.standard_normal((1, side, side, side, model.in_chans)).astype(np.float32)
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
-        out, found = jax.jit(model.apply)({"params": trained.params}, x)
-        hidden = found["hidden"]
+        volume, extra = jax.jit(model.apply)({"params": trained.params}, x)
+        hidden = extra["hidden"]
         if model.normalize:
             hidden = [channel_norm(h) for h in hidden]
     theirs, states = opened.volume(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
-    ours = {"output": out} | {f"hidden state {i}": h for i, h in enumerate(hidden)}
+    ours = {"output": volume} | {f"hidden state {i}": h for i, h in enumerate(hidden)}
     others = [theirs, *states]
     return {
         name: {

@@ -75,6 +75,14 @@ def test_the_degradation_and_the_sizes_are_inherited_and_said():
     assert said[1].startswith("overridden: task.degrade=none (the checkpoint has blur.gaussian_levels")
 
 
+def test_a_gray_target_can_be_chosen_in_a_run_that_inherits():
+    config, _, said = inherit.resolve(tiny.config("finetune", **fine(data__gray_target=True)))
+    assert config.data.gray_target is True
+    assert any("data.gray_target=True (the checkpoint has False)" in line for line in said), said
+    kept_from_before, _, _ = inherit.resolve(tiny.config("finetune", **fine()))
+    assert kept_from_before.data.gray_target is False
+
+
 def test_prediction_of_a_folder_gives_what_the_run_gave(tmp_path):
     from PIL import Image
 
