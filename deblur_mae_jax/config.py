@@ -132,9 +132,14 @@ SWIN_RECONSTRUCTION: Group = {"out_chans": Field(1, "Channels of the reconstruct
 SWIN_SSL: Group = {"rebuilds": Field(True, "Add the decoder of the reconstruction loss.")}
 
 SOURCE: Group = {
-    "name": Field("image_folder", "Kind of source: a file of `deblur_mae_jax/data`: image_folder | manifest | tfds_source | phantoms | nifti | phantoms3d."),
+    "name": Field("image_folder", "Kind of source: a file of `deblur_mae_jax/data`: image_folder | manifest | dicom | tfds_source | phantoms | nifti | phantoms3d."),
     "root": Field("", 'Folder or CSV. Volumes: one or several, joined by ";", each with its modality: "/data/lung=ct;/data/brain=mr".'),
     "split": Field("train+pool", "Splits to train on, of a manifest or of split folders. TFDS has its own syntax."),
+    "columns": Field("", 'Columns of a CSV, where they have unusual names: "group=patient_id,label=class". "group=": do not use one.'),
+    "group_pattern": Field("", 'Regular expression that finds the patient in the name of an image, such as "(bus_\\d+)". "": a CSV column, or sub-folders that look like patients.'),
+    "mask_values": Field("", 'Classes of the values in masks: "1=organ,2+3=lesion,300-310=vessel,#ff0000=cyst,alpha=lesion,*=background". "": whole numbers from 0 to 255, each a class.'),
+    "labels": Field("", "CSV with labels, splits, patients and masks of DICOM files, by SOPInstanceUID, SeriesInstanceUID, StudyInstanceUID, PatientID or path."),
+    "allow_burned_in": Field(False, "Use DICOM pictures whose header says that text is burned into the pixels."),
     "fraction": Field(1.0, "Share of the images to use, chosen by the seed."),
     "num_images": Field(600, "Number of phantoms."),
     "side": Field(160, "Height of a phantom, pixels; side of a phantom volume, voxels."),
@@ -155,6 +160,9 @@ IMAGES: Group = {
     "crop_rejection": Field(True, "Draw crops that do not fit the image again. False: cut them to the image (linear probe)."),
     "flip": Field(True, "Flip left and right at random."),
     "gray_target": Field(False, "With three channels: make the target gray too."),
+    "frames": Field("uniform(8)", "Frames of a DICOM clip: uniform(8) | every(1.0 s) | all | first | middle."),
+    "crop": Field("auto", "Part of a DICOM ultrasound picture: auto (its regions, else the fan) | regions | none."),
+    "window": Field("", 'Window of DICOM pictures: "low,high", or lung | soft | bone | brain | liver for CT. "": the file\'s own.'),
     "max_side": Field(1024, "Shrink larger images to this when they are read, pixels. 0: never."),
     "min_side": Field(16, "Leave smaller images out, pixels."),
     "bits16": Field("minmax", "How 16-bit gray levels become 8-bit: minmax (the image's own range) | full."),
@@ -251,7 +259,9 @@ REPORT: Group = {"every_epochs": Field(100.0, "Epochs between evaluations.")}
 REPORT_RECONSTRUCTION: Group = {
     "num_images": Field(8, "Images shown."),
     "num_eval_images": Field(64, "Images measured."),
-    "eval_split": Field("", 'Split of a manifest to measure on. "": images of the training set.'),
+    "eval_split": Field(
+        "", 'Split to measure on; "unseen": simulated images that are not trained on. "": images of the training set.'
+    ),
 }
 REPORT_LABELS: Group = {
     "bootstrap": Field(1000, "Resamples of the confidence intervals."),
@@ -350,7 +360,7 @@ FROM_SCRATCH = {
     }
 }
 # Fields of `config.data` that change the decoded values.
-DECODING = ("max_pixels", "max_side", "min_side", "bits16", "spacing", "ct_window")
+DECODING = ("max_pixels", "max_side", "min_side", "bits16", "spacing", "ct_window", "mask_values", "crop", "window")
 
 # The values of each kind of run that differ from the defaults above.
 _LABELS = {

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import lookup
+from deblur_mae_jax.data import dataset
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.input_pipeline.images import ImageInputs
@@ -117,8 +118,7 @@ def check(config: ConfigDict) -> Identity:
     """Identify a training run. Raises `UserError` if its model does not fit its task or its images."""
     task = lookup.module("tasks", config.task.name, "make", "config.task.name")
     kind: Kind = task.KIND
-    axes = lookup.module("data", config.data.name, "source", "config.data.name").AXES
-    model_module(config)  # an unknown model name raises its own error
+    axes = dataset.module_of(config.data.name, model_module(config).AXES).AXES
     models = lookup.modules_with("models", "Model")
     fitting = [
         name

@@ -7,6 +7,7 @@ computes the loss. `training` updates the parameters, `evaluators` measure them,
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax import lookup
 from deblur_mae_jax.data import index as data_index
+from deblur_mae_jax.data import summary
 from deblur_mae_jax.performance import profiling
 from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.training import checks, compilation, experiment
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.training.loop import Loop, NonFiniteLossError, Result
 from deblur_mae_jax.training.progress import Progress
-from deblur_mae_jax.workdir import checkpoint, metric_writer, run_folder
+from deblur_mae_jax.workdir import checkpoint, lock, metric_writer, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 __all__ = ["NonFiniteLossError", "Result", "train_and_evaluate"]
@@ -37,7 +39,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, dry_run: bool = 
     profile: trace a few steps into `profile/` and print how their time was spent.
     Raises `UserError` for bad input and `NonFiniteLossError` if the loss is not finite.
     """
-    folder, progress = Workdir(workdir), Progress()
+    folder = Workdir(workdir)
+    with contextlib.nullcontext() if dry_run else lock.hold(folder):
+        return _train(config, folder, dry_run, profile)
+
+
+def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool) -> Result:
+    progress = Progress()
     compilation.use_compilation_cache(config.compilation_cache)
 
     # Identify the run. Unset fields are inherited from the network it starts from.
@@ -94,9 +102,11 @@ def _introduce(run: Experiment, progress: Progress) -> None:
         return
     for line in run.notes:
         progress.print(line)
-    left_out = f", {len(run.skipped)} files left out" if run.skipped else ""
-    sides = " x ".join(str(side) for side in reversed(run.index.canvas))
-    progress.print(f"{len(run.index)} images up to {sides}{left_out}; {run.store.name} store")
+    labels = run.supervision
+    classes = labels.classes if labels is not None and labels.mask_values is not None else ()
+    table = summary.rows(run.index, indices=None if labels is None else labels.indices, mask_classes=classes)
+    for line in summary.lines([*table, ("store", run.store.name)]):
+        progress.print(line)
 
 
 def _list_skipped(run: Experiment, workdir: Workdir) -> None:

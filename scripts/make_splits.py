@@ -88,7 +88,7 @@ def page(path, index, leaks, counts):
 def make(arguments):
     """Write the CSV and the page; returns what the audit found."""
     config = pretraining()
-    root, output = Path(arguments.root), Path(arguments.output)
+    root, output = Path(arguments.root).expanduser(), Path(arguments.output).expanduser()
     config.data.name = "manifest" if root.is_file() else "image_folder"
     config.data.root, config.data.split = str(root), "all"
     source = dataset.load_source(config)

@@ -88,7 +88,7 @@ def slug(text):
 
 def plan(study, arguments):
     """Every run in order: (kind, method, seed, fold, folder, config file, overrides)."""
-    out = Path(arguments.output).resolve()
+    out = Path(arguments.output).expanduser().resolve()
     seeds = [int(s) for s in arguments.seeds.split(",")] if arguments.seeds else study["seeds"]
     folds = [int(f) for f in arguments.folds.split(",")]
     only = [name.strip() for name in arguments.only.split(",") if name.strip()]
@@ -104,7 +104,7 @@ def plan(study, arguments):
             overrides = {**study["pretrain"], **method.get("pretrain_overrides", {}),
                          **_overrides(arguments.set_pretrain)}  # fmt: skip
             if arguments.pretrain_root:
-                overrides["data.root"] = str(Path(arguments.pretrain_root).resolve())
+                overrides["data.root"] = str(Path(arguments.pretrain_root).expanduser().resolve())
             key = json.dumps([method["pretrain"], overrides], sort_keys=True, default=str)
             code = hashlib.sha256(key.encode()).hexdigest()[:8]
             source = out / f"pretrain_{slug(method['pretrain'])}_{code}"
@@ -118,7 +118,7 @@ def plan(study, arguments):
                              **method.get("finetune_overrides", {}),
                              **_overrides(arguments.set)}  # fmt: skip
                 if arguments.finetune_root:
-                    overrides["data.root"] = str(Path(arguments.finetune_root).resolve())
+                    overrides["data.root"] = str(Path(arguments.finetune_root).expanduser().resolve())
                 if source:
                     overrides["init_from"] = str(source)
                 config = method.get("finetune", "finetune" if source else "from_scratch")
@@ -255,7 +255,7 @@ def main():
             print(state + shlex.join(command(folder, config, overrides)))
         print(f"# {len(runs)} runs: {sum(r[0] == 'pretrain' for r in runs)} of pre-training, the rest fine-tuning")
         return
-    output = Path(arguments.output)
+    output = Path(arguments.output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     failed = execute(runs)
     folds = len(set(arguments.folds.split(",")))

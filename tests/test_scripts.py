@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,8 +116,8 @@ def test_the_near_duplicates_that_a_public_set_lists_are_found(real_data):
     listed = [(by_name[row["near_dup_of"]], row["file"]) for row in rows if row["near_dup_of"] in by_name]
     names = sorted({name for pair in listed for name in pair})
     later = {second for _, second in listed}
-    data = SimpleNamespace(root=str(real_data / "busi" / "manifest.csv"), split="all", bits16="minmax",
-                           max_pixels=10**7, max_side=0, min_side=8)  # fmt: skip
+    data = tiny.resolved("finetune", data__root=str(real_data / "busi" / "manifest.csv"), data__split="all",
+                         data__max_side=0).data  # fmt: skip
     source = manifest.source(data, 1)
     wanted = np.array([i for i, name in enumerate(source.names) if name in set(names)])
     usable = index.build(subset(source, wanted))
@@ -132,8 +131,7 @@ def test_the_near_duplicates_that_a_public_set_lists_are_found(real_data):
 
 def test_images_that_pre_training_saw_are_listed(tmp_path):
     rows = write_set(tmp_path, 6)
-    data = SimpleNamespace(root=str(tmp_path), split="all", bits16="minmax", max_pixels=10**7,
-                           max_side=0, min_side=8)  # fmt: skip
+    data = tiny.resolved("finetune", data__root=str(tmp_path), data__split="all", data__max_side=0).data
     usable = index.build(image_folder.source(data, 1))
     where = {"train": np.arange(4), "test": np.arange(4, len(usable))}
     seen = {usable.hashes[2], usable.hashes[5]}

@@ -51,6 +51,7 @@ def define_flags() -> None:
         "With --mode=predict for a segmentation: fields of config.infer, such as 'flips=True,overlap=0.7'.",
     )
     switch("dry_run", False, "Compile, take two steps, print the cost, exit.")
+    switch("inspect", False, "Print what the run would train on, write contact sheets, then exit.")
     switch("plan", False, "Print FLOPs, memory, hours and rough cost on known chips and on this machine, then exit.")
     flags.DEFINE_integer("plan_images", 0, "With --plan: plan for a data set of this many images.")
     text("prices", "", "With --plan: your prices in dollars per chip and hour, such as 'H100=2.5,TPU v5e=0.6'.")
@@ -122,7 +123,7 @@ def check(argv: list[str]) -> None:
             values.config.task  # noqa: B018, a file that could not be loaded only complains when used
         except (OSError, AttributeError) as error:
             fail(f"--config: {error}")
-    if values.workdir is None and not (values.dry_run or values.plan):
+    if values.workdir is None and not (values.dry_run or values.plan or values.inspect):
         fail("--workdir is not set: name a folder for the run, such as --workdir=runs/first")
 
 
@@ -133,10 +134,13 @@ def start() -> Any:
     values = flags.FLAGS
     if values.distributed or values.coordinator:
         jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
-    from deblur_mae_jax.commands import plan, predict, run
+    from deblur_mae_jax.commands import inspect, plan, predict, run
 
     if values.mode == "predict":
         predict.run(values.workdir, values.input, values.output, values.infer)
+        return None
+    if values.inspect:
+        inspect.run(values.config, values.workdir or "")
         return None
     if values.plan:
         plan.run(values.config, values.prices, values.plan_images)

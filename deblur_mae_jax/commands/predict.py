@@ -57,9 +57,9 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
     trained = api.load(run_folder)
     if not trained.classes:
         raise UserError(f"--workdir: '{run_folder}' is not a classifier; fine-tune it first")
-    path = Path(output).expanduser() if output else Path(run_folder) / "predictions_new.csv"
-    if path.suffix != ".csv":
-        raise UserError(f"--output: '{path}' must end in .csv")
+    path = Path(output).expanduser() if output else Path(run_folder).expanduser() / "predictions_new.csv"
+    if path.suffix != ".csv" or path.is_dir():
+        raise UserError(f"--output: '{path}' must be a file that ends in .csv")
     new_images.make_folder(path.parent)
     index = new_images.index_of(trained, images, progress)
     table = _table(trained, index, progress)

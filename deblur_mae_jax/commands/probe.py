@@ -30,7 +30,7 @@ from deblur_mae_jax.reports import predictions
 from deblur_mae_jax.training import checks, supervision
 from deblur_mae_jax.training.progress import Progress
 from deblur_mae_jax.training.supervision import Supervision
-from deblur_mae_jax.workdir import run_folder
+from deblur_mae_jax.workdir import lock, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 KINDS = ("knn", "logistic")
@@ -68,7 +68,13 @@ def run(config: ConfigDict, workdir: str | Path, dry_run: bool = False) -> dict[
     """
     if dry_run:
         raise UserError("--dry_run: a probe trains no network; run it on a few images instead")
-    folder, progress = Workdir(workdir), Progress()
+    folder = Workdir(workdir)
+    with lock.hold(folder):
+        return _probe(config, folder)
+
+
+def _probe(config: ConfigDict, folder: Workdir) -> dict[str, Any]:
+    progress = Progress()
     config, source, lines = inherit.resolve(config)
     trained = inherit.require_source(source, "a probe")
     identity = networks.identify(config)

@@ -21,7 +21,7 @@ from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.reports import blur_search as report
 from deblur_mae_jax.reports import page
 from deblur_mae_jax.training.progress import Progress
-from deblur_mae_jax.workdir import run_folder
+from deblur_mae_jax.workdir import lock, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 STRIPS = 6
@@ -42,7 +42,13 @@ def run(config: ConfigDict, workdir: str | Path, dry_run: bool = False) -> Searc
     """
     if dry_run:
         raise UserError("--dry_run: a blur search trains nothing; run it on a few images instead")
-    folder, progress = Workdir(workdir), Progress()
+    folder = Workdir(workdir)
+    with lock.hold(folder):
+        return _search(config, folder)
+
+
+def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
+    progress = Progress()
     config, source, lines = inherit.resolve(config)
     trained = inherit.require_source(source, "a blur search")
     if trained.network.kind != "reconstruct":

@@ -7,12 +7,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-import imagehash
 import numpy as np
-from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from deblur_mae_jax.data.index import Index, pixel_hash
+from deblur_mae_jax.data.perceptual import perceptual_hash
 from deblur_mae_jax.data.source import BadImage
 
 HASH_SIDE = 16
@@ -83,12 +82,6 @@ class Leaks:
                 out.writerow([p.kind, p.first, p.first_split, p.second, p.second_split])
             for name in self.pretraining:
                 out.writerow(["seen in pre-training", name, "judged", name, "pre-training"])
-
-
-def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
-    """pHash of one image, `(HASH_SIDE ** 2,)` bits."""
-    gray = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-    return imagehash.phash(Image.fromarray(gray), hash_size=HASH_SIDE).hash.reshape(-1)
 
 
 class _Pairs:
@@ -174,7 +167,7 @@ def _note_near(pairs: _Pairs, index: Index, used: list[int]) -> None:
     bits = np.zeros((len(used), HASH_SIDE**2), bool)
     for row, i in enumerate(used):
         try:
-            bits[row] = perceptual_hash(index.source.read(i))
+            bits[row] = perceptual_hash(index.source.read(i), HASH_SIDE)
         except (BadImage, OSError):  # readable when the run started, but no longer
             bits[row] = np.random.default_rng(i).random(HASH_SIDE**2) < 0.5
     signs = np.where(bits, 1.0, -1.0).astype(np.float32)

@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import lookup
 from deblur_mae_jax.config import copy, decoding
+from deblur_mae_jax.data import dicom
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.source import Source
 
 Progress = Callable[[int, int], None]
 
 
+# Sources of 2-D images, and the sources of volumes that read the same files.
+VOLUMES = {"dicom": "dicom_volumes", "packed": "packed_volumes"}
+# Sources of files in a folder, and the source that reads them if most are DICOM.
+FOLDERS = {"image_folder": "dicom", "nifti": "dicom_volumes"}
+
+
+def module_of(name: str, axes: int) -> Any:
+    """The file of `deblur_mae_jax/data` that `config.data.name` means for images with so many axes."""
+    return lookup.module("data", VOLUMES.get(name, name) if axes == 3 else name, "source", "config.data.name")
+
+
 def load_source(config: ConfigDict, split: str | None = None) -> Source:
     """The images that `config.data` names. `split` replaces `config.data.split`."""
     data = config.data if split is None else copy(config.data, {"split": split})
-    module = lookup.module("data", data.name, "source", "config.data.name")
+    axes = lookup.module("models", config.model.name, "Model", "config.model.name").AXES
+    module = module_of(data.name, axes)
+    if data.name in FOLDERS and _holds_dicom(str(data.root)):
+        module = module_of(FOLDERS[data.name], axes)
+        source = module.source(copy(data, {"root": _without_modality(str(data.root))}), config.model.in_chans)
+        said = "most files are DICOM, so they are read as with config.data.name=dicom"
+        return dataclasses.replace(source, notes=[said, *source.notes])
     return module.source(data, config.model.in_chans)
+
+
+def _holds_dicom(root: str) -> bool:
+    """Whether `root` is one folder in which most files are DICOM."""
+    folder = Path(_without_modality(root)).expanduser()
+    if not root or not folder.is_dir() or (folder / "manifest.csv").exists():
+        return False
+    return dicom.most_are_dicom(folder)
+
+
+def _without_modality(root: str) -> str:
+    """The folder of "folder=ct". The modality of a DICOM series is in its header."""
+    path, _, modality = root.rpartition("=")
+    return path if path and modality.strip().lower() in ("ct", "mr", "mri") else root
 
 
 def build_index(

@@ -1,17 +1,19 @@
 """Decode image files to uint8 arrays.
 
-Formats are PNG, JPEG, BMP, TIFF and others, with 8 or 16 bits, in gray, RGB, palette or CMYK.
+Formats are PNG, JPEG, BMP, TIFF and others, with 8 to 64 bits, in gray, RGB, palette, CMYK or L*a*b*.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from deblur_mae_jax.data import deep_images, raster
+from deblur_mae_jax.data.raster import Header
 from deblur_mae_jax.data.source import BadImage
 
 EXTENSIONS = frozenset(
@@ -34,7 +36,13 @@ EXTENSIONS = frozenset(
     ]
 )
 BITS16 = ("minmax", "full")
-_EXIF_ORIENTATION = 0x0112
+# What is said of an image that was read with an assumption.
+TRANSPARENT = "transparent pixels are read as black"
+ALL_TRANSPARENT = "every pixel is transparent; the colours stored under them are read"
+OUTLIERS = "a few outlying values; the range of the other 99.8 % of the pixels is stretched to 8 bits"
+UNIT_RANGE = "values are from 0 to 1, so this is the range that data.bits16=full maps to 8 bits"
+CLIPPED = "values outside 0 to 65535 are clipped by data.bits16=full"
+ONE_FRAME = "several frames or pages, of which only the first is read"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Decoder:
     channels:   1 (gray, with ITU-R 601 weights) or 3.
     max_pixels: largest number of pixels; larger files are refused from their header, before decoding.
     max_side:   longest side, pixels; larger images are shrunk to it with antialiasing. 0: never.
-    min_side:   shortest side, pixels; smaller images are refused.
+    min_side:   shortest side, pixels, before and after shrinking; smaller images are refused.
     bits16:     conversion of 16-bit and float images to 8 bits: "minmax" stretches each image's own range,
                 "full" maps 0..65535.
     """
@@ -57,80 +65,78 @@ class Decoder:
 
     def header(self, path: Path | bytes) -> tuple[int, int]:
         """(H, W) of the decoded array, from the header alone."""
-        with self._open(path) as image:
-            width, height = image.size
-            if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
-                width, height = height, width
-        return self._shrunk(height, width)
+        with raster.opened(path, self.max_pixels) as (header, _):
+            return self._shrunk(*self._checked(header).upright)
 
     def __call__(self, path: Path | bytes) -> np.ndarray:
         """uint8 `(H, W, channels)`. Raises `BadImage`."""
-        with self._open(path) as image:
+        return self.decode(path)[0]
+
+    def decode(self, path: Path | bytes) -> tuple[np.ndarray, list[str]]:
+        """uint8 `(H, W, channels)`, and the assumptions that were made. Raises `BadImage`."""
+        notes: list[str] = []
+        with raster.opened(path, self.max_pixels) as (header, opened):
+            self._checked(header)
+            if header.frames > 1:
+                notes.append(ONE_FRAME)
             try:
-                image.load()
-                image = ImageOps.exif_transpose(image)
-                height, width = self._shrunk(image.height, image.width)
-                image = self._to_8_bit(image)
+                plain = opened is not None and not header.deep
+                image = self._plain(opened, header, notes) if plain else self._deep(path, header, notes)
                 image = image.convert("L" if self.channels == 1 else "RGB")
-            except BadImage:
+            except (BadImage, FileNotFoundError):
                 raise
             except MemoryError as error:
                 raise BadImage("not enough memory to decode it") from error
             except Exception as error:  # Pillow's decoders raise many kinds on damaged data
-                raise BadImage(f"damaged: {_one_line(error)}") from error
+                raise BadImage(f"damaged: {raster.one_line(error)}") from error
+        height, width = self._shrunk(image.height, image.width)
         if (height, width) != (image.height, image.width):
             image = image.resize((width, height), Image.Resampling.LANCZOS)
         array = np.asarray(image)
-        return array[:, :, None] if array.ndim == 2 else array
+        return (array[:, :, None] if array.ndim == 2 else array), notes
 
-    def mask(self, path: Path, image_path: Path) -> np.ndarray:
-        """The values of a mask file on the pixel grid of the decoded image, uint8 `(H, W)`.
+    def shrunk_mask(self, mask: np.ndarray) -> np.ndarray:
+        """A mask `(H, W)` uint8 on the grid of the decoded image."""
+        height, width = self._shrunk(*mask.shape)
+        return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
-        For a palette image, the values are the palette indices.
-        """
-        with self._open(path) as mask, self._open(image_path) as image:
-            turn = image.getexif().get(_EXIF_ORIENTATION, 1)
-            if mask.size != image.size:
-                raise BadImage(
-                    f"its mask is {mask.width} x {mask.height} pixels, the image {image.width} x {image.height}"
-                )
-            try:
-                mask.load()
-                mask.getexif()[_EXIF_ORIENTATION] = turn
-                mask = ImageOps.exif_transpose(mask)
-            except Exception as error:  # Pillow's decoders raise many kinds on damaged data
-                raise BadImage(f"its mask is damaged: {_one_line(error)}") from error
-        values = np.asarray(mask if mask.mode in ("L", "P", "1") else mask.convert("L"))
-        height, width = self._shrunk(*values.shape)
-        out = Image.fromarray(values.astype(np.uint8) * (255 if mask.mode == "1" else 1))
-        return np.asarray(out.resize((width, height), Image.Resampling.NEAREST))
-
-    def _open(self, path: Path | bytes) -> Image.Image:
-        try:
-            if isinstance(path, bytes):
-                if not path:
-                    raise BadImage("empty")
-                image = Image.open(io.BytesIO(path))
-            else:
-                if path.stat().st_size == 0:
-                    raise BadImage("empty file (0 bytes)")
-                image = Image.open(path)
-        except UnidentifiedImageError as error:
-            raise BadImage("not an image, or damaged beyond recognition") from error
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise BadImage(f"larger than data.max_pixels={self.max_pixels}") from error
-        except BadImage:
-            raise
-        except Exception as error:  # a header can be damaged in as many ways as the pixels
-            raise BadImage(f"cannot be opened: {_one_line(error)}") from error
-        width, height = image.size
+    def _checked(self, header: Header) -> Header:
+        """Refuse sizes that are out of range. Raises `BadImage`."""
+        width, height = header.width, header.height
         if width * height > self.max_pixels:
-            image.close()
             raise BadImage(f"{width} x {height} pixels, over data.max_pixels={self.max_pixels}")
         if min(width, height) < self.min_side:
-            image.close()
             raise BadImage(f"{width} x {height} pixels, under data.min_side={self.min_side}")
-        return image
+        after = self._shrunk(height, width)
+        if min(after) < self.min_side:
+            raise BadImage(
+                f"{width} x {height} pixels become {after[1]} x {after[0]} by data.max_side={self.max_side}, under "
+                f"data.min_side={self.min_side}"
+            )
+        return header
+
+    def _plain(self, image: Any, header: Header, notes: list[str]) -> Image.Image:
+        """The pixels that Pillow reads, with 8 bits."""
+        image.load()
+        turned = image if header.applied else raster.turned_image(image, header.orientation)
+        if turned.mode in ("I", "F") or turned.mode.startswith("I;16"):
+            return Image.fromarray(self._to_8_bit(np.asarray(turned), notes))
+        return _on_black(turned, notes)
+
+    def _deep(self, path: Path | bytes, header: Header, notes: list[str]) -> Image.Image:
+        """Read an image that Pillow would read wrongly."""
+        pixels = deep_images.read(path, header, self.max_pixels)
+        values, alpha = pixels.values, pixels.alpha
+        notes += pixels.notes
+        if values.dtype == bool:
+            values = values.astype(np.uint8) * 255
+        if alpha is not None and alpha.min() < 1:
+            notes.append(TRANSPARENT if alpha.max() > 0 else ALL_TRANSPARENT)
+            if alpha.max() > 0 and not pixels.multiplied:
+                values = values * (alpha if values.ndim == 2 else alpha[..., None])
+                values = np.rint(values).astype(np.uint8) if pixels.values.dtype == np.uint8 else values
+        eight = values if values.dtype == np.uint8 else self._to_8_bit(values, notes)
+        return Image.fromarray(np.ascontiguousarray(eight))
 
     def _shrunk(self, height: int, width: int) -> tuple[int, int]:
         longest = max(height, width)
@@ -139,18 +145,39 @@ class Decoder:
         scale = self.max_side / longest
         return max(1, round(height * scale)), max(1, round(width * scale))
 
-    def _to_8_bit(self, image: Image.Image) -> Image.Image:
-        if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
-            return image
-        values = np.asarray(image).astype(np.float64)
+    def _to_8_bit(self, values: np.ndarray, notes: list[str]) -> np.ndarray:
+        if values.dtype.kind not in "iuf":
+            raise BadImage(f"its values are of type {values.dtype}")
+        values = values.astype(np.float64)
         if not np.isfinite(values).all():
             raise BadImage("holds NaN or infinite values")
         low, high = 0.0, 65535.0
+        if self.bits16 == "full":
+            if values.min() >= 0 and 0 < values.max() <= 1:
+                high = 1.0
+                notes.append(UNIT_RANGE)
+            elif values.min() < low or values.max() > high:
+                notes.append(CLIPPED)
         if self.bits16 == "minmax" and values.max() > values.min():
             low, high = float(values.min()), float(values.max())
+            inner = np.percentile(values, [0.1, 99.9])
+            if 0 < inner[1] - inner[0] < (high - low) / 16:
+                low, high = float(inner[0]), float(inner[1])
+                notes.append(OUTLIERS)
         scaled = np.clip((values - low) / (high - low), 0.0, 1.0) * 255.0
-        return Image.fromarray(np.rint(scaled).astype(np.uint8))
+        return np.rint(scaled).astype(np.uint8)
 
 
-def _one_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+def _on_black(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Show transparent pixels as black, as a viewer of ultrasound does."""
+    if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
+        return image
+    full = image.convert("RGBA")
+    low, high = full.getchannel("A").getextrema()
+    if low == 255:
+        return image
+    if high == 0:
+        notes.append(ALL_TRANSPARENT)
+        return full.convert("RGB")
+    notes.append(TRANSPARENT)
+    return Image.alpha_composite(Image.new("RGBA", full.size, (0, 0, 0, 255)), full).convert("RGB")

@@ -2,172 +2,85 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from deblur_mae_jax.data.decode import BITS16, EXTENSIONS, Decoder
+from deblur_mae_jax.data import layout, listing, naming, raster
+from deblur_mae_jax.data.decode import EXTENSIONS
+from deblur_mae_jax.data.image_files import Files, Masks, decoder_of, mask_file_of
+from deblur_mae_jax.data.listing import File
+from deblur_mae_jax.data.masks import looks_like_mask
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
-from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.data.volume_file import is_volume
+from deblur_mae_jax.errors import UserError
 
 AXES = 2  # of its images
-
-SPLIT_FOLDERS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test", "pool": "pool",
-}  # fmt: skip
-
-
-# A folder that holds the masks of the images beside it, under the same names.
-MASK_FOLDER = "masks"
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Read a list of image files. All file-based sources of 2-D images use it."""
-
-    paths: list[str]
-    decoder: Decoder
-
-    def read(self, index: int) -> np.ndarray:
-        """Decoded pixels of one file."""
-        return self.decoder(Path(self.paths[index]))
-
-    def header(self, index: int) -> tuple[int, int]:
-        """(H, W) of one file."""
-        return self.decoder.header(Path(self.paths[index]))
-
-    def stamp(self, index: int) -> list[int] | None:
-        """Size and modification time."""
-        return stamp_of(self.paths[index])
-
-
-@dataclasses.dataclass(frozen=True)
-class Masks:
-    """Read the masks of `images`.
-
-    paths: mask file of each image, or "" if it has no mask.
-    """
-
-    paths: list[str]
-    images: Files
-
-    def stamp(self, index: int) -> list[Any]:
-        """Name, size and modification time."""
-        return [
-            self.paths[index],
-            stamp_of(self.paths[index]) if self.paths[index] else None,
-        ]
-
-    def fields(self) -> dict[str, Any]:
-        """The mask fields of a `Source`. Empty if no image has a mask."""
-        if not any(self.paths):
-            return {}
-        return {
-            "masks": self.read,
-            "masked": [bool(p) for p in self.paths],
-            "mask_stamp": self.stamp,
-        }
-
-    def read(self, index: int) -> np.ndarray:
-        """The values of a mask file on the pixel grid of `images.read`, uint8 `(H, W)`."""
-        if not self.paths[index]:
-            raise BadImage("it has no mask")
-        return self.images.decoder.mask(Path(self.paths[index]), Path(self.images.paths[index]))
-
-
-def stamp_of(path: str) -> list[int] | None:
-    """Size and modification time of a file. `None` if it does not exist."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def existing_root(root: str, field: str = "config.data.root") -> Path:
-    """Convert `root` to a path. Raises `UserError` if it does not exist."""
-    if not root:
-        raise UserError(f"{field} is not set: give the images with --{field}=/path/to/images")
-    path = Path(root).expanduser()
-    if not path.exists():
-        raise UserError(f"{field}: '{root}' does not exist")
-    return path
 
 
 def source(data, channels: int) -> Source:
     """Every image below `data.root`, sorted by relative path.
 
-    A file without an image extension is opened to check whether it is an image. If not, it is listed
-    as skipped. The class of an image is the name of its first sub-folder. If all first sub-folders are
-    splits (train, val, test, pool), only the splits named in `data.split` are used, and the class is
-    the name of the second sub-folder. Sub-folders named `masks` hold masks instead of images: the mask
-    of `benign/a.jpg` is `masks/benign/a.png`, and that of `images/a.jpg` is `masks/a.png`, with any suffix.
+    A file without an image extension is opened to check whether it is an image. If not, it is listed as skipped. The
+    class of an image is the name of its first sub-folder. If the sub-folders name splits (`train`, `validation`,
+    `test-images`, ...), only the splits named in `data.split` are used, and files beside them are left out.
+    Masks are recognised by the names of their folders or files (`data/layout.py`). Patients are taken from
+    `data.group_pattern`, or from sub-folders that look like patients.
     """
-    root = existing_root(data.root)
+    root = listing.existing_root(data.root)
     if not root.is_dir():
         raise UserError(f"config.data.root: '{data.root}' is a file; for a CSV add --config.data.name=manifest")
-    decoder = decoder_of(data, channels)
-    names, skipped, masks = [], [], {}
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(d for d in folders if not d.startswith("."))
-        for file in sorted(files):
-            if file.startswith("."):
-                continue
-            path = Path(folder, file)
-            name = path.relative_to(root).as_posix()
-            path_parts = name.split("/")
-            if MASK_FOLDER in path_parts[:-1]:
-                masks[Path(*(p for p in path_parts if p != MASK_FOLDER)).with_suffix("").as_posix()] = path
-                continue
-            if path.suffix.lower() not in EXTENSIONS:
-                try:
-                    decoder.header(path)
-                except BadImage:
-                    kind = "DICOM, convert it to PNG" if path.suffix.lower() == ".dcm" else "no image"
-                    skipped.append(Skipped(name, f"not an image file ({kind})"))
-                    continue
-            names.append(name)
-    names.sort()
-    firsts = {n.split("/")[0] if "/" in n else "" for n in names}
-    depth = 0
-    if firsts and all(first.lower() in SPLIT_FOLDERS for first in firsts):
-        wanted = {name for name in data.split.split("+") if name and name != "all"}
-        present = {SPLIT_FOLDERS[first.lower()] for first in firsts}
-        if wanted and not wanted & present:
-            raise UserError(
-                f"config.data.split: '{data.split}' is not a split of '{root}'. "
-                f"Choices: {', '.join(sorted(present))}, all."
-            )
-        depth = 1
-        if wanted:
-            names = [n for n in names if SPLIT_FOLDERS[n.split("/")[0].lower()] in wanted]
-    reader = Files([str(root / name) for name in names], decoder)
-    labelled = [n.split("/")[depth] if n.count("/") > depth else "" for n in names]
-    cases = [Path(name).with_suffix("").as_posix() for name in names]
-    mask_paths = [masks.get(case) or masks.get(case.replace("images/", "", 1)) or "" for case in cases]
+    found = listing.walk(root)
+    files, skipped = [], list(found.skipped)
+    for file in found.files:
+        reason = _no_image(file, data.max_pixels)
+        if reason:
+            skipped.append(Skipped(file.name, reason))
+        else:
+            files.append(file)
+    arranged = layout.arrange(files, _stem, looks_like_mask, group_pattern=data.group_pattern)
+    cases = arranged.of_splits(data.split, root)
+    reader = Files([case.file.path for case in cases], decoder_of(data, channels))
+    labels = [case.label for case in cases]
+    groups = [case.group for case in cases]
+    notes = list(arranged.notes)
+    notes += [f"the folder '{name}' holds no file" for name in found.empty[:5]]
+    if found.links:
+        notes.append(f"{found.links} linked folders are read too")
     return Source(
-        names,
+        [case.file.name for case in cases],
         reader.read,
         reader.header,
         reader.stamp,
-        labels=labelled if any(labelled) else None,
-        **Masks([str(path) for path in mask_paths], reader).fields(),
-        skipped=skipped,
+        labels=labels if any(labels) else None,
+        groups=groups if any(groups) else None,
+        **Masks([case.masks for case in cases], reader, mask_file_of(data)).fields(),
+        skipped=skipped + arranged.skipped,
+        examine=reader.examine,
+        notes=notes,
+        splits=[case.split for case in cases] if any(case.split for case in cases) else None,
+        unused=layout.unused(arranged.cases, cases),
     )
 
 
-def decoder_of(data, channels: int) -> Decoder:
-    """The decoder that the fields of `config.data` describe."""
-    if data.bits16 not in BITS16:
-        raise unknown("config.data.bits16", data.bits16, BITS16)
-    return Decoder(
-        channels=channels,
-        max_pixels=data.max_pixels,
-        max_side=data.max_side,
-        min_side=data.min_side,
-        bits16=data.bits16,
-    )
+def _stem(base: str) -> str:
+    return Path(base).stem if Path(base).suffix.lower() in EXTENSIONS else base
+
+
+def _no_image(file: File, max_pixels: int) -> str:
+    """Why a file is no image; "" if it is one, or has the extension of one."""
+    path = Path(file.path)
+    if path.suffix.lower() in EXTENSIONS:
+        return ""
+    if file.base.lower().endswith(naming.UNFINISHED):
+        return "not an image file (a backup or an unfinished download)"
+    if is_volume(file.base):
+        return "not an image file (a volume; read volumes with config.data.name=nifti)"
+    try:
+        with raster.opened(path, max_pixels):
+            return ""
+    except BadImage as error:
+        if "max_pixels" in str(error):
+            return ""
+        what = str(error) if not str(error).startswith(("not an image", "cannot be opened", "empty")) else "no image"
+        return f"not an image file ({what})"
+    except OSError as error:
+        return f"not an image file (cannot be read: {error.strerror or error})"

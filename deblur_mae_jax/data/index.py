@@ -11,16 +11,22 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deblur_mae_jax.data.masks import edge_values
+from deblur_mae_jax.data.perceptual import perceptual_hash
 from deblur_mae_jax.data.source import BadImage, Skipped, Source, subset
 from deblur_mae_jax.errors import UserError, unknown
 
+# Frames of a clip whose perceptual hashes differ in so few of 64 bits are nearly equal.
+STILL_BITS = 2
+STILL = "nearly equal to an earlier frame of its clip"
 CHECKS = ("pixels", "header")
 
 
@@ -34,6 +40,8 @@ class Index:
     fingerprint: a hash that changes with any name or size and, with check="pixels", with any pixel.
     hashes: hash of the pixels of each image, "" with check="header".
     mask_values: values in the mask of each image, if masks were requested.
+    edge_values: those of them that only occur between other regions.
+    notes: assumptions that were made when images were read, with the number of images and the first name.
     """
 
     source: Source
@@ -42,6 +50,8 @@ class Index:
     fingerprint: str
     hashes: list[str]
     mask_values: list[list[int]] = dataclasses.field(default_factory=list)
+    edge_values: list[list[int]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -61,24 +71,54 @@ def pixel_hash(pixels: np.ndarray) -> str:
 
 def _check_one(source: Source, index: int, check: str, masks: bool) -> dict:
     entry: dict = {}
+    notes: list[str] = []
     try:
-        size = source.size_of(index)
         digest = ""
         if check == "pixels":
-            pixels = source.read(index)
-            size = pixels.shape[:-1]
+            pixels, notes = source.examine(index) if source.examine else (source.read(index), [])
+            size: tuple[int, ...] = pixels.shape[:-1]
             digest = pixel_hash(pixels)
+            notes = notes + _doubts(pixels)
+            if source.clips is not None and source.clips[index]:
+                entry["phash"] = np.packbits(perceptual_hash(pixels, 8)).tobytes().hex()
+        else:
+            size = source.size_of(index)
         if masks:
-            assert source.masks is not None
-            mask = source.masks(index)
-            if mask.shape != tuple(size):
-                raise BadImage(f"its mask has the shape {mask.shape}, the image {tuple(size)}")
-            entry = {"mask": pixel_hash(mask), "values": [int(v) for v in np.unique(mask)]}
+            mask, more = _mask(source, index, tuple(size))
+            notes = notes + more
+            inside, edges = edge_values(mask) if mask.ndim == 2 else ([int(v) for v in np.unique(mask)], [])
+            entry |= {"mask": pixel_hash(mask), "values": sorted({*inside, *edges}), "edges": edges}
+        if notes:
+            entry["notes"] = notes
         return {"size": [int(side) for side in size], "hash": digest, **entry}
     except BadImage as error:
         return {"reason": str(error)}
-    except OSError as error:
-        return {"reason": f"cannot be read: {error.strerror or error}"}
+    except (OSError, ValueError) as error:  # also an embedded NUL in a path
+        return {"reason": f"cannot be read: {getattr(error, 'strerror', None) or error}"}
+    except MemoryError:
+        return {"reason": "not enough memory to read it"}
+
+
+def _mask(source: Source, index: int, size: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
+    """The mask of an image and the assumptions that were made. Raises `BadImage` if its size is not the image's."""
+    assert source.masks is not None
+    mask, notes = source.examine_mask(index) if source.examine_mask else (source.masks(index), [])
+    if mask.shape != size:
+        raise BadImage(f"its mask has the shape {mask.shape}, the image {size}")
+    return mask, notes
+
+
+def _doubts(pixels: np.ndarray) -> list[str]:
+    """What makes a 2-D image look like something else."""
+    if pixels.dtype != np.uint8:
+        return []
+    low, high = pixels.min(), pixels.max()
+    if low == high:
+        return ["the image has a single gray level"]
+    levels = np.flatnonzero(np.bincount(pixels[..., 0].ravel(), minlength=256))
+    if len(levels) <= 8:
+        return [f"the image has only {len(levels)} gray levels, as masks have"]
+    return []
 
 
 def build(
@@ -114,15 +154,15 @@ def build(
     if len(source) == 0:
         raise UserError(
             "config.data.root: no image found there"
-            + (f" ({len(source.skipped)} other files)" if source.skipped else "")
+            + (f" ({len(source.skipped)} other files; {_first(source.skipped)})" if source.skipped else "")
         )
     if fraction < 1:
         count = max(1, round(fraction * len(source)))
         chosen = np.random.Generator(np.random.Philox(key=[seed, 1 << 40])).permutation(len(source))
         source = subset(source, np.sort(chosen[:count]))
 
-    # Increase the number 3 when the rules for usable images change: it invalidates older caches.
-    results = _examine(source, [check, settings, masks, 3], cache, num_threads, progress)
+    # Increase the number 4 when the rules for usable images change: it invalidates older caches.
+    results = _examine(source, [check, settings, masks, 4], cache, num_threads, progress)
     return _usable(source, results, max_bad_fraction, masks)
 
 
@@ -168,27 +208,69 @@ def _usable(source: Source, results: list[dict], max_bad_fraction: float, masks:
     """The index of the usable images, with a fingerprint of their contents. Raises `UserError`."""
     good = [i for i, r in enumerate(results) if "reason" not in r]
     bad = [Skipped(source.names[i], r["reason"]) for i, r in enumerate(results) if "reason" in r]
+    still = _repeated_frames(source, results, good)
+    good = [i for i in good if i not in still]
     if not good:
         raise UserError(
-            f"config.data.root: none of the {len(source)} images can be used; the first, "
-            f"'{bad[0].name}', is {bad[0].reason}"
+            f"config.data.root: none of the {len(source)} images can be used; the first is "
+            f"'{bad[0].name}': {bad[0].reason}"
         )
     if len(bad) > max_bad_fraction * len(source):
         raise UserError(
             f"{len(bad)} of {len(source)} images cannot be used, more than "
-            f"config.data.max_bad_fraction={max_bad_fraction:g} allows; the first, "
-            f"'{bad[0].name}', is {bad[0].reason}"
+            f"config.data.max_bad_fraction={max_bad_fraction:g} allows; the first is "
+            f"'{bad[0].name}': {bad[0].reason}"
         )
     digest = hashlib.sha256()
+    keys = source.keys or source.names
     for i in good:
         entry = results[i]
-        digest.update(f"{source.names[i]}\0{entry['size']}\0{entry['hash']}".encode())
+        digest.update(f"{keys[i]}\0{entry['size']}\0{entry['hash']}".encode())
         digest.update(f"\0{entry['mask']}\n".encode() if masks else b"\n")
     sizes = np.array([results[i]["size"] for i in good], np.int32)
     usable = subset(source, np.array(good))
     hashes = [results[i]["hash"] for i in good]
     values = [results[i]["values"] for i in good] if masks else []
-    return Index(usable, sizes, [*bad, *source.skipped], digest.hexdigest()[:16], hashes, values)
+    edges = [results[i]["edges"] for i in good] if masks else []
+    notes = _counted([(source.names[i], results[i].get("notes", ())) for i in good])
+    skipped = [*bad, *(Skipped(source.names[i], STILL) for i in sorted(still)), *source.skipped]
+    return Index(usable, sizes, skipped, digest.hexdigest()[:16], hashes, values, edges, notes)
+
+
+def _repeated_frames(source: Source, results: list[dict], good: list[int]) -> set[int]:
+    """Frames that are nearly equal to an earlier one of their clip."""
+    if source.clips is None:
+        return set()
+    kept: dict[str, list[int]] = {}
+    still = set()
+    for i in good:
+        code = results[i].get("phash")
+        if code is None:
+            continue
+        earlier = kept.setdefault(source.clips[i], [])
+        if any((int(code, 16) ^ other).bit_count() <= STILL_BITS for other in earlier):
+            still.add(i)
+        else:
+            earlier.append(int(code, 16))
+    return still
+
+
+def _first(skipped: list[Skipped]) -> str:
+    return f"the first is '{skipped[0].name}': {skipped[0].reason}"
+
+
+def _counted(notes: list[tuple[str, Iterable[str]]]) -> list[str]:
+    """One line for every kind of note, with the number of images and the first name. Numbers in notes may differ."""
+    by_kind: dict[str, list[tuple[str, str]]] = {}
+    for name, own in notes:
+        for note in own:
+            by_kind.setdefault(re.sub(r"(?<![#\w])[\d.]+(?! is #)", "0", note), []).append((name, note))
+    return [
+        f"{found[0][1]} ({len(found)} images, the first '{found[0][0]}')"
+        if len(found) > 1
+        else f"{found[0][1]} ('{found[0][0]}')"
+        for found in by_kind.values()
+    ]
 
 
 def write_skipped(path: Path, skipped: list[Skipped]) -> None:

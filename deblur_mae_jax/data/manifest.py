@@ -5,77 +5,90 @@ Other columns are ignored.
 
 from __future__ import annotations
 
-import csv
-import itertools
+import os
 from pathlib import Path
 
-from deblur_mae_jax.data.image_folder import Files, Masks, decoder_of, existing_root
+from deblur_mae_jax.data import table as tables
+from deblur_mae_jax.data.decode import EXTENSIONS
+from deblur_mae_jax.data.image_files import Files, Masks, decoder_of, mask_file_of
+from deblur_mae_jax.data.layout import groups_by_pattern
+from deblur_mae_jax.data.listing import existing_root
+from deblur_mae_jax.data.naming import views
 from deblur_mae_jax.data.source import Source
 from deblur_mae_jax.errors import UserError
 
 AXES = 2  # of its images
 
-PATH_COLUMNS = ("path", "file", "filename", "image")
-
-
-def read_rows(path: Path, split: str) -> tuple[list[dict[str, str]], str, list[str]]:
-    """Read the rows of a CSV that belong to `split`.
-
-    Returns the rows, the name of the column with their paths, and the names of all columns.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            columns = list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"config.data.root: cannot read '{path}' as CSV: {error}") from error
-    column = next((c for c in PATH_COLUMNS if c in columns), None)
-    if column is None:
-        raise UserError(
-            f"config.data.root: '{path}' has no column {' or '.join(PATH_COLUMNS)}; "
-            f"its columns are {', '.join(columns)}"
-        )
-    wanted = {name for name in split.split("+") if name and name != "all"}
-    if wanted and "split" in columns:
-        present = {row["split"] for row in rows}
-        # The default names several splits, and not all of them need to exist. It is an error only if none exists.
-        if not wanted & present:
-            raise UserError(
-                f"config.data.split: '{split}' is not a split of '{path}'. Choices: {', '.join(sorted(present))}, all."
-            )
-        rows = [row for row in rows if row["split"] in wanted]
-    return rows, column, columns
-
 
 def source(data, channels: int) -> Source:
     """The rows of the CSV `data.root` whose split is named in `data.split`.
 
-    Paths are relative to the CSV's folder. Their column is called path, file, filename or image.
-    `data.split` is one name, or several joined by "+", such as "train+pool". With "" or "all", or if
-    the CSV has no split column, every row is used.
+    Paths are relative to the CSV's folder. Their column is called path, file, filename or image. Other names of the
+    columns are understood (`data/table.py`), or given by `data.columns`. `data.split` is one name, or several joined by
+    "+", such as "train+pool". With "" or "all", or if the CSV has no split column, every row is used.
     """
     root = existing_root(data.root)
     if root.is_dir():
         root = root / "manifest.csv"
         if not root.exists():
             raise UserError(f"config.data.root: '{data.root}' holds no manifest.csv; name the CSV")
-    rows, column, columns = read_rows(root, data.split)
-    rows = [row for row in rows if row[column]]
-    rows.sort(key=lambda row: row[column])
-    names = [row[column] for row in rows]
-    twice = next((a for a, b in itertools.pairwise(names) if a == b), None)
-    if twice is not None:
-        raise UserError(f"config.data.root: '{root}' lists '{twice}' twice")
-    files = Files([str(root.parent / name) for name in names], decoder_of(data, channels))
-    named = [row.get("mask") or "" for row in rows]
-    masks = Masks([str(root.parent / name) if name else "" for name in named], files)
+    table = tables.read(root, data.split, data.columns)
+    finder = tables.Finder(root.parent, sorted(EXTENSIONS))
+    rows = sorted(table.rows, key=lambda row: row["path"])
+    paths = [finder.path(row["path"]) for row in rows]
+    refuse_twice(root, paths, [row["path"] for row in rows])
+    names = [tables.name_of(row["path"]) for row in rows]
+    files = Files(paths, decoder_of(data, channels))
+    masks = Masks([_masks_of(row, finder) for row in rows], files, mask_file_of(data))
+    notes = [*table.notes, *finder.notes]
+    groups = groups_of(names, rows, table.columns, data.group_pattern, notes)
     return Source(
         names,
         files.read,
         files.header,
         files.stamp,
-        labels=[row["label"] or "" for row in rows] if "label" in columns else None,
-        groups=[row["group"] or "" for row in rows] if "group" in columns else None,
+        labels=[row["label"] for row in rows] if "label" in table.columns else None,
+        groups=groups,
         **masks.fields(),
+        skipped=table.skipped,
+        examine=files.examine,
+        notes=notes,
+        splits=[row["split"] for row in rows] if "split" in table.columns else None,
+        unused=table.unused,
     )
+
+
+def _masks_of(row: dict[str, str], finder: tables.Finder) -> tuple[str, ...]:
+    cell = row.get("mask", "")
+    return tuple(finder.path(part.strip()) for part in cell.split(";") if part.strip())
+
+
+def refuse_twice(root: Path, paths: list[str], cells: list[str]) -> None:
+    """Raise `UserError` if two rows name the same file, in whatever spelling."""
+    first: dict[str, str] = {}
+    for named, cell in zip(paths, cells, strict=True):
+        path = os.path.realpath(named)
+        if path in first:
+            also = f" (also as '{first[path]}')" if first[path] != cell else ""
+            raise UserError(f"config.data.root: '{root}' lists '{cell}' twice{also}")
+        first[path] = cell
+
+
+def groups_of(
+    names: list[str], rows: list[dict[str, str]], columns: dict[str, str], pattern: str, notes: list[str]
+) -> list[str] | None:
+    """The patient of every row: the column `group`, else `config.data.group_pattern`. Adds to `notes`."""
+    if "group" in columns:
+        groups = [row["group"] for row in rows]
+        if pattern:
+            notes.append(f"config.data.group_pattern is not used: the patients are in column '{columns['group']}'")
+        return groups
+    if pattern:
+        return groups_by_pattern(names, pattern, notes)
+    suggestion = views([Path(name).stem for name in names])
+    if suggestion is not None:
+        notes.append(
+            f"names such as '{Path(names[0]).stem}' look like several views of one patient, and no patients are known; "
+            f'config.data.group_pattern="{suggestion[0]}" makes {suggestion[1]} patients of {len(names)} images'
+        )
+    return None

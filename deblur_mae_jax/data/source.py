@@ -38,6 +38,14 @@ class Source:
     mask_stamp: `index -> value` that changes when the mask file does.
     grids: `index -> Grid`, the image's original grid, if it differs from the grid of `read`.
     skipped: files that were found but are not images.
+    examine: `index -> (pixels, notes)`, as `read`, with the assumptions that were made.
+    examine_mask: `index -> (mask, notes)`, as `masks`, with the assumptions that were made.
+    mask_names: names of the classes 1, 2, ... if the masks hold classes that `config.data.mask_values` names.
+    notes: what was assumed about the whole set, for the user.
+    splits: split of each image, if the source names them.
+    unused: number of further images by split, which `config.data.split` leaves out.
+    clips: clip of each image, "" for a single picture. Of nearly equal frames of a clip the first is used.
+    keys: names for the fingerprint, if `names` change when the files are moved.
     modalities: modality of each image, such as "ct" or "mr".
     dtype: type of the arrays that `read` returns.
     """
@@ -53,6 +61,14 @@ class Source:
     mask_stamp: Callable[[int], Any] | None = None
     grids: Callable[[int], grid.Grid] | None = None
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
+    examine: Callable[[int], tuple[np.ndarray, list[str]]] | None = None
+    examine_mask: Callable[[int], tuple[np.ndarray, list[str]]] | None = None
+    mask_names: list[str] | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    splits: list[str] | None = None
+    unused: dict[str, int] = dataclasses.field(default_factory=dict)
+    keys: list[str] | None = None
+    clips: list[str] | None = None
     modalities: list[str] | None = None
     dtype: Any = np.uint8
 
@@ -99,6 +115,14 @@ def subset(source: Source, indices: np.ndarray) -> Source:
         mask_stamp=through(source.mask_stamp),
         grids=through(source.grids),
         skipped=source.skipped,
+        examine=through(source.examine),
+        examine_mask=through(source.examine_mask),
+        mask_names=source.mask_names,
+        notes=source.notes,
+        splits=pick(source.splits),
+        unused=source.unused,
+        keys=pick(source.keys),
+        clips=pick(source.clips),
         modalities=pick(source.modalities),
         dtype=source.dtype,
     )

@@ -105,9 +105,23 @@ def concatenate(sources: Sequence[Source]) -> Source:
         mask_stamp=through("mask_stamp"),
         grids=through("grids"),
         skipped=list(seen.values()),
+        examine=through("examine"),
+        examine_mask=through("examine_mask"),
+        mask_names=sources[0].mask_names,
+        notes=list(dict.fromkeys(note for source in sources for note in source.notes)),
+        splits=joined("splits"),
+        unused=_still_unused(sources),
+        keys=joined("keys"),
+        clips=joined("clips"),
         modalities=joined("modalities"),
         dtype=sources[0].dtype,
     )
+
+
+def _still_unused(sources: Sequence[Source]) -> dict[str, int]:
+    """The splits that none of the sources uses."""
+    used = {split for source in sources for split in source.splits or []}
+    return {split: n for source in sources for split, n in source.unused.items() if split not in used}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,12 @@ from deblur_mae_jax.evaluators import image_reconstruction, volume_reconstructio
 from deblur_mae_jax.reports import reconstruction
 from deblur_mae_jax.training.evaluator import Conclusion, Judgement
 from deblur_mae_jax.training.experiment import Experiment, modality_of
+from deblur_mae_jax.training.progress import Progress
 from deblur_mae_jax.workdir import metric_writer
 from deblur_mae_jax.workdir.run_folder import Workdir
 
+# The split of simulated images that are not trained on.
+UNSEEN = "unseen"
 # Keyed by the number of axes of the images.
 KINDS: dict[int, Any] = {2: image_reconstruction, 3: volume_reconstruction}
 
@@ -42,6 +45,13 @@ class Evaluator:
         """The stacked images and their names, spread over the set so that not all come from the first sub-folder."""
         run, config, split = self.run, self.run.config, self.run.config.report.eval_split
         index, loader = run.index, run.loader
+        if split == UNSEEN and not config.data.name.startswith("phantoms"):
+            if jax.process_index() == 0:
+                Progress().print(
+                    f"config.report.eval_split={UNSEEN} is for simulated images: the reconstruction is measured on "
+                    "images of the training set. Name a split of your own to measure on other images"
+                )
+            split = ""
         if split:
             main = jax.process_index() == 0
             index = dataset.build_index(config, self.workdir.index(split) if main else None, split)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,10 +32,14 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
     if not identity.starts_from_pretrained:
         # A run with its own checkpoint already has all its weights.
         source = trained_network.load(config.init_from) if config.init_from and not started else None
-        return _filled(config, {}), source, [] if source is None else list(source.notes)
+        lines = [] if source is None else list(source.notes)
+        if config.init_from and started:
+            lines = [f"config.init_from={config.init_from} is not read: the run goes on from its own checkpoint"]
+        return _filled(config, {}), source, lines
     source = None
     if workdir is not None and started and workdir.pretrained_weights.exists():
         source = trained_network.load(workdir.pretrained_weights)
+        _refuse_other_weights(config.init_from, workdir, source)
     elif config.init_from:
         source = trained_network.load(config.init_from)
     if identity.kind:
@@ -67,6 +73,18 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
     if other:
         lines.append(f"overridden: {', '.join(other)}")
     return config, source, lines
+
+
+def _refuse_other_weights(init_from: str, workdir: Workdir, copy: TrainedNetwork) -> None:
+    """Raise `UserError` if `config.init_from` was changed to other weights since the run started."""
+    before = json.loads(workdir.config.read_text()).get("init_from") if workdir.config.exists() else init_from
+    if init_from == before or not init_from or not Path(init_from).expanduser().exists():
+        return  # the network may have been moved or deleted
+    if trained_network.load(init_from).weights_hash != copy.weights_hash:
+        raise UserError(
+            f"config.init_from: '{init_from}' holds other weights than '{before}', from which the run in "
+            f"'{workdir.path}' started. Use another workdir"
+        )
 
 
 def _offered(defaults: dict[str, Any], source: TrainedNetwork) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
+from deblur_mae_jax.data.listing import existing_root
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.weight_formats import d2mae, files, names
@@ -98,9 +99,15 @@ def read_config(path: Path) -> ConfigDict:
     if not path.exists():
         raise UserError(f"'{path.parent}' is not a run: it holds no config.json")
     try:
-        return fields.nested(fields.upgrade(json.loads(path.read_text())))
+        values = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"'{path}' is not readable JSON: {error}") from error
+    if not isinstance(values, dict) or "task.name" not in values:
+        names = ", ".join(files.IN_FOLDERS)
+        raise UserError(
+            f"'{path.parent}' is neither a run (its config.json has no task.name) nor a folder with weights ({names})"
+        )
+    return fields.nested(fields.upgrade(values))
 
 
 def load(path: str | Path, field: str = "config.init_from") -> TrainedNetwork:
@@ -108,9 +115,7 @@ def load(path: str | Path, field: str = "config.init_from") -> TrainedNetwork:
 
     A weight file is one of our exports or has a format of `weight_formats/`. Raises `UserError`.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise UserError(f"{field}: '{path}' does not exist")
+    path = existing_root(str(path), field)
     try:
         trained = _from_file(path, field) if files.is_weights(path) else _from_run(path)
     except UserError as error:
@@ -150,9 +155,11 @@ def _from_file(path: Path, field: str) -> TrainedNetwork:
             shapes = {name: shapes[name] for name in held}
         tables = network.rules.tables(network.model)
         params = names.params_from_state_dict(weights.state, shapes, tables)
-        notes = [*notes, *_other_tables(weights.state, tables)]
+        notes = [*weights.notes, *notes, *_other_tables(weights.state, tables)]
     except UserError as error:
         raise UserError(f"{field}: '{path}': {error}") from error
+    except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{field}: '{path}': {files.misfit(error)}") from error
     ours = "config" in weights.header
     mask_values = json.loads(weights.header.get("mask_values", "[]")) or list(range(len(classes)))
     format = "" if ours else weights.format.NAME

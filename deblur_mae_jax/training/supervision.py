@@ -86,18 +86,8 @@ def prepare(
     cache: JSON file that stores the index.
     progress: called while the images are checked and during the search.
     """
-    by_mask = identity.kind == "segment"
     setting = _setting(config, identity, source)
-    labelled = splits.labelled(lambda split: dataset.load_source(config, split), config.data, by_mask)
-    if config.select.metric == "f1_binary" and len(labelled.classes) != 2:
-        raise UserError(
-            f"config.select.metric=f1_binary needs two classes; there are {len(labelled.classes)}: use f1_macro"
-        )
-    # A prediction must belong to the image it names, so every pixel is read whatever the value of config.data.check.
-    index = dataset.build_index(
-        config, cache, source=labelled.source, progress=progress[0], check="pixels", masks=by_mask
-    )
-    supervision, index = _divide(config, labelled, index, by_mask)
+    index, supervision = divided(config, identity, cache, progress[0])
     if setting is None:
         return index, supervision
     supervision.setting = setting
@@ -123,6 +113,26 @@ def prepare(
     supervision.levels, supervision.table = blur_search.assign(
         setting, degradation, len(index), config.seed, run_search
     )
+    return index, supervision
+
+
+def divided(
+    config: ConfigDict, identity: Identity, cache: Path | None = None, progress: Progress | None = None
+) -> tuple[data_index.Index, Supervision]:
+    """Index the images of all splits, with their classes. Raises `UserError`.
+
+    cache: JSON file that stores the index.
+    progress: called while the images are checked.
+    """
+    by_mask = identity.kind == "segment"
+    labelled = splits.labelled(lambda split: dataset.load_source(config, split), config.data, by_mask)
+    if config.select.metric == "f1_binary" and len(labelled.classes) != 2:
+        raise UserError(
+            f"config.select.metric=f1_binary needs two classes; there are {len(labelled.classes)}: use f1_macro"
+        )
+    # A prediction must belong to the image it names, so every pixel is read whatever the value of config.data.check.
+    index = dataset.build_index(config, cache, source=labelled.source, progress=progress, check="pixels", masks=by_mask)
+    supervision, index = _divide(config, labelled, index, by_mask)
     return index, supervision
 
 
@@ -174,11 +184,21 @@ def _classes_of_masks(
 ) -> tuple[list[str], list[int]]:
     """Return the class names, background first, and the value of each class in the mask files."""
     values = sorted({0}.union(*(set(v) for v in index.mask_values)))
+    _refuse_soft_masks(config, index)
     if len(values) > MAX_CLASSES:
         raise UserError(
             f"config.data.root: the masks hold {len(values)} different values; a mask has one whole number per class. "
             "A mask that was saved as JPEG has lost its values: save it as PNG"
         )
+    if values == [0, 1, 255] and not config.data.label_names and index.source.mask_names is None:
+        both = next((i for i, own in enumerate(index.mask_values) if {1, 255} <= set(own)), None)
+        if both is None:
+            one = next(i for i, own in enumerate(index.mask_values) if 1 in own)
+            raise UserError(
+                f"config.data.root: some masks hold 0 and 255, others 0 and 1, such as that of "
+                f"'{index.source.names[one]}'. If both mean the same, add --config.data.mask_values='1+255=lesion'; if "
+                "not, name the two classes in config.data.label_names"
+            )
     if len(values) == 1:
         raise UserError("config.data.root: all masks are empty; there is nothing to segment")
     learnt = {0}.union(*(set(index.mask_values[i]) for i in indices["train"]))
@@ -189,6 +209,12 @@ def _classes_of_masks(
             "the other splits do"
         )
     names = list(config.data.label_names)
+    if index.source.mask_names is not None:
+        if names:
+            raise UserError(
+                "config.data.label_names: the classes have their names from config.data.mask_values already"
+            )
+        names = [index.source.mask_names[v - 1] for v in values[1:]]
     if not names:
         numbers = [1] if len(values) == 2 else values[1:]
         names = [f"label {v}" for v in numbers]
@@ -198,6 +224,25 @@ def _classes_of_masks(
             f"values {', '.join(str(v) for v in values[1:])} of the masks"
         )
     return ["background", *names], values
+
+
+def _refuse_soft_masks(config: ConfigDict, index: data_index.Index) -> None:
+    """Raise `UserError` if masks have values that only occur on the edges of regions. Such masks are smoothed."""
+    if config.data.label_names or index.source.mask_names is not None:
+        return  # the user knows the values
+    edges = {value: i for i in reversed(range(len(index))) for value in index.edge_values[i] if value}
+    inside = set().union(*(set(v) - set(e) for v, e in zip(index.mask_values, index.edge_values, strict=True)))
+    top = max(inside, default=0)
+    soft = {value: i for value, i in edges.items() if value not in inside and 0 < value < top}
+    if not soft:
+        return
+    value, first = min(soft.items(), key=lambda pair: pair[1])
+    raise UserError(
+        f"config.data.root: {len(soft)} values of the masks, such as {value} in the mask of "
+        f"'{index.source.names[first]}', only occur between regions, so the masks have soft edges. Threshold them, or "
+        "name ranges of values: config.data.mask_values='0-127=background,128-255=lesion'. If they are classes of "
+        "their own, name all classes in config.data.label_names"
+    )
 
 
 def _require_same_levels(config: ConfigDict, degradation: Any, source: TrainedNetwork) -> None:

@@ -51,6 +51,7 @@ class Weights:
     header: the header of one of our safetensors files, else empty; it may hold `config` and `classes`.
     config: the contents of `config.json` and `preprocessor_config.json` of a Hugging Face or timm folder.
     arguments: the training arguments that a `.pth` checkpoint holds.
+    notes: assumptions that were made when the file was read.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Weights:
     header: dict[str, str]
     config: dict[str, Any]
     arguments: dict[str, Any]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 class Inferred(NamedTuple):

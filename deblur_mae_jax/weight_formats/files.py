@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deblur_mae_jax.data.raster import stranger
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.weight_formats.contract import State, Weights, recognise
 from deblur_mae_jax.weight_formats.torch_calls import need_torch
@@ -25,9 +27,16 @@ IN_FOLDERS = (
     "pytorch_model.bin",
     "open_clip_model.safetensors",
 )
-# The keys under which training code stores the weights, and the prefixes that wrappers add to their names.
-_INSIDE = ("model", "state_dict", "module")
-_PREFIXES = ("module.", "_orig_mod.")
+# Lists of the files of a network that was saved in parts.
+SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# The keys under which training code stores the weights, and the prefixes that it adds to their names.
+_INSIDE = ("model", "state_dict", "module", "model_state_dict", "network", "net", "backbone", "encoder", "weights")
+_WRAPPERS = ("module.", "_orig_mod.")
+_PREFIXES = (
+    *_WRAPPERS, "model.", "encoder.", "backbone.", "net.", "network.", "student.", "teacher.", "state_dict.", "vit.",
+    "image_encoder.", "visual.", "trunk.", "feature_extractor.", "base_model.", "ema.", "model_ema.", "encoder_q.",
+    "base_encoder.", "online_encoder.", "momentum_encoder.", "target_encoder.",
+)  # fmt: skip
 # The header entry of a safetensors file that uses this library's own names.
 OWN_NAMES = "deblur_mae_jax"
 
@@ -35,7 +44,7 @@ OWN_NAMES = "deblur_mae_jax"
 def is_weights(path: Path) -> bool:
     """Whether `path` is a weight file or a folder that holds one, not the workdir of a run."""
     if path.is_dir():
-        return any((path / name).is_file() for name in IN_FOLDERS)
+        return any((path / name).is_file() for name in (*IN_FOLDERS, *SHARDS))
     return path.is_file() and path.name != "config.json"
 
 
@@ -43,28 +52,81 @@ def read(path: Path, field: str) -> Weights:
     """Read weights under MAE's names. Raises `UserError` naming `field` and the file."""
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        path = next(folder / name for name in IN_FOLDERS if (folder / name).is_file())
-    header: dict[str, str] = {}
-    arguments: dict[str, Any] = {}
+        path = next(folder / name for name in (*IN_FOLDERS, *SHARDS) if (folder / name).is_file())
     try:
-        if path.suffix == ".safetensors":
-            state, header = _safetensors(path)
-        elif path.suffix in PICKLES:
-            state, arguments = _pickle(path)
-        else:
-            raise UserError(
-                f"'{path.suffix or path.name}' is not a weight file. Choices: the workdir of a run, "
-                f".safetensors, {', '.join(PICKLES)}, a Hugging Face folder"
-            )
+        state, header, arguments = _read_file(path)
         damaged = sorted(k for k, v in state.items() if not np.isfinite(v).all())
         if damaged:
             raise UserError(f"NaN or infinite values in {', '.join(damaged[:3])}")
-        state = {_unwrapped(name): value for name, value in state.items()}
-        format = None if header.get("names") == OWN_NAMES else recognise(state)
-        state = state if format is None else format.to_ours(state)
+        state = {_without_wrappers(name): value for name, value in state.items()}
+        format, notes = None, list[str]()
+        if header.get("names") != OWN_NAMES:
+            state, notes = _without_prefix(state)
+            format = recognise(state)
+            state = format.to_ours(state)
     except UserError as error:
         raise UserError(f"{field}: '{path}': {error}") from error
-    return Weights(path, state, format, header, _config_beside(folder, path), arguments)
+    except Exception as error:  # the arrays have the names of a known network, but not its shapes
+        raise UserError(f"{field}: '{path}': {misfit(error)}") from error
+    return Weights(path, state, format, header, _config_beside(folder, path), arguments, notes)
+
+
+def misfit(error: Exception) -> str:
+    """What is said of arrays that have the names of a known network and cannot be converted."""
+    return f"its arrays do not have the shapes of the network that their names belong to ({error})"
+
+
+def _read_file(path: Path) -> tuple[State, dict[str, str], dict[str, Any]]:
+    """The arrays of a file by name, its header, and its training arguments. Raises `UserError`."""
+    if path.name in SHARDS:
+        return _read_shards(path), {}, {}
+    with open(path, "rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            raise UserError(f"it is {stranger(path)}")
+    if path.suffix == ".safetensors":
+        return (*_safetensors(path), {})
+    if path.suffix in PICKLES:
+        state, arguments = _pickle(path)
+        return state, {}, arguments
+    raise UserError(
+        f"'{path.suffix or path.name}' is not a weight file. Choices: the workdir of a run, .safetensors, "
+        f"{', '.join(PICKLES)}, a Hugging Face folder"
+    )
+
+
+def _read_shards(index: Path) -> State:
+    """The arrays of all files that the index of a folder names."""
+    try:
+        where = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"it is not a list of weight files: {type(error).__name__}") from error
+    state: State = {}
+    for name in sorted({str(part) for part in where.values()}):
+        part = index.parent / name
+        if Path(name).name != name or name == index.name:
+            raise UserError(f"it names '{name}', which is in another folder or no weight file")
+        if not part.is_file():
+            raise UserError(f"the part '{name}' is missing")
+        state |= {key: value for key, value in _read_file(part)[0].items() if where.get(key, name) == name}
+    return state
+
+
+def _without_prefix(state: State) -> tuple[State, list[str]]:
+    """Remove a prefix such as `encoder.` from the names, if the rest is a known network and the names are not."""
+    candidates: list[tuple[str, State]] = [("", state)]
+    for removed, current in candidates:
+        try:
+            recognise(current)
+        except UserError:
+            for prefix in _PREFIXES:
+                inner = {k.removeprefix(prefix): v for k, v in current.items() if k.startswith(prefix)}
+                if inner and removed.count(".") < 4:
+                    candidates.append((removed + prefix, inner))
+            continue
+        others = len(state) - len(current)
+        notes = [f"{others} arrays outside '{removed[:-1]}' are not read"] if removed and others else []
+        return current, notes
+    return state, []
 
 
 def _config_beside(folder: Path, path: Path) -> dict[str, Any]:
@@ -81,8 +143,8 @@ def _config_beside(folder: Path, path: Path) -> dict[str, Any]:
     return config
 
 
-def _unwrapped(name: str) -> str:
-    for prefix in _PREFIXES:
+def _without_wrappers(name: str) -> str:
+    for prefix in _WRAPPERS:
         name = name.removeprefix(prefix)
     return name
 
@@ -94,24 +156,25 @@ def _safetensors(path: Path) -> tuple[State, dict[str, str]]:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
             header = file.metadata() or {}
-            try:
-                state = {name: file.get_tensor(name) for name in names}
-            except TypeError:  # bfloat16, which NumPy lacks
-                state = _through_torch(path)
-    except (SafetensorError, OSError) as error:
+            # With ml_dtypes, which JAX brings, NumPy also holds bfloat16.
+            state = {name: file.get_tensor(name) for name in names}
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise UserError(f"it cannot be read; it is damaged or not a safetensors file: {error}") from error
     return {k: _plain(v) for k, v in state.items()}, header
 
 
-def _through_torch(path: Path) -> dict[str, np.ndarray]:
-    need_torch("bfloat16 weights")
-    from safetensors.torch import load_file
-
-    return {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
-
-
 def _pickle(path: Path) -> tuple[State, dict[str, Any]]:
     torch = need_torch("files of PyTorch (.pth)")
+    _refuse_bomb(path)
     try:
         # Training scripts store their arguments in a Namespace, which holds only data.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -143,5 +206,23 @@ def _pickle(path: Path) -> tuple[State, dict[str, Any]]:
     return state, arguments
 
 
+def _refuse_bomb(path: Path) -> None:
+    """Refuse an archive that is larger when it is unpacked. PyTorch stores its arrays uncompressed."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"it cannot be read; it is a damaged archive: {error}") from error
+    if size > 2 * path.stat().st_size + 1_000_000:
+        raise UserError(f"it is an archive that grows to {size / 1e9:.3g} GB when it is unpacked")
+
+
 def _plain(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float32) if value.dtype.kind == "f" else value
+    """Numbers of any precision as float32, also those that only ml_dtypes knows; whole numbers as they are."""
+    if value.dtype.kind in "iub":
+        if value.dtype.itemsize == 1 and value.ndim > 1:
+            raise UserError(f"it holds arrays of {value.dtype}, whose scale is not known: save it as float32")
+        return value
+    return value.astype(np.float32)

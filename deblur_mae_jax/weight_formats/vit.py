@@ -25,6 +25,14 @@ DECODER = re.compile(r"^(decoder_|mask_token)")
 # Weights do not record the number of attention heads; these widths have a usual number.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 _DECODER_HEADS = {512: 16}
+# Arrays that every ViT has, their number of axes, and what is said where it is another.
+_AXES = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
+_EXPECTED = {
+    "cls_token": "(1, 1, width)",
+    "pos_embed": "(1, positions, width)",
+    "patch_embed.proj.weight": "a convolution (width, channels, patch, patch)",
+    "blocks.0.mlp.fc1.weight": "(hidden width, width)",
+}
 
 
 def plain(names: Iterable[str]) -> bool:
@@ -109,9 +117,11 @@ def infer(weights: Weights) -> Inferred:
 def _from_shapes(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]]:
     state, config = weights.state, weights.config
     notes: list[str] = []
-    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
+    for name, axes in _AXES.items():
         if name not in state:
             raise UserError(f"'{name}' is missing")
+        if state[name].ndim != axes:
+            raise UserError(f"'{name}' has the shape {state[name].shape}; expected {_EXPECTED[name]}")
     width, chans, patch, other = state["patch_embed.proj.weight"].shape
     tokens = state["pos_embed"].shape[1] - (2 if has_levels(state) else 1)
     grid = round(tokens**0.5)

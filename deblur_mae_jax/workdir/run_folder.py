@@ -32,11 +32,14 @@ FREE = (
     "data.num_workers",
     "data.max_bad_fraction",
     "compilation_cache",
+    "init_from",  # a started run has its own weights, and a copy of the network it started from
     "search.cache",
     "search.batch_size",
     "infer.batch_size",
     "model.attention",
 )
+# Fields that set the length of a run.
+LENGTH = ("optim.steps", "optim.epochs")
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -67,6 +70,9 @@ class Workdir:
         self.dataset = self.path / "dataset.json"
         self.skipped = self.path / "skipped.csv"
         self.result = self.path / "result.json"
+        # Held by the process that works in the folder, and who that is.
+        self.lock = self.path / ".lock"
+        self.owner = self.path / "lock.json"
         # Training: metrics by step, states, and the network it started from.
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
@@ -108,8 +114,10 @@ class Workdir:
 
     def is_started(self) -> bool:
         """Whether the folder contains anything from a run that a new one must not overwrite."""
-        started = ("checkpoints/step_*", f"{BEST}_*", self.predictions.name, self.blur_search.name)
-        return any(next(self.path.glob(pattern), None) is not None for pattern in started)
+        # A save that was killed leaves a folder such as step_4.orbax-checkpoint-tmp, which is no checkpoint.
+        saved = [*self.checkpoints.glob("step_*"), *self.path.glob(f"{BEST}_*")]
+        tables = (self.predictions, self.blur_search)
+        return any(p.name.rsplit("_", 1)[1].isdigit() for p in saved) or any(table.exists() for table in tables)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -142,12 +150,20 @@ def claim(workdir: Workdir, config: ConfigDict) -> None:
         )
         if differ:
             lines = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differ)
+            longer = set(differ) <= set(LENGTH)
+            more = (
+                f". The learning rate of a run follows from its length, so a run cannot be made longer; to go on from "
+                f"its weights, use a new workdir with --config.init_from={workdir.path}"
+            )
             raise UserError(
                 f"--workdir: '{workdir.path}' belongs to a run with another config ({lines}). "
-                "Use another workdir, or the same config to resume that run"
+                f"Use another workdir, or the same config to resume that run{more if longer else ''}"
             )
     if jax.process_index() == 0:
-        write_json(path, new)
+        try:
+            write_json(path, new)
+        except OSError as error:
+            raise UserError(f"--workdir: cannot write to '{workdir.path}': {error.strerror or error}") from error
 
 
 def check_data(workdir: Workdir, fingerprint: str, num_images: int) -> None:

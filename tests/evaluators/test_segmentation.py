@@ -283,7 +283,7 @@ def test_bad_masks_are_named_and_left_out(tmp_path):
     assert len(index) == 8 and labels.classes == ["background", "label 1", "label 2"]
     found = {Path(s.name).name: s.reason for s in index.skipped}
     assert found["v03.nii.gz"] == "no mask" and "shape" in found["v05.nii.gz"]
-    assert "does not match" in found["v04.nii.gz"] and "not class numbers" in found["v07.nii.gz"]
+    assert "does not match" in found["v04.nii.gz"] and "a class is a" in found["v07.nii.gz"]
     # A mask that is mended is seen, also where the volumes were looked at before.
     mended = np.zeros((20, 20, 20))
     mended[3:9, 3:9, 3:9] = 2

@@ -110,7 +110,7 @@ def test_prediction_of_a_folder_gives_what_the_run_gave(tmp_path):
         assert [row["name"] for row in csv.DictReader(file)] == ["broken.png"]
     with pytest.raises(UserError, match="is not a classifier"):
         predict.run(pretraining(), str(tmp_path))
-    with pytest.raises(UserError, match=r"must end in \.csv"):
+    with pytest.raises(UserError, match=r"must be a file that ends in \.csv"):
         predict.run(moved, str(tmp_path), str(tmp_path / "out.txt"))
 
 

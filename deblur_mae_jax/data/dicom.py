@@ -1,0 +1,262 @@
+"""2-D images from DICOM files: ultrasound pictures and clips, radiographs, slices.
+
+No identifier reaches what a run writes: images, patients and files have keyed hashes for names (`data/privacy.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.data import dicom_file, dicom_pixels, listing, privacy
+from deblur_mae_jax.data.dicom_file import Header
+from deblur_mae_jax.data.dicom_labels import Labels
+from deblur_mae_jax.data.dicom_pixels import FrameReader
+from deblur_mae_jax.data.grid import Grid, save_image
+from deblur_mae_jax.data.image_files import stamp_of
+from deblur_mae_jax.data.listing import File
+from deblur_mae_jax.data.source import BadImage, Skipped, Source
+from deblur_mae_jax.errors import UserError, unknown
+
+AXES = 2  # of its images; with a network for volumes, `data.name=dicom` reads series (dicom_volumes.py)
+
+CROPS = ("auto", "regions", "none")
+BURNED_IN = (
+    "the header says that text is burned in (BurnedInAnnotation YES), and no ultrasound region cuts it away: allow it "
+    "with --config.data.allow_burned_in=True"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """Read a list of frames.
+
+    headers: header of the file of each image.
+    numbers: number of the frame in its file.
+    """
+
+    headers: list[Header]
+    numbers: list[int]
+    reader: FrameReader
+    max_side: int
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 `(H, W, C)`."""
+        return self.examine(index)[0]
+
+    def examine(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """`read`, and the assumptions that were made."""
+        from PIL import Image
+
+        pixels, notes = self.reader.read(self.headers[index], self.numbers[index])
+        scale = self.max_side / max(pixels.shape[:2])
+        if self.max_side and scale < 1:
+            size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+            image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+            pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+            pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        return pixels, notes
+
+    def header(self, index: int) -> tuple[int, int]:
+        """(H, W), from the header alone if nothing has to be found in the pixels."""
+        header = self.headers[index]
+        if self.reader.crop == "auto" and header.box is None and header.modality == "US":
+            return self.read(index).shape[:2]
+        box = self.reader.box(header) or (0, 0, header.columns, header.rows)
+        height, width = box[3] - box[1], box[2] - box[0]
+        scale = self.max_side / max(height, width) if self.max_side else 1.0
+        return (height, width) if scale >= 1 else (max(1, round(height * scale)), max(1, round(width * scale)))
+
+    def stamp(self, index: int) -> list[Any] | None:
+        """Size and modification time of the file."""
+        return stamp_of(self.headers[index].path)
+
+    def grid(self, index: int) -> Grid:
+        """The grid of the image as read, with the pixel size in mm if the header states it."""
+        header = self.headers[index]
+        spacing, unit = (header.spacing, "mm") if header.spacing else ((1.0, 1.0), "px")
+        height = self.header(index)[0]
+        box = self.reader.box(header) or (0, 0, header.columns, header.rows)
+        shrunk = (box[3] - box[1]) / height if header.spacing else 1.0
+
+        def none() -> np.ndarray:
+            raise BadImage("it has no mask")
+
+        return Grid(tuple(s * shrunk for s in spacing), unit, none, lambda labels: labels, save_image)
+
+
+def source(data, channels: int) -> Source:
+    """Every picture in the DICOM files below `data.root`, in the order of their paths.
+
+    Clips give the frames that `data.frames` chooses, all in one group; frames that are nearly equal are dropped when
+    the images are checked. Labels, splits and patients may come from the CSV `data.labels`, by SOPInstanceUID,
+    SeriesInstanceUID, StudyInstanceUID, PatientID or path. Raises `UserError`.
+    """
+    root = listing.existing_root(data.root)
+    if data.crop not in CROPS:
+        raise unknown("config.data.crop", data.crop, CROPS)
+    headers, files, skipped = read_headers(root, int(data.num_threads))
+    dicom_file.chosen_frames(data.frames, None)
+    dicom_pixels.window_of(data.window)
+    reader = FrameReader(channels, int(data.max_pixels), data.window, data.crop)
+    labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None
+    notes: list[str] = []
+    groups = patients(headers, notes)
+    kept: list[tuple[Header, int, str, dict[str, str]]] = []
+    for header, file, group in zip(headers, files, groups, strict=True):
+        own_name = name_of(header, file)
+        if header.burned_in and not data.allow_burned_in and (header.box is None or data.crop == "none"):
+            skipped.append(Skipped(own_name, BURNED_IN))
+            continue
+        row = labels.row(header, file.name) if labels is not None else {}
+        if row is None:
+            continue  # of another split
+        group = privacy.pseudonym("group", row["group"]) if row.get("group") else group
+        for number in dicom_file.chosen_frames(data.frames, header):
+            kept.append((header, number, group, row))
+    if labels is not None:
+        notes += labels.notes()
+    notes += facts(headers)
+    frames = Frames([k[0] for k in kept], [k[1] for k in kept], reader, int(data.max_side))
+    names: list[str] = [name_of(header, None) + (f"_{n:05d}" if header.frames > 1 else "") for header, n, *_ in kept]
+    return Source(
+        names,
+        frames.read,
+        frames.header,
+        frames.stamp,
+        labels=[row.get("label", "") for *_, row in kept] if labels is not None and labels.has("label") else None,
+        groups=[group for _, _, group, _ in kept],
+        grids=frames.grid,
+        skipped=skipped,
+        examine=frames.examine,
+        notes=notes,
+        splits=[row.get("split", "") for *_, row in kept] if labels is not None and labels.has("split") else None,
+        unused=labels.unused if labels is not None else {},
+        keys=[privacy.digest(header.sop or header.path, str(n)) for header, n, *_ in kept],
+        clips=[name_of(header, None) if header.frames > 1 else "" for header, *_ in kept],
+    )
+
+
+def read_headers(
+    root: Path, num_threads: int, segmentations: list[str] | None = None
+) -> tuple[list[Header], list[File], list[Skipped]]:
+    """The headers of all pictures below a folder, their files, and what is left out, by hashed names.
+
+    segmentations: collects the paths of DICOM segmentations, which are then not left out.
+    """
+    dicom_file.pydicom()
+    walked = listing.walk(root) if root.is_dir() else None
+    found = walked.files if walked is not None else [File(str(root), root.name)]
+    # A name or a path may identify a patient, so what is left out is listed by its hash too.
+    skipped = [Skipped(file_name(s.name), s.reason) for s in walked.skipped] if walked is not None else []
+
+    def one(file: File) -> Header | str:
+        if not dicom_file.is_dicom(file.path):
+            return "not a DICOM file"
+        try:
+            return dicom_file.header(file.path)
+        except BadImage as error:
+            return str(error)
+        except OSError as error:
+            return f"cannot be read: {error.strerror or error}"
+
+    headers, files = [], []
+    seen: set[str] = set()
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+        for file, result in zip(found, pool.map(one, found), strict=True):
+            if segmentations is not None and isinstance(result, str) and result.startswith("a segmentation"):
+                segmentations.append(file.path)
+            elif isinstance(result, str):
+                skipped.append(Skipped(file_name(file.name), result))
+            elif result.sop and result.sop in seen:
+                skipped.append(Skipped(file_name(file.name), "a copy of a picture that is read already"))
+            else:
+                seen.add(result.sop)
+                headers.append(result)
+                files.append(file)
+    return headers, files, skipped
+
+
+def file_name(name: str) -> str:
+    """The name under which a file is listed: a hash of its path."""
+    return f"file_{privacy.pseudonym('file', name)}"
+
+
+def name_of(header: Header, file: File | None) -> str:
+    """The name of a picture: a hash of its SOPInstanceUID, or of its path without one."""
+    return f"image_{privacy.pseudonym('sop', header.sop or (file.path if file else header.path))}"
+
+
+def patients(headers: list[Header], notes: list[str]) -> list[str]:
+    """The patient of every file, hashed: the PatientID, or the study where it is empty or the same everywhere."""
+    ids = {header.patient for header in headers if header.patient}
+    studies = {header.study for header in headers}
+    constant = len(ids) == 1 and len(studies) > 1
+    if constant:
+        notes.append(
+            f"all {len(headers)} files have the same PatientID, so each of the {len(studies)} studies is taken as a "
+            "patient; several studies of one person cannot be recognised"
+        )
+    empty = sum(not header.patient for header in headers)
+    if empty:
+        notes.append(f"{empty} files have no PatientID; their study is taken as the patient")
+    groups = []
+    for header in headers:
+        own = header.patient if header.patient and not constant else ""
+        key = ("patient", own) if own else ("study", header.study or header.sop or header.path)
+        groups.append(f"patient_{privacy.pseudonym(*key)}")
+    return groups
+
+
+def facts(headers: list[Header]) -> list[str]:
+    """What the set consists of, from fields that identify nobody."""
+
+    def count(values: Iterable[str]) -> str:
+        return ", ".join(f"{value or 'not stated'} {n}" for value, n in Counter(values).most_common(6))
+
+    if not headers:
+        return []
+    clips = [header.frames for header in headers if header.frames > 1]
+    out = [
+        f"DICOM: {len({h.study for h in headers})} studies, {len({h.series for h in headers})} series, "
+        f"{len(headers)} files; {count(h.modality for h in headers)}",
+        f"scanners: {count(f'{h.manufacturer} {h.model}'.strip() for h in headers)}",
+        f"transfer syntaxes: {count(h.syntax for h in headers)}",
+    ]
+    if clips:
+        out.append(f"{len(clips)} clips with {sum(clips)} frames, of which config.data.frames chooses")
+    regions = [h for h in headers if h.modality == "US"]
+    if regions:
+        out.append(
+            f"{sum(h.box is not None for h in regions)} of {len(regions)} ultrasound files state their regions; text "
+            "inside a region remains"
+        )
+    return out
+
+
+def most_are_dicom(folder: Path, look_at: int = 200) -> bool:
+    """Whether most files of a folder are DICOM, judged by the first of them."""
+    seen = found = 0
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(n for n in names if not n.startswith(".")):
+            seen += 1
+            found += dicom_file.is_dicom(os.path.join(place, name))
+            if seen == look_at:
+                return found > seen / 2
+    return found > seen / 2
+
+
+def need_root(data) -> Path:
+    """The folder of a DICOM set. Raises `UserError`."""
+    root = listing.existing_root(str(data.root))
+    if not root.is_dir():
+        raise UserError(f"config.data.root: '{root}' is a file; name the folder of the DICOM files")
+    return root

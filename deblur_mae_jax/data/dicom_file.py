@@ -1,0 +1,212 @@
+"""Read the header of one DICOM file: what it is, and the fields that are used.
+
+It needs pydicom: `pip install 'deblur_mae_jax[dicom]'`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.errors import UserError
+
+EXTRA = "pip install 'deblur_mae_jax[dicom]'"
+# Objects without pictures that can be trained on, by the start of their SOP class or by their modality.
+NO_PICTURES = {
+    "1.2.840.10008.1.3.10": "a DICOMDIR", "1.2.840.10008.5.1.4.1.1.88": "a structured report",
+    "1.2.840.10008.5.1.4.1.1.11": "a presentation state", "1.2.840.10008.5.1.4.1.1.104": "an encapsulated document",
+    "1.2.840.10008.5.1.4.1.1.481.3": "a radiotherapy structure set", "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.9": "a waveform", "1.2.840.10008.5.1.4.1.1.481.5": "a radiotherapy plan",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
+}  # fmt: skip
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+NO_PICTURE_MODALITIES = {
+    "SR": "a structured report", "PR": "a presentation state", "KO": "a list of key objects", "DOC": "a document",
+    "RTSTRUCT": "a radiotherapy structure set", "SEG": "a segmentation",
+}  # fmt: skip
+
+
+def pydicom() -> Any:
+    """The module. Raises `UserError` that says what to install."""
+    try:
+        import pydicom as module
+    except ImportError as error:
+        raise UserError(f"DICOM files need pydicom, which is not installed: {EXTRA}") from error
+    # Its remarks on damaged elements quote their values, which may identify patients.
+    warnings.filterwarnings("ignore", module=r"pydicom|deblur_mae_jax\.data\.dicom")
+    logging.getLogger("pydicom").disabled = True
+    return module
+
+
+def is_dicom(path: str) -> bool:
+    """Whether a file is DICOM, by its preamble, or by a file-meta group without one."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(140)
+    except OSError:
+        return False
+    if start[128:132] == b"DICM":
+        return True
+    # A file without preamble starts with group 2 or 8, whose elements have even lengths and known numbers.
+    return start[:2] in (b"\x02\0", b"\x08\0") and start[2:4] in (b"\0\0", b"\x01\0", b"\x05\0", b"\x08\0", b"\x16\0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What is used of the header of a file. Identifiers are used in memory only, and never written.
+
+    path: the file.
+    sop, series, study, patient: identifiers (UIDs; PatientID with its issuer).
+    modality, manufacturer, model, body_part: free to be written.
+    syntax: name of the transfer syntax.
+    photometric: photometric interpretation.
+    rows, columns, frames: size.
+    frame_seconds: time between frames, s; 0 if unknown.
+    burned_in: whether the header says that text is burned into the pixels.
+    regions: boxes (x0, y0, x1, y1), exclusive, of the 2-D tissue regions of an ultrasound picture.
+    spacing: (row, column) size of a pixel, mm; () if unknown.
+    """
+
+    path: str
+    sop: str
+    series: str
+    study: str
+    patient: str
+    modality: str
+    manufacturer: str
+    model: str
+    body_part: str
+    syntax: str
+    photometric: str
+    rows: int
+    columns: int
+    frames: int
+    frame_seconds: float
+    burned_in: bool
+    regions: tuple[tuple[int, int, int, int], ...]
+    spacing: tuple[float, ...]
+
+    @property
+    def box(self) -> tuple[int, int, int, int] | None:
+        """The box around all tissue regions, or `None` without any."""
+        if not self.regions:
+            return None
+        x0, y0, x1, y1 = zip(*self.regions, strict=True)
+        return min(x0), min(y0), max(x1), max(y1)
+
+
+def dataset(path: str) -> Any:
+    """The header of a file as a pydicom data set, without pixels. Raises `BadImage`."""
+    module = pydicom()
+    try:
+        return module.dcmread(path, stop_before_pixels=True, force=True)
+    except FileNotFoundError as error:
+        raise BadImage("the file does not exist") from error
+    except MemoryError as error:
+        raise BadImage("not enough memory to read it") from error
+    except Exception as error:  # headers are damaged in as many ways as there are files
+        raise BadImage(f"damaged: its header cannot be read ({type(error).__name__})") from error
+
+
+def header(path: str) -> Header:
+    """Read the header of a file with pictures. Raises `BadImage` for other objects and for damage."""
+    if os.path.getsize(path) == 0:
+        raise BadImage("empty file (0 bytes)")
+    values = dataset(path)
+    try:
+        return _header(path, values)
+    except BadImage:
+        raise
+    except Exception as error:
+        raise BadImage(f"damaged: its header cannot be understood ({type(error).__name__})") from error
+
+
+def _header(path: str, values: Any) -> Header:
+    text = lambda name: str(values.get(name, "") or "").strip()
+    meta = getattr(values, "file_meta", None)
+    sop_class = text("SOPClassUID") or str(getattr(meta, "MediaStorageSOPClassUID", "") or "")
+    for start, what in NO_PICTURES.items():
+        if sop_class == start or sop_class.startswith(start + "."):
+            raise BadImage(f"{what}, which holds no picture")
+    if text("Modality") in NO_PICTURE_MODALITIES:
+        raise BadImage(f"{NO_PICTURE_MODALITIES[text('Modality')]}, which holds no picture")
+    if "Rows" not in values or "Columns" not in values:
+        raise BadImage("it holds no picture (no Rows and Columns)")
+    syntax = getattr(meta, "TransferSyntaxUID", None)
+    frames = int(values.get("NumberOfFrames", 1) or 1)
+    rate = float(values.get("CineRate", 0) or values.get("RecommendedDisplayFrameRate", 0) or 0)
+    seconds = float(values.get("FrameTime", 0) or 0) / 1000 or (1 / rate if rate else 0.0)
+    regions, spacing = _regions(values)
+    if not spacing and "PixelSpacing" in values:
+        spacing = tuple(float(s) for s in values.PixelSpacing)
+    if not spacing and "ImagerPixelSpacing" in values:
+        spacing = tuple(float(s) for s in values.ImagerPixelSpacing)
+    return Header(
+        path, text("SOPInstanceUID"), text("SeriesInstanceUID"), text("StudyInstanceUID"), _patient(values),
+        text("Modality") or "unknown", text("Manufacturer"), text("ManufacturerModelName"), text("BodyPartExamined"),
+        syntax.name if syntax is not None and hasattr(syntax, "name") else "not stated",
+        text("PhotometricInterpretation"), int(values.Rows), int(values.Columns), frames, seconds,
+        text("BurnedInAnnotation").upper() == "YES", regions, spacing,
+    )  # fmt: skip
+
+
+def _patient(values: Any) -> str:
+    patient = str(values.get("PatientID", "") or "").strip()
+    issuer = str(values.get("IssuerOfPatientID", "") or "").strip()
+    return f"{patient}|{issuer}" if patient else ""
+
+
+def _regions(values: Any) -> tuple[tuple[tuple[int, int, int, int], ...], tuple[float, ...]]:
+    """Boxes of the 2-D tissue regions, and the pixel size (row, column) in mm of the first that states it in cm."""
+    boxes, spacing = [], tuple[float, ...]()
+    width, height = int(values.Columns), int(values.Rows)
+    for region in values.get("SequenceOfUltrasoundRegions", None) or ():
+        if int(region.get("RegionSpatialFormat", 0)) != 1 or int(region.get("RegionDataType", 1)) != 1:
+            continue
+        x0, y0 = int(region.RegionLocationMinX0), int(region.RegionLocationMinY0)
+        x1, y1 = int(region.RegionLocationMaxX1) + 1, int(region.RegionLocationMaxY1) + 1
+        x0, y0, x1, y1 = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+        if x1 - x0 < 2 or y1 - y0 < 2:
+            continue
+        boxes.append((x0, y0, x1, y1))
+        units = int(region.get("PhysicalUnitsXDirection", 0)), int(region.get("PhysicalUnitsYDirection", 0))
+        if not spacing and units == (3, 3):
+            spacing = (10 * abs(float(region.PhysicalDeltaY)), 10 * abs(float(region.PhysicalDeltaX)))
+    return tuple(boxes), spacing
+
+
+def chosen_frames(text: str, header: Header | None) -> list[int]:
+    """The frames of a file that `config.data.frames` chooses. Raises `UserError`.
+
+    text: "uniform(8)", "every(1.0 s)", "all", "first" or "middle".
+    header: header of the file, or `None` to check the text only.
+    """
+    found = re.fullmatch(r"uniform\((\d+)\)|every\(([\d.]+) ?s\)|(all|first|middle)", text)
+    if found is None or found[1] == "0" or (found[2] and not _positive(found[2])):
+        raise UserError(
+            f"config.data.frames='{text}': unknown choice. Choices: uniform(8), every(1.0 s), all, first, middle"
+        )
+    count = 1 if header is None else header.frames
+    if header is None or count <= 1:
+        return [0]
+    if found[1]:
+        return sorted({int(i) for i in np.linspace(0, count - 1, min(int(found[1]), count)).round()})
+    if found[2]:
+        # Without a stated time, 25 frames per second.
+        step = max(1.0, float(found[2]) / (header.frame_seconds or 0.04))
+        return sorted({min(count - 1, round(i * step)) for i in range(int((count - 1) / step) + 1)})
+    return list(range(count)) if found[3] == "all" else [0 if found[3] == "first" else count // 2]
+
+
+def _positive(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False

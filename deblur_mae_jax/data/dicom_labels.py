@@ -1,0 +1,102 @@
+"""Labels, splits and patients of DICOM pictures from a CSV, by UID, patient or path."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deblur_mae_jax.data import naming
+from deblur_mae_jax.data import table as tables
+from deblur_mae_jax.data.listing import existing_root
+from deblur_mae_jax.errors import UserError
+
+# The columns by which a row finds its pictures, the most specific first, and the identifiers of a file.
+KEYS = {"SOPInstanceUID": "sop", "SeriesInstanceUID": "series", "StudyInstanceUID": "study", "PatientID": "patient"}
+
+
+class Labels:
+    """The rows of `config.data.labels`.
+
+    unused: number of pictures in each split that is not used.
+    """
+
+    def __init__(self, path: Path, table: tables.Table, split: str):
+        self.path, self.table = path, table
+        self.keys = [key for key in (*KEYS, "path") if key in table.columns]
+        self.wanted = naming.wanted_splits(split) if "split" in table.columns else set()
+        self.unused: dict[str, int] = {}
+        self._rows: dict[str, dict[str, dict[str, str]]] = {key: {} for key in self.keys}
+        for row in table.rows:
+            for key in self.keys:
+                if row[key]:
+                    self._add(key, self._normal(key, row[key]), row)
+        self._matched: set[int] = set()
+        self._missing = 0
+
+    @classmethod
+    def of(cls, path: str, columns: str, split: str) -> Labels:
+        """Read the CSV. Raises `UserError`."""
+        file = existing_root(path, "config.data.labels")
+        table = tables.read(file, "all", columns, (*KEYS, "path"))
+        if "split" in table.columns:
+            present = {row["split"] for row in table.rows if row["split"]}
+            wanted = naming.wanted_splits(split)
+            if wanted and not wanted & present:
+                raise UserError(
+                    f"config.data.split: '{split}' is not a split of '{file}'. Choices: "
+                    f"{', '.join(sorted(present))}, all."
+                )
+        return cls(file, table, split)
+
+    def has(self, column: str) -> bool:
+        """Whether the CSV has a column."""
+        return column in self.table.columns
+
+    def row(self, header: Any, name: str) -> dict[str, str] | None:
+        """The row of a picture; {} without one, and `None` if it belongs to a split that is not used."""
+        found: dict[str, str] = {}
+        for key in self.keys:
+            value = name if key == "path" else getattr(header, KEYS[key])
+            value = value.split("|")[0] if key == "PatientID" else value
+            found = self._rows[key].get(self._normal(key, value), {})
+            if found:
+                break
+        if not found:
+            self._missing += 1
+            return None if self.wanted else {}
+        self._matched.add(id(found))
+        if self.wanted and found["split"] not in self.wanted:
+            name = found["split"] or "no split"
+            self.unused[name] = self.unused.get(name, 0) + 1
+            return None
+        return found
+
+    def notes(self) -> list[str]:
+        """What was assumed, and how many rows and pictures found no partner."""
+        lines = list(self.table.notes)
+        if self._missing:
+            lines.append(f"{self._missing} DICOM files have no row in config.data.labels")
+        lost = len(self.table.rows) - len(self._matched)
+        if lost:
+            lines.append(f"{lost} rows of config.data.labels name no DICOM file")
+        return lines
+
+    def _add(self, key: str, value: str, row: dict[str, str]) -> None:
+        before = self._rows[key].setdefault(value, row)
+        if before is not row and any(before.get(c) != row.get(c) for c in ("label", "split", "group", "mask")):
+            twice = Counter(r[key] for r in self.table.rows if r[key])
+            raise UserError(
+                f"config.data.labels: '{self.path}' has {max(twice.values())} rows with the same {key} and different "
+                "contents; use a column that tells the pictures apart, such as SOPInstanceUID"
+            )
+
+    @staticmethod
+    def _normal(key: str, value: str) -> str:
+        return tables.name_of(value).removeprefix("./") if key == "path" else value.strip()
+
+
+def of_series(labels: Sequence[dict[str, str]]) -> dict[str, str]:
+    """The row of a series: that of its files."""
+    return next((row for row in labels if row), {})

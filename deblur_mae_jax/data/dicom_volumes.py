@@ -1,0 +1,195 @@
+"""Volumes from the CT and MR series of a DICOM folder, with label maps as NIfTI files or DICOM segmentations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.data import dicom, dicom_file, dicom_series, privacy, volume_file
+from deblur_mae_jax.data import table as tables
+from deblur_mae_jax.data.dicom_labels import Labels
+from deblur_mae_jax.data.dicom_series import Series
+from deblur_mae_jax.data.image_files import stamp_of
+from deblur_mae_jax.data.masks import parse
+from deblur_mae_jax.data.nifti import check_spacing, source_of
+from deblur_mae_jax.data.source import BadImage, Skipped, Source
+from deblur_mae_jax.data.volume_file import VolumeFile
+from deblur_mae_jax.data.volume_reader import Volumes
+from deblur_mae_jax.errors import UserError
+
+AXES = 3  # of its images
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """A DICOM segmentation of a series, read by highdicom.
+
+    path: its file.
+    series: the series on whose grid it is placed.
+    """
+
+    path: str
+    series: Series
+
+    def stamp(self) -> Any:
+        """Size and modification time."""
+        return stamp_of(self.path)
+
+    def open(self, max_voxels: int) -> VolumeFile:
+        """The label map on the grid of the series. Raises `BadImage`."""
+        like = self.series.open(max_voxels)
+        return dataclasses.replace(like, notes=[], _load=lambda: self._labels(like))
+
+    def _labels(self, like: VolumeFile) -> np.ndarray:
+        highdicom = need_highdicom()
+        try:
+            volume = highdicom.seg.segread(self.path).get_volume(combine_segments=True)
+            array, affine = np.asarray(volume.array), np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(volume.affine)
+        except Exception as error:  # overlapping segments, damaged frames, missing geometry
+            raise BadImage(f"its segmentation cannot be read: {type(error).__name__}") from error
+        out = np.zeros(like.shape, np.uint8)
+        where = np.argwhere(array)
+        if not len(where):
+            return out
+        to_series = np.linalg.inv(like.affine) @ affine
+        places = where @ to_series[:3, :3].T + to_series[:3, 3]
+        nearest = np.rint(places).astype(int)
+        outside = (nearest < 0) | (nearest >= np.array(like.shape))
+        if np.abs(places - nearest).max() > 0.1 or outside.any():
+            raise BadImage("its segmentation is not on the voxels of its series")
+        out[tuple(nearest.T)] = array[tuple(where.T)]
+        return out
+
+
+def need_highdicom() -> Any:
+    """The module. Raises `UserError` that says what to install."""
+    try:
+        import highdicom
+    except ImportError as error:
+        raise UserError(f"DICOM segmentations need highdicom, which is not installed: {dicom_file.EXTRA}") from error
+    return highdicom
+
+
+def source(data, channels: int) -> Source:
+    """Every CT and MR series below `data.root` that is a volume.
+
+    Slices are grouped by series, orientation, matrix and acquisition, and sorted by position. The modality is that of
+    the header. Masks are DICOM segmentations that name the series, or NIfTI files in the column `mask` of
+    `data.labels`. Raises `UserError`.
+    """
+    if channels != 1:
+        raise UserError(f"config.model.in_chans={channels}: volumes have one channel")
+    low, high = data.ct_window
+    if not low < high:
+        raise UserError(f"config.data.ct_window=({low:g}, {high:g}) must be (low, high)")
+    check_spacing(data.spacing)
+    root = dicom.need_root(data)
+    segmentations: list[str] = []
+    headers, files, skipped = dicom.read_headers(root, int(data.num_threads), segmentations)
+    series, left_out = dicom_series.build(headers)
+    skipped += _by_series(left_out)
+    if not series:
+        what = f"; the first is left out: {skipped[0].reason}" if skipped else ""
+        raise UserError(f"config.data.root: no CT or MR series in '{root}' is a volume{what}")
+    notes: list[str] = []
+    groups = dict(zip((h.path for h in headers), dicom.patients(headers, notes), strict=True))
+    labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None
+    finder = tables.Finder(Path(data.labels).expanduser().parent, volume_file.SUFFIXES) if data.labels else None
+    by_series = _segmentations(segmentations)
+    names_of_files = {header.path: file.name for header, file in zip(headers, files, strict=True)}
+    kept: list[tuple[Series, dict[str, str], tuple[Any, ...]]] = []
+    for one in sorted(series, key=lambda s: s.path):
+        row = labels.row(_identifiers(one), names_of_files[one.path]) if labels is not None else {}
+        if row is None:
+            continue  # of another split
+        masks: tuple[Any, ...] = tuple(Segmentation(path, one) for path in by_series.get(one.uid, ()))
+        if row.get("mask") and finder is not None:
+            masks = tuple(finder.path(part.strip()) for part in row["mask"].split(";") if part.strip())
+        kept.append((one, row, masks))
+    notes += [*(labels.notes() if labels is not None else []), *_facts(headers, series)]
+    volumes = Volumes(
+        [one for one, _, _ in kept], [masks for *_, masks in kept], [one.modality for one, *_ in kept],
+        tuple(float(s) for s in data.spacing), (float(low), float(high)), int(data.max_pixels), str(data.decoded),
+        parse(data.mask_values),
+    )  # fmt: skip
+    return source_of(
+        volumes,
+        names=[_name(one) for one, *_ in kept],
+        keys=[privacy.digest(one.uid, *_first_place(one)) for one, *_ in kept],
+        labels=[row.get("label", "") for _, row, _ in kept],
+        groups=[
+            privacy.pseudonym("group", row["group"]) if row.get("group") else groups[one.path] for one, row, _ in kept
+        ],
+        splits=[row.get("split", "") for _, row, _ in kept],
+        skipped=skipped,
+        notes=notes,
+        unused=labels.unused if labels is not None else {},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _identifiers:  # the fields of a header by which a CSV finds it
+    one: Series
+
+    sop = ""
+
+    @property
+    def series(self) -> str:
+        return self.one.uid
+
+    @property
+    def study(self) -> str:
+        return self.one.study
+
+    @property
+    def patient(self) -> str:
+        return self.one.patient
+
+
+def _first_place(one: Series) -> tuple[str, ...]:
+    """What tells the volumes of one series apart."""
+    first = one.slices[0]
+    return (repr(first.orientation), repr(first.shape), repr(first.part), first.acquisition)
+
+
+def _name(one: Series) -> str:
+    return f"series_{privacy.pseudonym('series', one.uid, *_first_place(one))}"
+
+
+def _by_series(left_out: list[dicom_series.LeftOut]) -> list[Skipped]:
+    """One line for every series and reason."""
+    counts = Counter((part.uid, part.reason) for part in left_out)
+    return [Skipped(f"series_{privacy.pseudonym('series', uid)}", reason) for (uid, reason) in counts]
+
+
+def _segmentations(paths: list[str]) -> dict[str, list[str]]:
+    """Segmentation files by the series that they segment."""
+    out: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        values = dicom_file.dataset(path)
+        for reference in values.get("ReferencedSeriesSequence", None) or ():
+            out[str(reference.get("SeriesInstanceUID", ""))].append(path)
+    return out
+
+
+def _facts(headers: list[dicom_file.Header], series: list[Series]) -> list[str]:
+    lines = [line for line in dicom.facts(headers) if not line.startswith(("clips", "transfer"))]
+    planes = Counter(_plane(one) for one in series)
+    sizes = sorted({len(one.slices) for one in series})
+    return [
+        *lines,
+        f"{len(series)} volumes of {sizes[0]} to {sizes[-1]} slices: "
+        + ", ".join(f"{name} {count}" for name, count in planes.most_common()),
+    ]
+
+
+def _plane(one: Series) -> str:
+    """The anatomical plane of the slices."""
+    first = one.slices[0]
+    normal = np.abs(np.cross(first.orientation[:3], first.orientation[3:]))
+    name = ("sagittal", "coronal", "axial")[int(normal.argmax())]
+    return name if normal.max() > 0.99 else f"oblique, nearly {name}"

@@ -1,0 +1,245 @@
+"""Decide what each file of a folder is: an image or a mask, in which split, of which class and patient.
+
+It is the only place that decides this, for images and for volumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+from deblur_mae_jax.data import naming, pairing
+from deblur_mae_jax.data.listing import File
+from deblur_mae_jax.data.pairing import Item
+from deblur_mae_jax.data.source import Skipped
+from deblur_mae_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An image or a volume.
+
+    masks: paths of its masks; several are joined.
+    split: "train", "val", "test" or "pool"; "" if the folder names no splits.
+    label: its class, "" if unknown.
+    group: its patient, "" if unknown.
+    """
+
+    file: File
+    masks: tuple[str, ...] = ()
+    split: str = ""
+    label: str = ""
+    group: str = ""
+
+
+@dataclasses.dataclass
+class Layout:
+    """The cases of a folder, in the order of their names.
+
+    skipped: files that are left out.
+    notes: assumptions that were made, for the user.
+    """
+
+    cases: list[Case]
+    skipped: list[Skipped]
+    notes: list[str]
+
+    def of_splits(self, split: str, root: object) -> list[Case]:
+        """The cases of the splits that `config.data.split` names; all, if the folder names no splits.
+
+        Raises `UserError` if it has none of them.
+        """
+        present = {case.split for case in self.cases if case.split}
+        wanted = naming.wanted_splits(split)
+        if not present or not wanted:
+            return self.cases
+        if not wanted & present:
+            raise UserError(
+                f"config.data.split: '{split}' is not a split of '{root}'. Choices: {', '.join(sorted(present))}, all."
+            )
+        return [case for case in self.cases if case.split in wanted]
+
+
+def arrange(
+    files: Sequence[File],
+    stem_of: Callable[[str], str],
+    looks_like_mask: Callable[[str], bool],
+    *,
+    group_pattern: str = "",
+    volumes: bool = False,
+) -> Layout:
+    """Decide what each of `files` is.
+
+    stem_of: name of a file without its suffix.
+    looks_like_mask: whether a file, given by its path, holds the values of a mask. Called for files whose names leave
+        this open.
+    group_pattern: `config.data.group_pattern`.
+    volumes: all volumes beside a label map share it, as the sequences of one examination do.
+    Raises `UserError` for an invalid pattern.
+    """
+    layout = Layout([], [], [])
+    items = pairing.without_derived(_items(files, stem_of, layout), layout)
+    images, candidates = [i for i in items if i.role != "mask"], [i for i in items if i.role == "mask"]
+    images, found = pairing.unnamed_masks(images, looks_like_mask, layout)
+    candidates += found
+    pairing.pair(images, candidates, looks_like_mask, volumes, layout)
+    images.sort(key=lambda item: item.file.name)
+    labels = _labels(images, layout) if not volumes else [""] * len(images)
+    groups = _groups(images, labels, group_pattern, volumes, layout)
+    for item, label, group in zip(images, labels, groups, strict=True):
+        layout.cases.append(Case(item.file, tuple(file.path for _, file in item.masks), item.split, label, group))
+    pairing.say_joined(images, layout)
+    return layout
+
+
+def _items(files: Sequence[File], stem_of: Callable[[str], str], layout: Layout) -> list[Item]:
+    """Read the names of the folders. Files beside split folders are left out."""
+    splits = _split_folders(files)
+    items = []
+    for file in files:
+        rest, split, role = [], "", ""
+        for depth, folder in enumerate(file.folders):
+            meaning = naming.of_folder(folder)
+            own = splits.get("/".join(file.folders[: depth + 1]), "")
+            split = own or split
+            if meaning.role and role != "mask":
+                role = meaning.role
+            if not meaning.role and not own:
+                rest.append(folder)
+        stem = naming.composed(stem_of(file.base))
+        if role != "mask" and naming.of_mask(stem) is not None:
+            role = "mask"
+        if splits and not split:
+            outer = sorted({path.rsplit("/", 1)[-1] for path in splits})
+            layout.skipped.append(Skipped(file.name, f"beside the split folders {', '.join(outer[:4])}"))
+            continue
+        items.append(Item(file, stem, split, tuple(rest), role))
+    return items
+
+
+def _split_folders(files: Sequence[File]) -> dict[str, str]:
+    """The folders that are splits, by their path.
+
+    A level with folders of several splits is preferred: in `training_data/train` and `training_data/test` the outer
+    folder is no split.
+    """
+    siblings: dict[str, set[str]] = defaultdict(set)
+    for file in files:
+        for depth, folder in enumerate(file.folders):
+            siblings["/".join(file.folders[:depth])].add(folder)
+    found: dict[str, dict[str, str]] = {}
+    for parent, names in siblings.items():
+        of_parent = naming.split_folders(names)
+        if of_parent:
+            found[parent] = {f"{parent}/{name}" if parent else name: split for name, split in of_parent.items()}
+    several = {parent: paths for parent, paths in found.items() if len(set(paths.values())) > 1}
+    if several:
+        return {path: split for paths in several.values() for path, split in paths.items()}
+    return {path: split for paths in found.values() for path, split in paths.items()}
+
+
+def _labels(images: list[Item], layout: Layout) -> list[str]:
+    """The class of every image: the first folder that is no split and not called like `images`."""
+    firsts = {item.rest[0] for item in images if item.rest}
+    seconds = {item.rest[1] for item in images if len(item.rest) > 1}
+    depth = 0
+    wrapped = len(firsts) == 1 and all(len(item.rest) > 1 for item in images) and len(seconds) > 1
+    if wrapped and not naming.like_patients(seconds, 2):
+        depth = 1
+        layout.notes.append(f"all images are in '{next(iter(firsts))}'; its sub-folders are the classes")
+    raw = [item.rest[depth] if len(item.rest) > depth else "" for item in images]
+    if naming.like_patients(filter(None, raw)) and all(raw):
+        layout.notes.append(
+            f"the folders {', '.join(sorted(set(raw))[:3])} ... look like patients: they are groups, not classes"
+        )
+        return [""] * len(images)
+    labels, lines = naming.canonical(raw)
+    layout.notes += [f"classes: {line}" for line in lines]
+    # A folder may be called "none" or "NA", unlike an empty cell of a table.
+    return [label or name for label, name in zip(labels, raw, strict=True)]
+
+
+def _groups(images: list[Item], labels: list[str], pattern: str, volumes: bool, layout: Layout) -> list[str]:
+    """The patient of every image: by `group_pattern`, else by folders that look like patients."""
+    if pattern:
+        return groups_by_pattern([item.file.name for item in images], pattern, layout.notes)
+    groups = []
+    shared = _shared_depth(images)
+    for item, label in zip(images, labels, strict=True):
+        own = [folder for folder in item.rest[shared:] if naming.is_id(folder)]
+        own.sort(key=lambda folder: not folder.lower().startswith("sub-"))  # BIDS
+        if label and own and item.rest and naming.is_id(item.rest[0]):
+            own = own[1:] if own[0] == item.rest[0] else own  # the class itself may be a number
+        name = own[0] if own else ""
+        # Short numbers are counted anew in every class.
+        groups.append(f"{label}/{name}" if name.isdigit() and len(name) < 5 and label else name)
+    if volumes and not any(groups):
+        groups = _volumes_of_one(images)
+    if any(groups):
+        example = next(g for g in groups if g)
+        count = len({g for g in groups if g})
+        layout.notes.append(f"{count} patients are taken from the folders and names, such as '{example}'")
+        return groups
+    suggestion = naming.views([item.stem for item in images])
+    if suggestion is not None:
+        layout.notes.append(
+            f"names such as '{images[0].stem}' look like several views of one patient, and no patients are known; "
+            f'config.data.group_pattern="{suggestion[0]}" makes {suggestion[1]} patients of {len(images)} images'
+        )
+    deeper = next((item for item in images if labels and len(item.rest) > 1), None)
+    if deeper is not None and not volumes:
+        layout.notes.append(
+            f"the folders below the classes, such as '{deeper.rest[-1]}', are not used; if they are patients, give "
+            'config.data.group_pattern="([^/]+)/[^/]+$"'
+        )
+    return groups
+
+
+def _volumes_of_one(images: list[Item]) -> list[str]:
+    """Patients of volumes by their names: without channel and sequence, or by folder where names repeat."""
+    cases = naming.channel_cases(item.stem for item in images)
+    stems = []
+    for item in images:
+        case = naming.without_channel(item.stem)[0]
+        stems.append(case if case.casefold() in cases else naming.without_sequence(item.stem))
+    if len({item.stem for item in images}) < len(images) and all(item.rest for item in images):
+        stems = ["/".join(item.rest) for item in images]  # smith/T1 and jones/T1
+    return stems if 1 < len(set(stems)) < len(stems) else [""] * len(images)
+
+
+def _shared_depth(images: list[Item]) -> int:
+    """The number of outer folders that all images share, such as the name of the data set."""
+    depth = 0
+    while images and all(len(item.rest) > depth and item.rest[depth] == images[0].rest[depth] for item in images):
+        depth += 1
+    return depth
+
+
+def groups_by_pattern(names: Sequence[str], pattern: str, notes: list[str]) -> list[str]:
+    """The patient of every name: the first group of a regular expression, or its whole match. "" without a match.
+
+    Raises `UserError` for an invalid pattern, or one that matches no name.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"config.data.group_pattern='{pattern}' is not a regular expression: {error}") from error
+    found = [compiled.search(name) for name in names]
+    groups = ["" if m is None else (m[1] if compiled.groups else m[0]) or "" for m in found]
+    if names and not any(groups):
+        raise UserError(f"config.data.group_pattern='{pattern}' matches no name; the first is '{names[0]}'")
+    missing = [name for name, group in zip(names, groups, strict=True) if not group]
+    if missing:
+        notes.append(
+            f"{len(missing)} names do not match config.data.group_pattern, the first '{missing[0]}': each is a patient "
+            "of its own"
+        )
+    return groups
+
+
+def unused(cases: Sequence[Case], used: Sequence[Case]) -> dict[str, int]:
+    """The number of cases in each split that is not used."""
+    chosen = {case.file.name for case in used}
+    return dict(Counter(case.split for case in cases if case.file.name not in chosen))

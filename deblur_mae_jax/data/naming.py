@@ -1,0 +1,279 @@
+"""What the names of files and folders mean: splits, masks, patients, views of one patient.
+
+The rules cover the public sets BUSI, BUS-BRA, TN3K, DDTI, MMOTU, HC18, CAMUS, BraTS, MSD, nnU-Net, BTCV, FeTA, ACDC,
+AMOS, KiTS and LiTS, and folders that are organised like them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "trainval": "train", "trn": "train", "val": "val", "valid": "val",
+    "validation": "val", "dev": "val", "development": "val", "test": "test", "testing": "test", "tst": "test",
+    "pool": "pool", "eval": "val", "evaluation": "val", "holdout": "test",
+}  # fmt: skip
+# Abbreviations that name a split only beside a word for images or masks: imagesTr, labelsTs, imagesVa.
+SHORT_SPLITS = {"tr": "train", "va": "val", "ts": "test", "te": "test"}
+IMAGE_WORDS = {"image", "images", "img", "imgs", "original", "originals", "imaging"}
+MASK_WORDS = {
+    "mask", "masks", "gt", "gts", "groundtruth", "groundtruths", "truth", "label", "labels", "labelmap", "labelmaps",
+    "seg", "segs", "segmentation", "segmentations", "annotation", "annotations", "annot", "annots", "dseg", "msk",
+    "msks",
+}  # fmt: skip
+# Pictures that were made from images: overlays, heat maps, predictions.
+DERIVED = re.compile(
+    r"(?:^|[-_. ])(?:overlay|heat[-_ ]?map|heat|superpixel|prediction|pred|visuali[sz]ation|gradcam|saliency)s?$", re.I
+)
+# Backups and unfinished downloads.
+UNFINISHED = (".bak", ".tmp", ".part", ".crdownload", ".download", ".old", ".swp", "~")
+# Words that say nothing about what a folder holds.
+FILLERS = {"set", "data", "dataset", "folder", "split", "png", "jpg", "nii", "ground", "lesion", "tumor", "tumour",
+           "binary", "map", "maps", "files", "mha", "manual"}  # fmt: skip
+_TOKENS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
+_WORD = (
+    r"(?:mask|gt|ground[-_ ]?truth|seg|segmentation|segmented|label|labels|labelmap|annotation|annot|dseg|msk|binary)"
+)
+# x_mask.png, benign (4)_mask_1.png, 000_HC_Annotation.png, patient0001_2CH_ED_gt.mhd
+_MASK_END = re.compile(rf"^(?P<case>.*?)(?:^|[-_. ])(?P<word>{_WORD})s?(?P<number>[-_ ]?\(?\d{{1,2}}\)?)?$", re.I)
+# mask_0001-l.png, segmentation-0.nii, label0001.nii.gz
+_MASK_START = re.compile(rf"^(?P<word>{_WORD})s?(?:[-_. ](?P<case>.+)|(?P<number>\d.*))$", re.I)
+_CHANNEL = re.compile(r"_(000\d)$")
+# Folders with a number that name no patient: sequences, sessions, folds, dates.
+_NO_PATIENT = re.compile(
+    r"^(?:t[12](?:w|ce|c|n|f|gd)?|\d+(?:\.\d+)?t|(?:run|ses|session|fold|dataset|task|visit|series|scan|part|batch|split|"
+    r"set|timepoint|echo|acq|seq|site|center|centre|hospital|year|week|month|day|level|grade|stage)[-_ ]?\d.*|"
+    r"(?:19|20)\d\d(?:[-_]?\d\d){0,2})$",
+    re.I,
+)
+_SEQUENCE = re.compile(r"[-_. ](?:t1|t2|t1ce|t1c|t1n|t1w|t1gd|t2w|t2f|flair|pd|mra|dti|dwi|adc|swi|ct|pet|asl)$", re.I)
+_VIEW = re.compile(
+    r"^(?P<id>.*\d.*?)[-_ ](?P<view>[lr]|left|right|lt|rt|cc|mlo|long|longitudinal|trans|transverse|sag|sagittal|ax|"
+    r"axial|cor|coronal|[a-d]|\d{1,3}|000\d|(?:frame|view|img|image|slice)[-_]?\d+)$",
+    re.I,
+)
+# Cells that mean that nothing is known, as tables write them.
+MISSING = {"", "nan", "na", "n/a", "n.a.", "#n/a", "null", "<na>", "nat", "none", "-nan", "-", "--", "?", "unknown",
+           "unk", "missing"}  # fmt: skip
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
+
+
+class Meaning(NamedTuple):
+    """What the name of a folder says.
+
+    split: "train", "val", "test" or "pool", or "".
+    role: "image" or "mask", or "".
+    """
+
+    split: str = ""
+    role: str = ""
+
+
+def of_folder(name: str) -> Meaning:
+    """The meaning of the name of one folder, such as `labelsTr`, `test-mask`, `Ground Truth`, `validation`."""
+    tokens = [t.lower() for t in _TOKENS.findall(name)]
+    known = {*SPLIT_NAMES, *SHORT_SPLITS, *IMAGE_WORDS, *MASK_WORDS, *FILLERS}
+    words = [t for t in tokens if not t.isdigit()]
+    if not words or any(t not in known for t in words):
+        return Meaning()
+    role = "mask" if MASK_WORDS & set(words) else "image" if IMAGE_WORDS & set(words) else ""
+    splits = {SPLIT_NAMES[t] for t in words if t in SPLIT_NAMES}
+    split = next(iter(splits)) if len(splits) == 1 else "train" if splits == {"train", "val"} else ""
+    if splits and not split:
+        return Meaning()
+    if not split and role:
+        split = next((SHORT_SPLITS[t] for t in words if t in SHORT_SPLITS), "")
+    if not split and not role:
+        return Meaning()
+    if len(tokens) > len(words) and not role:
+        return Meaning()  # train2, test_01: not one of the usual splits
+    return Meaning(split, role)
+
+
+def split_of(folder: str) -> tuple[str, str]:
+    """The split that some word of a name says, and the rest of the name: `x_train1` is `("train", "x")`.
+
+    ("", name) if there is no such word, or words of several splits.
+    """
+    tokens = [t.lower() for t in _TOKENS.findall(folder) if not t.isdigit()]
+    found = {split for token in tokens if (split := _split_word(token))}
+    if found == {"train", "val"}:  # train_val: both are for training
+        found = {"train"}
+    if len(found) != 1:
+        return "", folder
+    rest = [token for token in tokens if not _split_word(token) and token not in FILLERS]
+    return next(iter(found)), "_".join(rest)
+
+
+def _split_word(token: str) -> str:
+    return SPLIT_NAMES.get(token) or SPLIT_NAMES.get(re.sub(r"(set|data|s)$", "", token), "")
+
+
+def split_folders(siblings: Iterable[str]) -> dict[str, str]:
+    """The folders among `siblings` that are splits, with their splits.
+
+    Names that differ only in the split are splits, such as `x_train` and `x_test`. So are all, if each names a split.
+    A single `train` is one too; a single folder with the name of another split may be a class.
+    """
+    names = sorted(set(siblings))
+    found = {name: split_of(name) for name in names}
+    out: dict[str, str] = {}
+    for rest in {rest for split, rest in found.values() if split}:
+        group = {name: split for name, (split, own) in found.items() if split and own == rest}
+        if len(set(group.values())) > 1:
+            out |= group
+    splits = {name: split for name, (split, _) in found.items() if split}
+    if len(splits) == len(names) and len(set(splits.values())) > 1:
+        out |= splits
+    short = {name: SHORT_SPLITS[name.lower()] for name in names if name.lower() in SHORT_SPLITS}
+    if len(short) == len(names) > 1:
+        out |= short
+    for name in names:
+        meaning = of_folder(name)
+        alone = meaning.split and (meaning.role or meaning.split == "train" or len(splits) == len(names))
+        if alone and not out.get(name):
+            out[name] = meaning.split
+    return out
+
+
+def split_name(text: str) -> str:
+    """The usual name of a split: "validation", "Dev", "test_set" and " VAL " have one. Other names are kept."""
+    text = text.strip()
+    split, rest = split_of(text)
+    return split if split and not rest else text
+
+
+def wanted_splits(text: str) -> set[str]:
+    """The splits that `config.data.split` names; empty for all."""
+    names = {split_name(name) for name in text.split("+") if name.strip()}
+    return set() if "all" in {name.lower() for name in names} else names
+
+
+class MaskName(NamedTuple):
+    """The parts of the name of a file that is called like a mask.
+
+    case: the name without the word for a mask; "" if nothing remains.
+    word: the word for a mask, in lower case.
+    at_end: whether the word stands at the end.
+    """
+
+    case: str
+    word: str
+    at_end: bool
+
+
+def of_mask(stem: str) -> MaskName | None:
+    """Read a file name (without suffix) as that of a mask. `None` if it is not called like one."""
+    found = _MASK_END.match(stem)
+    if found and (found["case"] or not found["number"]):
+        case = found["case"].rstrip("-_. ")
+        inner = of_mask(case) if case else None  # 1_binary_mask
+        return MaskName(inner.case if inner and inner.at_end else case, found["word"].lower(), True)
+    found = _MASK_START.match(stem)
+    if found:
+        return MaskName(found["case"] or found["number"], found["word"].lower(), False)
+    return None
+
+
+def without_channel(stem: str) -> tuple[str, str]:
+    """Split nnU-Net's channel number off a name: `case_0001` is `("case", "0001")`; "" without one."""
+    found = _CHANNEL.search(stem)
+    return (stem[: found.start()], found[1]) if found else (stem, "")
+
+
+def without_leading_word(stem: str) -> str:
+    """A name without its leading word: `bus_0001-l`, `img0001` and `volume-3` are `0001-l`, `0001` and `3`."""
+    return re.sub(r"^[A-Za-z]+(?:[-_ ][A-Za-z]+)*[-_ ]?(?=\d)", "", stem)
+
+
+def like_patients(folders: Iterable[str], at_least: int = 12) -> bool:
+    """Whether folders are named like patients: many, and each a number, or a short word and a number."""
+    names = set(folders)
+    return len(names) >= at_least and all(is_id(name) for name in names)
+
+
+def is_id(folder: str) -> bool:
+    """Whether the name of a folder could be the identifier of a patient, such as `p01`, `case_003` or `sub-r001`."""
+    if _NO_PATIENT.match(folder) or not re.search(r"\d", folder):
+        return False
+    words = re.findall(r"[^\W\d_]+", folder)
+    return folder.lower().startswith("sub-") or (len(words) <= 4 and all(len(word) <= 12 for word in words))
+
+
+def without_sequence(stem: str) -> str:
+    """The name of a volume without that of its sequence: `IXI001-Guys-01-T1` is `IXI001-Guys-01`."""
+    return _SEQUENCE.sub("", stem)
+
+
+def channel_cases(stems: Iterable[str]) -> set[str]:
+    """The names of cases with nnU-Net's channels, which start at `_0000`; in lower case."""
+    return {stem.casefold()[:-5] for stem in stems if stem.endswith("_0000")}
+
+
+def views(stems: Sequence[str]) -> tuple[str, int] | None:
+    """Find names that look like several views of one patient, such as `bus_0004-l` and `bus_0004-r`.
+
+    Returns a pattern for `config.data.group_pattern` and the number of patients it gives, or `None`.
+    """
+    ids = [found["id"] if (found := _VIEW.match(stem)) else "" for stem in stems]
+    counts = Counter(i for i in ids if i)
+    several = sum(count for count in counts.values() if count > 1)
+    if several < max(4, 0.2 * len(stems)) or sum(count > 1 for count in counts.values()) < 2:
+        return None
+    shapes = Counter(re.sub(r"\d+", "0", i) for i in ids if i)
+    shape, _ = shapes.most_common(1)[0]
+    pattern = "^(" + re.sub("0", r"\\d+", re.escape(shape).replace(r"\ ", " ").replace(r"\-", "-")) + ")"
+    try:
+        matches = [found[1] if (found := re.search(pattern, stem)) else stem for stem in stems]
+    except re.error:  # pragma: no cover, an escaped text is always a valid pattern
+        return None
+    if len(set(matches)) < 2 or len(set(matches)) >= len(stems):
+        return None
+    return pattern, len(set(matches))
+
+
+def canonical(values: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Give values that mean the same one spelling: blanks at the ends, capitals, and `1` beside `1.0` do not count.
+
+    Returns the values, with the most frequent spelling of each and "" where nothing is known, and lines that list the
+    spellings that were joined.
+    """
+    stripped = [" ".join(composed(str(v)).split()) for v in values]
+    counts = Counter(v for v in stripped if not is_missing(v))
+    by_key: dict[str, list[str]] = {}
+    for value in sorted(counts, key=lambda v: (-counts[v], _is_float_of_integer(v), v)):
+        by_key.setdefault(_key(value), []).append(value)
+    chosen = {key: _integer(spellings[0]) if len(spellings) > 1 else spellings[0] for key, spellings in by_key.items()}
+    lines = [
+        f"{', '.join(repr(s) for s in spellings)} are one: '{chosen[key]}'"
+        for key, spellings in by_key.items()
+        if len(spellings) > 1
+    ]
+    return ["" if is_missing(v) else chosen[_key(v)] for v in stripped], lines
+
+
+def composed(text: str) -> str:
+    """Text in one Unicode form (NFC), without invisible characters."""
+    return unicodedata.normalize("NFC", text).translate(_INVISIBLE)
+
+
+def is_missing(text: str) -> bool:
+    """Whether the cell of a table says that nothing is known: empty, "nan", "NA", "null" and the like."""
+    return text.strip().lower() in MISSING
+
+
+def _key(value: str) -> str:
+    return _integer(value).casefold()
+
+
+def _is_float_of_integer(value: str) -> bool:
+    return bool(re.fullmatch(r"-?\d+\.0+", value))
+
+
+def _integer(value: str) -> str:
+    """`1.0` as `1`, as tables with empty cells write whole numbers."""
+    return value.split(".")[0] if _is_float_of_integer(value) else value

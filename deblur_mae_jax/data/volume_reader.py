@@ -1,0 +1,256 @@
+"""Read the voxels of volumes and label maps: orientation, resampling, and scaling by modality."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from deblur_mae_jax.data import volume_file
+from deblur_mae_jax.data.grid import Grid
+from deblur_mae_jax.data.image_files import stamp_of
+from deblur_mae_jax.data.masks import MaskValues, classes, join
+from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.data.volume_file import VolumeFile
+
+# What is said of CT whose values are no Hounsfield units.
+WINDOWED = "its values are from 0 to 255, so it is read as CT that is windowed already, not as Hounsfield units"
+SCALED = "its values are from 0 to 1, so it is read as CT that is scaled already, not as Hounsfield units"
+VOXEL_ON_VOXEL = "the volume or its mask states no orientation, so the mask is laid on it voxel by voxel"
+FLAT = "CT from {:.4g} to {:.4g} is nearly uniform after config.data.ct_window; these are hardly Hounsfield units"
+LABELS = "the volume holds only {} different whole numbers, as label maps do"
+NO_AIR = (
+    "CT without a value below 0, so it holds no air: if its values have an offset (1024 is usual), shift them to "
+    "Hounsfield units, or set config.data.ct_window"
+)
+
+
+class Place(Protocol):
+    """Something other than a file that holds a volume."""
+
+    def open(self, max_voxels: int) -> VolumeFile:
+        """The volume, of which only the header has been read. Raises `BadImage`."""
+
+    def stamp(self) -> Any:
+        """A value that changes when its files do."""
+
+
+def _stamp(place: str | Place) -> Any:
+    return stamp_of(place) if isinstance(place, str) else place.stamp()
+
+
+@dataclasses.dataclass(frozen=True)
+class Volumes:
+    """Read a list of volume files. It is sent to worker processes, so it holds plain values only.
+
+    paths: file of each volume, or another place that can be opened, such as a DICOM series.
+    masks: mask files of each volume, () without a mask; several are joined.
+    modalities: "ct" or "mr" for each volume.
+    spacing: voxel size after resampling, mm. (): the file's own.
+    ct_window: range of CT values, HU, that is mapped to 0..1.
+    max_voxels: larger volumes are refused.
+    decoded: folder that keeps decoded volumes. "": none.
+    mask_values: the mapping of `config.data.mask_values`.
+    """
+
+    paths: Sequence[str | Place]
+    masks: Sequence[tuple[str | Place, ...]]
+    modalities: list[str]
+    spacing: tuple[float, ...]
+    ct_window: tuple[float, float]
+    max_voxels: int
+    decoded: str
+    mask_values: MaskValues | None = None
+
+    def header(self, index: int) -> tuple[int, ...]:
+        """(D, H, W) after orientation and resampling, from the header alone."""
+        return self._resampled_shape(*self._open(self.paths[index]).in_ras()[:2])
+
+    def stamp(self, index: int) -> list[int] | None:
+        """Size and modification time."""
+        return _stamp(self.paths[index])
+
+    def mask_stamp(self, index: int) -> list[Any]:
+        """Name, size and modification time of every mask."""
+        return [[path if isinstance(path, str) else "", _stamp(path)] for path in self.masks[index]]
+
+    def read(self, index: int) -> np.ndarray:
+        """float16 `(D, H, W, 1)`, scaled."""
+        return self.examine(index)[0]
+
+    def examine(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """`read`, and the assumptions that were made."""
+        decoded = self._kept(index)
+        if decoded is not None and decoded.exists():
+            try:
+                notes = json.loads(decoded.with_suffix(".json").read_text())
+                return np.load(decoded, mmap_mode="r"), notes
+            except (OSError, ValueError):
+                pass  # incomplete because a process was killed, or of another version: decode it again
+        volume, notes = self._decode(index)
+        if decoded is not None:
+            decoded.parent.mkdir(parents=True, exist_ok=True)
+            decoded.with_suffix(".json").write_text(json.dumps(notes))
+            draft = decoded.with_name(f"{decoded.name}.{os.getpid()}.tmp")
+            with open(draft, "wb") as file:
+                np.save(file, volume)
+            os.replace(draft, decoded)
+        return volume, notes
+
+    def mask(self, index: int) -> np.ndarray:
+        """uint8 `(D, H, W)`, class numbers, on the grid of `read`."""
+        return self.examine_mask(index)[0]
+
+    def examine_mask(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """`mask`, and the assumptions that were made."""
+        zooms = self._open(self.paths[index]).in_ras()[1]
+        truth, notes = self._truth(index)
+        return self._resampled(truth, zooms, order=0), notes
+
+    def grid(self, index: int) -> Grid:
+        """The grid of the file in RAS orientation. Saved label maps are turned back to the file's orientation."""
+        volume = self._open(self.paths[index])
+        shape, zooms, _ = volume.in_ras()
+
+        def finish(labels: np.ndarray) -> np.ndarray:
+            return labels if labels.shape == shape else _zoomed(labels, shape, order=0)
+
+        return Grid(zooms, "mm", lambda: self._truth(index)[0], finish, volume.save_like)
+
+    def _truth(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """The mask in RAS orientation, uint8, not resampled. Raises `BadImage` if its grid is not the volume's."""
+        if not self.masks[index]:
+            raise BadImage("it has no mask")
+        volume = self._open(self.paths[index])
+        parts, notes = [], list[str]()
+        for path in self.masks[index]:
+            mask = self._open_mask(path)
+            notes += [f"of its mask: {note}" for note in mask.notes]
+            if not (mask.oriented and volume.oriented) and mask.shape == volume.shape:
+                notes.append(VOXEL_ON_VOXEL)
+                mask = dataclasses.replace(mask, affine=volume.affine, zooms=volume.zooms)
+            _refuse_other_grid(volume, mask)
+            values, more = classes(mask.values(), self.mask_values)
+            parts.append(values)
+            notes += more
+        return join(parts), list(dict.fromkeys(notes))
+
+    def _open_mask(self, path: str | Place) -> VolumeFile:
+        try:
+            return self._open(path)
+        except BadImage as error:
+            name = f" '{Path(path).name}'" if isinstance(path, str) else ""
+            raise BadImage(f"its mask{name}: {error}") from error
+
+    def _kept(self, index: int) -> Path | None:
+        if not self.decoded:
+            return None
+        spec = (self.paths[index], self.stamp(index), self.spacing, self.ct_window,
+                self.modalities[index])  # fmt: skip
+        name = hashlib.blake2b(repr(spec).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+        return Path(self.decoded).expanduser() / f"{name}.npy"
+
+    def _open(self, path: str | Place) -> VolumeFile:
+        if isinstance(path, str):
+            return volume_file.open_volume(path, self.max_voxels)
+        return path.open(self.max_voxels)
+
+    def _decode(self, index: int) -> tuple[np.ndarray, list[str]]:
+        file = self._open(self.paths[index])
+        stored = file.values(np.float32)
+        if not np.isfinite(stored).all():
+            raise BadImage("holds NaN or infinite values")
+        notes = [*file.notes, *_looks_like_labels(stored)]
+        window = self.ct_window
+        if stored.min() == stored.max():
+            raise BadImage("all its voxels have the same value")
+        if self.modalities[index] == "ct":
+            window, more = _window(stored, file.plain_bytes, self.ct_window)
+            notes += more
+        values = self._resampled(stored, file.in_ras()[1], order=1)
+        if self.modalities[index] == "ct":
+            low, high = window
+            scaled = (np.clip(values, low, high) - low) / (high - low)
+            if float(scaled.std()) < 0.005:
+                notes.append(FLAT.format(float(stored.min()), float(stored.max())))
+        else:
+            scaled = _standardised(values)
+        return scaled.astype(np.float16)[..., None], notes
+
+    def _resampled_shape(self, shape: tuple[int, ...], zooms: Any) -> tuple[int, ...]:
+        if not self.spacing:
+            return tuple(int(n) for n in shape)
+        pairs = zip(shape, zooms, self.spacing, strict=True)
+        return tuple(max(1, round(n * float(zoom) / wanted)) for n, zoom, wanted in pairs)
+
+    def _resampled(self, values: np.ndarray, zooms: Any, order: int) -> np.ndarray:
+        shape = self._resampled_shape(values.shape, zooms)
+        if shape == values.shape:
+            return values
+        return _zoomed(values, shape, order)
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """MR values with mean 0 and standard deviation 1 over the non-zero voxels. Raises `BadImage`."""
+    largest = float(np.abs(values).max())
+    if not 1e-15 < largest < 1e15:  # squares would leave the range of float32
+        values = values.astype(np.float64) / (largest or 1.0)
+    inside = values != 0
+    spread = float(values[inside].std()) if inside.any() else 0.0
+    if spread <= 0:
+        raise BadImage("all its voxels have the same value")
+    return np.where(inside, (values - values[inside].mean()) / spread, 0.0)
+
+
+def _looks_like_labels(values: np.ndarray) -> list[str]:
+    """A note if a volume holds few different whole numbers, one of them often."""
+    sample = values.ravel()[:: max(1, values.size // 200_000)]
+    distinct, counts = np.unique(sample, return_counts=True)
+    whole = len(distinct) <= 64 and distinct.min() >= 0 and np.array_equal(distinct, np.rint(distinct))
+    return [LABELS.format(len(distinct))] if whole and counts.max() > 0.3 * counts.sum() else []
+
+
+def _window(values: np.ndarray, plain_bytes: bool, window: tuple[float, float]):
+    """The range of CT values that is mapped to 0..1, and what is assumed.
+
+    Bytes without a scale, and values between 0 and 255, cannot be Hounsfield units, which are negative in air and fat.
+    """
+    low, high = float(values.min()), float(values.max())
+    if plain_bytes:
+        return (0.0, 255.0), [WINDOWED]
+    if low >= 0 and 0 < high <= 1:
+        return (0.0, 1.0), [SCALED]
+    if low >= 0 and 127 < high <= 255:
+        return (0.0, 255.0), [WINDOWED]
+    return window, [NO_AIR] if low >= 0 else []
+
+
+def _refuse_other_grid(volume: VolumeFile, mask: VolumeFile) -> None:
+    """Raise `BadImage` if a mask has another shape than its volume, or lies over half a voxel beside it."""
+    (shape, zooms, affine), (own_shape, _, own_affine) = volume.in_ras(), mask.in_ras()
+    if own_shape != shape:
+        raise BadImage(f"its mask has the shape {own_shape}, the volume {shape}")
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
+    ends = np.concatenate([corners, np.ones((8, 1))], axis=1).T
+    apart = np.abs(np.linalg.inv(affine) @ own_affine @ ends - ends)[:3]
+    if apart.max() > 0.5:
+        axis = int(apart.max(axis=1).argmax())
+        distance = float(np.abs((own_affine - affine) @ ends)[:3].max())
+        raise BadImage(
+            f"its mask does not match: by their affines, the corners of mask and volume are {distance:.1f} mm apart, "
+            f"{apart.max():.1f} voxels along axis {axis} (at most half a voxel of {zooms[axis]:.3g} mm is allowed)"
+        )
+
+
+def _zoomed(values: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
+    from scipy import ndimage
+
+    factors = [new / old for new, old in zip(shape, values.shape, strict=True)]
+    return ndimage.zoom(values, factors, order=order, mode="nearest", grid_mode=True)

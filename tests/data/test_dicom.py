@@ -1,0 +1,359 @@
+"""2-D images from DICOM: every photometric interpretation and transfer syntax, regions, clips, labels, privacy."""
+
+import os
+import warnings
+import zipfile
+
+import dicom_files as made
+import numpy as np
+import pydicom
+import pytest
+import tiny
+from dicom_files import picture
+from PIL import Image
+
+from deblur_mae_jax.data import dataset, dicom_file, dicom_pixels, index, privacy, splits
+from deblur_mae_jax.data.dicom_pixels import FrameReader
+from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def a_key(tmp_path):
+    privacy.use(tmp_path)
+    yield
+    privacy.use(None)
+
+
+def load(root, split="all", name="finetune", source="dicom", **fields):
+    config = tiny.resolved(name, data__name=source, data__root=str(root), **fields)
+    return dataset.load_source(config, split)
+
+
+def read(path, **fields):
+    return FrameReader(**fields).read(dicom_file.header(str(path)), 0)
+
+
+def gray(path, **fields):
+    return read(path, **fields)[0][..., 0]
+
+
+@pytest.mark.parametrize("syntax", ["native", "implicit", "rle", "jpeg", "jpeg2000", "jpegls", "jpeg_lossless"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1", "RGB"])
+def test_photometry_and_compression(tmp_path, syntax, photometric):
+    frame = np.dstack([picture()] * 3) if photometric == "RGB" else picture()
+    if photometric == "RGB" and syntax in ("jpeg", "jpeg_lossless"):
+        return  # a JPEG of RGB colours has its own test; the encoder of lossless JPEG takes gray only
+    path = made.still(tmp_path / "a.dcm", frame, syntax=syntax, photometric=photometric)
+    want = 255 - picture() if photometric == "MONOCHROME1" else picture()
+    assert abs(gray(path, crop="none").astype(int) - want).max() <= (3 if syntax == "jpeg" else 0)
+    assert read(path, channels=3, crop="none")[0].shape == (40, 60, 3)
+
+
+def coloured():
+    out = np.zeros((40, 60, 3), np.uint8)
+    out[..., 0], out[..., 1], out[..., 2] = picture(), picture()[::-1], 90
+    return out
+
+
+def test_ybr_full_is_converted(tmp_path):
+    ybr = np.asarray(Image.fromarray(coloured()).convert("YCbCr"))
+    path = made.still(tmp_path / "a.dcm", ybr, photometric="YBR_FULL")
+    assert abs(read(path, channels=3, crop="none")[0].astype(int) - coloured()).max() <= 3
+
+
+@pytest.mark.parametrize("label", ["YBR_FULL_422", "RGB"])
+def test_a_jpeg_is_read_as_its_stream_says(tmp_path, label):
+    """Many devices write RGB in the header and YCbCr in the stream."""
+    nearly_gray = np.dstack([picture(), np.clip(picture() + 4.0, 0, 255), picture()]).astype(np.uint8)
+    path = made.still(tmp_path / "a.dcm", nearly_gray, syntax="jpeg", photometric=label)
+    pixels, notes = read(path, channels=3, crop="none")
+    assert abs(pixels.astype(int) - nearly_gray).max() <= 5
+    assert (dicom_pixels.YBR_NAMED_RGB in notes) == (label == "RGB")
+
+
+def test_a_jpeg_without_markers_is_known_by_its_chroma(tmp_path):
+    stream = made.jpeg(np.dstack([picture()] * 3))
+    length = int.from_bytes(stream[4:6], "big")
+    bare = stream[:2] + stream[4 + length :]  # without the JFIF segment
+    values = made.with_pixels(made.base(), np.dstack([picture()] * 3)[None], photometric="RGB")
+    values.file_meta.TransferSyntaxUID = made.SYNTAXES["jpeg"]
+    values.PixelData = pydicom.encaps.encapsulate([bare])
+    values["PixelData"].is_undefined_length = True
+    pixels, notes = read(made.save(values, tmp_path / "a.dcm"), channels=3, crop="none")
+    assert abs(pixels.astype(int) - picture()[..., None]).max() <= 5 and dicom_pixels.YBR_NAMED_RGB in notes
+
+
+def test_a_jpeg_of_true_rgb_stays_rgb(tmp_path):
+    import imagecodecs
+
+    stream = imagecodecs.jpeg8_encode(coloured(), level=99, colorspace="rgb", outcolorspace="rgb", subsampling="444")
+    values = made.with_pixels(made.base(), coloured()[None], photometric="RGB")
+    values.file_meta.TransferSyntaxUID = made.SYNTAXES["jpeg"]
+    values.PixelData = pydicom.encaps.encapsulate([stream])
+    values["PixelData"].is_undefined_length = True
+    path = made.save(values, tmp_path / "a.dcm")
+    assert abs(read(path, channels=3, crop="none")[0].astype(int) - coloured()).max() <= 6
+
+
+def test_palettes(tmp_path):
+    values = made.with_pixels(made.base(), picture()[None], photometric="PALETTE COLOR")
+    for i, name in enumerate(("Red", "Green", "Blue")):
+        table = (np.arange(256, dtype=np.uint16) * 257) if i != 1 else np.zeros(256, np.uint16)
+        setattr(values, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(values, f"{name}PaletteColorLookupTableData", table.tobytes())
+    pixels, _ = read(made.save(values, tmp_path / "a.dcm"), channels=3, crop="none")
+    np.testing.assert_array_equal(pixels[..., 0], picture())
+    assert pixels[..., 1].max() == 0
+
+
+def test_windows(tmp_path):
+    units = np.linspace(-1000, 1000, 2400).reshape(40, 60).astype(np.int16)
+    path = made.still(
+        tmp_path / "a.dcm", (units + 1024).astype(np.uint16), bits=12, modality="CT", sop_class=made.CT,
+        RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=40, WindowWidth=400,
+    )  # fmt: skip
+    expect = lambda low, high: np.rint(np.clip((units.astype(float) - low) / (high - low), 0, 1) * 255)
+    assert abs(gray(path) - expect(-160, 239)).max() <= 1
+    assert abs(gray(path, window="lung") - expect(-1350, 150)).max() <= 1
+    assert abs(gray(path, window="-100,300") - expect(-100, 300)).max() <= 1
+    values = pydicom.dcmread(path)
+    del values.WindowCenter, values.WindowWidth
+    values.save_as(path)
+    pixels, notes = read(path)
+    assert abs(pixels[..., 0] - expect(units.min(), units.max())).max() <= 1 and dicom_pixels.NO_WINDOW in notes
+    with pytest.raises(UserError, match="must be 'low,high' or one of lung"):
+        load(tmp_path, data__window="wide")
+
+
+def test_gray_stored_as_colour_and_doppler(tmp_path):
+    frame = np.dstack([picture()] * 3)
+    frame[0, 0] = (255, 0, 0)
+    assert read(made.still(tmp_path / "a.dcm", frame, photometric="RGB"), crop="none")[1] == []
+    frame[:10, :10] = (255, 0, 0)
+    pixels, notes = read(made.still(tmp_path / "b.dcm", frame, photometric="RGB"), crop="none")
+    assert notes == [dicom_pixels.COLOUR] and pixels[5, 5, 0] == 76
+
+
+def scan(height=60, width=80, seed=0):
+    """A picture with text at the top and a bright sector below."""
+    out = np.zeros((height, width), np.uint8)
+    out[2:6, 2:30] = 255
+    out[12:55, 15:70] = np.random.default_rng(seed).integers(60, 200, (43, 55))
+    return out
+
+
+def test_ultrasound_regions_are_the_crop_and_give_the_spacing(tmp_path):
+    flow = made.region(0, 0, 10, 10, data_type=2)
+    path = made.still(tmp_path / "a.dcm", scan(), SequenceOfUltrasoundRegions=[made.region(15, 12, 69, 54), flow])
+    np.testing.assert_array_equal(gray(path), scan()[12:55, 15:70])
+    assert gray(path, crop="none").shape == (60, 80)
+    source = load(tmp_path)
+    assert source.header(0) == (43, 55) and source.grid_of(0).spacing == pytest.approx((0.1, 0.1))
+    assert source.grid_of(0).unit == "mm"
+
+
+def test_without_regions_the_fan_is_found(tmp_path):
+    path = made.still(tmp_path / "a.dcm", scan())
+    assert np.abs(np.array(gray(path).shape) - (43, 55)).max() <= 4
+    moving = np.stack([scan(seed=i) for i in range(6)])
+    path = made.save(made.with_pixels(made.base(made.US_CLIP), moving), tmp_path / "b.dcm")
+    assert np.abs(np.array(gray(path).shape) - (43, 55)).max() <= 4
+
+
+def clip(path, frames, **options):
+    values = made.with_pixels(made.base(made.US_CLIP, **options), frames)
+    values.FrameTime = 100.0
+    return made.save(values, path)
+
+
+@pytest.mark.parametrize(
+    ("frames", "want"),
+    [("uniform(4)", [0, 10, 19, 29]), ("every(1.0 s)", [0, 10, 20]), ("all", list(range(30))), ("first", [0]),
+     ("middle", [15])],
+)  # fmt: skip
+def test_frames_of_a_clip(tmp_path, frames, want):
+    moving = np.stack([np.roll(picture(), 3 * i, axis=1) for i in range(30)])
+    clip(tmp_path / "a.dcm", moving)
+    source = load(tmp_path, data__frames=frames, data__crop="none")
+    assert [int(name[-5:]) for name in source.names] == want and len(set(source.groups)) == 1
+    for i, number in enumerate(want):
+        np.testing.assert_array_equal(source.read(i)[..., 0], moving[number])
+
+
+def test_frames_that_hardly_differ_are_dropped(tmp_path):
+    rng = np.random.default_rng(0)
+    different = [np.kron(rng.integers(0, 255, (5, 6)), np.ones((8, 10))).astype(np.uint8) for _ in range(3)]
+    clip(tmp_path / "a.dcm", np.stack([different[i // 4] for i in range(12)]))
+    found = index.build(load(tmp_path, data__frames="all", data__crop="none"), max_bad_fraction=0.9)
+    assert len(found) == 3 and [s.reason for s in found.skipped] == ["nearly equal to an earlier frame of its clip"] * 9
+
+
+def test_bad_choices_are_one_clear_line(tmp_path):
+    made.still(tmp_path / "a.dcm")
+    for frames in ("uniform(0)", "some", "every(0 s)", "every(1..2 s)"):
+        with pytest.raises(UserError, match=r"config\.data\.frames"):
+            load(tmp_path, data__frames=frames)
+    with pytest.raises(UserError, match=r"config\.data\.crop: unknown name 'fan'"):
+        load(tmp_path, data__crop="fan")
+
+
+def test_what_holds_no_picture_is_named(tmp_path):
+    made.still(tmp_path / "a.dcm")
+    for number, (uid, modality) in enumerate([("1.2.840.10008.5.1.4.1.1.88.33", "SR"), ("1.2.840.10008.1.3.10", ""),
+                                              ("1.2.840.10008.5.1.4.1.1.104.1", "DOC")]):  # fmt: skip
+        made.save(made.base(uid, modality=modality), tmp_path / f"{number}.dcm")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "empty.dcm").write_bytes(b"")
+    (tmp_path / "cut.dcm").write_bytes((tmp_path / "a.dcm").read_bytes()[:200])
+    (tmp_path / "copy.dcm").write_bytes((tmp_path / "a.dcm").read_bytes())
+    source = load(tmp_path)
+    reasons = " | ".join(sorted(s.reason for s in source.skipped))
+    assert len(source) == 1 and len(source.skipped) == 7
+    for what in ("a structured report", "a DICOMDIR", "an encapsulated document", "not a DICOM file", "a copy of"):
+        assert what in reasons
+
+
+def test_a_file_without_preamble_and_damaged_pixels(tmp_path):
+    path = made.still(tmp_path / "a.dcm")
+    bare = tmp_path / "bare" / "b"
+    bare.parent.mkdir()
+    values = pydicom.dcmread(path)
+    values.SOPInstanceUID = pydicom.uid.generate_uid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pydicom.dcmwrite(bare, values, implicit_vr=False, little_endian=True)
+    bare.write_bytes(bare.read_bytes()[132:])
+    assert dicom_file.is_dicom(str(bare)) and len(load(tmp_path)) == 2
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(BadImage, match="damaged"):
+        read(path)
+
+
+def test_sizes_are_refused_from_the_header(tmp_path):
+    path = made.still(tmp_path / "a.dcm")
+    values = pydicom.dcmread(path)
+    values.Rows = values.Columns = 60000
+    values.save_as(path)
+    with pytest.raises(BadImage, match=r"60000 x 60000 pixels, over data.max_pixels"):
+        read(path)
+
+
+def test_burned_in_text_is_refused_cut_away_or_allowed(tmp_path):
+    made.still(tmp_path / "a.dcm", scan(), BurnedInAnnotation="YES")
+    assert len(load(tmp_path)) == 0 and "text is burned in" in str(load(tmp_path).skipped)
+    assert len(load(tmp_path, data__allow_burned_in=True)) == 1
+    made.still(
+        tmp_path / "a.dcm", scan(), BurnedInAnnotation="YES",
+        SequenceOfUltrasoundRegions=[made.region(15, 12, 69, 54)],
+    )  # fmt: skip
+    assert len(load(tmp_path)) == 1
+    assert len(load(tmp_path, data__crop="none")) == 0
+
+
+def test_patients_are_hashed_and_constant_ones_are_studies(tmp_path):
+    for i in range(6):
+        made.still(tmp_path / f"{i}.dcm", patient=f"P{i // 2}", study=f"1.2.{i}")
+    source = load(tmp_path)
+    assert len(set(source.groups)) == 3 and not any("P1" in g for g in source.groups)
+    assert load(tmp_path).groups == source.groups  # the key of the workdir
+    privacy.use(tmp_path / "other")
+    assert load(tmp_path).groups != source.groups
+    for i in range(6):
+        made.still(tmp_path / f"{i}.dcm", patient="anonymous" if i else "", study=f"1.2.{i}")
+    source = load(tmp_path)
+    assert len(set(source.groups)) == 6
+    assert any("have the same PatientID" in n for n in source.notes) and any("no PatientID" in n for n in source.notes)
+
+
+@pytest.mark.parametrize("key", ["SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "path"])
+def test_labels_from_a_csv(tmp_path, key):
+    rows = []
+    for i in range(12):
+        made.still(tmp_path / "set" / f"{i}.dcm", patient=f"P{i}", study=f"1.2.{i}", series=f"1.3.{i}")
+        values = pydicom.dcmread(tmp_path / "set" / f"{i}.dcm")
+        cell = f"{i}.dcm" if key == "path" else values[key].value
+        rows.append(f"{cell},{'ab'[i % 2]},{('train', 'validation', 'test')[i // 4]}")
+    rows = [*rows[:-1], "9.9.9,a,train"]
+    (tmp_path / "labels.csv").write_text("\n".join([f"{key},label,split", *rows]) + "\n")
+    fields = {"data__labels": str(tmp_path / "labels.csv")}
+    source = load(tmp_path / "set", **fields)
+    assert source.labels[0] == "a" and sorted(set(source.splits)) == ["", "test", "train", "val"]
+    assert any("1 DICOM files have no row" in n for n in source.notes)
+    assert any("1 rows of config.data.labels name no DICOM file" in n for n in source.notes)
+    train = load(tmp_path / "set", "train", **fields)
+    assert len(train) == 4 and train.unused == {"val": 4, "test": 3}
+    config = tiny.resolved("finetune", data__name="dicom", data__root=str(tmp_path / "set"), data__split="train",
+                           data__val_split="val", data__test_split="test", **fields)  # fmt: skip
+    found = splits.labelled(lambda split: dataset.load_source(config, split), config.data)
+    assert found.classes == ["a", "b"] and len(found.source) == 11
+
+
+def test_labels_that_contradict_each_other_are_refused(tmp_path):
+    made.still(tmp_path / "set" / "a.dcm")
+    (tmp_path / "labels.csv").write_text("PatientID,label\nP1,a\nP1,b\n")
+    with pytest.raises(UserError, match="rows with the same PatientID and different contents"):
+        load(tmp_path / "set", data__labels=str(tmp_path / "labels.csv"))
+
+
+def test_a_folder_of_dicom_is_found_by_itself(tmp_path):
+    for i in range(3):
+        made.still(tmp_path / "set" / f"IM{i}", patient=f"P{i}")
+    source = load(tmp_path / "set", source="image_folder")
+    assert len(source) == 3 and source.notes[0].startswith("most files are DICOM")
+    Image.fromarray(picture()).save(tmp_path / "set" / "a.png")
+    assert "read with config.data.name=dicom" not in str(load(tmp_path / "set", source="image_folder").skipped)
+
+
+def test_without_pydicom_it_is_one_clear_line(tmp_path, monkeypatch):
+    made.still(tmp_path / "a.dcm")
+    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
+    with pytest.raises(UserError, match=r"need pydicom.*deblur_mae_jax\[dicom\]"):
+        load(tmp_path)
+
+
+def test_the_key_is_private_and_stable(tmp_path):
+    assert privacy.pseudonym("a") == privacy.pseudonym("a") != privacy.pseudonym("b")
+    path = tmp_path / privacy.KEY_FILE
+    assert path.stat().st_mode & 0o777 == 0o600 and len(path.read_text().strip()) == 64
+    first = privacy.pseudonym("a")
+    privacy._keys.clear()
+    assert privacy.pseudonym("a") == first
+
+
+def canary(folder):
+    """Plant a name in every text element that a picture can have."""
+    for i in range(6):
+        values = made.with_pixels(made.base(), np.roll(scan(), 5 * i, axis=1)[None])
+        for name in pydicom.datadict.keyword_dict:
+            tag = pydicom.datadict.tag_for_keyword(name)
+            kind = pydicom.datadict.dictionary_VR(tag)
+            free = kind in ("LO", "SH", "PN", "LT", "ST", "UT", "UC") and name not in values
+            if free and 0x0008 <= tag >> 16 <= 0x4010 and "DataSetTrailing" not in name:
+                setattr(values, name, made.NAME)
+        values.PatientID = f"{made.NAME}{i}"
+        made.save(values, folder / f"{i}.dcm")
+
+
+def test_no_planted_name_reaches_the_workdir(tmp_path, capfd):
+    from deblur_mae_jax import train
+
+    canary(tmp_path / "set")
+    (tmp_path / "set" / "broken.dcm").write_bytes((tmp_path / "set" / "0.dcm").read_bytes()[:700])
+    config = tiny.config("quickstart", data__name="dicom", data__root=str(tmp_path / "set"), optim__steps=2,
+                         data__max_bad_fraction=0.5)  # fmt: skip
+    train.train_and_evaluate(config, tmp_path / "run")
+    planted = [made.NAME.encode(), made.NAME.split("^")[0].encode(), b"Planted"]
+    seen = 0
+    for place, _, files in os.walk(tmp_path / "run"):
+        for name in files:
+            path = os.path.join(place, name)
+            with open(path, "rb") as file:
+                content = file.read()
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    content += b"".join(archive.read(n) for n in archive.namelist())
+            seen += len(content)
+            assert not any(word in content for word in planted), path
+    said = capfd.readouterr()
+    assert seen > 10_000 and not any(word.decode() in said.out + said.err for word in planted)

@@ -1,0 +1,182 @@
+"""The values of masks: whole numbers, mapped values, and what is refused."""
+
+import numpy as np
+import pytest
+import tifffile
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from deblur_mae_jax import network
+from deblur_mae_jax.data import masks
+from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.training import supervision
+
+REGIONS = np.zeros((24, 32), np.uint8)
+REGIONS[3:12, 4:20], REGIONS[14:22, 20:30] = 1, 2
+
+
+def write(root, make, count=6, suffix=".png"):
+    """Images, and a mask for each, saved by `make(path)`."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, REGIONS.shape).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{i}.png")
+        make(root / "masks" / f"{i}{suffix}")
+
+
+def divided(root, **fields):
+    config = tiny.resolved(
+        "segment_images",
+        data__name="image_folder",
+        data__root=str(root),
+        data__folds=3,
+        search__setting="none",
+        **fields,
+    )
+    return supervision.divided(config, network.identify(config))
+
+
+def save(values, **options):
+    return lambda path: Image.fromarray(values).save(path, **options)
+
+
+COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 130, 0]], np.uint8)[REGIONS]
+TWO_NAMES = {"data__mask_values": "#ff0000=lesion,#008200=cyst"}
+
+
+def test_numbers_are_classes(tmp_path):
+    write(tmp_path, save(REGIONS))
+    index, labels = divided(tmp_path)
+    assert labels.classes == ["background", "label 1", "label 2"] and labels.mask_values == [0, 1, 2]
+    np.testing.assert_array_equal(index.source.masks(0), REGIONS)
+
+
+def test_colours_are_named_or_refused(tmp_path):
+    write(tmp_path, save(COLOURS))
+    with pytest.raises(UserError, match=r"holds colours \(#000000, #008200, #ff0000\).*config.data.mask_values"):
+        divided(tmp_path)
+    index, labels = divided(tmp_path, **TWO_NAMES)
+    assert labels.classes == ["background", "lesion", "cyst"]
+    np.testing.assert_array_equal(index.source.masks(0), REGIONS)
+    with pytest.raises(UserError, match=r"the colour #008200, which config.data.mask_values does not name"):
+        divided(tmp_path, data__mask_values="#ff0000=lesion")
+    index, labels = divided(tmp_path, data__mask_values="#ff0000=lesion,*=background")
+    assert labels.classes == ["background", "lesion"]
+
+
+def test_values_above_255_are_named_or_refused(tmp_path):
+    write(tmp_path, lambda path: tifffile.imwrite(path, np.array([0, 300, 620], np.uint16)[REGIONS]), suffix=".tif")
+    with pytest.raises(UserError, match=r"holds 620, and without config.data.mask_values a class is a number from 0"):
+        divided(tmp_path)
+    index, labels = divided(tmp_path, data__mask_values="300-310=vessel,620=organ")
+    assert labels.classes == ["background", "vessel", "organ"]
+    np.testing.assert_array_equal(index.source.masks(0), REGIONS)
+
+
+def test_nearly_whole_numbers_are_rounded_and_said(tmp_path):
+    write(tmp_path, lambda path: tifffile.imwrite(path, (REGIONS * 0.9999).astype(np.float32)), suffix=".tif")
+    index, _ = divided(tmp_path)
+    np.testing.assert_array_equal(index.source.masks(0), REGIONS)
+    assert any("close to whole numbers" in note and "6 images" in note for note in index.notes)
+
+
+def test_soft_floats_are_refused(tmp_path):
+    write(tmp_path, lambda path: tifffile.imwrite(path, (REGIONS * 0.4).astype(np.float32)), suffix=".tif")
+    with pytest.raises(UserError, match=r"holds 0.4, and a class is a whole number"):
+        divided(tmp_path)
+    _, labels = divided(tmp_path, data__mask_values="0.4+0.8=lesion,*=background")
+    assert labels.classes == ["background", "lesion"]
+
+
+@pytest.mark.parametrize("quality", [60, 95])
+def test_masks_saved_as_jpeg_are_refused_with_the_cure(tmp_path, quality):
+    write(tmp_path, save((REGIONS > 0).astype(np.uint8) * 255, quality=quality), suffix=".jpg")
+    with pytest.raises(UserError, match=r"saved as JPEG or in another way that changes values.*PNG"):
+        divided(tmp_path)
+    index, labels = divided(tmp_path, data__mask_values="0-127=background,128-255=lesion")
+    assert labels.classes == ["background", "lesion"]
+    assert (index.source.masks(0) != (REGIONS > 0)).mean() < 0.02
+
+
+def test_soft_edges_are_refused_with_the_cure(tmp_path):
+    large = Image.fromarray((REGIONS > 0).astype(np.uint8) * 255)
+    soft = np.asarray(large.resize((16, 12), Image.Resampling.BILINEAR).resize((32, 24), Image.Resampling.BILINEAR))
+    write(tmp_path, save(soft))
+    with pytest.raises(UserError, match="only occur between regions, so the masks have soft edges"):
+        divided(tmp_path)
+    assert divided(tmp_path, data__mask_values="0-127=background,128-255=lesion")[1].classes == ["background", "lesion"]
+
+
+def test_a_thin_outline_is_a_class(tmp_path):
+    outline = np.zeros_like(REGIONS)
+    outline[5, 4:20] = outline[15, 4:20] = 255
+    write(tmp_path, save(outline))
+    assert divided(tmp_path)[1].mask_values == [0, 255]
+
+
+def test_opacity_is_a_mask_only_when_it_is_asked_for(tmp_path):
+    alpha = (REGIONS > 0).astype(np.uint8) * 255
+    write(tmp_path, save(np.dstack([np.zeros((24, 32, 3), np.uint8), alpha])))
+    with pytest.raises(UserError, match="partly transparent"):
+        divided(tmp_path)
+    index, labels = divided(tmp_path, data__mask_values="alpha=lesion")
+    assert labels.classes == ["background", "lesion"]
+    np.testing.assert_array_equal(index.source.masks(0), REGIONS > 0)
+
+
+@pytest.mark.parametrize("drawn_on", ["stored pixels", "upright pixels", "both turned"])
+def test_masks_of_turned_images(tmp_path, drawn_on):
+    exif = Image.Exif()
+    exif[274] = 6
+    upright = np.rot90(REGIONS, -1)
+    if drawn_on == "stored pixels":
+        write(tmp_path, save(REGIONS))
+    elif drawn_on == "upright pixels":
+        write(tmp_path, save(np.ascontiguousarray(upright)))
+    else:
+        write(tmp_path, save(REGIONS, exif=exif))
+    for i in range(6):
+        Image.fromarray(REGIONS * 100).save(tmp_path / "images" / f"{i}.png", exif=exif)
+    index, _ = divided(tmp_path)
+    assert index.source.read(0).shape == (32, 24, 1)
+    np.testing.assert_array_equal(index.source.masks(0), upright)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1", "must be VALUE=CLASS"), ("x=lesion", "must be a number"), ("9-3=lesion", "no range"),
+        ("0=background", "names 0 classes"), ("=lesion", "must be VALUE=CLASS"),
+    ],
+)  # fmt: skip
+def test_bad_mappings_are_one_clear_line(text, message):
+    with pytest.raises(UserError, match=message):
+        masks.parse(text)
+
+
+def test_names_come_from_one_place(tmp_path):
+    write(tmp_path, save(REGIONS))
+    with pytest.raises(UserError, match=r"have their names from config.data.mask_values already"):
+        divided(tmp_path, data__mask_values="1=a,2=b", data__label_names=("a", "b"))
+
+
+@given(st.lists(st.integers(-5, 70_000), min_size=1, max_size=30), st.sampled_from(["i4", "f4", "f8"]))
+def test_a_mask_is_its_own_numbers_or_an_error(values, dtype):
+    array = np.array(values, dtype)
+    try:
+        got, notes = masks.classes(array, None)
+    except BadImage:
+        assert min(values) < 0 or max(values) > 255
+    else:
+        assert got.dtype == np.uint8 and got.tolist() == values and not notes
+
+
+def test_masks_of_one_image_are_joined():
+    a, b = np.array([[0, 1]], np.uint8), np.array([[2, 0]], np.uint8)
+    assert masks.join([a, b]).tolist() == [[2, 1]]
+    with pytest.raises(BadImage, match="its masks have the shapes"):
+        masks.join([a, np.zeros((2, 2), np.uint8)])
