@@ -141,6 +141,11 @@ def segmentation(path, folder, mask):
     """A DICOM segmentation of a series; `mask` `(slices, rows, columns)` in the order of the positions."""
     files = [pydicom.dcmread(p) for p in sorted(folder.glob("*.dcm"))]
     files.sort(key=lambda v: float(v.ImagePositionPatient[2]))
+    for values in files:
+        for name in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber", "StudyID",
+                     "ReferringPhysicianName"):  # fmt: skip
+            setattr(values, name, "")
+        values.FrameOfReferenceUID = "1.2.3.9"
     code = highdicom.sr.CodedConcept("123037004", "SCT", "Anatomical Structure")
     numbers = sorted(set(np.unique(mask)) - {0})
     described = [

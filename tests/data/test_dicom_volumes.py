@@ -1,0 +1,253 @@
+"""CT and MR series as volumes: sorted by position, checked, equal to dcm2niix's, with masks."""
+
+import os
+import subprocess
+import warnings
+
+import dicom_files as made
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import tiny_volumes
+from pydicom.dataset import Dataset
+
+from deblur_mae_jax.data import dataset, dicom_series, index, privacy
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.pretrained import inherit
+
+
+@pytest.fixture(autouse=True)
+def a_key(tmp_path):
+    privacy.use(tmp_path)
+    yield
+    privacy.use(None)
+
+
+def load(root, split="all", name="dicom", **fields):
+    config = tiny_volumes.config_of(data__name=name, data__root=str(root), **fields)
+    return dataset.load_source(config, split)
+
+
+def hounsfield(shape=(12, 20, 24), seed=0):
+    """(slices, rows, columns), with air, so that no two slices and no two rows are alike."""
+    units = np.random.default_rng(seed).integers(-1000, 1500, shape)
+    units[:, :4] = -1000
+    return units.astype(np.int16)
+
+
+def expected(volume, low=-1000, high=1000):
+    """The same as a volume in RAS orientation, scaled: columns run to the left, rows to the back."""
+    ras = volume.transpose(2, 1, 0)[::-1, ::-1]
+    return ((np.clip(ras, low, high) - low) / (high - low)).astype(np.float16)
+
+
+def test_slices_are_sorted_by_position_whatever_their_names(tmp_path):
+    volume = hounsfield()
+    order = np.random.default_rng(1).permutation(12)
+    made.slices(tmp_path / "set", volume, order=order)
+    source = load(tmp_path / "set")
+    assert len(source) == 1 and source.modalities == ["ct"]
+    np.testing.assert_array_equal(source.read(0)[..., 0], expected(volume))
+    assert source.header(0) == (24, 20, 12)
+    assert source.grid_of(0).spacing == pytest.approx((0.7, 0.8, 2.5))
+    assert any("1 volumes of 12 to 12 slices: axial 1" in note for note in source.notes)
+
+
+ORIENTATIONS = {
+    "axial": (1, 0, 0, 0, 1, 0), "axial, feet first": (1, 0, 0, 0, -1, 0), "sagittal": (0, 1, 0, 0, 0, -1),
+    "coronal": (1, 0, 0, 0, 0, -1), "oblique": (0.9986295, 0.0, -0.0523360, 0.0, 1.0, 0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_series_agree_with_dcm2niix_to_the_voxel_and_the_affine(tmp_path, name, modality):
+    import dcm2niix
+
+    folder, out = tmp_path / "set", tmp_path / "nifti"
+    made.slices(folder, hounsfield(), orientation=ORIENTATIONS[name], order=np.random.default_rng(2).permutation(12),
+                modality=modality)  # fmt: skip
+    out.mkdir()
+    subprocess.run([dcm2niix.bin, "-z", "n", "-f", "v", "-o", str(out), str(folder)], check=True, capture_output=True)
+    theirs = nib.as_closest_canonical(nib.load(out / "v.nii"))
+    headers = [dicom_file for dicom_file in map(_header, sorted(folder.glob("*.dcm")))]
+    series, left_out = dicom_series.build(headers)
+    assert len(series) == 1 and not left_out
+    ours = series[0].open(10**7)
+    np.testing.assert_array_equal(ours.values(np.float32), np.asarray(theirs.dataobj, np.float32))
+    np.testing.assert_allclose(ours.in_ras()[2], theirs.affine, atol=2e-4)
+
+
+def _header(path):
+    from deblur_mae_jax.data import dicom_file
+
+    return dicom_file.header(str(path))
+
+
+def reasons(root):
+    try:
+        return " | ".join(s.reason for s in load(root).skipped)
+    except UserError as error:
+        return str(error)
+
+
+def test_gaps_tilts_and_other_faults_are_named(tmp_path):
+    volume = hounsfield()
+    made.slices(tmp_path / "gap", volume)
+    os.unlink(tmp_path / "gap" / "0005.dcm")
+    assert "a gap: slices are 2.5 mm apart, and 5 mm in one place" in reasons(tmp_path / "gap")
+    made.slices(tmp_path / "few", volume[:5])
+    assert "5 slices; a volume needs 8" in reasons(tmp_path / "few")
+
+    def tilt(values, k):
+        x, y, z = values.ImagePositionPatient
+        values.ImagePositionPatient = [x, float(y) + 0.5 * k, z]
+
+    made.slices(tmp_path / "tilt", volume, change=tilt)
+    assert "the gantry is tilted by 11.3 degrees" in reasons(tmp_path / "tilt")
+
+    def twice(values, k):
+        values.ImagePositionPatient = [-10.0, -20.0, 5.0 + 2.5 * (k // 2)]
+
+    made.slices(tmp_path / "twice", np.concatenate([volume, volume]), change=twice)
+    assert "places hold several slices" in reasons(tmp_path / "twice")
+    made.slices(tmp_path / "pet", volume, modality="PT")
+    assert "modality PT: only CT and MR" in reasons(tmp_path / "pet")
+
+    def localiser(values, k):
+        values.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+    made.slices(tmp_path / "scout", volume, change=localiser)
+    assert "a localiser" in reasons(tmp_path / "scout")
+
+
+def test_one_series_with_two_orientations_and_two_acquisitions(tmp_path):
+    made.slices(tmp_path / "set" / "a", hounsfield(seed=0))
+    made.slices(tmp_path / "set" / "b", hounsfield(seed=1), orientation=ORIENTATIONS["coronal"])
+    made.slices(tmp_path / "set" / "c", hounsfield((12, 20, 24), seed=2), series="1.2.3.1.2")
+
+    def second(values, k):
+        values.AcquisitionNumber = 2
+
+    made.slices(tmp_path / "set" / "d", hounsfield((12, 20, 24), seed=3), series="1.2.3.1.2", change=second)
+    source = load(tmp_path / "set")
+    assert len(source) == 4 and len(set(source.names)) == 4 and len(set(source.groups)) == 1
+    assert any("axial 3, coronal 1" in note for note in source.notes)
+    for i, seed in ((0, 0), (2, 2), (3, 3)):
+        np.testing.assert_array_equal(source.read(i)[..., 0], expected(hounsfield(seed=seed)))
+
+
+def test_a_slope_of_each_slice(tmp_path):
+    def slope(values, k):
+        values.RescaleSlope, values.RescaleIntercept = 2, -1024 - 3 * k
+
+    volume = hounsfield()
+    made.slices(tmp_path / "set", volume, change=slope)
+    units = (volume.astype(float) + 1024) * 2 - 1024 - 3 * np.arange(12)[:, None, None]
+    np.testing.assert_allclose(load(tmp_path / "set").read(0)[..., 0], expected(units), atol=1e-3)
+
+
+def test_enhanced_multi_frame_files(tmp_path):
+    volume = hounsfield()
+    values = made.base("1.2.840.10008.5.1.4.1.1.2.1", modality="CT")
+    made.with_pixels(values, (volume + 1024).astype(np.uint16), bits=12)
+    values.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    shared, measures, turn, change = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.8, 0.7], 2.5
+    turn.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    change.RescaleSlope, change.RescaleIntercept = 1, -1024
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [turn]
+    shared.PixelValueTransformationSequence = [change]
+    values.SharedFunctionalGroupsSequence = [shared]
+    order = np.random.default_rng(0).permutation(12)
+    values.PixelData = (volume[order] + 1024).astype(np.uint16).tobytes()
+    groups = []
+    for k in order:
+        frame, place = Dataset(), Dataset()
+        place.ImagePositionPatient = [-10.0, -20.0, 5.0 + 2.5 * float(k)]
+        frame.PlanePositionSequence = [place]
+        groups.append(frame)
+    values.PerFrameFunctionalGroupsSequence = groups
+    made.save(values, tmp_path / "set" / "a.dcm")
+    np.testing.assert_array_equal(load(tmp_path / "set").read(0)[..., 0], expected(volume))
+
+
+def organs():
+    mask = np.zeros((12, 20, 24), np.uint8)
+    mask[3:7, 5:12, 4:14], mask[8:10, 13:18, 15:22] = 1, 2
+    return mask
+
+
+def segment(root, **fields):
+    config = tiny_volumes.segmentation(data__name="dicom", data__root=str(root), data__folds=3, **fields)
+    return inherit.resolve(config)[0]
+
+
+@pytest.mark.parametrize("kind", ["DICOM SEG", "NIfTI"])
+def test_masks_of_series(tmp_path, kind):
+    from deblur_mae_jax import network
+    from deblur_mae_jax.training import supervision
+
+    rows = []
+    for i in range(6):
+        folder = tmp_path / "set" / f"{i}"
+        made.slices(folder, hounsfield(seed=i), series=f"1.2.3.1.{i}", patient=f"P{i}", study=f"1.2.{i}")
+        if kind == "DICOM SEG":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                made.segmentation(tmp_path / "set" / f"seg{i}.dcm", folder, organs())
+        else:
+            affine = np.diag([-0.7, -0.8, 2.5, 1])
+            affine[:3, 3] = 10, 20, 5
+            (tmp_path / "masks").mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(organs().transpose(2, 1, 0), affine), tmp_path / "masks" / f"{i}.nii.gz")
+            rows.append(f"1.2.3.1.{i},masks/{i}.nii.gz")
+    fields = {}
+    if rows:
+        (tmp_path / "labels.csv").write_text("\n".join(["SeriesInstanceUID,mask", *rows]) + "\n")
+        fields["data__labels"] = str(tmp_path / "labels.csv")
+    config = segment(tmp_path / "set", **fields)
+    found, labels = supervision.divided(config, network.identify(config))
+    assert len(found) == 6 and labels.mask_values == [0, 1, 2]
+    np.testing.assert_array_equal(found.source.masks(0), organs().transpose(2, 1, 0)[::-1, ::-1])
+
+
+def test_a_segmentation_of_another_grid_is_refused(tmp_path):
+    folder = tmp_path / "set" / "a"
+    made.slices(folder, hounsfield())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.segmentation(tmp_path / "set" / "seg.dcm", folder, organs())
+    path = tmp_path / "set" / "seg.dcm"
+    values = pydicom.dcmread(path)
+    for frame in values.PerFrameFunctionalGroupsSequence:
+        frame.PlanePositionSequence[0].ImagePositionPatient[0] += 0.3
+    values.save_as(path)
+    config = segment(tmp_path / "set")
+    with pytest.raises(UserError, match="not on the voxels of its series"):
+        index.build(dataset.load_source(config, "all"), masks=True)
+
+
+def test_a_folder_of_series_is_found_by_itself(tmp_path):
+    made.slices(tmp_path / "set", hounsfield())
+    for root in (str(tmp_path / "set"), f"{tmp_path / 'set'}=ct"):
+        source = load(root, name="nifti")
+        assert len(source) == 1 and source.notes[0].startswith("most files are DICOM")
+
+
+def test_predictions_are_written_on_the_grid_of_the_series(tmp_path):
+    made.slices(tmp_path / "set", hounsfield())
+    source = load(tmp_path / "set")
+    labels = organs().transpose(2, 1, 0)[::-1, ::-1]
+    path = source.grid_of(0).save(labels, tmp_path / "out")
+    image = nib.load(path)
+    np.testing.assert_array_equal(np.asarray(nib.as_closest_canonical(image).dataobj), labels)
+    np.testing.assert_allclose(image.affine @ [0, 0, 0, 1], [10, 20, 5, 1], atol=1e-5)
+
+
+def test_moved_files_are_the_same_data(tmp_path):
+    made.slices(tmp_path / "a", hounsfield())
+    first = index.build(load(tmp_path / "a")).fingerprint
+    os.rename(tmp_path / "a", tmp_path / "b")
+    assert index.build(load(tmp_path / "b")).fingerprint == first
