@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["degrade", "encode", "export_to_pytorch", "load", "predict", "prepare", "reconstruct", "search_blur",
+__all__ = ["degrade", "encode", "export_to_pytorch", "load", "pack", "predict", "prepare", "reconstruct", "search_blur",
            "segment"]  # fmt: skip
 
 

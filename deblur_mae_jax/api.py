@@ -8,6 +8,7 @@
     dm.predict(dm.load("runs/classifier"), images)
     dm.segment(dm.load("runs/segmenter"), images)
     dm.export_to_pytorch("runs/d2mae", "timm")
+    dm.pack("/my/images", "/data/packed")         # then: --config.data.name=packed --config.data.root=/data/packed
 
 Images are an array `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`, a single image without the axis N, or an
 iterable of images of different sizes. Values are uint8, or float between 0 and 1. There may be any number of images.
@@ -25,6 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import sharding
+from deblur_mae_jax.data import packing
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search
@@ -368,3 +370,30 @@ def degrade(spec: str) -> Callable[..., Any]:
         return [stacked([image], levels[i], seed + i)[0] for i, image in enumerate(ready)]
 
     return apply
+
+
+def pack(
+    source: str | Path,
+    out: str | Path,
+    *,
+    name: str = "",
+    encode: str = "keep",
+    shard_mb: int = 512,
+    workers: int = 1,
+    licence: str = "",
+    **fields: Any,
+) -> packing.Packed:
+    """Pack a data set into shards with an index, from which a run starts without listing or decoding anything.
+
+    source: a folder, a CSV, tars or Parquet files of images, or DICOM files; for volumes with the modality, "/x=ct".
+    out: folder of the packed set.
+    name: `config.data.name`, if it cannot be seen from `source`.
+    encode: "keep" (the bytes of image files; other images losslessly), "png", "jpeg95" or "raw".
+    shard_mb: approximate size of a shard, 10^6 bytes.
+    workers: processes.
+    licence: text that is kept with the set.
+    fields: fields of `config.data`, such as max_side=512; channels=3 for colours.
+    Raises `UserError`.
+    """
+    config = packing.config_for(str(source), name, **fields)
+    return packing.pack(config, out, encode=encode, shard_mb=shard_mb, workers=workers, licence=licence)

@@ -132,7 +132,7 @@ SWIN_RECONSTRUCTION: Group = {"out_chans": Field(1, "Channels of the reconstruct
 SWIN_SSL: Group = {"rebuilds": Field(True, "Add the decoder of the reconstruction loss.")}
 
 SOURCE: Group = {
-    "name": Field("image_folder", "Kind of source: a file of `deblur_mae_jax/data`: image_folder | manifest | dicom | tfds_source | phantoms | nifti | phantoms3d."),
+    "name": Field("image_folder", "Kind of source: a file of `deblur_mae_jax/data`: image_folder | manifest | dicom | packed | webdataset | parquet | tfds_source | phantoms | nifti | phantoms3d."),
     "root": Field("", 'Folder or CSV. Volumes: one or several, joined by ";", each with its modality: "/data/lung=ct;/data/brain=mr".'),
     "split": Field("train+pool", "Splits to train on, of a manifest or of split folders. TFDS has its own syntax."),
     "columns": Field("", 'Columns of a CSV, where they have unusual names: "group=patient_id,label=class". "group=": do not use one.'),

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 
 from deblur_mae_jax.data.masks import edge_values
 from deblur_mae_jax.data.perceptual import perceptual_hash
-from deblur_mae_jax.data.source import BadImage, Skipped, Source, subset
+from deblur_mae_jax.data.source import BadImage, Checked, Skipped, Source, subset
 from deblur_mae_jax.errors import UserError, unknown
 
 # Frames of a clip whose perceptual hashes differ in so few of 64 bits are nearly equal.
@@ -69,7 +69,8 @@ def pixel_hash(pixels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _check_one(source: Source, index: int, check: str, masks: bool) -> dict:
+def check_one(source: Source, index: int, check: str, masks: bool) -> dict:
+    """Read one image, and its mask if `masks`. Returns its size and hashes, or `reason` if it cannot be used."""
     entry: dict = {}
     notes: list[str] = []
     try:
@@ -161,6 +162,8 @@ def build(
         chosen = np.random.Generator(np.random.Philox(key=[seed, 1 << 40])).permutation(len(source))
         source = subset(source, np.sort(chosen[:count]))
 
+    if source.checked is not None:
+        return _known(source, source.checked, masks)
     # Increase the number 4 when the rules for usable images change: it invalidates older caches.
     results = _examine(source, [check, settings, masks, 4], cache, num_threads, progress)
     return _usable(source, results, max_bad_fraction, masks)
@@ -173,7 +176,7 @@ def _examine(
     num_threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[dict]:
-    """The result of `_check_one` for every image. Results for unchanged files come from `cache`."""
+    """The result of `check_one` for every image. Results for unchanged files come from `cache`."""
     check, _, masks, _ = settings
     cached: dict[str, dict] = {}
     if cache is not None and cache.exists():
@@ -190,7 +193,7 @@ def _examine(
         entry = cached.get(source.names[index])
         if entry is not None and stamp is not None and entry.get("stamp") == stamp:
             return entry
-        return {**_check_one(source, index, check, masks), "stamp": stamp}
+        return {**check_one(source, index, check, masks), "stamp": stamp}
 
     results = []
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
@@ -208,7 +211,9 @@ def _usable(source: Source, results: list[dict], max_bad_fraction: float, masks:
     """The index of the usable images, with a fingerprint of their contents. Raises `UserError`."""
     good = [i for i, r in enumerate(results) if "reason" not in r]
     bad = [Skipped(source.names[i], r["reason"]) for i, r in enumerate(results) if "reason" in r]
-    still = _repeated_frames(source, results, good)
+    clips = source.clips or [""] * len(source)
+    repeated = repeated_frames([clips[i] for i in good], [results[i].get("phash", "") for i in good])
+    still = {good[i] for i in repeated}
     good = [i for i in good if i not in still]
     if not good:
         raise UserError(
@@ -232,22 +237,23 @@ def _usable(source: Source, results: list[dict], max_bad_fraction: float, masks:
     hashes = [results[i]["hash"] for i in good]
     values = [results[i]["values"] for i in good] if masks else []
     edges = [results[i]["edges"] for i in good] if masks else []
-    notes = _counted([(source.names[i], results[i].get("notes", ())) for i in good])
+    notes = counted([(source.names[i], results[i].get("notes", ())) for i in good])
     skipped = [*bad, *(Skipped(source.names[i], STILL) for i in sorted(still)), *source.skipped]
     return Index(usable, sizes, skipped, digest.hexdigest()[:16], hashes, values, edges, notes)
 
 
-def _repeated_frames(source: Source, results: list[dict], good: list[int]) -> set[int]:
-    """Frames that are nearly equal to an earlier one of their clip."""
-    if source.clips is None:
-        return set()
+def repeated_frames(clips: Sequence[str], codes: Sequence[str]) -> set[int]:
+    """Frames that are nearly equal to an earlier one of their clip.
+
+    clips: clip of each image, "" for single pictures.
+    codes: perceptual hash of each image, in hexadecimal; "" if it has none.
+    """
     kept: dict[str, list[int]] = {}
     still = set()
-    for i in good:
-        code = results[i].get("phash")
-        if code is None:
+    for i, (clip, code) in enumerate(zip(clips, codes, strict=True)):
+        if not clip or not code:
             continue
-        earlier = kept.setdefault(source.clips[i], [])
+        earlier = kept.setdefault(clip, [])
         if any((int(code, 16) ^ other).bit_count() <= STILL_BITS for other in earlier):
             still.add(i)
         else:
@@ -255,11 +261,23 @@ def _repeated_frames(source: Source, results: list[dict], good: list[int]) -> se
     return still
 
 
+def _known(source: Source, checked: Checked, masks: bool) -> Index:
+    """The index of a source that was checked when it was packed."""
+    digest = hashlib.sha256()
+    keys = source.keys or source.names
+    for i, key in enumerate(keys):
+        digest.update(f"{key}\0{checked.sizes[i].tolist()}\0{checked.hashes[i]}".encode())
+        digest.update(f"\0{checked.masks[i]}\n".encode() if masks and checked.masks else b"\n")
+    values = checked.mask_values or [] if masks else []
+    edges = checked.edge_values or [] if masks else []
+    return Index(source, checked.sizes, list(source.skipped), digest.hexdigest()[:16], checked.hashes, values, edges)
+
+
 def _first(skipped: list[Skipped]) -> str:
     return f"the first is '{skipped[0].name}': {skipped[0].reason}"
 
 
-def _counted(notes: list[tuple[str, Iterable[str]]]) -> list[str]:
+def counted(notes: list[tuple[str, Iterable[str]]]) -> list[str]:
     """One line for every kind of note, with the number of images and the first name. Numbers in notes may differ."""
     by_kind: dict[str, list[tuple[str, str]]] = {}
     for name, own in notes:

@@ -24,6 +24,31 @@ class Skipped:
 
 
 @dataclasses.dataclass(frozen=True)
+class Checked:
+    """What the pre-flight check found when the images were packed, so that a run does not repeat it.
+
+    sizes: (H, W) or (D, H, W) of each image `(N, 2)` or `(N, 3)`.
+    hashes: hash of the pixels of each image.
+    masks: hash of each mask.
+    mask_values, edge_values: as in `index.Index`.
+    """
+
+    sizes: np.ndarray
+    hashes: list[str]
+    masks: list[str] | None = None
+    mask_values: list[list[int]] | None = None
+    edge_values: list[list[int]] | None = None
+
+    def pick(self, where: list[int]) -> Checked:
+        """The same for some of the images."""
+        some = lambda values: None if values is None else [values[i] for i in where]
+        return Checked(
+            self.sizes[where], [self.hashes[i] for i in where], some(self.masks), some(self.mask_values),
+            some(self.edge_values),
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A list of images.
 
@@ -45,6 +70,7 @@ class Source:
     splits: split of each image, if the source names them.
     unused: number of further images by split, which `config.data.split` leaves out.
     clips: clip of each image, "" for a single picture. Of nearly equal frames of a clip the first is used.
+    checked: results of an earlier check of every image.
     keys: names for the fingerprint, if `names` change when the files are moved.
     modalities: modality of each image, such as "ct" or "mr".
     dtype: type of the arrays that `read` returns.
@@ -69,6 +95,7 @@ class Source:
     unused: dict[str, int] = dataclasses.field(default_factory=dict)
     keys: list[str] | None = None
     clips: list[str] | None = None
+    checked: Checked | None = None
     modalities: list[str] | None = None
     dtype: Any = np.uint8
 
@@ -77,6 +104,8 @@ class Source:
 
     def size_of(self, index: int) -> tuple[int, ...]:
         """(H, W) or (D, H, W) of an image, from its header if possible."""
+        if self.checked is not None:
+            return tuple(int(side) for side in self.checked.sizes[index])
         if self.header is not None:
             return self.header(index)
         return self.read(index).shape[:-1]
@@ -123,6 +152,7 @@ def subset(source: Source, indices: np.ndarray) -> Source:
         unused=source.unused,
         keys=pick(source.keys),
         clips=pick(source.clips),
+        checked=None if source.checked is None else source.checked.pick(where),
         modalities=pick(source.modalities),
         dtype=source.dtype,
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from deblur_mae_jax.data.source import Skipped, Source, subset
+from deblur_mae_jax.data.source import Checked, Skipped, Source, subset
 from deblur_mae_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -113,9 +113,25 @@ def concatenate(sources: Sequence[Source]) -> Source:
         unused=_still_unused(sources),
         keys=joined("keys"),
         clips=joined("clips"),
+        checked=_all_checked(sources),
         modalities=joined("modalities"),
         dtype=sources[0].dtype,
     )
+
+
+def _all_checked(sources: Sequence[Source]) -> Checked | None:
+    parts = [source.checked for source in sources]
+    if any(part is None for part in parts):
+        return None
+    known = [part for part in parts if part is not None]
+
+    def joined(field: str) -> list | None:
+        lists = [getattr(part, field) for part in known]
+        return None if any(x is None for x in lists) else [v for x in lists for v in x]
+
+    hashes = joined("hashes") or []
+    sizes = np.concatenate([part.sizes for part in known])
+    return Checked(sizes, hashes, joined("masks"), joined("mask_values"), joined("edge_values"))
 
 
 def _still_unused(sources: Sequence[Source]) -> dict[str, int]:

@@ -120,7 +120,7 @@ class Volumes:
         shape, zooms, _ = volume.in_ras()
 
         def finish(labels: np.ndarray) -> np.ndarray:
-            return labels if labels.shape == shape else _zoomed(labels, shape, order=0)
+            return labels if labels.shape == shape else zoomed(labels, shape, order=0)
 
         return Grid(zooms, "mm", lambda: self._truth(index)[0], finish, volume.save_like)
 
@@ -194,7 +194,7 @@ class Volumes:
         shape = self._resampled_shape(values.shape, zooms)
         if shape == values.shape:
             return values
-        return _zoomed(values, shape, order)
+        return zoomed(values, shape, order)
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
@@ -249,7 +249,7 @@ def _refuse_other_grid(volume: VolumeFile, mask: VolumeFile) -> None:
         )
 
 
-def _zoomed(values: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
+def zoomed(values: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
     from scipy import ndimage
 
     factors = [new / old for new, old in zip(shape, values.shape, strict=True)]

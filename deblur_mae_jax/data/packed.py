@@ -1,0 +1,182 @@
+"""Read a packed set (`scripts/pack_data.py`): images from ArrayRecord shards, everything else from its index."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.data import naming, records
+from deblur_mae_jax.data.decode import Decoder
+from deblur_mae_jax.data.image_files import decoder_of
+from deblur_mae_jax.data.listing import existing_root
+from deblur_mae_jax.data.packing import FACTS, INDEX, VERSION
+from deblur_mae_jax.data.source import BadImage, Checked, Source
+from deblur_mae_jax.errors import UserError
+
+AXES = 2  # of its images; with a network for volumes, `packed_volumes.py` reads them
+
+
+@functools.lru_cache(maxsize=512)
+def _reader(path: str) -> Any:
+    """One reader for each shard and process."""
+    from array_record.python import array_record_module
+
+    return array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Read the records of a packed set.
+
+    shards: path of every shard.
+    shard, record: number of the shard of each image, and of its record there `(N,)`.
+    decoder: decodes the bytes of image files.
+    """
+
+    shards: list[str]
+    shard: np.ndarray
+    record: np.ndarray
+    decoder: Decoder | None
+
+    def parts(self, index: int) -> records.Parts:
+        """The parts of a record. Raises `BadImage` if it is damaged."""
+        path = self.shards[int(self.shard[index])]
+        try:
+            found = _reader(path).read([int(self.record[index])])
+        except Exception as error:  # the reader raises its own kinds for damage
+            raise BadImage(f"damaged: shard '{Path(path).name}' cannot be read; pack the set again") from error
+        return records.split(found[0])
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 `(H, W, C)`."""
+        return self.examine(index)[0]
+
+    def examine(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """`read`, and the assumptions that were made."""
+        parts = self.parts(index)
+        if parts.facts["encode"] == "file":
+            assert self.decoder is not None
+            return self.decoder.decode(parts.image)
+        return records.decode_image(parts.image, parts.facts["encode"], tuple(parts.facts["shape"])), []
+
+    def mask(self, index: int) -> np.ndarray:
+        """The mask, uint8 `(H, W)`. Raises `BadImage`."""
+        parts = self.parts(index)
+        if not parts.mask:
+            raise BadImage("it has no mask")
+        return records.decompress(parts.mask, np.uint8, tuple(parts.facts["shape"][:-1]))
+
+
+@dataclasses.dataclass
+class PackedIndex:
+    """The index of a packed set: its facts, and its rows of the wanted splits as columns."""
+
+    folder: Path
+    facts: dict[str, Any]
+    columns: dict[str, list]
+    rows: np.ndarray
+    unused: dict[str, int]
+
+    @property
+    def shards(self) -> list[str]:
+        """The paths of all shards."""
+        return [str(self.folder / name) for name in sorted(self.facts["shards"])]
+
+    def list_of(self, column: str) -> list | None:
+        """A column, or `None` if it is empty."""
+        values = [self.columns[column][i] for i in self.rows]
+        return values if any(values) else None
+
+    def checked(self) -> Checked:
+        """What the pre-flight check would find."""
+        c, rows = self.columns, self.rows
+        masked = bool(self.facts["masks"])
+        return Checked(
+            np.array([c["size"][i] for i in rows], np.int32),
+            [c["sha256"][i] for i in rows],
+            [c["mask_hash"][i] for i in rows] if masked else None,
+            [c["mask_values"][i] for i in rows] if masked else None,
+            [c["edge_values"][i] for i in rows] if masked else None,
+        )
+
+
+def open_index(data, channels: int, axes: int) -> PackedIndex:
+    """Read the index of a packed set. Raises `UserError` if it does not fit the config."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = existing_root(data.root)
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+        columns = pq.read_table(folder / INDEX).to_pydict()
+        version = facts["version"]
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UserError(f"config.data.root: '{folder}' is not a packed set: {error}") from error
+    if version != VERSION:
+        raise UserError(f"config.data.root: '{folder}' was packed by version {version} of the format, not {VERSION}")
+    _check_settings(data, channels, axes, facts, folder)
+    missing = [name for name in facts["shards"] if not (folder / name).exists()]
+    if missing:
+        raise UserError(f"config.data.root: '{folder}' lacks the shard '{missing[0]}' and {len(missing) - 1} more")
+    splits = columns["split"]
+    wanted = naming.wanted_splits(data.split)
+    present = {split for split in splits if split}
+    rows = np.arange(len(splits))
+    unused: dict[str, int] = {}
+    if wanted and present:
+        if not wanted & present:
+            raise UserError(
+                f"config.data.split: '{data.split}' is not a split of '{folder}'. Choices: "
+                f"{', '.join(sorted(present))}, all."
+            )
+        rows = np.array([i for i, split in enumerate(splits) if split in wanted])
+        unused = dict(Counter(split or "no split" for split in splits if split not in wanted))
+    return PackedIndex(folder, facts, columns, rows, unused)
+
+
+def _check_settings(data, channels: int, axes: int, facts: dict[str, Any], folder: Path) -> None:
+    if facts["axes"] != axes:
+        kinds = {2: "2-D images", 3: "volumes"}
+        raise UserError(f"config.data.root: '{folder}' holds {kinds[facts['axes']]}, this run takes {kinds[axes]}")
+    if facts["channels"] != channels:
+        raise UserError(
+            f"config.model.in_chans={channels}, but '{folder}' was packed with {facts['channels']}: pack it again"
+        )
+    for name, value in facts["decoding"].items():
+        own = data.get(name, value)
+        own = list(own) if isinstance(own, tuple) else own
+        if own is not None and own != value:
+            raise UserError(
+                f"config.data.{name}={own!r}, but '{folder}' was packed with {value!r}: use that, or pack it again"
+            )
+
+
+def source(data, channels: int) -> Source:
+    """The images of the packed set in the folder `data.root`, of the splits that `data.split` names.
+
+    Nothing is listed or decoded at the start: sizes, hashes, classes, patients and splits are in the index.
+    """
+    index = open_index(data, channels, AXES)
+    place = lambda name: np.array([index.columns[name][i] for i in index.rows], np.int32)
+    reader = Records(index.shards, place("shard"), place("record"), decoder_of(data, channels))
+    masked = index.list_of("mask_hash")
+    return Source(
+        [index.columns["name"][i] for i in index.rows],
+        reader.read,
+        labels=index.list_of("label"),
+        groups=index.list_of("group"),
+        masks=reader.mask if masked else None,
+        masked=[bool(value) for value in masked] if masked else None,
+        mask_names=index.facts["mask_names"],
+        notes=index.facts["notes"],
+        splits=index.list_of("split"),
+        unused=index.unused,
+        keys=[index.columns["key"][i] for i in index.rows],
+        checked=index.checked(),
+    )

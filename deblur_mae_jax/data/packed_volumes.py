@@ -1,0 +1,70 @@
+"""Read a packed set of volumes (`scripts/pack_data.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from deblur_mae_jax.data import records
+from deblur_mae_jax.data.grid import Grid, save_volume
+from deblur_mae_jax.data.packed import Records, open_index
+from deblur_mae_jax.data.source import BadImage, Source
+from deblur_mae_jax.data.volume_reader import zoomed
+
+AXES = 3  # of its images
+
+
+class VolumeRecords(Records):
+    """Read the volumes of a packed set."""
+
+    def examine(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """float16 `(D, H, W, 1)`, and no assumptions: they were made when the set was packed."""
+        parts = self.parts(index)
+        return records.decompress(parts.image, np.float16, tuple(parts.facts["shape"])), []
+
+    def grid(self, index: int) -> Grid:
+        """The grid of the original file in RAS orientation. Label maps are saved without its place in space."""
+        parts = self.parts(index)
+        original = tuple(parts.facts.get("original", parts.facts["shape"][:-1]))
+        spacing = tuple(parts.facts["spacing"])
+
+        def truth() -> np.ndarray:
+            if parts.truth:
+                return records.decompress(parts.truth, np.uint8, original)
+            if not parts.mask:
+                raise BadImage("it has no mask")
+            return records.decompress(parts.mask, np.uint8, original)
+
+        def finish(labels: np.ndarray) -> np.ndarray:
+            return labels if labels.shape == original else zoomed(labels, original, order=0)
+
+        def save(labels: np.ndarray, path: Path) -> Path:
+            return save_volume(labels, path, np.diag([*spacing, 1.0]))
+
+        return Grid(spacing, parts.facts["unit"], truth, finish, save)
+
+
+def source(data, channels: int) -> Source:
+    """The volumes of the packed set in the folder `data.root`, of the splits that `data.split` names."""
+    index = open_index(data, channels, AXES)
+    place = lambda name: np.array([index.columns[name][i] for i in index.rows], np.int32)
+    reader = VolumeRecords(index.shards, place("shard"), place("record"), None)
+    masked = index.list_of("mask_hash")
+    return Source(
+        [index.columns["name"][i] for i in index.rows],
+        reader.read,
+        labels=index.list_of("label"),
+        groups=index.list_of("group"),
+        masks=reader.mask if masked else None,
+        masked=[bool(value) for value in masked] if masked else None,
+        grids=reader.grid,
+        mask_names=index.facts["mask_names"],
+        notes=index.facts["notes"],
+        splits=index.list_of("split"),
+        unused=index.unused,
+        keys=[index.columns["key"][i] for i in index.rows],
+        checked=index.checked(),
+        modalities=index.list_of("modality"),
+        dtype=np.float16,
+    )

@@ -1,0 +1,130 @@
+"""Images in WebDataset tars, in which the files of a sample differ in their extensions. Pack a set to train on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.data import listing, naming
+from deblur_mae_jax.data.decode import EXTENSIONS, Decoder
+from deblur_mae_jax.data.image_files import decoder_of, stamp_of
+from deblur_mae_jax.data.source import Skipped, Source
+from deblur_mae_jax.errors import UserError
+
+AXES = 2  # of its images
+# Where samples keep their class and patient: text files, or entries of a JSON file.
+LABELS = (".cls", ".label", ".txt")
+KEYS = {"label": ("label", "class", "cls"), "group": ("group", "patient", "patient_id"), "split": ("split",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """Read members of tars by their place.
+
+    places: (tar, offset, size) of each image.
+    """
+
+    places: list[tuple[str, int, int]]
+    decoder: Decoder
+
+    def content(self, index: int) -> bytes:
+        """The bytes of one image."""
+        path, offset, size = self.places[index]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 `(H, W, C)`."""
+        return self.decoder(self.content(index))
+
+    def examine(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """`read`, and the assumptions that were made."""
+        return self.decoder.decode(self.content(index))
+
+    def header(self, index: int) -> tuple[int, int]:
+        """(H, W)."""
+        return self.decoder.header(self.content(index))
+
+    def stamp(self, index: int) -> Any:
+        """Size and time of the tar, and the place in it."""
+        path, offset, size = self.places[index]
+        return [size, offset, stamp_of(path)]
+
+
+def source(data, channels: int) -> Source:
+    """The images of the tar, or of all tars in the folder, `data.root`. Compressed tars are refused."""
+    root = listing.existing_root(data.root)
+    tars = [root] if root.is_file() else [Path(f.path) for f in listing.walk(root).files if f.base.endswith(".tar")]
+    if not tars:
+        raise UserError(f"config.data.root: no .tar in '{root}'")
+    skipped: list[Skipped] = []
+    samples: dict[str, dict[str, Any]] = {}
+    for tar in tars:
+        _read_tar(tar, samples, skipped, int(data.max_pixels))
+    kept = [(name, sample) for name, sample in sorted(samples.items()) if "place" in sample]
+    wanted = naming.wanted_splits(data.split)
+    splits = [naming.split_name(sample.get("split", "")) for _, sample in kept]
+    if any(splits) and wanted:
+        kept = [pair for pair, split in zip(kept, splits, strict=True) if split in wanted]
+        splits = [split for split in splits if split in wanted]
+    reader = Members([sample["place"] for _, sample in kept], decoder_of(data, channels))
+    notes: list[str] = []
+    known: dict[str, list[str] | None] = {}
+    for field in ("label", "group"):
+        values, lines = naming.canonical([sample.get(field, "") for _, sample in kept])
+        known[field] = values if any(values) else None
+        notes += [f"{field}: {line}" for line in lines]
+    return Source(
+        [name for name, _ in kept], reader.read, reader.header, reader.stamp, labels=known["label"],
+        groups=known["group"], skipped=skipped, examine=reader.examine, notes=notes,
+        splits=splits if any(splits) else None,
+    )  # fmt: skip
+
+
+def _read_tar(path: Path, samples: dict[str, dict[str, Any]], skipped: list[Skipped], limit: int) -> None:
+    """Add the samples of one tar."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    _add(path, tar, member, samples, skipped, limit)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        skipped.append(Skipped(path.name, f"not a plain tar, or damaged: {str(error)[:100]}"))
+
+
+def _add(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict, skipped: list, limit: int) -> None:
+    name = listing.printable(member.name.removeprefix("./"))
+    folder, _, base = name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    suffix = f"{dot}{suffix}".lower()
+    key = f"{path.stem}/{folder}/{stem}" if folder else f"{path.stem}/{stem}"
+    sample = samples.setdefault(key, {})
+    if suffix in EXTENSIONS:
+        if "place" in sample:
+            skipped.append(Skipped(f"{path.name}:{name}", "a second image of its sample"))
+        else:
+            sample["place"] = (str(path), member.offset_data, member.size)
+        return
+    if suffix not in (*LABELS, ".json") or member.size > 1_000_000:
+        skipped.append(Skipped(f"{path.name}:{name}", "neither an image nor a label"))
+        return
+    content = tar.extractfile(member)
+    text = (content.read() if content is not None else b"").decode("utf-8", "replace").strip()
+    if suffix != ".json":
+        sample.setdefault("label", text)
+        return
+    try:
+        values = json.loads(text)
+    except ValueError:
+        skipped.append(Skipped(f"{path.name}:{name}", "not readable JSON"))
+        return
+    for field, names in KEYS.items():
+        found = next((values[n] for n in names if isinstance(values, dict) and n in values), None)
+        if found is not None:
+            sample[field] = str(found)

@@ -1,0 +1,281 @@
+"""Packed sets: the same images, order and losses as the folder, bytes that depend on nothing else, honest damage."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import dicom_files
+import nibabel as nib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import tiny_runs
+import tiny_volumes
+from PIL import Image
+
+import deblur_mae_jax as dm
+from deblur_mae_jax.data import dataset, index, packed, packing
+from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.pretrained import inherit
+
+
+def write(root, count=24, masks=False):
+    for i in range(count):
+        label = ("benign", "malignant")[i % 2]
+        pixels = np.kron(np.random.default_rng(i).integers(0, 256, (6, 8)), np.ones((6 + i % 3, 6))).astype(np.uint8)
+        (root / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / label / f"p{i // 2:02d}_{i % 2}.png")
+        if masks:
+            Image.fromarray((pixels > 100).astype(np.uint8)).save(root / label / f"p{i // 2:02d}_{i % 2}_mask.png")
+    (root / "benign" / "broken.png").write_bytes(b"x")
+    return root
+
+
+def load(root, split="all", name="packed", config="finetune", **fields):
+    return dataset.load_source(tiny.resolved(config, data__name=name, data__root=str(root), **fields), split)
+
+
+def contents(folder):
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.iterdir())
+        if p.suffix in (".array_record", ".parquet")
+    }
+
+
+@pytest.mark.parametrize("encode", ["keep", "png", "raw"])
+def test_a_packed_set_is_the_folder(tmp_path, encode):
+    folder = write(tmp_path / "set", masks=True)
+    dm.pack(folder, tmp_path / "packed", encode=encode, group_pattern=r"(p\d+)")
+    one = index.build(load(folder, name="image_folder", data__group_pattern=r"(p\d+)"), masks=False)
+    two = index.build(load(tmp_path / "packed"))
+    assert two.fingerprint == one.fingerprint and two.canvas == one.canvas and two.hashes == one.hashes
+    for field in ("names", "labels", "groups", "masked"):
+        assert getattr(two.source, field) == getattr(one.source, field)
+    for i in range(len(one)):
+        np.testing.assert_array_equal(two.source.read(i), one.source.read(i))
+        np.testing.assert_array_equal(two.source.masks(i), one.source.masks(i))
+    assert "benign/broken.png" in (tmp_path / "packed" / "skipped.csv").read_text()
+    masked = index.build(load(folder, name="image_folder", data__group_pattern=r"(p\d+)"), masks=True)
+    assert index.build(load(tmp_path / "packed"), masks=True).fingerprint == masked.fingerprint
+
+
+def test_jpeg_is_close(tmp_path):
+    folder = write(tmp_path / "set")
+    dm.pack(folder, tmp_path / "packed", encode="jpeg95")
+    one, two = load(folder, name="image_folder"), load(tmp_path / "packed")
+    assert abs(one.read(1).astype(int) - two.read(0)).mean() < 6  # the first of the folder is damaged
+
+
+def test_nothing_is_decoded_or_listed_at_the_start(tmp_path, monkeypatch):
+    dm.pack(write(tmp_path / "set"), tmp_path / "packed")
+
+    def never(*arguments, **options):
+        raise AssertionError("read")
+
+    monkeypatch.setattr(packed.Records, "parts", never)
+    monkeypatch.setattr(dataset.dicom, "most_are_dicom", never)
+    found = index.build(load(tmp_path / "packed"))
+    assert len(found) == 24 and found.source.size_of(0) == (36, 48)
+
+
+def test_the_bytes_do_not_depend_on_the_workers(tmp_path):
+    folder = write(tmp_path / "set", masks=True)
+    config = packing.config_for(str(folder))
+    for name, workers in (("one", 1), ("two", 2)):
+        packing.pack(config, tmp_path / name, workers=workers, shard_mb=0.001)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") and len(contents(tmp_path / "one")) > 3
+
+
+SLOW = """
+import time
+from deblur_mae_jax.data import packing
+write = packing._write_shard
+def slow(job):
+    write(job)
+    print("shard", flush=True)
+    time.sleep(0.3)
+packing._write_shard = slow
+packing.pack(packing.config_for({source!r}), {out!r}, shard_mb=0.001)
+"""
+
+
+def test_packing_goes_on_where_it_was_killed(tmp_path):
+    folder = write(tmp_path / "set", 60)
+    config = packing.config_for(str(folder))
+    packing.pack(config, tmp_path / "whole", shard_mb=0.001)
+    code = SLOW.format(source=str(folder), out=str(tmp_path / "killed"))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tiny.ROOT)
+    for _ in range(3):
+        process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not (tmp_path / "killed" / "dataset.json").exists()
+    done = packing.pack(config, tmp_path / "killed", shard_mb=0.001)
+    assert 3 <= done.reused < done.num_shards and contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    time.sleep(0.01)
+    Image.fromarray(np.zeros((36, 48), np.uint8) + 9).save(folder / "benign" / "p00_0.png")
+    assert packing.pack(config, tmp_path / "killed", shard_mb=0.001).reused == done.num_shards - 1
+
+
+def test_training_on_a_packed_set_gives_the_losses_of_the_folder(tmp_path):
+    folder = write(tmp_path / "set")
+    dm.pack(folder, tmp_path / "packed")
+    common = {"optim__steps": 3, "log__every_steps": 1, "data__store": "streaming"}
+    tiny_runs.run(tmp_path / "a", data__name="image_folder", data__root=str(folder), **common)
+    tiny_runs.run(tmp_path / "b", data__name="packed", data__root=str(tmp_path / "packed"), **common)
+    assert tiny_runs.lines(tmp_path / "a") == tiny_runs.lines(tmp_path / "b")
+    assert len(tiny_runs.lines(tmp_path / "a")) == 3
+
+
+def test_damage_is_named(tmp_path):
+    dm.pack(write(tmp_path / "set"), tmp_path / "packed")
+    shard = next((tmp_path / "packed").glob("*.array_record"))
+    content = bytearray(shard.read_bytes())
+    for at in range(2000, len(content), 97):
+        content[at] ^= 255
+    shard.write_bytes(content)
+    packed._reader.cache_clear()
+    source = load(tmp_path / "packed")
+    with pytest.raises(BadImage, match=r"damaged: (shard|a record)"):
+        for i in range(len(source)):
+            source.read(i)
+    shard.unlink()
+    with pytest.raises(UserError, match="lacks the shard 'data-00000"):
+        load(tmp_path / "packed")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data__max_side": 20}, r"config\.data\.max_side=20, but .* was packed with 1024"),
+        ({"model__in_chans": 3}, "in_chans=3, but .* was packed with 1"),
+        ({"data__root": "/nothing/there"}, "does not exist"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_clear_line(tmp_path, fields, message):
+    dm.pack(write(tmp_path / "set"), tmp_path / "packed")
+    with pytest.raises(UserError, match=message):
+        wanted = {"data__name": "packed", "data__root": str(tmp_path / "packed")} | fields
+        dataset.load_source(tiny.resolved("quickstart", **wanted))
+    (tmp_path / "packed" / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match="is not a packed set"):
+        load(tmp_path / "packed")
+    with pytest.raises(UserError, match="--encode: unknown name 'zip'"):
+        dm.pack(tmp_path / "set", tmp_path / "p2", encode="zip")
+    with pytest.raises(UserError, match=r"field of config.data: unknown name 'max_sides'"):
+        dm.pack(tmp_path / "set", tmp_path / "p2", max_sides=3)
+
+
+def test_splits_and_patients_of_a_csv(tmp_path):
+    write(tmp_path / "set")
+    rows = [f"{p.parent.name}/{p.name},{p.parent.name},{('train', 'val', 'test')[i % 3]},{i // 2}"
+            for i, p in enumerate(sorted((tmp_path / "set").glob("*/p*.png")))]  # fmt: skip
+    (tmp_path / "set" / "list.csv").write_text("\n".join(["path,label,split,group", *rows]) + "\n")
+    dm.pack(tmp_path / "set" / "list.csv", tmp_path / "packed")
+    train = load(tmp_path / "packed", "train")
+    assert len(train) == 8 and train.unused == {"val": 8, "test": 8} and len(set(train.groups)) == 8
+    with pytest.raises(UserError, match="'fold' is not a split"):
+        load(tmp_path / "packed", "fold")
+
+
+def test_dicom_is_packed_without_identifiers(tmp_path):
+    for i in range(6):
+        dicom_files.still(tmp_path / "set" / f"{i}.dcm", np.roll(dicom_files.picture(), i, axis=1), patient=f"Zzyzx{i}")
+    dm.pack(tmp_path / "set", tmp_path / "packed", crop="none")
+    source = load(tmp_path / "packed", data__crop="none")
+    assert len(source) == 6 and len(set(source.groups)) == 6
+    np.testing.assert_array_equal(source.read(0), load(tmp_path / "set", name="dicom", data__crop="none").read(0))
+    for path in (tmp_path / "packed").iterdir():
+        assert b"Zzyzx" not in path.read_bytes() and b".dcm" not in path.read_bytes()
+    assert (tmp_path / "packed_private").stat().st_mode & 0o077 == 0
+
+
+def test_volumes(tmp_path):
+    for i in range(3):
+        values = np.random.default_rng(i).integers(-1000, 1000, (12, 10, 8)).astype(np.int16)
+        for folder, array in (("images", values), ("masks", (values > 500).astype(np.uint8))):
+            (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.diag([1, 1, 3.0, 1])), tmp_path / "set" / folder / f"{i}.nii.gz")
+    dm.pack(f"{tmp_path / 'set'}=ct", tmp_path / "packed", spacing=(2.0, 2.0, 3.0))
+    fields = {"data__spacing": (2.0, 2.0, 3.0)}
+    config = tiny_volumes.segmentation(data__name="nifti", data__root=f"{tmp_path / 'set'}=ct", **fields)
+    one = dataset.load_source(inherit.resolve(config)[0], "all")
+    config = tiny_volumes.segmentation(data__name="packed", data__root=str(tmp_path / "packed"), **fields)
+    two = dataset.load_source(inherit.resolve(config)[0], "all")
+    assert two.modalities == one.modalities and two.names == one.names
+    for i in range(3):
+        np.testing.assert_array_equal(two.read(i), one.read(i))
+        np.testing.assert_array_equal(two.masks(i), one.masks(i))
+        np.testing.assert_array_equal(two.grid_of(i).truth(), one.grid_of(i).truth())
+        assert two.grid_of(i).spacing == one.grid_of(i).spacing
+    assert index.build(two, masks=True).fingerprint == index.build(one, masks=True).fingerprint
+    with pytest.raises(UserError, match="holds volumes, this run takes 2-D images"):
+        load(tmp_path / "packed")
+
+
+def test_webdataset_tars(tmp_path):
+    write(tmp_path / "set")
+    files = sorted((tmp_path / "set").glob("*/p*.png"))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for path in files:
+            for suffix, content in ((".png", path.read_bytes()), (".cls", path.parent.name.encode()),
+                                    (".json", json.dumps({"patient_id": path.stem[:3]}).encode())):  # fmt: skip
+                member = tarfile.TarInfo(f"{path.parent.name}_{path.stem}{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    dm.pack(tmp_path / "a.tar", tmp_path / "packed")
+    source = load(tmp_path / "packed")
+    assert len(source) == 24 and set(source.labels) == {"benign", "malignant"} and len(set(source.groups)) == 12
+    np.testing.assert_array_equal(source.read(0)[..., 0], np.asarray(Image.open(files[0])))
+    (tmp_path / "b.tar").write_bytes(b"x" * 2000)
+    assert "not a plain tar" in str(load(tmp_path / "b.tar", name="webdataset").skipped)
+    with pytest.raises(UserError, match=r"no \.tar in"):
+        load(tmp_path / "set", name="webdataset")
+
+
+def test_hugging_face_parquet(tmp_path):
+    write(tmp_path / "set")
+    files = sorted((tmp_path / "set").glob("*/p*.png"))
+    names = ["benign", "malignant"]
+    info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    for split, part in (("train", files[:16]), ("test", files[16:])):
+        table = pa.table({
+            "image": [{"bytes": p.read_bytes(), "path": p.name} for p in part],
+            "label": [names.index(p.parent.name) for p in part], "patient_id": [p.stem[:3] for p in part],
+        }).replace_schema_metadata({"huggingface": json.dumps(info)})  # fmt: skip
+        (tmp_path / "hf").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "hf" / f"{split}-00000-of-00001.parquet", row_group_size=5)
+    dm.pack(tmp_path / "hf", tmp_path / "packed")
+    train = load(tmp_path / "packed", "train")
+    assert len(train) == 16 and train.unused == {"test": 8} and set(train.labels) <= set(names)
+    np.testing.assert_array_equal(train.read(3)[..., 0], np.asarray(Image.open(files[3])))
+    (tmp_path / "hf" / "bad.parquet").write_bytes(b"PAR1 and nothing")
+    with pytest.raises(UserError, match="is not a Parquet file, or damaged"):
+        load(tmp_path / "hf", name="parquet")
+
+
+def test_the_script_says_what_it_did(tmp_path, capfd):
+    sys.path.insert(0, str(tiny.ROOT / "scripts"))
+    import pack_data
+
+    write(tmp_path / "set")
+    pack_data.main([str(tmp_path / "set"), str(tmp_path / "packed"), "--workers=1", r"--data=group_pattern=(p\d+)"])
+    said = capfd.readouterr().err
+    assert "24 images in 1 shards, 1 files left out" in said and "--config.data.name=packed" in said
+    assert len(set(load(tmp_path / "packed").groups)) == 12
+    with pytest.raises(UserError, match="must be FIELD=VALUE"):
+        pack_data.main([str(tmp_path / "set"), str(tmp_path / "packed"), "--data=group"])
+    program = [sys.executable, str(tiny.ROOT / "scripts" / "pack_data.py"), "/nothing/there", str(tmp_path / "x")]
+    done = subprocess.run(program, capture_output=True, text=True, env=os.environ)  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error: config.data.root")
