@@ -98,7 +98,9 @@ def make(arguments):
     labels, groups = index.source.labels, index.source.groups
     labelled = np.array([bool(name) for name in labels])
     if arguments.audit_only:
-        names = _splits_of(root, index.source.names)
+        if index.source.splits is None:
+            raise UserError(f"--audit_only: '{root}' names no splits (a column 'split', or split folders)")
+        names = np.array([split or "pool" for split in index.source.splits])
     else:
         names = np.full(len(index), "pool", dtype="<U5")
         own = np.flatnonzero(labelled)
@@ -138,18 +140,6 @@ def make(arguments):
         print(f"splits {output}")
     print(f"page   {output.with_suffix('.html')}")
     return leaks
-
-
-def _splits_of(root, names):
-    if not root.is_file():
-        raise UserError("--audit_only needs a CSV with a column 'split'")
-    with open(root, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "split" not in rows[0]:
-        raise UserError(f"--audit_only: '{root}' has no column 'split'")
-    column = next(c for c in ("path", "file", "filename", "image") if c in rows[0])
-    known = {row[column]: row["split"] for row in rows}
-    return np.array([known[name] for name in names])
 
 
 def main():

@@ -10,14 +10,10 @@ from pathlib import Path
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
+from deblur_mae_jax.data import copies
 from deblur_mae_jax.data.index import Index, pixel_hash
-from deblur_mae_jax.data.perceptual import perceptual_hash
-from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.data.source import BadImage, subset
 
-HASH_SIDE = 16
-# Largest number of differing bits, of HASH_SIDE ** 2. It finds 199 of the 200 near-duplicates that BUSI and MMOTU list,
-# and 62 pairs (of 880,000) that they do not list, among them the same image under two labels. 24 bits find 171.
-NEAR_BITS = 40
 NEAR_COSINE = 0.995
 
 
@@ -163,18 +159,9 @@ def _hashes(index: Index, used: list[int]) -> list[str]:
 
 
 def _note_near(pairs: _Pairs, index: Index, used: list[int]) -> None:
-    """Record pairs of images whose perceptual hashes differ in few bits."""
-    bits = np.zeros((len(used), HASH_SIDE**2), bool)
-    for row, i in enumerate(used):
-        try:
-            bits[row] = perceptual_hash(index.source.read(i), HASH_SIDE)
-        except (BadImage, OSError):  # readable when the run started, but no longer
-            bits[row] = np.random.default_rng(i).random(HASH_SIDE**2) < 0.5
-    signs = np.where(bits, 1.0, -1.0).astype(np.float32)
-    for row, i in enumerate(used):
-        apart = (HASH_SIDE**2 - signs[row + 1 :] @ signs[row]) / 2
-        for other in np.flatnonzero(apart <= NEAR_BITS):
-            pairs.note("near-identical", i, used[row + 1 + int(other)])
+    """Record pairs of images that are nearly equal, also where one is mirrored or upside down."""
+    for pair in copies.find(subset(index.source, np.array(used)), [""] * len(used), cropped=False):
+        pairs.note(pair.kind, used[pair.first], used[pair.second])
 
 
 def _note_neighbours(pairs: _Pairs, embeddings: np.ndarray, used: list[int]) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ NO_PICTURES = {
     "1.2.840.10008.5.1.4.1.1.9": "a waveform", "1.2.840.10008.5.1.4.1.1.481.5": "a radiotherapy plan",
     "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
 }  # fmt: skip
+# Deflated Explicit VR Little Endian, and the largest size of such a file after inflation, bytes.
+DEFLATED, MAX_INFLATED = b"1.2.840.10008.1.2.1.99", 500_000_000
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 NO_PICTURE_MODALITIES = {
     "SR": "a structured report", "PR": "a presentation state", "KO": "a list of key objects", "DOC": "a document",
@@ -106,13 +109,38 @@ def dataset(path: str) -> Any:
     """The header of a file as a pydicom data set, without pixels. Raises `BadImage`."""
     module = pydicom()
     try:
+        _refuse_bomb(path)
         return module.dcmread(path, stop_before_pixels=True, force=True)
+    except BadImage:
+        raise
     except FileNotFoundError as error:
         raise BadImage("the file does not exist") from error
     except MemoryError as error:
         raise BadImage("not enough memory to read it") from error
     except Exception as error:  # headers are damaged in as many ways as there are files
         raise BadImage(f"damaged: its header cannot be read ({type(error).__name__})") from error
+
+
+def _refuse_bomb(path: str) -> None:
+    """Refuse a deflated file that grows beyond all sizes, which pydicom would inflate at once. Raises `BadImage`."""
+    with open(path, "rb") as file:
+        start = file.read(1024)
+        if DEFLATED not in start:
+            return
+        file.seek(start.index(DEFLATED) + len(DEFLATED))
+        unpack, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        rest = file.read()
+        # The compressed part starts after the file-meta group, whose length is in its first element.
+        group = int.from_bytes(start[140:144], "little") if start[132:136] == b"\x02\0\0\0" else 0
+        rest = rest[max(0, 144 + group - start.index(DEFLATED) - len(DEFLATED)) :]
+        try:
+            while rest and size <= MAX_INFLATED:
+                size += len(unpack.decompress(rest, 1 << 24))
+                rest = unpack.unconsumed_tail
+        except zlib.error as error:
+            raise BadImage("damaged: its deflated part cannot be read") from error
+    if size > MAX_INFLATED:
+        raise BadImage(f"it grows beyond {MAX_INFLATED // 1_000_000} MB when it is inflated")
 
 
 def header(path: str) -> Header:

@@ -121,6 +121,9 @@ def open_index(data, channels: int, axes: int) -> PackedIndex:
     if version != VERSION:
         raise UserError(f"config.data.root: '{folder}' was packed by version {version} of the format, not {VERSION}")
     _check_settings(data, channels, axes, facts, folder)
+    strange = next((name for name in facts["shards"] if Path(name).name != name), None)
+    if strange is not None:
+        raise UserError(f"config.data.root: '{folder}' names the shard '{strange}', which is in another folder")
     missing = [name for name in facts["shards"] if not (folder / name).exists()]
     if missing:
         raise UserError(f"config.data.root: '{folder}' lacks the shard '{missing[0]}' and {len(missing) - 1} more")

@@ -108,7 +108,8 @@ def pack(
 
 def decoding_fields(config: ConfigDict) -> dict[str, Any]:
     """The fields of `config.data` that change decoded values, by name."""
-    return dict(zip([n for n in fields.DECODING if n in config.data], fields.decoding(config), strict=True))
+    values = config.data.to_dict()
+    return {name: values[name] for name in fields.DECODING if name in values}
 
 
 def config_for(root: str, name: str = "", **settings: Any) -> ConfigDict:
@@ -123,9 +124,10 @@ def config_for(root: str, name: str = "", **settings: Any) -> ConfigDict:
     axes = 3 if name in ("nifti", "phantoms3d") or modality in ("ct", "mr") or settings.pop("volumes", False) else 2
     config = fields.volumes() if axes == 3 else fields.pretraining()
     channels = settings.pop("channels", 1)
+    known = [name.removeprefix("data.") for name in fields.flat(config) if name.startswith("data.")]
     for field in settings:
-        if field not in config.data:
-            raise unknown("field of config.data", field, config.data.keys())
+        if field not in known:
+            raise unknown("field of config.data", field, known)
     if axes == 2 and not name:
         path = Path(root).expanduser()
         held = {p.suffix.lower() for p in path.iterdir()} if path.is_dir() else {path.suffix.lower()}

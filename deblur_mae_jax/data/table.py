@@ -28,6 +28,7 @@ COLUMNS = {
     "modality": ("modality",),
 }  # fmt: skip
 _SYNONYMS = {name for names in COLUMNS.values() for name in names}
+MAX_CELL = 10_000_000
 DELIMITERS = ",;\t|"
 
 
@@ -127,6 +128,7 @@ def _cells(path: Path, table: Table) -> tuple[list[tuple[int, list[str]]], list[
         bad.append(row)
         return None
 
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
     try:
         frame = pd.read_csv(
             io.StringIO("\n".join(lines)), sep=delimiter, header=None, dtype=str, keep_default_na=False,
@@ -140,6 +142,11 @@ def _cells(path: Path, table: Table) -> tuple[list[tuple[int, list[str]]], list[
     table.skipped += [
         Skipped(f"{path.name}, row '{printable(delimiter.join(row))[:60]}'", "more cells than columns") for row in bad
     ]
+    lost = len(lines) - len(frame) - len(bad) - sum(line.count('"') > 0 for line in lines)
+    if lost > 1:  # pandas drops lines that its parser cannot read without a word
+        table.skipped.append(
+            Skipped(path.name, f"{lost} lines cannot be read, such as cells over {MAX_CELL} characters")
+        )
     given = (frame != "").any(axis=1) & frame.notna().any(axis=1)
     short = int((frame.isna().any(axis=1) & given).sum())
     if short:
@@ -202,7 +209,7 @@ def _columns(path: Path, header: list[str], chosen: str, keys: Sequence[str], ta
         raise UserError(
             f"config.data.root: '{path}' has no column "
             f"{' or '.join(COLUMNS['path'][:4] if tuple(keys) == ('path',) else keys)}; its columns are "
-            f"{', '.join(header)}. config.data.columns='path=NAME' names it"
+            f"{', '.join(header[:20])}{' ...' if len(header) > 20 else ''}. config.data.columns='path=NAME' names it"
         )
     return {use: name for use, name in columns.items() if name}
 

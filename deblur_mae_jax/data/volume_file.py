@@ -150,7 +150,9 @@ def open_volume(path: str, max_voxels: int) -> VolumeFile:
     except Exception as error:  # headers are damaged in as many ways as there are files
         what = "" if not os.path.isfile(path) else raster.stranger(Path(path))
         text = f"not a volume but {what}" if what.startswith(("a Git", "a PDF", "a DICOM")) else ""
-        raise BadImage(text or f"not a volume file, or damaged: {one_line(error)}") from error
+        # SimpleITK's own messages are about the places where it was built.
+        said = "" if "SimpleITK" in str(error) else f": {one_line(error)}"
+        raise BadImage(text or f"not a volume file, or damaged{said}") from error
     affine = volume.affine
     if affine is None or not np.isfinite(affine).all() or _is_singular(affine[:3, :3]):
         raise BadImage("its affine is singular or not finite, so its orientation is unknown")
