@@ -88,7 +88,8 @@ def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
         show=lambda done, total: progress.update(f"blur search: {done} of {total} images"),
     )
     if first:
-        table.write(folder.blur_search)
+        known = {"label": index.source.labels, "group": index.source.groups, "scanner": index.source.scanners}
+        table.write(folder.blur_search, {name: values for name, values in known.items() if values is not None})
         _write_page(folder, config, trained, index, table)
         counts = {f"{s:g}": int((table.best_sigma == s).sum()) for s in table.sigmas}
         rate = ""

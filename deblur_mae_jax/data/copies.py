@@ -17,9 +17,9 @@ from scipy import fft
 from deblur_mae_jax.data.source import BadImage, Source
 
 SIDE = 16
-# Largest number of differing bits, of SIDE ** 2, for copies of the whole image, and for candidates that are confirmed by
-# their pixels. 40 bits find 199 of the 200 near-duplicates that BUSI and MMOTU list, and 62 pairs (of 880,000) that they
-# do not list, among them the same image under two labels. 24 bits find 171.
+# Largest number of differing bits, of SIDE ** 2, for copies of the whole image, and for candidates that are confirmed
+# by their pixels. 40 bits find 199 of the 200 near-duplicates that BUSI and MMOTU list, and 62 pairs (of 880,000) that
+# they do not list, among them the same image under two labels. 24 bits find 171.
 NEAR_BITS, CANDIDATE_BITS = 40, 72
 # Correlation of the pixels of a flipped or a cropped copy with the original.
 CONFIRMED = 0.93

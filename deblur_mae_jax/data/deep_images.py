@@ -7,6 +7,7 @@ channel, of which Pillow keeps the high byte only.
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +92,7 @@ def _opacity(channel: np.ndarray) -> np.ndarray:
 def _tiff(path: Path | bytes, max_pixels: int) -> Pixels:
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its remarks name no file
     with tifffile.TiffFile(io.BytesIO(path) if isinstance(path, bytes) else path) as file:
         page: Any = file.pages[0]
         if page.imagewidth * page.imagelength > max_pixels or page.size > 8 * max_pixels:

@@ -140,6 +140,7 @@ def source(data, channels: int) -> Source:
         splits=[row.get("split", "") for *_, row in kept] if labels is not None and labels.has("split") else None,
         unused=labels.unused if labels is not None else {},
         keys=[privacy.digest(header.sop or header.path, str(n)) for header, n, *_ in kept],
+        scanners=[f"{header.manufacturer} {header.model}".strip() for header, *_ in kept],
         clips=[name_of(header, None) if header.frames > 1 else "" for header, *_ in kept],
     )
 

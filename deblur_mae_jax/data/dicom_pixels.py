@@ -46,13 +46,24 @@ class FrameReader:
             raise BadImage(f"{header.columns} x {header.rows} pixels, over data.max_pixels={self.max_pixels}")
         notes: list[str] = []
         values, pixels = decoded(header, frame, notes)
+        try:
+            return self._eight_bits(header, values, pixels, notes), notes
+        except (BadImage, UserError):
+            raise
+        except MemoryError as error:
+            raise BadImage("not enough memory to decode it") from error
+        except Exception as error:  # fields that contradict each other
+            raise BadImage(
+                f"damaged: its window or its tables cannot be understood ({type(error).__name__})"
+            ) from error
+
+    def _eight_bits(self, header: Header, values: Any, pixels: np.ndarray, notes: list[str]) -> np.ndarray:
         box = self.box(header)
         if box is not None:
             pixels = pixels[box[1] : box[3], box[0] : box[2]]
         if pixels.ndim == 2:
-            eight = self._gray(pixels, values, notes)
-            return np.repeat(eight[..., None], self.channels, axis=2), notes
-        return self._colour(pixels, notes), notes
+            return np.repeat(self._gray(pixels, values, notes)[..., None], self.channels, axis=2)
+        return self._colour(pixels, notes)
 
     def box(self, header: Header) -> tuple[int, int, int, int] | None:
         """The part of the picture that is read (x0, y0, x1, y1), or `None` for all of it."""

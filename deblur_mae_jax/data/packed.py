@@ -180,6 +180,7 @@ def source(data, channels: int) -> Source:
         notes=index.facts["notes"],
         splits=index.list_of("split"),
         unused=index.unused,
+        scanners=index.list_of("scanner"),
         keys=[index.columns["key"][i] for i in index.rows],
         checked=index.checked(),
     )

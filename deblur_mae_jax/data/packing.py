@@ -298,6 +298,7 @@ def _row(source: Source, index: int, entry: dict[str, Any]) -> dict[str, Any]:
         "sha256": entry["hash"], "label": pick(source.labels), "group": pick(source.groups),
         "split": pick(source.splits),
         "modality": pick(source.modalities), "clip": pick(source.clips), "mask_hash": entry.get("mask", ""),
+        "scanner": pick(source.scanners),
         "mask_values": entry.get("values", []), "edge_values": entry.get("edges", []), "phash": entry.get("phash", ""),
         "notes": entry.get("notes", []),
     }  # fmt: skip

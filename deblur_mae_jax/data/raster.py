@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import re
 import struct
 import warnings
@@ -208,12 +209,13 @@ def _is_deep(image: Image.Image, tags: Any, path: Path | bytes) -> bool:
 def _tiff_header(path: Path | bytes) -> Header:
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its remarks name no file
     try:
         with tifffile.TiffFile(io.BytesIO(path) if isinstance(path, bytes) else path) as file:
             page: Any = file.pages[0]
             turn = int(page.tags.valueof(274) or 1)
             turn = turn if 1 <= turn <= 8 else 1
-            return Header(page.imagewidth, page.imagelength, turn, len(file.pages), False, True)
+            return Header(int(page.imagewidth), int(page.imagelength), turn, len(file.pages), False, True)
     except Exception as error:
         raise BadImage(f"cannot be opened: {one_line(error)}") from error
 

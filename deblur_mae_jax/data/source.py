@@ -70,6 +70,7 @@ class Source:
     splits: split of each image, if the source names them.
     unused: number of further images by split, which `config.data.split` leaves out.
     clips: clip of each image, "" for a single picture. Of nearly equal frames of a clip the first is used.
+    scanners: maker and model of the scanner of each image, "" if unknown.
     checked: results of an earlier check of every image.
     keys: names for the fingerprint, if `names` change when the files are moved.
     modalities: modality of each image, such as "ct" or "mr".
@@ -95,6 +96,7 @@ class Source:
     unused: dict[str, int] = dataclasses.field(default_factory=dict)
     keys: list[str] | None = None
     clips: list[str] | None = None
+    scanners: list[str] | None = None
     checked: Checked | None = None
     modalities: list[str] | None = None
     dtype: Any = np.uint8
@@ -152,6 +154,7 @@ def subset(source: Source, indices: np.ndarray) -> Source:
         unused=source.unused,
         keys=pick(source.keys),
         clips=pick(source.clips),
+        scanners=pick(source.scanners),
         checked=None if source.checked is None else source.checked.pick(where),
         modalities=pick(source.modalities),
         dtype=source.dtype,

@@ -113,6 +113,7 @@ def concatenate(sources: Sequence[Source]) -> Source:
         unused=_still_unused(sources),
         keys=joined("keys"),
         clips=joined("clips"),
+        scanners=joined("scanners"),
         checked=_all_checked(sources),
         modalities=joined("modalities"),
         dtype=sources[0].dtype,

@@ -186,14 +186,18 @@ class Table:
         """Sigma of t* `(N,)`."""
         return self.sigmas[np.argmin(self.losses, axis=1)]
 
-    def write(self, path: Path) -> None:
-        """CSV: image, level, sigma, and the loss at every level."""
+    def write(self, path: Path, more: dict[str, list[str]] | None = None) -> None:
+        """CSV: image, level, sigma, and the loss at every level.
+
+        more: further columns with one text per image, such as its patient.
+        """
         with open(path, "w", newline="", encoding="utf-8") as file:
             out = csv.writer(file)
-            out.writerow(["image", "level", "sigma", *(f"loss_{level}" for level in self.levels)])
+            out.writerow(["image", "level", "sigma", *(f"loss_{level}" for level in self.levels), *(more or {})])
             rows = zip(self.names, self.best, self.best_sigma, self.losses, strict=True)
-            for name, level, sigma, row in rows:
-                out.writerow([name, level, f"{sigma:g}", *(f"{x:.9g}" for x in row)])
+            for i, (name, level, sigma, row) in enumerate(rows):
+                known = [values[i] for values in (more or {}).values()]
+                out.writerow([name, level, f"{sigma:g}", *(f"{x:.9g}" for x in row), *known])
 
 
 def search(
