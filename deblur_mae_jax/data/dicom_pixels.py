@@ -14,6 +14,14 @@ from deblur_mae_jax.data.raster import one_line
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 
+# The decoder of each compression, by transfer syntax.
+DECODERS = {
+    "1.2.840.10008.1.2.4.50": "pillow", "1.2.840.10008.1.2.4.51": "pillow", "1.2.840.10008.1.2.5": "pydicom",
+    "1.2.840.10008.1.2.4.80": "pyjpegls", "1.2.840.10008.1.2.4.81": "pyjpegls", "1.2.840.10008.1.2.4.90": "pylibjpeg",
+    "1.2.840.10008.1.2.4.91": "pylibjpeg", "1.2.840.10008.1.2.4.201": "pylibjpeg",
+    "1.2.840.10008.1.2.4.202": "pylibjpeg", "1.2.840.10008.1.2.4.203": "pylibjpeg",
+}  # fmt: skip
+LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 JPEG_BASELINE = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 # Gray levels by which the channels of a gray picture may differ, and the share of pixels for which this must hold.
 GRAY_DIFFERENCE, GRAY_SHARE = 8, 0.995
@@ -135,14 +143,40 @@ def window_of(window: str) -> tuple[float, float] | None:
     return pair
 
 
+def stored(path: str, frame: int, values: Any) -> np.ndarray:
+    """The stored values of a frame, with YCbCr converted to RGB.
+
+    values: the header of the file.
+
+    Each compression is read by one decoder, whatever else is installed: GDCM, which pydicom would prefer, ends the whole
+    process on some damaged files.
+    """
+    from pydicom.pixels import pixel_array
+
+    syntax = str(getattr(getattr(values, "file_meta", None), "TransferSyntaxUID", ""))
+    if syntax not in LOSSLESS_JPEG:
+        return np.asarray(pixel_array(path, index=frame, decoding_plugin=DECODERS.get(syntax, "")))
+    import imagecodecs
+    from pydicom.encaps import get_frame
+
+    whole = dicom_file.pydicom().dcmread(path, force=True)
+    stream = get_frame(whole.PixelData, frame, number_of_frames=int(values.get("NumberOfFrames", 1) or 1))
+    pixels = np.asarray(imagecodecs.jpegsof3_decode(stream))
+    if pixels.shape[:2] != (values.Rows, values.Columns):
+        raise BadImage(f"damaged: its frame has the shape {pixels.shape}")
+    if values.get("PixelRepresentation", 0) == 1:
+        pixels = pixels.view(np.int16 if pixels.dtype.itemsize == 2 else np.int8)
+    return pixels
+
+
 def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarray]:
     """The header and the stored values `(H, W)` of a frame, or its RGB colours `(H, W, 3)`. Raises `BadImage`."""
     dicom_file.pydicom()
-    from pydicom.pixels import apply_color_lut, pixel_array
+    from pydicom.pixels import apply_color_lut
 
     values = dicom_file.dataset(header.path)
     try:
-        pixels = np.asarray(pixel_array(header.path, index=frame))
+        pixels = stored(header.path, frame, values)
         photometric = str(values.get("PhotometricInterpretation", ""))
         if photometric == "PALETTE COLOR":
             pixels = np.asarray(apply_color_lut(pixels, values))

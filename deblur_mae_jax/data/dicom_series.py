@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import dicom_file
+from deblur_mae_jax.data import dicom_file, dicom_pixels
 from deblur_mae_jax.data.image_files import stamp_of
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.data.volume_file import VolumeFile
@@ -94,12 +94,11 @@ class Series:
         return VolumeFile(shape, affine, zooms, False, [], self._voxels)
 
     def _voxels(self) -> np.ndarray:
-        from pydicom.pixels import pixel_array
-
         planes = []
+        headers = {path: dicom_file.dataset(path) for path in {one.path for one in self.slices}}
         for one in self.slices:
             try:
-                stored = np.asarray(pixel_array(one.path, index=one.frame))
+                stored = dicom_pixels.stored(one.path, one.frame, headers[one.path])
             except Exception as error:  # decoders raise many kinds on damaged data
                 raise BadImage(f"damaged: a slice cannot be decoded ({type(error).__name__})") from error
             if stored.shape != one.shape:
