@@ -98,7 +98,7 @@ def _probe(config: ConfigDict, folder: Workdir) -> dict[str, Any]:
             f"config.search.setting={config.search.setting} needs training; choices for a probe: auto, "
             "none, fixed(sigma), search(step), random"
         )
-    run_folder.check_data(folder, index.fingerprint, len(index))
+    run_folder.check_data(folder, index.fingerprint, len(index), index.earlier)
     data_index.write_skipped(folder.skipped, index.skipped)
     lines += labels.lines
     for line in lines:

@@ -148,8 +148,8 @@ def stored(path: str, frame: int, values: Any) -> np.ndarray:
 
     values: the header of the file.
 
-    Each compression is read by one decoder, whatever else is installed: GDCM, which pydicom would prefer, ends the whole
-    process on some damaged files.
+    Each compression is read by one decoder, whatever else is installed: GDCM, which pydicom would prefer, ends the
+    whole process on some damaged files.
     """
     from pydicom.pixels import pixel_array
 

@@ -42,6 +42,7 @@ class Index:
     mask_values: values in the mask of each image, if masks were requested.
     edge_values: those of them that only occur between other regions.
     notes: assumptions that were made when images were read, with the number of images and the first name.
+    earlier: the fingerprint that version 0.1 gave these images, if it differs.
     """
 
     source: Source
@@ -52,6 +53,7 @@ class Index:
     mask_values: list[list[int]] = dataclasses.field(default_factory=list)
     edge_values: list[list[int]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    earlier: str = ""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -226,12 +228,8 @@ def _usable(source: Source, results: list[dict], max_bad_fraction: float, masks:
             f"config.data.max_bad_fraction={max_bad_fraction:g} allows; the first is "
             f"'{bad[0].name}': {bad[0].reason}"
         )
-    digest = hashlib.sha256()
-    keys = source.keys or source.names
-    for i in good:
-        entry = results[i]
-        digest.update(f"{keys[i]}\0{entry['size']}\0{entry['hash']}".encode())
-        digest.update(f"\0{entry['mask']}\n".encode() if masks else b"\n")
+    fingerprint = _fingerprint(source.keys or source.names, results, good, masks)
+    earlier = _fingerprint(source.names, results, good, masks) if source.keys else ""
     sizes = np.array([results[i]["size"] for i in good], np.int32)
     usable = subset(source, np.array(good))
     hashes = [results[i]["hash"] for i in good]
@@ -239,7 +237,17 @@ def _usable(source: Source, results: list[dict], max_bad_fraction: float, masks:
     edges = [results[i]["edges"] for i in good] if masks else []
     notes = counted([(source.names[i], results[i].get("notes", ())) for i in good])
     skipped = [*bad, *(Skipped(source.names[i], STILL) for i in sorted(still)), *source.skipped]
-    return Index(usable, sizes, skipped, digest.hexdigest()[:16], hashes, values, edges, notes)
+    return Index(usable, sizes, skipped, fingerprint, hashes, values, edges, notes, earlier)
+
+
+def _fingerprint(names: list[str], results: list[dict], good: list[int], masks: bool) -> str:
+    """A hash of the names, sizes and pixels of the usable images, and of their masks if they were read."""
+    digest = hashlib.sha256()
+    for i in good:
+        entry = results[i]
+        digest.update(f"{names[i]}\0{entry['size']}\0{entry['hash']}".encode())
+        digest.update(f"\0{entry['mask']}\n".encode() if masks else b"\n")
+    return digest.hexdigest()[:16]
 
 
 def repeated_frames(clips: Sequence[str], codes: Sequence[str]) -> set[int]:

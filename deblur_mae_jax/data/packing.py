@@ -225,18 +225,19 @@ def _write_shard(job: _Job) -> None:
     from array_record.python import array_record_module
 
     draft = f"{job.path}.tmp"
+    source = _decoding_once(job.source)
     writer = array_record_module.ArrayRecordWriter(draft, OPTIONS)
     rows: list[dict[str, Any]] = []
     skipped: list[list[str]] = []
     try:
-        for index in range(len(job.source)):
-            entry = data_index.check_one(job.source, index, "pixels", _has_mask(job.source, index))
+        for index in range(len(source)):
+            entry = data_index.check_one(source, index, "pixels", _has_mask(source, index))
             if "reason" in entry:
-                skipped.append([job.source.names[index], entry["reason"]])
+                skipped.append([source.names[index], entry["reason"]])
                 continue
-            record = records.join(_parts(job.source, index, job.encode, entry))
+            record = records.join(_parts(source, job.source.read, index, job.encode, entry))
             writer.write(record)
-            rows.append({**_row(job.source, index, entry), "record": len(rows), "bytes": len(record)})
+            rows.append({**_row(source, index, entry), "record": len(rows), "bytes": len(record)})
     finally:
         writer.close()
     os.replace(draft, job.path)
@@ -250,11 +251,39 @@ def _has_mask(source: Source, index: int) -> bool:
     return source.masks is not None and (source.masked is None or source.masked[index])
 
 
-def _parts(source: Source, index: int, encode: str, entry: dict[str, Any]) -> records.Parts:
-    """What is stored of an image."""
+class _Last:
+    """Keeps the last result of a function of an index."""
+
+    def __init__(self, function: Callable[[int], Any]):
+        self.function, self.index, self.result = function, -1, None
+
+    def __call__(self, index: int) -> Any:
+        if index != self.index:
+            self.index, self.result = index, self.function(index)
+        return self.result
+
+
+def _decoding_once(source: Source) -> Source:
+    """The same source; an image that is checked and then stored is decoded once."""
+    examine = _Last(source.examine or (lambda index: (source.read(index), [])))
+    out = dataclasses.replace(source, examine=examine, read=lambda index: examine(index)[0])
+    if source.masks is None:
+        return out
+    masks = source.masks
+    truth = _Last(source.examine_mask or (lambda index: (masks(index), [])))
+    return dataclasses.replace(out, examine_mask=truth, masks=lambda index: truth(index)[0])
+
+
+def _parts(
+    source: Source, read: Callable[[int], np.ndarray], index: int, encode: str, entry: dict[str, Any]
+) -> records.Parts:
+    """What is stored of an image.
+
+    read: the reading function of the files.
+    """
     pixels = np.asarray(source.read(index))
     if pixels.dtype == np.uint8:
-        image = _file_bytes(source, index) if encode == "keep" else b""
+        image = _file_bytes(read, index) if encode == "keep" else b""
         facts: dict[str, Any] = {"shape": list(pixels.shape), "encode": "file" if image else encode}
         if not image:
             facts["encode"] = "png" if encode == "keep" else encode
@@ -274,9 +303,9 @@ def _parts(source: Source, index: int, encode: str, entry: dict[str, Any]) -> re
     return records.Parts(records.compress(pixels), mask, truth, facts)
 
 
-def _file_bytes(source: Source, index: int) -> bytes:
+def _file_bytes(read: Callable[[int], np.ndarray], index: int) -> bytes:
     """The bytes of an image file, as they are; b"" for images from elsewhere, such as DICOM."""
-    found = _files_of(source.read, index)
+    found = _files_of(read, index)
     if found is None:
         return b""
     return Path(found).read_bytes()

@@ -83,7 +83,7 @@ def sheet(index: Index, rows: dict[str, np.ndarray]) -> Image.Image:
                 continue
         tiles.append(row)
         labels.append(f"{label}\n{len(numbers)}")
-    return page.sheet(tiles, [""] * COLUMNS, labels, TILE)
+    return page.sheet(tiles, [""] * max(map(len, tiles)), labels, TILE)
 
 
 def write(

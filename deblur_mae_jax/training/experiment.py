@@ -96,7 +96,8 @@ def build(
     identity, mesh = checks.check(config), sharding.make_mesh()
     images = _images(config, identity, workdir, source, mesh, progress)
     if workdir is not None:
-        run_folder.check_data(workdir, images.index.fingerprint, len(images.index))
+        index = images.index
+        run_folder.check_data(workdir, index.fingerprint, len(index), index.earlier)
 
     # Network, length, optimiser
     labels = images.supervision

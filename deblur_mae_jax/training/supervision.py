@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +171,21 @@ def _divide(
         share = splits.fraction(labels[train], config.data.fraction, config.data.split_seed)
         indices["train"] = train[share]
         lines.append(f"{len(share)} of {len(train)} training images (config.data.fraction)")
-    digest = hashlib.sha256(index.fingerprint.encode())
     groups = index.source.groups or [""] * len(index)
-    for row in zip(index.source.names, names, split, groups, strict=True):
-        digest.update("\0".join(row).encode())
-    index = dataclasses.replace(index, fingerprint=digest.hexdigest()[:16])
+    keys = index.source.keys or index.source.names
+    known = _with_labels(index.fingerprint, keys, names, split, groups)
+    # Version 0.1 knew no patients of volumes in folders.
+    earlier = _with_labels(index.earlier, index.source.names, names, split, [""] * len(index)) if index.earlier else ""
+    index = dataclasses.replace(index, fingerprint=known, earlier=earlier)
     return Supervision(classes, labels, indices, lines, mask_values=values), index
+
+
+def _with_labels(fingerprint: str, *columns: Iterable[str]) -> str:
+    """The fingerprint of images with their classes, splits and patients."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for row in zip(*columns, strict=True):
+        digest.update("\0".join(row).encode())
+    return digest.hexdigest()[:16]
 
 
 def _classes_of_masks(

@@ -166,11 +166,14 @@ def claim(workdir: Workdir, config: ConfigDict) -> None:
             raise UserError(f"--workdir: cannot write to '{workdir.path}': {error.strerror or error}") from error
 
 
-def check_data(workdir: Workdir, fingerprint: str, num_images: int) -> None:
-    """Refuse to resume in `workdir` with images that differ from those of the first start."""
+def check_data(workdir: Workdir, fingerprint: str, num_images: int, earlier: str = "") -> None:
+    """Refuse to resume in `workdir` with images that differ from those of the first start.
+
+    earlier: the fingerprint that version 0.1 gave the same images.
+    """
     if workdir.dataset.exists() and workdir.is_started():
         before = json.loads(workdir.dataset.read_text())
-        if before["fingerprint"] != fingerprint:
+        if before["fingerprint"] not in (fingerprint, earlier):
             raise UserError(
                 f"config.data.root: the images are not those this run started with "
                 f"({before['num_images']} images, fingerprint {before['fingerprint']}, in "

@@ -365,6 +365,7 @@ def test_moved_and_renamed_folders_are_the_same_data(tmp_path):
     os.rename(tmp_path / "new" / "lung", tmp_path / "new" / "a")
     os.rename(tmp_path / "new" / "brain", tmp_path / "new" / "zz")
     second = build(root("new", "a", "zz"))
+    assert first.earlier and second.earlier != first.earlier  # version 0.1 counted the names of the folders
     assert second.fingerprint == first.fingerprint and second.source.modalities == first.source.modalities
 
 
