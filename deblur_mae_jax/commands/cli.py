@@ -83,7 +83,10 @@ def located(argument: str) -> str:
     if flag.lstrip("-") != "config" or not equals:
         return argument
     path, colon, words = value.partition(":")
-    new = RENAMED.get(Path(path).stem) if path.endswith(".py") and not Path(path).exists() else None
+    # A file of the user's own folder that does not exist is an error, not another file of the same name.
+    if Path(path).exists() or Path(path).parent.as_posix() not in ("configs", ".") or not path.endswith(".py"):
+        return argument
+    new = RENAMED.get(Path(path).stem)
     if new is not None:
         renamed = str(Path(path).with_name(new.split(":")[0]))
         words = ",".join(filter(None, [*new.split(":")[1:], words]))
@@ -92,6 +95,7 @@ def located(argument: str) -> str:
     if not Path(path).exists():
         shipped = importlib.resources.files("deblur_mae_jax") / "configs" / Path(path).name
         if shipped.is_file():
+            print(f"{path} is that of the installed package, {shipped}", file=sys.stderr)
             path = str(shipped)
     return f"{flag}={path}{colon}{words}"
 

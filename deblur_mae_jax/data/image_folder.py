@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from deblur_mae_jax.data import layout, listing, naming, raster
@@ -10,6 +11,7 @@ from deblur_mae_jax.data.image_files import Files, Masks, decoder_of, mask_file_
 from deblur_mae_jax.data.listing import File
 from deblur_mae_jax.data.masks import looks_like_mask
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
+from deblur_mae_jax.data.table import COLUMNS
 from deblur_mae_jax.data.volume_file import is_volume
 from deblur_mae_jax.errors import UserError
 
@@ -41,7 +43,7 @@ def source(data, channels: int) -> Source:
     reader = Files([case.file.path for case in cases], decoder_of(data, channels))
     labels = [case.label for case in cases]
     groups = [case.group for case in cases]
-    notes = list(arranged.notes)
+    notes = [*_lists(found.files), *arranged.notes]
     notes += [f"the folder '{name}' holds no file" for name in found.empty[:5]]
     if found.links:
         notes.append(f"{found.links} linked folders are read too")
@@ -59,6 +61,21 @@ def source(data, channels: int) -> Source:
         splits=[case.split for case in cases] if any(case.split for case in cases) else None,
         unused=layout.unused(arranged.cases, cases),
     )
+
+
+def _lists(files: list[File]) -> list[str]:
+    """Name the CSVs of a folder that know splits or patients and are not read."""
+    out = []
+    for file in files:
+        if not file.folders and file.base.lower().endswith(".csv"):
+            with open(file.path, encoding="utf-8", errors="replace") as stream:
+                columns = set(re.split(r"[,;\t|]", stream.readline(4096).lower().replace('"', "").strip()))
+            if columns & set(COLUMNS["path"]) and columns & {*COLUMNS["split"], *COLUMNS["group"]}:
+                out.append(
+                    f"'{file.base}' lists images with splits or patients and is not read: add "
+                    f"--config.data.name=manifest, with --config.data.root ending in {file.base}"
+                )
+    return out
 
 
 def _stem(base: str) -> str:

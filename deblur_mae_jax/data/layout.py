@@ -155,6 +155,10 @@ def _labels(images: list[Item], layout: Layout) -> list[str]:
             f"the folders {', '.join(sorted(set(raw))[:3])} ... look like patients: they are groups, not classes"
         )
         return [""] * len(images)
+    unlabelled = [name for name in raw if naming.UNLABELLED.match(name)]
+    if unlabelled:
+        layout.notes.append(f"{len(unlabelled)} images in '{unlabelled[0]}' have no class")
+        raw = ["" if naming.UNLABELLED.match(name) else name for name in raw]
     labels, lines = naming.canonical(raw)
     layout.notes += [f"classes: {line}" for line in lines]
     # A folder may be called "none" or "NA", unlike an empty cell of a table.

@@ -25,6 +25,8 @@ MASK_WORDS = {
     "seg", "segs", "segmentation", "segmentations", "annotation", "annotations", "annot", "annots", "dseg", "msk",
     "msks",
 }  # fmt: skip
+# Folders of images without a class.
+UNLABELLED = re.compile(r"^(?:un-?label+ed|un-?annotated|no[-_ ]?label)$", re.I)
 # Pictures that were made from images: overlays, heat maps, predictions.
 DERIVED = re.compile(
     r"(?:^|[-_. ])(?:overlay|heat[-_ ]?map|heat|superpixel|prediction|pred|visuali[sz]ation|gradcam|saliency)s?$", re.I

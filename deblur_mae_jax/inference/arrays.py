@@ -17,8 +17,14 @@ def as_list(images: Any) -> list[np.ndarray]:
     images: an array `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`, a single image without the axis N, or an iterable
         of images of different sizes; uint8, or float between 0 and 1.
     """
-    if hasattr(images, "__next__"):  # a generator
-        images = list(images)
+    is_array = hasattr(images, "__array__") or hasattr(images, "__array_interface__")
+    if not is_array and not isinstance(images, (list, tuple)):  # a generator, or another collection
+        try:
+            images = list(images)
+        except TypeError as error:
+            raise UserError(
+                f"images: {type(images).__name__} is neither an array nor a collection of images"
+            ) from error
     if not isinstance(images, (list, tuple)):
         array = np.asarray(images)
         single = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3) and array.shape[0] > 3)

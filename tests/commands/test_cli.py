@@ -55,7 +55,7 @@ def test_an_old_name_keeps_its_argument(capsys, monkeypatch):
     assert capsys.readouterr().err.count("is now") == 1
 
 
-def test_the_installed_command_finds_the_configs_of_the_package(tmp_path, monkeypatch):
+def test_the_installed_command_finds_the_configs_of_the_package(tmp_path, monkeypatch, capsys):
     """Outside a checkout, `configs/<name>.py` is the file that was installed with the package."""
     (tmp_path / "package" / "configs").mkdir(parents=True)
     for name in ("quickstart", "finetune"):
@@ -66,6 +66,9 @@ def test_the_installed_command_finds_the_configs_of_the_package(tmp_path, monkey
     assert cli.located("--config=configs/quickstart.py") == f"--config={shipped / 'quickstart.py'}"
     assert cli.located("--config=configs/finetune_ovary.py") == f"--config={shipped / 'finetune.py'}:ovary"
     assert cli.located("--config=configs/no_such.py") == "--config=configs/no_such.py"
+    assert "configs/quickstart.py is that of the installed package" in capsys.readouterr().err
+    for own in ("mine/quickstart.py", "/data/quickstart.py", "mine/finetune_ovary.py", "configs/quickstart"):
+        assert cli.located(f"--config={own}") == f"--config={own}"  # a mistake, not the package's file
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "quickstart.py").write_text("")
     assert cli.located("--config=configs/quickstart.py") == "--config=configs/quickstart.py"  # the user's own

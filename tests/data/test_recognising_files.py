@@ -284,3 +284,13 @@ def test_a_folder_that_cannot_be_opened_is_listed(tmp_path, monkeypatch):
     found = listing.walk(tmp_path)
     assert [(s.name, s.reason) for s in found.skipped] == [("b", "the folder cannot be opened: Permission denied")]
     assert layout.arrange(found.files, lambda base: base[:-4], lambda path: False).cases[0].label == "a"
+
+
+def test_a_list_of_splits_that_is_not_read_is_mentioned(tmp_path):
+    picture(tmp_path / "benign" / "0.png")
+    picture(tmp_path / "unlabelled" / "1.png")
+    (tmp_path / "manifest.csv").write_text("path,label,split,group\nbenign/0.png,benign,train,p1\n")
+    (tmp_path / "other.csv").write_text("a,b\n")
+    source = load(tmp_path)
+    assert source.labels == ["benign", ""] and "1 images in 'unlabelled' have no class" in said(source)
+    assert said(source).count("lists images with splits or patients and is not read") == 1

@@ -1,0 +1,88 @@
+"""List the images in which text is burned into the pixels, found by optical character recognition.
+
+    pip install ".[ocr]"
+    python scripts/find_text.py /hospital/export --output=text.csv
+    python scripts/find_text.py /my/images --words=3
+
+The set is read as a run reads it, so for DICOM ultrasound the crop to the regions is applied first. The CSV has one row
+per image with text: its name, the number of words, and, with --show, the words themselves, which may identify patients.
+Recognition misses text that is small, rotated or faint: an empty list is no proof that there is none.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+
+from deblur_mae_jax.config import copy
+from deblur_mae_jax.data import copies, dataset, packing, privacy
+from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.training.progress import Progress
+
+# Small pictures are enlarged, so that their text is as large as the recogniser expects.
+SIDE = 960
+
+
+def recogniser():
+    """A function from a gray picture to the words in it."""
+    try:
+        from rapidocr_onnxruntime import RapidOCR
+    except ImportError as error:
+        raise UserError(
+            "text is found by RapidOCR, which is not installed: pip install 'deblur_mae_jax[ocr]'"
+        ) from error
+    engine = RapidOCR()
+
+    def words(picture):
+        scale = max(1.0, SIDE / max(picture.size))
+        large = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        found, _ = engine(np.asarray(large.convert("RGB")))
+        return [word for _, text, _ in found or [] for word in text.split()]
+
+    return words
+
+
+def main(arguments=None):
+    """Write the list; returns the number of words by name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", help="a folder, a CSV, DICOM files, or a packed set")
+    parser.add_argument("--name", default="", help="config.data.name, if it cannot be seen from ROOT")
+    parser.add_argument("--words", type=int, default=1, help="list images with at least so many words")
+    parser.add_argument("--show", action="store_true", help="write the words too: they may identify patients")
+    parser.add_argument("--output", default="text.csv")
+    options = parser.parse_args(arguments)
+    words_of, progress, output = recogniser(), Progress(), Path(options.output).expanduser()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    privacy.use(output.parent)
+    config = copy(packing.config_for(options.root, options.name), {"data.max_bad_fraction": 0.999})
+    source = dataset.load_source(config, "all")
+    rows = {}
+    for i, name in enumerate(source.names):
+        try:
+            words = words_of(copies.gray_of(np.asarray(source.read(i))))
+        except (BadImage, OSError):
+            continue
+        if len(words) >= options.words:
+            rows[name] = words
+        progress.update(f"reading: {i + 1} of {len(source)}, {len(rows)} with text")
+    with open(output, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "words", *(["text"] if options.show else [])])
+        writer.writerows(
+            [name, len(words), *([" ".join(words)] if options.show else [])] for name, words in rows.items()
+        )
+    progress.print(f"{len(rows)} of {len(source)} images hold text: {output}")
+    return {name: len(words) for name, words in rows.items()}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

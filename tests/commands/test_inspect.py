@@ -1,0 +1,75 @@
+"""`--inspect`: the table and the contact sheets, without training; and predictions on files from the front door."""
+
+import dicom_files
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from tiny_runs import classifier, command
+
+from deblur_mae_jax.commands import inspect, predict
+from deblur_mae_jax.data import phantoms
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.reports import inspection, predictions
+
+
+def write(root, count=12, soft=False):
+    made = phantoms.Phantoms(3 * count, 1, 40)
+    for i in range(count):
+        pixels, mask = made.read(3 * i)[..., 0], made.mask(3 * i)
+        label = made.label(3 * i)
+        for folder, array in (("images", pixels), ("masks", mask)):
+            (root / folder / label).mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(array)
+            if soft and folder == "masks":
+                image = image.resize((20, 20), Image.Resampling.BILINEAR).resize(image.size, Image.Resampling.BILINEAR)
+            image.save(root / folder / label / f"p{i:02d}.png")
+    (root / "images" / "benign" / "bad.png").write_bytes(b"x")
+    return root
+
+
+@pytest.mark.parametrize("name", ["quickstart", "finetune", "segment_images"])
+def test_the_table_and_the_sheets(tmp_path, capfd, name):
+    root = write(tmp_path / "set")
+    more = {"data__folds": 3} if name != "quickstart" else {}
+    config = tiny.config(name, data__name="image_folder", data__root=str(root), **more)
+    page = inspect.run(config, tmp_path / "run")
+    said = capfd.readouterr().err
+    assert "images    12, " in said and "left out  1 file, 'images/benign/bad.png'" in said
+    assert ("train 4, val 4, test 4" in said) == (name != "quickstart")
+    assert ("classes background, label 1" in said) == (name == "segment_images")
+    folder = tmp_path / "run" / "inspection"
+    assert page == folder / "index.html" and "<img" in page.read_text()
+    assert sorted(p.name for p in folder.iterdir()) == ["contact_sheet.png", "index.html", "skipped.csv"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["inspection"]
+    sheet = np.asarray(Image.open(folder / "contact_sheet.png")).reshape(-1, 3)
+    assert (sheet == inspection.COLOURS[0]).all(axis=1).sum() > 50  # outlines of masks
+
+
+def test_what_would_stop_the_run_comes_after_the_table(tmp_path, capfd):
+    root = write(tmp_path / "set", soft=True)
+    config = tiny.config("segment_images", data__name="image_folder", data__root=str(root), data__folds=3)
+    with pytest.raises(UserError, match="soft edges"):
+        inspect.run(config, tmp_path / "run")
+    assert "masks     12 of 12" in capfd.readouterr().err
+
+
+def test_the_flag(tmp_path):
+    import subprocess
+
+    program, environment = command(tmp_path / "run", data__name="phantoms")
+    done = subprocess.run([*program, "--inspect"], env=environment, cwd=tiny.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "contact sheets" in done.stderr, done.stderr
+    assert (tmp_path / "run" / "inspection" / "index.html").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_predictions_on_dicom(tmp_path, capfd):
+    folder, _ = classifier()
+    made = phantoms.Phantoms(45, 1, 40)
+    for i in range(4):
+        dicom_files.still(tmp_path / "set" / f"{i}.dcm", made.read(3 * i)[..., 0], patient=f"Zzyzx{i}")
+    path = predict.run(folder, str(tmp_path / "set"), str(tmp_path / "new.csv"))
+    table = predictions.read(path)
+    assert "most files are DICOM" in capfd.readouterr().err and b"Zzyzx" not in path.read_bytes()
+    assert len(table.names) == 4 and all(name.startswith("image_") for name in table.names)

@@ -1,0 +1,61 @@
+"""Text that is burned into pictures is listed, where the recogniser is installed."""
+
+import importlib.util
+import sys
+
+import dicom_files
+import numpy as np
+import pytest
+import tiny
+from PIL import Image, ImageDraw
+
+from deblur_mae_jax.data import privacy
+from deblur_mae_jax.errors import UserError
+
+sys.path.insert(0, str(tiny.ROOT / "scripts"))
+
+
+def screen(text):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 30, (200, 320)).astype(np.uint8))
+    ImageDraw.Draw(image).text((20, 10), text, fill=255, font_size=22)
+    return np.asarray(image)
+
+
+def test_without_the_recogniser_it_is_one_clear_line(tmp_path, monkeypatch):
+    import find_text
+
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
+    with pytest.raises(UserError, match=r"not installed: pip install 'deblur_mae_jax\[ocr\]'"):
+        find_text.main([str(tmp_path)])
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("rapidocr_onnxruntime"), reason="RapidOCR is not installed")
+def test_pictures_with_words_are_listed(tmp_path):
+    import find_text
+
+    for i, text in enumerate(("", "JANE DOE 1970", "")):
+        Image.fromarray(screen(text)).save(tmp_path / f"{i}.png")
+    found = find_text.main([str(tmp_path), f"--output={tmp_path / 'out' / 'text.csv'}"])
+    assert list(found) == ["1.png"] and "JANE" not in (tmp_path / "out" / "text.csv").read_text()
+
+
+def test_the_file_behind_a_name_is_found_with_the_key(tmp_path, capsys):
+    import find_dicom
+
+    from deblur_mae_jax.data import dicom
+
+    for i in range(3):
+        dicom_files.still(tmp_path / "set" / f"{i}.dcm", patient=f"P{i}")
+    (tmp_path / "set" / "notes.txt").write_text("x")
+    (tmp_path / "run").mkdir()
+    privacy.use(tmp_path / "run")
+    headers, _, skipped = dicom.read_headers(tmp_path / "set", 1)
+    name = dicom.name_of(headers[1], None)
+    privacy.use(None)
+    found = find_dicom.main([str(tmp_path / "run"), str(tmp_path / "set"), f"{name}_00003", skipped[0].name])
+    assert found == {name: headers[1].path, skipped[0].name: str(tmp_path / "set" / "notes.txt")}
+    assert name in capsys.readouterr().out
+    with pytest.raises(UserError, match="has the name image_0"):
+        find_dicom.main([str(tmp_path / "run"), str(tmp_path / "set"), "image_0"])
+    with pytest.raises(UserError, match="holds no dicom_key"):
+        find_dicom.main([str(tmp_path / "set"), str(tmp_path / "set")])
