@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,7 @@ def source(data, channels: int) -> Source:
     notes: list[str] = []
     groups = patients(headers, notes)
     kept: list[tuple[Header, int, str, dict[str, str]]] = []
+    own_groups: dict[str, int] = {}
     for header, file, group in zip(headers, files, groups, strict=True):
         own_name = name_of(header, file)
         if header.burned_in and not data.allow_burned_in and (header.box is None or data.crop == "none"):
@@ -118,11 +119,16 @@ def source(data, channels: int) -> Source:
         row = labels.row(header, file.name) if labels is not None else {}
         if row is None:
             continue  # of another split
-        group = privacy.pseudonym("group", row["group"]) if row.get("group") else group
+        own = row.get("group", "")
+        group = f"{own_groups.setdefault(own, len(own_groups)):06d}_{privacy.pseudonym('group', own)}" if own else group
         for number in dicom_file.chosen_frames(data.frames, header):
             kept.append((header, number, group, row))
     if labels is not None:
         notes += labels.notes()
+    burned = len({header.path for header, *_ in kept if header.burned_in})
+    if burned:
+        how = "are used by config.data.allow_burned_in" if data.allow_burned_in else "are cropped to their regions"
+        notes.append(f"{burned} files say that text is burned in; they {how}")
     notes += facts(headers)
     frames = Frames([k[0] for k in kept], [k[1] for k in kept], reader, int(data.max_side))
     names: list[str] = [name_of(header, None) + (f"_{n:05d}" if header.frames > 1 else "") for header, n, *_ in kept]
@@ -208,12 +214,20 @@ def patients(headers: list[Header], notes: list[str]) -> list[str]:
     empty = sum(not header.patient for header in headers)
     if empty:
         notes.append(f"{empty} files have no PatientID; their study is taken as the patient")
-    groups = []
+    keys = []
     for header in headers:
         own = header.patient if header.patient and not constant else ""
-        key = ("patient", own) if own else ("study", header.study or header.sop or header.path)
-        groups.append(f"patient_{privacy.pseudonym(*key)}")
-    return groups
+        keys.append(("patient", own) if own else ("study", header.study or header.sop or header.path))
+    return numbered(keys)
+
+
+def numbered(keys: Sequence[tuple[str, str]]) -> list[str]:
+    """Names of patients: a number in the order of the files, and a hash.
+
+    Splits depend on the order of the names, so the hash, whose key differs between workdirs, must not decide it.
+    """
+    first = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return [f"patient_{first[key]:06d}_{privacy.pseudonym(*key)}" for key in keys]
 
 
 def facts(headers: list[Header]) -> list[str]:
@@ -233,6 +247,10 @@ def facts(headers: list[Header]) -> list[str]:
     ]
     if clips:
         out.append(f"{len(clips)} clips with {sum(clips)} frames, of which config.data.frames chooses")
+    sizes = [size for h in headers for size in h.spacing]
+    if sizes:
+        known = sum(bool(h.spacing) for h in headers)
+        out.append(f"{known} files state the size of a pixel, from {min(sizes):.3g} to {max(sizes):.3g} mm")
     regions = [h for h in headers if h.modality == "US"]
     if regions:
         out.append(

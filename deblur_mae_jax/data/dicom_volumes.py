@@ -121,14 +121,18 @@ def source(data, channels: int) -> Source:
         names=[_name(one) for one, *_ in kept],
         keys=[privacy.digest(one.uid, *_first_place(one)) for one, *_ in kept],
         labels=[row.get("label", "") for _, row, _ in kept],
-        groups=[
-            privacy.pseudonym("group", row["group"]) if row.get("group") else groups[one.path] for one, row, _ in kept
-        ],
+        groups=_groups(kept, groups),
         splits=[row.get("split", "") for _, row, _ in kept],
         skipped=skipped,
         notes=notes,
         unused=labels.unused if labels is not None else {},
     )
+
+
+def _groups(kept: list[tuple[Series, dict[str, str], tuple[Any, ...]]], groups: dict[str, str]) -> list[str]:
+    """The patient of every volume: of the CSV if it has one, else of the header."""
+    named = dicom.numbered([("group", row.get("group", "")) for _, row, _ in kept])
+    return [name if row.get("group") else groups[one.path] for name, (one, row, _) in zip(named, kept, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)

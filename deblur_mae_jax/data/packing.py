@@ -329,8 +329,16 @@ def _row(source: Source, index: int, entry: dict[str, Any]) -> dict[str, Any]:
         "modality": pick(source.modalities), "clip": pick(source.clips), "mask_hash": entry.get("mask", ""),
         "scanner": pick(source.scanners),
         "mask_values": entry.get("values", []), "edge_values": entry.get("edges", []), "phash": entry.get("phash", ""),
-        "notes": entry.get("notes", []),
+        "notes": entry.get("notes", []), "spacing": _spacing(source, index),
     }  # fmt: skip
+
+
+def _spacing(source: Source, index: int) -> list[float]:
+    """The size of a pixel or voxel in mm; [] if it is unknown."""
+    if source.grids is None:
+        return []
+    grid = source.grid_of(index)
+    return list(grid.spacing) if grid.unit == "mm" else []
 
 
 def _sha256(path: str) -> str:

@@ -25,7 +25,9 @@ def hold(workdir: Workdir) -> Iterator[None]:
     over. On several hosts, process 0 holds the lock for all. Raises `UserError` that names the owner.
     """
     if jax.process_index() != 0:
+        privacy.use(workdir.path)
         yield
+        privacy.use(None)
         return
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)

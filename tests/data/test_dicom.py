@@ -150,7 +150,7 @@ def test_ultrasound_regions_are_the_crop_and_give_the_spacing(tmp_path):
     assert gray(path, crop="none").shape == (60, 80)
     source = load(tmp_path)
     assert source.header(0) == (43, 55) and source.grid_of(0).spacing == pytest.approx((0.1, 0.1))
-    assert source.grid_of(0).unit == "mm"
+    assert source.grid_of(0).unit == "mm" and "from 0.1 to 0.1 mm" in str(source.notes)
 
 
 def test_without_regions_the_fan_is_found(tmp_path):
@@ -247,7 +247,9 @@ def test_burned_in_text_is_refused_cut_away_or_allowed(tmp_path):
         tmp_path / "a.dcm", scan(), BurnedInAnnotation="YES",
         SequenceOfUltrasoundRegions=[made.region(15, 12, 69, 54)],
     )  # fmt: skip
-    assert len(load(tmp_path)) == 1
+    assert len(load(tmp_path)) == 1 and "1 files say that text is burned in; they are cropped" in str(
+        load(tmp_path).notes
+    )
     assert len(load(tmp_path, data__crop="none")) == 0
 
 
@@ -257,8 +259,10 @@ def test_patients_are_hashed_and_constant_ones_are_studies(tmp_path):
     source = load(tmp_path)
     assert len(set(source.groups)) == 3 and not any("P1" in g for g in source.groups)
     assert load(tmp_path).groups == source.groups  # the key of the workdir
+    fold = lambda source: splits.folds(["a"] * len(source), source.groups, 3).tolist()
     privacy.use(tmp_path / "other")
     assert load(tmp_path).groups != source.groups
+    assert fold(load(tmp_path)) == fold(source)  # splits do not depend on the key
     for i in range(6):
         made.still(tmp_path / f"{i}.dcm", patient="anonymous" if i else "", study=f"1.2.{i}")
     source = load(tmp_path)

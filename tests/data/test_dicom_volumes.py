@@ -251,3 +251,27 @@ def test_moved_files_are_the_same_data(tmp_path):
     first = index.build(load(tmp_path / "a")).fingerprint
     os.rename(tmp_path / "a", tmp_path / "b")
     assert index.build(load(tmp_path / "b")).fingerprint == first
+
+
+@pytest.mark.slow
+def test_series_are_trained_on_and_segmented(tmp_path):
+    from deblur_mae_jax import train
+    from deblur_mae_jax.commands import predict
+
+    for i in range(6):
+        folder = tmp_path / "set" / f"{i}"
+        made.slices(folder, hounsfield((16, 20, 24), seed=i), series=f"1.2.3.1.{i}", patient=f"P{i}", study=f"1.2.{i}")
+        mask = np.zeros((16, 20, 24), np.uint8)
+        mask[4:10, 5:12, 4:14] = 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made.segmentation(tmp_path / "set" / f"seg{i}.dcm", folder, mask)
+    root = str(tmp_path / "set")
+    config = tiny_volumes.config_of(data__name="dicom", data__root=root, task__contrast="none")
+    train.train_and_evaluate(config, tmp_path / "dae")
+    config = tiny_volumes.segmentation(
+        data__name="dicom", data__root=root, data__folds=3, init_from=str(tmp_path / "dae")
+    )
+    train.train_and_evaluate(config, tmp_path / "segmenter")
+    out = predict.run(tmp_path / "segmenter", root, str(tmp_path / "out"))
+    assert len(list(out.glob("*.nii.gz"))) == 6
