@@ -23,6 +23,7 @@ class Grid:
     finish: resamples a label map from the grid of `read` to this grid (nearest neighbour).
     save: `(label map on this grid, path without suffix) -> path of the written file`. A volume is saved on the voxels
         of its file, a 2-D image on its pixels as read (after `data.max_side`).
+    affine: from voxels of this grid to RAS coordinates in mm `(4, 4)`. `None`: unknown.
     """
 
     spacing: tuple[float, ...]
@@ -30,6 +31,7 @@ class Grid:
     truth: Callable[[], np.ndarray]
     finish: Callable[[np.ndarray], np.ndarray]
     save: Callable[[np.ndarray, Path], Path]
+    affine: np.ndarray | None = None
 
 
 def output_path(folder: Path, name: str, taken: set[Path]) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from deblur_mae_jax.data.order import InOrder, Order
 from deblur_mae_jax.data.source import BadImage, Skipped
 
 Example = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 class Loader:
@@ -58,26 +61,35 @@ class Loader:
 
         Returns its index, its pixels `(*space, C)` and its mask of classes `(*space)`, or `None` without masks.
         """
+
+        def whole(row: int) -> tuple[int, np.ndarray, np.ndarray | None]:
+            image = self.index.source.read(row)
+            self._check(image.shape)
+            return row, image, self._mask(row, image.shape)
+
+        return self._first_readable(number, whole)
+
+    def _first_readable(self, number: int, read: Callable[[int], T]) -> T:
         for offset in range(len(self)):
             row = (number + offset) % len(self)
             if self.split_numbers is not None and self.split_numbers[row] != self.split_numbers[number]:
                 continue
             try:
-                image = self.index.source.read(row)
-                canvas = self.index.canvas
-                if any(side > room for side, room in zip(image.shape, canvas, strict=False)):
-                    raise BadImage("it grew since the run started")
-                return row, image, self._mask(row, image)
+                return read(row)
             except (BadImage, OSError) as error:
                 self.report(Skipped(self.index.source.names[row], str(error)))
         raise BadImage("no image can be read any more")
 
-    def _mask(self, row: int, image: np.ndarray) -> np.ndarray | None:
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if any(side > room for side, room in zip(shape, self.index.canvas, strict=False)):
+            raise BadImage("it grew since the run started")
+
+    def _mask(self, row: int, shape: tuple[int, ...]) -> np.ndarray | None:
         if self.classes is None:
             return None
         assert self.index.source.masks is not None
         mask = self.index.source.masks(row)
-        if mask.shape != image.shape[:-1]:
+        if mask.shape != shape[:-1]:
             raise BadImage("its mask changed since the run started")
         return self.classes[mask]
 
@@ -105,10 +117,47 @@ class Loader:
             put(extras["mask"], mask)
         return {"image": canvas, "size": np.array(image.shape[:-1], np.int32), **extras}
 
+    def cube(self, number: int, side: int, begin: Callable[[tuple[int, ...]], np.ndarray]) -> Example:
+        """A cube of volume `number` as an example, read without the rest of the volume where its source can do so.
+
+        `image` `(side, side, side, C)` and `mask` hold the part of the cube that is inside the volume, in their first
+        corner. `start` `(3,)` is the first voxel of the cube, and `size` the true size of the volume.
+
+        begin: `(D, H, W) -> (3,)`, the first voxel of the cube; negative: before the volume.
+        """
+
+        def part(row: int) -> Example:
+            source = self.index.source
+            volume = (source.lazy or source.read)(row)
+            self._check(volume.shape)
+            start = begin(volume.shape[:-1])
+            inside = tuple(
+                slice(max(a, 0), min(a + side, n)) for a, n in zip(start.tolist(), volume.shape, strict=False)
+            )
+            out = {name: values[row] for name, values in self.extras.items()}
+            out |= {"image": np.zeros((side, side, side, self.channels), source.dtype), "start": start}
+            put(out["image"], volume[inside])
+            mask = self._mask(row, volume.shape)
+            if mask is not None:
+                out["mask"] = np.zeros((side, side, side), np.uint8)
+                put(out["mask"], mask[inside])
+            return out | {"size": np.array(volume.shape[:-1], np.int32)}
+
+        return self._first_readable(number, part)
+
 
 def put(canvas: np.ndarray, image: np.ndarray) -> None:
     """Copy an image `(*space, C)`, or a mask `(*space)`, into the first corner of `canvas`."""
     canvas[tuple(slice(0, side) for side in image.shape)] = image
+
+
+class Cubes(Protocol):
+    """The places of the random cubes of a run."""
+
+    side: int
+
+    def start(self, step: int, row: int, size: tuple[int, ...]) -> np.ndarray:
+        """First voxel `(3,)` of the cube of example `row` of a batch, in a volume of `size` (D, H, W)."""
 
 
 @dataclasses.dataclass
@@ -116,10 +165,16 @@ class _ReadPosition:
     loader: Loader
     order: Order | InOrder
     rows: np.ndarray  # indices within a batch that this process reads
+    cubes: Cubes | None
 
     def __call__(self, number: int) -> Example:
         step, within = divmod(number, len(self.rows))
-        return self.loader.example(self.order(step * self.order.batch_size + int(self.rows[within])))
+        row = int(self.rows[within])
+        image = self.order(step * self.order.batch_size + row)
+        if self.cubes is None:
+            return self.loader.example(image)
+        begin = functools.partial(self.cubes.start, step, row)
+        return self.loader.cube(image, self.cubes.side, begin)
 
 
 def stream(
@@ -131,6 +186,7 @@ def stream(
     rows: np.ndarray,
     num_threads: int = 4,
     num_workers: int = 0,
+    cubes: Cubes | None = None,
 ) -> Iterator[Example]:
     """Stream this process's part of every batch, read ahead by Grain's threads or worker processes.
 
@@ -140,11 +196,12 @@ def stream(
     rows: indices within a batch that this process reads `(B_local,)`.
     num_threads: threads that read images.
     num_workers: processes that read ahead. 0: threads only.
+    cubes: if given, examples are cubes of volumes (`Loader.cube`) instead of whole volumes.
     """
     import grain.python as grain
 
     share = len(rows)
-    read = _ReadPosition(loader, order, rows)
+    read = _ReadPosition(loader, order, rows, cubes)
     dataset = grain.MapDataset.range(start_step * share, num_steps * share).map(read)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * share)
     batches = dataset.batch(share, drop_remainder=True).to_iter_dataset(options)

@@ -46,12 +46,15 @@ class Records:
 
     def parts(self, index: int) -> records.Parts:
         """The parts of a record. Raises `BadImage` if it is damaged."""
-        path = self.shards[int(self.shard[index])]
+        return records.split(self.fetch(index, [0])[0])
+
+    def fetch(self, index: int, numbers: list[int]) -> list[bytes]:
+        """Records of an image, counted from its first. Raises `BadImage` if the shard is damaged."""
+        path, first = self.shards[int(self.shard[index])], int(self.record[index])
         try:
-            found = _reader(path).read([int(self.record[index])])
+            return list(_reader(path).read([first + number for number in numbers])) if numbers else []
         except Exception as error:  # the reader raises its own kinds for damage
             raise BadImage(f"damaged: shard '{Path(path).name}' cannot be read; pack the set again") from error
-        return records.split(found[0])
 
     def read(self, index: int) -> np.ndarray:
         """uint8 `(H, W, C)`."""

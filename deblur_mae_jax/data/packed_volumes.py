@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,32 @@ from deblur_mae_jax.data.volume_reader import zoomed
 AXES = 3  # of its images
 
 
+@dataclasses.dataclass(frozen=True)
 class VolumeRecords(Records):
-    """Read the volumes of a packed set."""
+    """Read the volumes of a packed set.
+
+    sizes: (D, H, W) of each volume `(N, 3)`.
+    channels: channels of a volume.
+    block: side of a block in voxels.
+    """
+
+    sizes: np.ndarray
+    channels: int
+    block: int
 
     def examine(self, index: int) -> tuple[np.ndarray, list[str]]:
         """float16 `(D, H, W, 1)`, and no assumptions: they were made when the set was packed."""
-        parts = self.parts(index)
-        return records.decompress(parts.image, np.float16, tuple(parts.facts["shape"])), []
+        return self.lazy(index)[:, :, :], []
+
+    def lazy(self, index: int) -> records.Blocks:
+        """The volume, of which blocks are read when they are indexed."""
+        shape = (*(int(side) for side in self.sizes[index]), self.channels)
+        return records.Blocks(
+            shape, np.float16, self.block, lambda numbers: self.fetch(index, [1 + n for n in numbers])
+        )
 
     def grid(self, index: int) -> Grid:
-        """The grid of the original file in RAS orientation. Label maps are saved without its place in space."""
+        """The grid of the original file in RAS orientation. Label maps are saved in that orientation, at its place."""
         parts = self.parts(index)
         original = tuple(parts.facts.get("original", parts.facts["shape"][:-1]))
         spacing = tuple(parts.facts["spacing"])
@@ -40,16 +57,25 @@ class VolumeRecords(Records):
             return labels if labels.shape == original else zoomed(labels, original, order=0)
 
         def save(labels: np.ndarray, path: Path) -> Path:
-            return save_volume(labels, path, np.diag([*spacing, 1.0]))
+            return save_volume(labels, path, np.array(parts.facts["affine"]))
 
-        return Grid(spacing, parts.facts["unit"], truth, finish, save)
+        return Grid(spacing, parts.facts["unit"], truth, finish, save, parts.facts["affine"])
 
 
 def source(data, channels: int) -> Source:
     """The volumes of the packed set in the folder `data.root`, of the splits that `data.split` names."""
     index = open_index(data, channels, AXES)
     place = lambda name: np.array([index.columns[name][i] for i in index.rows], np.int32)
-    reader = VolumeRecords(index.shards, place("shard"), place("record"), None)
+    checked = index.checked()
+    reader = VolumeRecords(
+        index.shards,
+        place("shard"),
+        place("record"),
+        None,
+        checked.sizes,
+        index.facts["channels"],
+        index.facts["block"],
+    )
     masked = index.list_of("mask_hash")
     return Source(
         [index.columns["name"][i] for i in index.rows],
@@ -65,7 +91,8 @@ def source(data, channels: int) -> Source:
         unused=index.unused,
         scanners=index.list_of("scanner"),
         keys=[index.columns["key"][i] for i in index.rows],
-        checked=index.checked(),
+        checked=checked,
         modalities=index.list_of("modality"),
         dtype=np.float16,
+        lazy=reader.lazy,
     )

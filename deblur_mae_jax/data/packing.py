@@ -1,6 +1,6 @@
 """Pack a data set into ArrayRecord shards with an index, so that a run starts from the index alone.
 
-    OUT/data-00000-of-00031.array_record   one record per image (`records.py`)
+    OUT/data-00000-of-00031.array_record   one record per image, several per volume (`records.py`)
     OUT/index.parquet                      one row per image: name, size, class, patient, split, hashes, place
     OUT/dataset.json                       settings, counts, hash of every shard
     OUT/skipped.csv                        what was left out, and why
@@ -95,7 +95,7 @@ def pack(
         data_index.build(source)  # raises what is wrong
     settings = {
         "version": VERSION, "encode": encode, "channels": int(config.model.in_chans),
-        "axes": 3 if _is_3d(source) else 2,
+        "axes": 3 if _is_3d(source) else 2, "block": records.BLOCK,
         "decoding": json.loads(json.dumps(decoding_fields(config))), "shard_mb": shard_mb, "source": config.data.name,
     }  # fmt: skip
     jobs = list(_jobs(source, folder, settings))
@@ -229,15 +229,20 @@ def _write_shard(job: _Job) -> None:
     writer = array_record_module.ArrayRecordWriter(draft, OPTIONS)
     rows: list[dict[str, Any]] = []
     skipped: list[list[str]] = []
+    count = 0
     try:
         for index in range(len(source)):
             entry = data_index.check_one(source, index, "pixels", _has_mask(source, index))
             if "reason" in entry:
                 skipped.append([source.names[index], entry["reason"]])
                 continue
-            record = records.join(_parts(source, job.source.read, index, job.encode, entry))
-            writer.write(record)
-            rows.append({**_row(source, index, entry), "record": len(rows), "bytes": len(record)})
+            written = [records.join(_parts(source, job.source.read, index, job.encode, entry))]
+            if _is_3d(source):
+                written += records.blocks(np.asarray(source.read(index)))
+            for record in written:
+                writer.write(record)
+            rows.append({**_row(source, index, entry), "record": count, "bytes": sum(len(r) for r in written)})
+            count += len(written)
     finally:
         writer.close()
     os.replace(draft, job.path)
@@ -293,6 +298,7 @@ def _parts(
     facts = {"shape": list(pixels.shape), "encode": "blosc2"}
     grid = source.grid_of(index)
     facts["spacing"], facts["unit"] = list(grid.spacing), grid.unit
+    facts["affine"] = (np.diag([*grid.spacing, 1.0]) if grid.affine is None else grid.affine).tolist()
     mask = truth = b""
     if source.masks and "mask" in entry:
         own, original = source.masks(index), grid.truth()
@@ -300,7 +306,7 @@ def _parts(
         facts["original"] = list(original.shape)
         if original.shape != own.shape or not np.array_equal(original, own):
             truth = records.compress(original)
-    return records.Parts(records.compress(pixels), mask, truth, facts)
+    return records.Parts(b"", mask, truth, facts)
 
 
 def _file_bytes(read: Callable[[int], np.ndarray], index: int) -> bytes:

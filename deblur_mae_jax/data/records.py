@@ -1,15 +1,18 @@
-"""One image, or one volume, as the bytes of a record of a packed set.
+"""One image, or one volume, as the bytes of records of a packed set.
 
-A record is a JSON header of its parts, and the parts: the image, and its mask where it has one.
+A record is a JSON header of its parts, and the parts: the image, and its mask where it has one. The voxels of a volume
+are in records of their own, which follow: one for each block of 64^3, so that a crop reads the blocks it needs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import unknown
 
 ENCODINGS = ("keep", "png", "jpeg95", "raw")
+BLOCK = 64  # side of a block of a volume, in voxels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,3 +109,43 @@ def decompress(content: bytes, dtype: Any, shape: tuple[int, ...]) -> np.ndarray
     import imagecodecs
 
     return np.frombuffer(imagecodecs.blosc2_decode(content, numthreads=1), dtype).reshape(shape)
+
+
+def blocks(volume: np.ndarray) -> Iterator[bytes]:
+    """The records of the blocks of a volume `(D, H, W, C)`, in C order."""
+    for corner in itertools.product(*(range(0, side, BLOCK) for side in volume.shape[:3])):
+        yield join(Parts(compress(volume[tuple(slice(first, first + BLOCK) for first in corner)])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A volume whose blocks are read when they are indexed.
+
+    shape: (D, H, W, C).
+    dtype: type of its voxels.
+    side: side of a block in voxels.
+    fetch: `numbers of blocks -> their records`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    side: int
+    fetch: Callable[[list[int]], list[bytes]]
+
+    def __getitem__(self, part: tuple[slice, ...]) -> np.ndarray:
+        """The voxels of three slices without steps. Raises `BadImage`."""
+        ends = [s.indices(n)[:2] for s, n in zip(part, self.shape, strict=False)]
+        counts = [-(-n // self.side) for n in self.shape[:3]]
+        wanted = list(itertools.product(*(range(a // self.side, -(-b // self.side)) for a, b in ends)))
+        found = self.fetch([int(np.ravel_multi_index(place, counts)) for place in wanted])
+        out = np.empty((*(b - a for a, b in ends), self.shape[3]), self.dtype)
+        for place, record in zip(wanted, found, strict=True):
+            first = [number * self.side for number in place]
+            last = [min(a + self.side, n) for a, n in zip(first, self.shape, strict=False)]
+            shape = (*(b - a for a, b in zip(first, last, strict=True)), self.shape[3])
+            block = decompress(split(record).image, self.dtype, shape)
+            low = [max(a, edge[0]) for a, edge in zip(first, ends, strict=True)]
+            high = [min(b, edge[1]) for b, edge in zip(last, ends, strict=True)]
+            target = tuple(slice(a - e[0], b - e[0]) for a, b, e in zip(low, high, ends, strict=True))
+            out[target] = block[tuple(slice(a - f, b - f) for a, b, f in zip(low, high, first, strict=True))]
+        return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -48,6 +48,17 @@ class Checked:
         )  # fmt: skip
 
 
+class Sliceable(Protocol):
+    """An array of which parts can be read. NumPy arrays are such arrays."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole array."""
+
+    def __getitem__(self, part: tuple[slice, ...], /) -> np.ndarray:
+        """A part, as NumPy returns it. Raises `BadImage`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A list of images.
@@ -75,6 +86,7 @@ class Source:
     keys: names for the fingerprint, if `names` change when the files are moved.
     modalities: modality of each image, such as "ct" or "mr".
     dtype: type of the arrays that `read` returns.
+    lazy: `index -> Sliceable`, as `read`, but the voxels are read when they are indexed. None: `read` is used.
     """
 
     names: list[str]
@@ -100,6 +112,7 @@ class Source:
     checked: Checked | None = None
     modalities: list[str] | None = None
     dtype: Any = np.uint8
+    lazy: Callable[[int], Sliceable] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -158,6 +171,7 @@ def subset(source: Source, indices: np.ndarray) -> Source:
         checked=None if source.checked is None else source.checked.pick(where),
         modalities=pick(source.modalities),
         dtype=source.dtype,
+        lazy=through(source.lazy),
     )
 
 

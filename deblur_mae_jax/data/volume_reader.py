@@ -117,12 +117,12 @@ class Volumes:
     def grid(self, index: int) -> Grid:
         """The grid of the file in RAS orientation. Saved label maps are turned back to the file's orientation."""
         volume = self._open(self.paths[index])
-        shape, zooms, _ = volume.in_ras()
+        shape, zooms, affine = volume.in_ras()
 
         def finish(labels: np.ndarray) -> np.ndarray:
             return labels if labels.shape == shape else zoomed(labels, shape, order=0)
 
-        return Grid(zooms, "mm", lambda: self._truth(index)[0], finish, volume.save_like)
+        return Grid(zooms, "mm", lambda: self._truth(index)[0], finish, volume.save_like, affine)
 
     def _truth(self, index: int) -> tuple[np.ndarray, list[str]]:
         """The mask in RAS orientation, uint8, not resampled. Raises `BadImage` if its grid is not the volume's."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import jax
 
+from deblur_mae_jax.data.loader import Cubes
 from deblur_mae_jax.degradations.contract import Degradation
 
 # Arrays by name; the first axis is the batch.
@@ -33,6 +34,9 @@ class InputPipeline(Protocol):
     @property
     def precomputes(self) -> bool:
         """Whether `precompute` computes the degraded image once, to be stored with the original."""
+
+    def cubes(self, seed: int) -> Cubes | None:
+        """The places of the cubes that `train` draws, for the host; `None` if they depend on the voxels."""
 
     def train(self, examples: Batch, keys: Keys, choose_level: ChooseLevel | None = None) -> Batch:
         """Random views, each example with its own draws."""

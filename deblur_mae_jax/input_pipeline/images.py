@@ -164,6 +164,9 @@ class ImageInputs:
             return jax.vmap(self.degradation.at_level)(level)
         return jax.vmap(self.degradation.draw)(keys["degrade"])
 
+    def cubes(self, seed: int) -> None:
+        """Images are read whole."""
+
     def train(
         self,
         examples: Batch,

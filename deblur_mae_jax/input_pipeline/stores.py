@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deblur_mae_jax import sharding
-from deblur_mae_jax.data.loader import Loader, put, stream
+from deblur_mae_jax.data.loader import Cubes, Loader, put, stream
 from deblur_mae_jax.data.order import InOrder, Order
 from deblur_mae_jax.errors import UserError, unknown
 
@@ -132,8 +132,9 @@ class Streaming:
         precompute: Precompute | None = None,
         num_threads: int = 4,
         num_workers: int = 0,
+        cubes: Cubes | None = None,
     ):
-        self.loader, self.order, self.mesh = loader, order, mesh
+        self.loader, self.order, self.mesh, self.cubes = loader, order, mesh, cubes
         self.accum_steps, self.precompute = accum_steps, precompute
         self.num_threads, self.num_workers = num_threads, num_workers
         self.arrays: dict[str, jax.Array] = {}
@@ -145,14 +146,14 @@ class Streaming:
 
     def batches(self, start_step: int, num_steps: int) -> Iterator[dict[str, jax.Array]]:
         """Device batches for `num_steps` training steps from `start_step`."""
-        return self._stream(self.order, start_step, num_steps, self.accum_steps)
+        return self._stream(self.order, start_step, num_steps, self.accum_steps, self.cubes)
 
     def in_order(self, order: InOrder) -> Iterator[dict[str, jax.Array]]:
         """Device batches `(1, B, ...)` that hold each image of `order` once."""
         return self._stream(order, 0, order.num_batches, 1)
 
     def _stream(
-        self, order: Order | InOrder, start_step: int, num_steps: int, accum_steps: int
+        self, order: Order | InOrder, start_step: int, num_steps: int, accum_steps: int, cubes: Cubes | None = None
     ) -> Iterator[dict[str, jax.Array]]:
         for local in stream(
             self.loader,
@@ -162,6 +163,7 @@ class Streaming:
             rows=sharding.local_rows(order.batch_size, accum_steps),
             num_threads=self.num_threads,
             num_workers=self.num_workers,
+            cubes=cubes,
         ):
             if self.precompute is not None:
                 local = {**local, "degraded": self.precompute(local["image"], local["size"])}
@@ -196,8 +198,13 @@ def make(
     precompute: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     num_threads: int = 4,
     num_workers: int = 0,
+    cubes: Cubes | None = None,
 ) -> Resident | Streaming:
-    """The store `config.data.store` asks for; "auto" is resident when the set fits."""
+    """The store `config.data.store` asks for; "auto" is resident when the set fits.
+
+    cubes: the cubes of a run whose places do not depend on the voxels. Streaming reads and transfers these alone;
+        worker processes (`num_workers` above 0) read whole volumes.
+    """
     if kind not in STORES:
         raise unknown("config.data.store", kind, STORES)
     need, budget = resident_bytes(loader, precompute is not None), _budget(mesh)
@@ -235,4 +242,5 @@ def make(
         precompute=host_precompute,
         num_threads=num_threads,
         num_workers=num_workers,
+        cubes=None if num_workers else cubes,
     )

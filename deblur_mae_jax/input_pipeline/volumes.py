@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from deblur_mae_jax.degradations.contract import Degradation
 from deblur_mae_jax.input_pipeline import augment
 from deblur_mae_jax.input_pipeline.contract import Batch, ChooseLevel
+from deblur_mae_jax.input_pipeline.keys import stream_keys
 
 # Volumes are scaled to about 0..1, but degradations expect gray levels 0..255.
 GREY = 255.0
@@ -66,40 +69,51 @@ class VolumeInputs:
         """Nothing is computed beforehand: every draw is new."""
         return False
 
-    def _cube(self, image: jax.Array, size: jax.Array, start: jax.Array) -> jax.Array:
-        """The cube that begins at `start` (negative: zeros before the volume)."""
+    def cubes(self, seed: int) -> HostCubes | None:
+        """The cubes of `train`, drawn on the host. `None` if their places depend on the voxels."""
+        return None if self.foreground else HostCubes(seed, self.image_size)
+
+    def _cube(self, image: jax.Array, size: jax.Array, start: jax.Array, origin: jax.Array) -> jax.Array:
+        """The cube that begins at `start` (negative: zeros before the volume).
+
+        origin: the voxel of the volume at the first corner of `image`.
+        """
         for axis in range(3):
             coordinate = start[axis] + jnp.arange(self.image_size)
             inside = (coordinate >= 0) & (coordinate < size[axis])
-            image = jnp.take(image, jnp.clip(coordinate, 0, image.shape[axis] - 1), axis=axis)
+            image = jnp.take(image, jnp.clip(coordinate - origin[axis], 0, image.shape[axis] - 1), axis=axis)
             shape = [-1 if i == axis else 1 for i in range(4)]
             image = jnp.where(inside.reshape(shape), image, 0)
         return image
 
     def _batch(self, examples: Batch, starts: jax.Array, keys: jax.Array) -> Batch:
-        def one(image, size, start, key):
-            clean = self._cube(image, size, start).astype(jnp.float32)
+        # A cube that the host has cut begins at its first voxel inside the volume, a whole volume at its first voxel.
+        origins = jnp.maximum(starts, 0) if "start" in examples else jnp.zeros_like(starts)
+
+        def one(image, size, start, origin, key):
+            clean = self._cube(image, size, start, origin).astype(jnp.float32)
             if self.degradation.identity:
                 return clean, clean
             params = self.degradation.draw(key)
             return self.degradation.apply(clean * GREY, params, None) / GREY, clean
 
-        inputs, targets = jax.vmap(one)(examples["image"], examples["size"], starts, keys)
-        batch = {k: v for k, v in examples.items() if k not in ("image", "size")}
+        inputs, targets = jax.vmap(one)(examples["image"], examples["size"], starts, origins, keys)
+        batch = {k: v for k, v in examples.items() if k not in ("image", "size", "start")}
         if "mask" in batch:
-            cut = lambda mask, size, start: self._cube(mask[..., None], size, start)[..., 0]
-            batch["mask"] = jax.vmap(cut)(batch["mask"], examples["size"], starts).astype(jnp.int32)
+            cut = lambda mask, size, start, origin: self._cube(mask[..., None], size, start, origin)[..., 0]
+            batch["mask"] = jax.vmap(cut)(batch["mask"], examples["size"], starts, origins).astype(jnp.int32)
         return batch | {"inputs": inputs, "targets": targets}
 
     def train(self, examples: Batch, keys: dict[str, jax.Array], choose_level: ChooseLevel | None = None) -> Batch:
-        """Cubes at random places, each example with its own draws."""
+        """Cubes at random places, each example with its own draws.
 
-        def start(key, size):
-            room = size - self.image_size
-            drawn = jnp.floor(jax.random.uniform(key, (3,)) * (jnp.maximum(room, 0) + 1)).astype(int)
-            return jnp.where(room < 0, -((-room) // 2), jnp.minimum(drawn, room))
-
-        starts = jax.vmap(start)(keys["crop"], examples["size"])
+        A `start` among the examples is the first voxel `(B, 3)` of a cube that the host has cut (`Loader.cube`).
+        """
+        if "start" in examples:
+            starts = examples["start"]
+        else:
+            draws = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys["crop"])
+            starts = first_voxel(draws, examples["size"], self.image_size, jnp)
         if "mask" not in examples:
             return self._batch(examples, starts, keys["degrade"])
         if self.foreground:
@@ -148,6 +162,63 @@ class VolumeInputs:
         room = examples["size"] - self.image_size
         starts = jnp.where(room < 0, -((-room) // 2), room // 2)
         return self._batch(examples, starts, keys["degrade"])
+
+
+def first_voxel(draws: Any, size: Any, side: int, numpy: Any) -> Any:
+    """First voxel of a cube at a random place `(..., 3)`; a volume smaller than the cube is centred in it.
+
+    draws: uniform draws from 0 to 1, float32 `(..., 3)`.
+    size: (D, H, W) of the volumes, int32 `(..., 3)`.
+    side: side of the cube in voxels.
+    numpy: `numpy` or `jax.numpy`; the results are equal.
+    """
+    room = size - side
+    number = (numpy.maximum(room, 0) + 1).astype(numpy.float32)
+    drawn = numpy.floor(draws * number).astype(numpy.int32)
+    return numpy.where(room < 0, -((-room) // 2), numpy.minimum(drawn, room))
+
+
+@dataclasses.dataclass(frozen=True)
+class HostCubes:
+    """The places of the cubes that `VolumeInputs.train` draws, on the host: reading then needs the cubes alone.
+
+    seed: seed of the run.
+    side: side of a cube in voxels.
+    """
+
+    seed: int
+    side: int
+
+    def start(self, step: int, row: int, size: tuple[int, ...]) -> np.ndarray:
+        """First voxel, int32 `(3,)`, of the cube of example `row` in the batch of `step`."""
+        return first_voxel(_host_draws(self.seed, step, row), np.array(size, np.int32), self.side, np)
+
+
+@functools.cache
+def _drawing(seed: int) -> Any:
+    """`(step, row) -> uniform draws (3,)` of the step's own stream, compiled for the CPU.
+
+    On an accelerator, a draw would wait for the training steps that are queued there.
+    """
+
+    def draws(step, row):
+        return jax.random.uniform(stream_keys(seed, step, row[None])["crop"][0], (3,))
+
+    return jax.jit(draws)
+
+
+def _host_draws(seed: int, step: int, row: int) -> np.ndarray:
+    with jax.default_device(_cpu()):
+        return np.asarray(_drawing(seed)(np.int32(step), np.int32(row)))
+
+
+@functools.cache
+def _cpu() -> jax.Device | None:
+    """The CPU as a device; `None` where JAX was started without it."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def quarter_turns(x: jax.Array, turns: jax.Array) -> jax.Array:

@@ -182,6 +182,7 @@ def _store(config: ConfigDict, network: Network, images: _Images, mesh: Mesh) ->
         precompute=inputs.precompute if inputs.precomputes else None,
         num_threads=data.num_threads,
         num_workers=data.num_workers,
+        cubes=inputs.cubes(config.seed),
     )
 
 

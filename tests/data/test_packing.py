@@ -22,7 +22,8 @@ import tiny_volumes
 from PIL import Image
 
 import deblur_mae_jax as dm
-from deblur_mae_jax.data import dataset, index, packed, packing
+from deblur_mae_jax import train
+from deblur_mae_jax.data import dataset, index, packed, packing, records
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import inherit
@@ -222,6 +223,61 @@ def test_volumes(tmp_path):
     assert index.build(two, masks=True).fingerprint == index.build(one, masks=True).fingerprint
     with pytest.raises(UserError, match="holds volumes, this run takes 2-D images"):
         load(tmp_path / "packed")
+
+
+def test_a_part_of_a_volume_is_read_from_the_blocks_that_hold_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "BLOCK", 8)
+    for i, shape in enumerate([(20, 17, 8), (9, 24, 30)]):
+        values = np.random.default_rng(i).integers(-1000, 1000, shape).astype(np.int16)
+        tiny_volumes.save(tmp_path / "set" / f"{i}.nii.gz", values, dtype=np.int16)
+    dm.pack(f"{tmp_path / 'set'}=ct", tmp_path / "packed")
+    config = tiny_volumes.config_of(data__name="packed", data__root=str(tmp_path / "packed"))
+    source = dataset.load_source(inherit.resolve(config)[0], "all")
+    fetched = []
+    fetch = packed.Records.fetch
+    monkeypatch.setattr(packed.Records, "fetch", lambda *a: fetched.extend(a[2]) or fetch(*a))
+    random = np.random.default_rng(0)
+    for i in range(2):
+        whole = source.read(i)
+        assert source.lazy(i).shape == whole.shape == (*source.size_of(i), 1)
+        for _ in range(20):
+            ends = [np.sort(random.choice(side + 1, 2, replace=False)) for side in whole.shape[:3]]
+            part = tuple(slice(a, b) for a, b in ends)
+            fetched.clear()
+            np.testing.assert_array_equal(source.lazy(i)[part], whole[part])
+            assert len(fetched) == np.prod([-(-b // 8) - a // 8 for a, b in ends])
+
+
+def test_label_maps_of_packed_volumes_keep_their_place(tmp_path):
+    """Saved for the packed set and for the file, a label map has the same value at every place in space."""
+    affine = np.array([[0, -2.0, 0, 30], [1.5, 0, 0, -40], [0, 0, 3.0, 7], [0, 0, 0, 1]])
+    path = tiny_volumes.save(tmp_path / "set" / "a.nii.gz", tiny_volumes.cube(), affine)
+    dm.pack(f"{path.parent}=ct", tmp_path / "packed")
+    saved = []
+    for name, root in (("nifti", f"{path.parent}=ct"), ("packed", tmp_path / "packed")):
+        config = tiny_volumes.config_of(data__name=name, data__root=str(root))
+        grid = dataset.load_source(inherit.resolve(config)[0], "all").grid_of(0)
+        labels = np.random.default_rng(0).integers(0, 4, (14, 12, 10)).astype(np.uint8)
+        saved.append(nib.as_closest_canonical(nib.load(grid.save(grid.finish(labels), tmp_path / name))))
+    np.testing.assert_array_equal(saved[0].get_fdata(), saved[1].get_fdata())
+    np.testing.assert_allclose(saved[0].affine, saved[1].affine)
+
+
+@pytest.mark.slow
+def test_streamed_cubes_of_packed_volumes_give_the_losses_of_the_folder(tmp_path):
+    """The folder is held in memory whole; of the packed set, the cubes of each step alone are read."""
+    for i in range(4):
+        shape = (40, 34 + i, 48) if i % 2 else (20, 40, 36)  # smaller and larger than the cube of 32
+        tiny_volumes.save(tmp_path / "set" / f"{i}.nii.gz", tiny_volumes.cube(i, shape))
+    dm.pack(f"{tmp_path / 'set'}=ct", tmp_path / "packed")
+    losses = []
+    for store, name, root in (("resident", "nifti", f"{tmp_path / 'set'}=ct"), ("streaming", "packed", "packed")):
+        config = tiny_volumes.config_of(
+            data__name=name, data__root=str(tmp_path / root), data__store=store, optim__steps=3
+        )
+        train.train_and_evaluate(config, tmp_path / store)
+        losses.append(tiny_runs.lines(tmp_path / store))
+    assert losses[0] == losses[1] and len(losses[0]) == 3
 
 
 def test_webdataset_tars(tmp_path):

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tiny
-from tiny_volumes import config_of, cube, save
+from tiny_volumes import config_of, cube, save, segmentation
 
 from deblur_mae_jax import network as networks
 from deblur_mae_jax import train
@@ -23,6 +23,7 @@ from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline import stores, volumes
 from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.tasks import disrupted_recon
 from deblur_mae_jax.training import experiment, optimizer, schedule
 
@@ -350,6 +351,36 @@ def test_the_stores_agree():
     assert seen[0]["image"].dtype == np.float16 and set(seen[0]) == {"image", "size", "modality"}
     for name in seen[0]:
         np.testing.assert_array_equal(seen[0][name], seen[1][name])
+
+
+@pytest.mark.parametrize("kind", ["reconstruct", "segment"])
+def test_cubes_cut_on_the_host_are_those_cut_on_the_device(tmp_path, kind):
+    """With volumes smaller and larger than the cube, and two parts of a batch."""
+    for i, shape in enumerate([(40, 35, 50), (20, 40, 33), (64, 20, 31), (33, 33, 33)]):
+        save(tmp_path / "set" / "imagesTr" / f"a_{i}.nii.gz", cube(i, shape))
+        save(tmp_path / "set" / "labelsTr" / f"a_{i}.nii.gz", cube(i, shape) > 900, dtype=np.uint8)
+    fields = {
+        "data__name": "nifti", "data__root": f"{tmp_path / 'set'}=ct", "optim__batch_size": 4, "optim__accum_steps": 2,
+    }  # fmt: skip
+    if kind == "segment":
+        fields |= {"data__foreground": 0.0, "data__folds": 4}
+    make = config_of if kind == "reconstruct" else segmentation
+    prepared, shapes = [], []
+    for store in ("resident", "streaming"):
+        run = experiment.build(inherit.resolve(make(data__store=store, **fields))[0])
+        for step in (0, 5):
+            batch = next(run.store.batches(step, 1))
+            for part in range(2):
+                examples = run.store.gather(run.store.arrays, jax.tree.map(lambda x, part=part: x[part], batch))
+                shapes.append(examples["image"].shape)
+                keys = stream_keys(run.config.seed, step, part * 2 + jnp.arange(2))
+                prepared.append(jax.tree.map(np.asarray, run.network.inputs.train(examples, keys)))
+    assert shapes[0][1:4] == (64, 40, 50) and shapes[-1][1:4] == (32, 32, 32)
+    half = len(prepared) // 2
+    for one, two in zip(prepared[:half], prepared[half:], strict=True):
+        assert set(one) == set(two)
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
 
 
 @pytest.mark.parametrize(
