@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import common
-from deblur_mae_jax.data import copies, dataset, packing
+from deblur_mae_jax.data import copies, dataset, source_config
 from deblur_mae_jax.data.source import Source
 
 KINDS = ("resized", "recompressed", "gamma", "mirrored", "upside down", "cropped")
@@ -49,7 +49,7 @@ def copy_of(pixels, kind, random):
 def measure(name, root, count, seed):
     """Recall by kind of copy for one set, and the number of pairs of two originals."""
     random = np.random.default_rng(seed)
-    config = packing.config_for(str(root))
+    config = source_config.config_for(str(root))
     source = dataset.load_source(config, "all")
     chosen = random.choice(len(source), min(count, len(source)), replace=False)
     originals = [source.read(int(i))[..., 0] for i in chosen]

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import common
-from deblur_mae_jax.data import packing
+from deblur_mae_jax.data import packing, source_config
 
 SIDE = 32
 STREAM = """
@@ -32,8 +32,8 @@ start = time.monotonic()
 sys.path.insert(0, {root!r})
 import numpy as np
 from benchmarks import common
-from deblur_mae_jax.data import dataset, loader, order, packing
-config = packing.config_for({source!r}, {name!r})
+from deblur_mae_jax.data import dataset, loader, order, source_config
+config = source_config.config_for({source!r}, {name!r})
 index = dataset.build_index(config, split="all", check={check!r})
 reader = loader.Loader(index, 1)
 batch = 256
@@ -93,7 +93,7 @@ def main():
             for a in part:
                 make_part((place / "part", a, min(a + 10_000, options.folder_images)))
         start = time.monotonic()
-        config = packing.config_for(str(images))
+        config = source_config.config_for(str(images))
         packed = packing.pack(config, place / "packed", workers=options.workers, shard_mb=16)
         seconds = time.monotonic() - start
         size = sum(path.stat().st_size for path in (place / "packed").iterdir())

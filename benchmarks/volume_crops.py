@@ -20,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks import common
-from deblur_mae_jax.data import dataset, packing, records
+from deblur_mae_jax.data import dataset, packing, records, source_config
 
 SHAPE = (512, 512, 200)
 
@@ -35,11 +35,11 @@ def volume(seed):
 
 def measure(folder, count, side, repeats):
     """Pack volumes, then read crops in both ways."""
-    config = packing.config_for(f"{folder / 'set'}=ct")
+    config = source_config.config_for(f"{folder / 'set'}=ct")
     start = time.monotonic()
     packed = packing.pack(config, folder / "packed")
     seconds = time.monotonic() - start
-    config = packing.config_for(str(folder / "packed"), "packed", volumes=True)
+    config = source_config.config_for(str(folder / "packed"), "packed", volumes=True)
     source = dataset.load_source(config, "all")
     random = np.random.default_rng(0)
     times = {"blocks": [], "whole": []}

@@ -26,7 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import sharding
-from deblur_mae_jax.data import packing
+from deblur_mae_jax.data import packing, source_config
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search
@@ -395,5 +395,5 @@ def pack(
     fields: fields of `config.data`, such as max_side=512; channels=3 for colours.
     Raises `UserError`.
     """
-    config = packing.config_for(str(source), name, **fields)
+    config = source_config.config_for(str(source), name, **fields)
     return packing.pack(config, out, encode=encode, shard_mb=shard_mb, workers=workers, licence=licence)

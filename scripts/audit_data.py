@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from deblur_mae_jax.config import copy
-from deblur_mae_jax.data import copies, dataset, packing, summary
+from deblur_mae_jax.data import copies, dataset, source_config, summary
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.reports import page as report
 from deblur_mae_jax.training.progress import Progress
@@ -89,7 +89,12 @@ def main(arguments=None):
     """Audit the set; returns the pairs."""
     options = parse(arguments)
     progress, output = Progress(), Path(options.output).expanduser()
-    config = packing.config_for(options.root, options.name)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.with_suffix(".csv").touch()
+    except OSError as error:
+        raise UserError(f"--output: cannot write to '{output.parent}': {error.strerror}") from error
+    config = source_config.config_for(options.root, options.name)
     config = copy(config, {"data.max_bad_fraction": 0.999})
     index = dataset.build_index(
         config, split="all", check="pixels",
@@ -103,7 +108,6 @@ def main(arguments=None):
         progress=lambda done, total: progress.update(f"hashing: {done} of {total}"),
     )  # fmt: skip
     concerns = [concern(index.source, pair) for pair in pairs]
-    output.parent.mkdir(parents=True, exist_ok=True)
     with open(output.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["concern", "kind", "first", "second", "score"])

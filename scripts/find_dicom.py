@@ -1,5 +1,7 @@
 """Find the DICOM files behind names in a run's lists and tables, which are keyed hashes.
 
+The names may be those of pictures (image_), files (file_), volumes (series_) and patients (patient_).
+
     python scripts/find_dicom.py runs/d2mae /hospital/export image_3f2a61c0d4e5b697
     python scripts/find_dicom.py runs/d2mae /hospital/export > names.txt
 
@@ -9,11 +11,12 @@ names of all files are printed. The output names files, which may identify patie
 
 import argparse
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from deblur_mae_jax.data import dicom, listing, privacy
+from deblur_mae_jax.data import dicom, dicom_series, dicom_volumes, listing, privacy
 from deblur_mae_jax.errors import UserError
 
 
@@ -29,17 +32,39 @@ def main(arguments=None):
         raise UserError(f"RUN: '{run}' holds no {privacy.KEY_FILE}: it is not the workdir of a run on DICOM files")
     root = listing.existing_root(options.root, "ROOT")
     privacy.use(run)
-    headers, files, _ = dicom.read_headers(root, 4)
-    paths = {dicom.name_of(header, file): file.path for header, file in zip(headers, files, strict=True)}
-    paths |= {dicom.file_name(file.name): file.path for file in listing.walk(root).files}
-    wanted = [name.rsplit("_", 1)[0] if name.count("_") > 1 else name for name in options.names]
-    missing = [name for name in wanted if name not in paths]
+    paths = named(root)
+    wanted = [short(name) for name in options.names]
+    missing = [name for name, key in zip(options.names, wanted, strict=True) if key not in paths]
     if missing:
         raise UserError(f"no file below '{root}' has the name {missing[0]}; was it moved or is it of another run?")
     found = {name: paths[name] for name in (wanted or paths)}
-    for name, path in found.items():
-        print(name, path)
+    for name, listed in found.items():
+        for path in listed:
+            print(name, path)
     return found
+
+
+def short(name):
+    """A name without the number of a frame or of a patient, which say nothing of the file."""
+    parts = name.split("_")
+    return f"patient_{parts[-1]}" if parts[0] == "patient" else "_".join(parts[:2])
+
+
+def named(root):
+    """The paths behind every name."""
+    headers, files, _ = dicom.read_headers(root, 4)
+    paths = defaultdict(list)
+    for header, file, patient in zip(headers, files, dicom.patients(headers, []), strict=True):
+        paths[dicom.name_of(header, file)].append(file.path)
+        paths[short(patient)].append(file.path)
+    volumes, left_out = dicom_series.build(headers)
+    for one in volumes:
+        paths[dicom_volumes.name_of(one)] += [part.path for part in one.slices]
+    for part in left_out:
+        paths[f"series_{privacy.pseudonym('series', part.uid)}"].append(part.path)
+    for file in listing.walk(root).files:
+        paths[dicom.file_name(file.name)].append(file.path)
+    return dict(paths)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from deblur_mae_jax.config import copy
-from deblur_mae_jax.data import copies, dataset, packing, privacy
+from deblur_mae_jax.data import copies, dataset, privacy, source_config
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.training.progress import Progress
@@ -59,7 +59,7 @@ def main(arguments=None):
     words_of, progress, output = recogniser(), Progress(), Path(options.output).expanduser()
     output.parent.mkdir(parents=True, exist_ok=True)
     privacy.use(output.parent)
-    config = copy(packing.config_for(options.root, options.name), {"data.max_bad_fraction": 0.999})
+    config = copy(source_config.config_for(options.root, options.name), {"data.max_bad_fraction": 0.999})
     source = dataset.load_source(config, "all")
     rows = {}
     for i, name in enumerate(source.names):

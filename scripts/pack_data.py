@@ -22,7 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from deblur_mae_jax.data import packing, records
+from deblur_mae_jax.config import DECODING
+from deblur_mae_jax.data import packing, records, source_config
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.training.progress import Progress
 
@@ -53,6 +54,12 @@ def value_of(text):
         return text
 
 
+def shown(value):
+    """A value as the command line takes it."""
+    text = str(value)
+    return text if text.replace(".", "").replace("_", "").isalnum() else f'"{text}"'
+
+
 def main(arguments=None):
     """Pack the set, print what was done."""
     options = parse(arguments)
@@ -63,7 +70,7 @@ def main(arguments=None):
         if not equals:
             raise UserError(f"--data: '{entry}' must be FIELD=VALUE, such as group_pattern='(p\\d+)'")
         fields[name] = value_of(text)
-    config = packing.config_for(options.source, options.name, channels=options.channels, **fields)
+    config = source_config.config_for(options.source, options.name, channels=options.channels, **fields)
     if "max_side" in config.data:
         config.data.max_side = options.max_side
     packed = packing.pack(
@@ -72,14 +79,17 @@ def main(arguments=None):
     )  # fmt: skip
     seconds = time.monotonic() - start
     progress.print(
-        f"{packed.num_images} images in {packed.num_shards} shards, {packed.num_skipped} files left out, "
+        f"images {packed.num_images}, shards {packed.num_shards}, files left out {packed.num_skipped}, "
         f"{packed.num_images / seconds:.0f} images/s"
     )
     if packed.reused:
         progress.print(f"{packed.reused} shards were there already")
     if packed.num_skipped:
         progress.print(f"left out: {packed.path / packing.SKIPPED}")
-    progress.print(f"use it with --config.data.name=packed --config.data.root={packed.path}")
+    changed = {name: config.data[name] for name in ("max_side", *fields) if name in DECODING}
+    defaults = source_config.config_for(options.source, options.name).data
+    same = "".join(f" --config.data.{k}={shown(v)}" for k, v in changed.items() if v != defaults[k])
+    progress.print(f"use it with --config.data.name=packed --config.data.root={packed.path}{same}")
     return packed
 
 

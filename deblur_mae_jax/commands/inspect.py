@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.config import copy
-from deblur_mae_jax.data import dataset, summary
+from deblur_mae_jax.data import dataset, privacy, summary
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.errors import UserError
@@ -35,6 +35,7 @@ def run(config: ConfigDict, workdir: str | Path = "") -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir: cannot write to '{folder}': {error.strerror}") from error
+    privacy.use(folder.parent if workdir else None)
     show = progress.counters()[0]
     problem: UserError | None = None
     rows: dict[str, np.ndarray] = {}

@@ -33,13 +33,19 @@ def load_source(config: ConfigDict, split: str | None = None) -> Source:
     """The images that `config.data` names. `split` replaces `config.data.split`."""
     data = config.data if split is None else copy(config.data, {"split": split})
     axes = lookup.module("models", config.model.name, "Model", "config.model.name").AXES
-    module = module_of(data.name, axes)
-    if data.name in FOLDERS and _holds_dicom(str(data.root)):
-        module = module_of(FOLDERS[data.name], axes)
+    module, used = module_of(data.name, axes), name_used(config)
+    if used != data.name:
+        module = module_of(used, axes)
         source = module.source(copy(data, {"root": _without_modality(str(data.root))}), config.model.in_chans)
         said = "most files are DICOM, so they are read as with config.data.name=dicom"
         return dataclasses.replace(source, notes=[said, *source.notes])
     return module.source(data, config.model.in_chans)
+
+
+def name_used(config: ConfigDict) -> str:
+    """`config.data.name`, or "dicom" where it names a kind of folder and most files of the folder are DICOM."""
+    name = config.data.name
+    return FOLDERS[name] if name in FOLDERS and _holds_dicom(str(config.data.root)) else name
 
 
 def _holds_dicom(root: str) -> bool:

@@ -6,6 +6,7 @@ No identifier reaches what a run writes: images, patients and files have keyed h
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import dicom_file, dicom_pixels, listing, privacy
+from deblur_mae_jax.data import dicom_file, dicom_windows, listing, privacy
 from deblur_mae_jax.data.dicom_file import Header
 from deblur_mae_jax.data.dicom_labels import Labels
 from deblur_mae_jax.data.dicom_pixels import FrameReader
@@ -32,6 +33,8 @@ BURNED_IN = (
     "the header says that text is burned in (BurnedInAnnotation YES), and no ultrasound region cuts it away: allow it "
     "with --config.data.allow_burned_in=True"
 )
+COPY = "a copy of a picture that is read already"
+SAME_UID = "it has the SOPInstanceUID of a picture that is read already, and other contents"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +107,7 @@ def source(data, channels: int) -> Source:
         raise unknown("config.data.crop", data.crop, CROPS)
     headers, files, skipped = read_headers(root, int(data.num_threads))
     dicom_file.chosen_frames(data.frames, None)
-    dicom_pixels.window_of(data.window)
+    dicom_windows.window_of(data.window)
     reader = FrameReader(channels, int(data.max_pixels), data.window, data.crop)
     labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None
     notes: list[str] = []
@@ -113,7 +116,7 @@ def source(data, channels: int) -> Source:
     own_groups: dict[str, int] = {}
     for header, file, group in zip(headers, files, groups, strict=True):
         own_name = name_of(header, file)
-        if header.burned_in and not data.allow_burned_in and (header.box is None or data.crop == "none"):
+        if header.burned_in and not data.allow_burned_in and (not header.is_cut or data.crop == "none"):
             skipped.append(Skipped(own_name, BURNED_IN))
             continue
         row = labels.row(header, file.name) if labels is not None else {}
@@ -123,13 +126,7 @@ def source(data, channels: int) -> Source:
         group = f"{own_groups.setdefault(own, len(own_groups)):06d}_{privacy.pseudonym('group', own)}" if own else group
         for number in dicom_file.chosen_frames(data.frames, header):
             kept.append((header, number, group, row))
-    if labels is not None:
-        notes += labels.notes()
-    burned = len({header.path for header, *_ in kept if header.burned_in})
-    if burned:
-        how = "are used by config.data.allow_burned_in" if data.allow_burned_in else "are cropped to their regions"
-        notes.append(f"{burned} files say that text is burned in; they {how}")
-    notes += facts(headers)
+    notes += [*_said(data, headers, {header.path: header for header, *_ in kept}.values(), labels), *facts(headers)]
     frames = Frames([k[0] for k in kept], [k[1] for k in kept], reader, int(data.max_side))
     names: list[str] = [name_of(header, None) + (f"_{n:05d}" if header.frames > 1 else "") for header, n, *_ in kept]
     return Source(
@@ -149,6 +146,21 @@ def source(data, channels: int) -> Source:
         scanners=[f"{header.manufacturer} {header.model}".strip() for header, *_ in kept],
         clips=[name_of(header, None) if header.frames > 1 else "" for header, *_ in kept],
     )
+
+
+def _said(data, headers: list[Header], used: Iterable[Header], labels: Labels | None) -> list[str]:
+    """What was assumed about labels, burned-in text, and the times of clips."""
+    lines = list(labels.notes()) if labels is not None else []
+    burned = sum(header.burned_in for header in used)
+    if burned:
+        how = "are used by config.data.allow_burned_in" if data.allow_burned_in else "are cropped to their regions"
+        lines.append(f"{burned} files say that text is burned in; they {how}")
+    untimed = sum(header.frames > 1 and not header.frame_seconds for header in headers)
+    if untimed and data.frames.startswith("every"):
+        lines.append(f"{untimed} clips do not state the time between frames; 25 frames per second are assumed")
+    if labels is not None and labels.has("mask"):
+        lines.append("the column mask of config.data.labels is not used: masks of 2-D DICOM pictures are not read")
+    return lines
 
 
 def read_headers(
@@ -175,7 +187,7 @@ def read_headers(
             return f"cannot be read: {error.strerror or error}"
 
     headers, files = [], []
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
         for file, result in zip(found, pool.map(one, found), strict=True):
             if segmentations is not None and isinstance(result, str) and result.startswith("a segmentation"):
@@ -183,12 +195,20 @@ def read_headers(
             elif isinstance(result, str):
                 skipped.append(Skipped(file_name(file.name), result))
             elif result.sop and result.sop in seen:
-                skipped.append(Skipped(file_name(file.name), "a copy of a picture that is read already"))
+                same = _equal(file.path, seen[result.sop])
+                skipped.append(Skipped(file_name(file.name), COPY if same else SAME_UID))
             else:
-                seen.add(result.sop)
+                seen[result.sop] = file.path
                 headers.append(result)
                 files.append(file)
     return headers, files, skipped
+
+
+def _equal(one: str, other: str) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def file_name(name: str) -> str:
@@ -213,7 +233,11 @@ def patients(headers: list[Header], notes: list[str]) -> list[str]:
         )
     empty = sum(not header.patient for header in headers)
     if empty:
-        notes.append(f"{empty} files have no PatientID; their study is taken as the patient")
+        lost = sum(not header.patient and not header.study for header in headers)
+        notes.append(
+            f"{empty} files have no PatientID; their study is taken as the patient"
+            + (f", and each of the {lost} files without a study as one" if lost else "")
+        )
     keys = []
     for header in headers:
         own = header.patient if header.patient and not constant else ""
@@ -257,6 +281,9 @@ def facts(headers: list[Header]) -> list[str]:
             f"{sum(h.box is not None for h in regions)} of {len(regions)} ultrasound files state their regions; text "
             "inside a region remains"
         )
+    unused = sum(h.unused_regions > 0 for h in headers)
+    if unused:
+        out.append(f"{unused} files state regions that are empty or outside of the picture; they are not used")
     return out
 
 

@@ -30,6 +30,11 @@ NO_PICTURES = {
 # Deflated Explicit VR Little Endian, and the largest size of such a file after inflation, bytes.
 DEFLATED, MAX_INFLATED = b"1.2.840.10008.1.2.1.99", 500_000_000
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+# The modality of a SOP class, for files that do not state it.
+MODALITIES = {
+    "1.2.840.10008.5.1.4.1.1.6": "US", "1.2.840.10008.5.1.4.1.1.3": "US", "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR",
+}  # fmt: skip
 NO_PICTURE_MODALITIES = {
     "SR": "a structured report", "PR": "a presentation state", "KO": "a list of key objects", "DOC": "a document",
     "RTSTRUCT": "a radiotherapy structure set", "SEG": "a segmentation",
@@ -75,6 +80,7 @@ class Header:
     burned_in: whether the header says that text is burned into the pixels.
     regions: boxes (x0, y0, x1, y1), exclusive, of the 2-D tissue regions of an ultrasound picture.
     spacing: (row, column) size of a pixel, mm; () if unknown.
+    unused_regions: number of stated tissue regions that are empty or outside of the picture.
     """
 
     path: str
@@ -95,6 +101,7 @@ class Header:
     burned_in: bool
     regions: tuple[tuple[int, int, int, int], ...]
     spacing: tuple[float, ...]
+    unused_regions: int = 0
 
     @property
     def box(self) -> tuple[int, int, int, int] | None:
@@ -103,6 +110,11 @@ class Header:
             return None
         x0, y0, x1, y1 = zip(*self.regions, strict=True)
         return min(x0), min(y0), max(x1), max(y1)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the tissue regions leave out a part of the picture."""
+        return self.box is not None and self.box != (0, 0, self.columns, self.rows)
 
 
 def dataset(path: str) -> Any:
@@ -163,26 +175,35 @@ def _header(path: str, values: Any) -> Header:
     for start, what in NO_PICTURES.items():
         if sop_class == start or sop_class.startswith(start + "."):
             raise BadImage(f"{what}, which holds no picture")
-    if text("Modality") in NO_PICTURE_MODALITIES:
-        raise BadImage(f"{NO_PICTURE_MODALITIES[text('Modality')]}, which holds no picture")
-    if "Rows" not in values or "Columns" not in values:
+    by_class = [name for start, name in MODALITIES.items() if f"{sop_class}.".startswith(f"{start}.")]
+    modality = text("Modality").upper() or "".join(by_class)
+    if modality in NO_PICTURE_MODALITIES:
+        raise BadImage(f"{NO_PICTURE_MODALITIES[modality]}, which holds no picture")
+    if not values.get("Rows") or not values.get("Columns"):
         raise BadImage("it holds no picture (no Rows and Columns)")
     syntax = getattr(meta, "TransferSyntaxUID", None)
     frames = int(values.get("NumberOfFrames", 1) or 1)
-    rate = float(values.get("CineRate", 0) or values.get("RecommendedDisplayFrameRate", 0) or 0)
-    seconds = float(values.get("FrameTime", 0) or 0) / 1000 or (1 / rate if rate else 0.0)
-    regions, spacing = _regions(values)
-    if not spacing and "PixelSpacing" in values:
-        spacing = tuple(float(s) for s in values.PixelSpacing)
-    if not spacing and "ImagerPixelSpacing" in values:
-        spacing = tuple(float(s) for s in values.ImagerPixelSpacing)
+    regions, spacing, unused = _regions(values)
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        sizes = tuple(float(s) for s in values.get(name, None) or ())
+        if not spacing and len(sizes) == 2 and all(0 < s < 1e4 for s in sizes):
+            spacing = sizes
     return Header(
         path, text("SOPInstanceUID"), text("SeriesInstanceUID"), text("StudyInstanceUID"), _patient(values),
-        text("Modality") or "unknown", text("Manufacturer"), text("ManufacturerModelName"), text("BodyPartExamined"),
+        modality or "unknown", text("Manufacturer"), text("ManufacturerModelName"), text("BodyPartExamined"),
         syntax.name if syntax is not None and hasattr(syntax, "name") else "not stated",
-        text("PhotometricInterpretation"), int(values.Rows), int(values.Columns), frames, seconds,
-        text("BurnedInAnnotation").upper() == "YES", regions, spacing,
+        text("PhotometricInterpretation"), int(values.Rows), int(values.Columns), frames,
+        _frame_seconds(values), text("BurnedInAnnotation").upper() == "YES", regions, spacing, unused,
     )  # fmt: skip
+
+
+def _frame_seconds(values: Any) -> float:
+    """The time between frames, s; 0 if it is unknown. Of frames at irregular times it is the mean."""
+    vector = [float(v) for v in np.atleast_1d(np.asarray(values.get("FrameTimeVector", None) or [], float))][1:]
+    if vector and sum(vector) > 0:
+        return sum(vector) / len(vector) / 1000
+    rate = float(values.get("CineRate", 0) or values.get("RecommendedDisplayFrameRate", 0) or 0)
+    return float(values.get("FrameTime", 0) or 0) / 1000 or (1 / rate if rate else 0.0)
 
 
 def _patient(values: Any) -> str:
@@ -191,23 +212,31 @@ def _patient(values: Any) -> str:
     return f"{patient}|{issuer}" if patient else ""
 
 
-def _regions(values: Any) -> tuple[tuple[tuple[int, int, int, int], ...], tuple[float, ...]]:
-    """Boxes of the 2-D tissue regions, and the pixel size (row, column) in mm of the first that states it in cm."""
-    boxes, spacing = [], tuple[float, ...]()
+def _regions(values: Any) -> tuple[tuple[tuple[int, int, int, int], ...], tuple[float, ...], int]:
+    """Boxes of the 2-D tissue regions, the pixel size (row, column) in mm of the first that states it in cm, and the
+    number of regions that cannot be used.
+    """
+    boxes, spacing, unused = [], tuple[float, ...](), 0
     width, height = int(values.Columns), int(values.Rows)
     for region in values.get("SequenceOfUltrasoundRegions", None) or ():
-        if int(region.get("RegionSpatialFormat", 0)) != 1 or int(region.get("RegionDataType", 1)) != 1:
+        if int(region.get("RegionSpatialFormat", 0) or 0) != 1 or int(region.get("RegionDataType", 1) or 1) != 1:
             continue
-        x0, y0 = int(region.RegionLocationMinX0), int(region.RegionLocationMinY0)
-        x1, y1 = int(region.RegionLocationMaxX1) + 1, int(region.RegionLocationMaxY1) + 1
+        corners = [region.get(f"RegionLocation{name}", None) for name in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
+        if any(corner is None for corner in corners):
+            unused += 1
+            continue
+        x0, y0, x1, y1 = (int(corner) for corner in corners)
+        x1, y1 = x1 + 1, y1 + 1
         x0, y0, x1, y1 = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
         if x1 - x0 < 2 or y1 - y0 < 2:
+            unused += 1
             continue
         boxes.append((x0, y0, x1, y1))
-        units = int(region.get("PhysicalUnitsXDirection", 0)), int(region.get("PhysicalUnitsYDirection", 0))
-        if not spacing and units == (3, 3):
-            spacing = (10 * abs(float(region.PhysicalDeltaY)), 10 * abs(float(region.PhysicalDeltaX)))
-    return tuple(boxes), spacing
+        units = [region.get(f"PhysicalUnits{axis}Direction", None) or 0 for axis in "XY"]
+        deltas = [abs(float(region.get(f"PhysicalDelta{axis}", None) or 0)) for axis in "YX"]
+        if not spacing and units == [3, 3] and all(0 < delta < 100 for delta in deltas):
+            spacing = (10 * deltas[0], 10 * deltas[1])
+    return tuple(boxes), spacing, unused
 
 
 def chosen_frames(text: str, header: Header | None) -> list[int]:

@@ -28,11 +28,15 @@ class Labels:
         self.wanted = naming.wanted_splits(split) if "split" in table.columns else set()
         self.unused: dict[str, int] = {}
         self._rows: dict[str, dict[str, dict[str, str]]] = {key: {} for key in self.keys}
+        # A row names what its most specific identifier names: a row with a SOPInstanceUID is of that picture, not of
+        # all pictures of its patient.
+        self._key_of: dict[int, tuple[str, str]] = {}
         for row in table.rows:
-            for key in self.keys:
-                if row[key]:
-                    self._add(key, self._normal(key, row[key]), row)
-        self._matched: set[int] = set()
+            key = next((key for key in self.keys if row[key]), "")
+            if key:
+                self._key_of[id(row)] = key, self._normal(key, row[key])
+                self._add(*self._key_of[id(row)], row)
+        self._matched: set[tuple[str, str]] = set()
         self._missing = 0
 
     @classmethod
@@ -59,14 +63,14 @@ class Labels:
         found: dict[str, str] = {}
         for key in self.keys:
             value = name if key == "path" else getattr(header, KEYS[key])
-            value = value.split("|")[0] if key == "PatientID" else value
+            value = value.rpartition("|")[0] if key == "PatientID" else value
             found = self._rows[key].get(self._normal(key, value), {})
             if found:
                 break
         if not found:
             self._missing += 1
             return None if self.wanted else {}
-        self._matched.add(id(found))
+        self._matched.add(self._key_of[id(found)])
         if self.wanted and found["split"] not in self.wanted:
             name = found["split"] or "no split"
             self.unused[name] = self.unused.get(name, 0) + 1
@@ -75,13 +79,23 @@ class Labels:
 
     def notes(self) -> list[str]:
         """What was assumed, and how many rows and pictures found no partner."""
-        lines = list(self.table.notes)
+        lines = [self._without_patients(line) for line in self.table.notes]
         if self._missing:
             lines.append(f"{self._missing} DICOM files have no row in config.data.labels")
-        lost = len(self.table.rows) - len(self._matched)
+        lost = sum(key not in self._matched for key in self._key_of.values())
         if lost:
             lines.append(f"{lost} rows of config.data.labels name no DICOM file")
+        nameless = len(self.table.rows) - len(self._key_of)
+        if nameless:
+            lines.append(f"{nameless} rows of config.data.labels are not used: {', '.join(self.keys)} is empty")
         return lines
+
+    def _without_patients(self, line: str) -> str:
+        """A note of the table without the names of patients, which must not be written."""
+        about_patients = f"column {self.table.columns.get('group', '')}: "
+        if not line.startswith(about_patients):
+            return line
+        return f"{about_patients}some patients are spelled in several ways; each is taken as one patient"
 
     def _add(self, key: str, value: str, row: dict[str, str]) -> None:
         before = self._rows[key].setdefault(value, row)

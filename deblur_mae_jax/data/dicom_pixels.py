@@ -1,4 +1,4 @@
-"""Read the frames of a DICOM file as gray levels or colours: windows, colour spaces, ultrasound regions."""
+"""Read the frames of a DICOM file: compressions, colour spaces, ultrasound regions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import dicom_file
+from deblur_mae_jax.data import dicom_file, dicom_windows
 from deblur_mae_jax.data.dicom_file import Header
 from deblur_mae_jax.data.raster import one_line
 from deblur_mae_jax.data.source import BadImage
@@ -25,12 +25,14 @@ LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 JPEG_BASELINE = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 # Gray levels by which the channels of a gray picture may differ, and the share of pixels for which this must hold.
 GRAY_DIFFERENCE, GRAY_SHARE = 8, 0.995
-# Named windows of Hounsfield units: centre and width.
-WINDOWS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800), "brain": (40, 80), "liver": (60, 150)}
 YBR_NAMED_RGB = "the header says RGB, but the JPEG stream holds YCbCr; it is converted"
 COLOUR = "colour pixels, such as Doppler, are read as their luma"
-NO_WINDOW = "the file has no window, so its own range of values is mapped to gray levels; config.data.window sets one"
 LOSSY = "lossily compressed"
+# Photometric interpretations that are read, and their samples per pixel.
+PHOTOMETRIC = {
+    "MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_ICT": 3,
+    "YBR_RCT": 3,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class FrameReader:
 
     channels: 1 or 3.
     max_pixels: larger frames are refused before decoding.
-    window: "" (the file's window, or all values), the name of one of `WINDOWS`, or "low,high".
+    window: "" (the file's window, or all values), the name of one of `dicom_windows.WINDOWS`, or "low,high".
     crop: "auto" (ultrasound regions, else the fan), "regions", or "none".
     """
 
@@ -55,7 +57,7 @@ class FrameReader:
         notes: list[str] = []
         values, pixels = decoded(header, frame, notes)
         try:
-            return self._eight_bits(header, values, pixels, notes), notes
+            return self._eight_bits(header, frame, values, pixels, notes), notes
         except (BadImage, UserError):
             raise
         except MemoryError as error:
@@ -65,13 +67,14 @@ class FrameReader:
                 f"damaged: its window or its tables cannot be understood ({type(error).__name__})"
             ) from error
 
-    def _eight_bits(self, header: Header, values: Any, pixels: np.ndarray, notes: list[str]) -> np.ndarray:
+    def _eight_bits(self, header: Header, frame: int, values: Any, pixels: np.ndarray, notes: list[str]) -> np.ndarray:
         box = self.box(header)
         if box is not None:
             pixels = pixels[box[1] : box[3], box[0] : box[2]]
         if pixels.ndim == 2:
-            return np.repeat(self._gray(pixels, values, notes)[..., None], self.channels, axis=2)
-        return self._colour(pixels, notes)
+            gray = dicom_windows.eight_bits(pixels, values, frame, self.window, notes)
+            return np.repeat(gray[..., None], self.channels, axis=2)
+        return self._colour(pixels, int(values.get("BitsStored", 0) or 8), notes)
 
     def box(self, header: Header) -> tuple[int, int, int, int] | None:
         """The part of the picture that is read (x0, y0, x1, y1), or `None` for all of it."""
@@ -81,30 +84,9 @@ class FrameReader:
             return header.box
         return fan_box(header) if header.modality == "US" else None
 
-    def _gray(self, stored: np.ndarray, values: Any, notes: list[str]) -> np.ndarray:
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
-
-        modality = np.asarray(apply_modality_lut(stored, values), np.float64)
-        named = self.window in WINDOWS and values.get("Modality") != "CT"
-        window = None if named else window_of(self.window)
-        if window is None and values.get("VOILUTSequence"):
-            modality = np.asarray(apply_voi_lut(modality.astype(np.int64), values), np.float64)
-            window = 0.0, float(2 ** int(values.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-        if window is None and "WindowCenter" in values:
-            window = _own_window(values)
-        if window is None:
-            plain = stored.dtype == np.uint8 and int(values.get("BitsStored", 8)) == 8
-            window = (0.0, 255.0) if plain else (float(modality.min()), float(modality.max()))
-            if not plain:
-                notes.append(NO_WINDOW)
-        low, high = window
-        scaled = np.clip((modality - low) / max(high - low, 1e-12), 0, 1) * 255.0
-        eight = np.rint(scaled).astype(np.uint8)
-        return 255 - eight if values.get("PhotometricInterpretation") == "MONOCHROME1" else eight
-
-    def _colour(self, pixels: np.ndarray, notes: list[str]) -> np.ndarray:
-        if pixels.dtype != np.uint8:  # palettes and some encoders have 16 bits
-            pixels = (pixels >> 8).astype(np.uint8) if pixels.max() > 255 else pixels.astype(np.uint8)
+    def _colour(self, pixels: np.ndarray, bits: int, notes: list[str]) -> np.ndarray:
+        if pixels.dtype != np.uint8:
+            pixels = (pixels >> max(0, bits - 8)).astype(np.uint8)
         if self.channels == 3:
             return np.ascontiguousarray(pixels)
         wide = pixels.astype(np.int16)
@@ -116,35 +98,8 @@ class FrameReader:
         return np.rint(luma).astype(np.uint8)[..., None]
 
 
-def _own_window(values: Any) -> tuple[float, float]:
-    """The range of the first window of a file (DICOM PS3.3 C.11.2)."""
-    first = lambda name: float(np.atleast_1d(np.asarray(values[name].value, float))[0])
-    centre, width = first("WindowCenter"), first("WindowWidth")
-    if str(values.get("VOILUTFunction", "LINEAR")) == "LINEAR_EXACT":
-        return centre - width / 2, centre + width / 2
-    return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
-
-
-def window_of(window: str) -> tuple[float, float] | None:
-    """The range that `config.data.window` names, or `None` for "". Raises `UserError`."""
-    if not window:
-        return None
-    if window in WINDOWS:
-        centre, width = WINDOWS[window]
-        return centre - width / 2, centre + width / 2
-    low, _, high = window.partition(",")
-    try:
-        pair = float(low), float(high)
-    except ValueError:
-        pair = (0.0, 0.0)
-    if not pair[0] < pair[1]:
-        choices = ", ".join(WINDOWS)
-        raise UserError(f"config.data.window='{window}' must be 'low,high' or one of {choices}")
-    return pair
-
-
 def stored(path: str, frame: int, values: Any) -> np.ndarray:
-    """The stored values of a frame, with YCbCr converted to RGB.
+    """The stored values of a frame, with YCbCr converted to RGB, without the bits above BitsStored.
 
     values: the header of the file.
 
@@ -154,10 +109,17 @@ def stored(path: str, frame: int, values: Any) -> np.ndarray:
     from pydicom.pixels import pixel_array
 
     syntax = str(getattr(getattr(values, "file_meta", None), "TransferSyntaxUID", ""))
-    if syntax not in LOSSLESS_JPEG:
-        return np.asarray(pixel_array(path, index=frame, decoding_plugin=DECODERS.get(syntax, "")))
+    if syntax in LOSSLESS_JPEG:
+        pixels = _lossless_jpeg(path, frame, values)
+    else:
+        pixels = np.asarray(pixel_array(path, index=frame, decoding_plugin=DECODERS.get(syntax, "")))
+    return _own_bits(pixels, values) if pixels.ndim == 2 else pixels
+
+
+def _lossless_jpeg(path: str, frame: int, values: Any) -> np.ndarray:
     import imagecodecs
     from pydicom.encaps import get_frame
+    from pydicom.pixels import convert_color_space
 
     whole = dicom_file.pydicom().dcmread(path, force=True)
     stream = get_frame(whole.PixelData, frame, number_of_frames=int(values.get("NumberOfFrames", 1) or 1))
@@ -166,7 +128,21 @@ def stored(path: str, frame: int, values: Any) -> np.ndarray:
         raise BadImage(f"damaged: its frame has the shape {pixels.shape}")
     if values.get("PixelRepresentation", 0) == 1:
         pixels = pixels.view(np.int16 if pixels.dtype.itemsize == 2 else np.int8)
+    if pixels.ndim == 3 and str(values.get("PhotometricInterpretation", "")) == "YBR_FULL":
+        pixels = np.asarray(convert_color_space(pixels, "YBR_FULL", "RGB"))
     return pixels
+
+
+def _own_bits(pixels: np.ndarray, values: Any) -> np.ndarray:
+    """Gray values without the bits above BitsStored, which may hold overlays; negative values keep their sign.
+
+    pydicom does this for uncompressed files, and decoders of compressed ones do not.
+    """
+    bits, width = int(values.get("BitsStored", 0) or 0), 8 * pixels.dtype.itemsize
+    if pixels.dtype.kind not in "iu" or not 0 < bits < width or int(values.get("HighBit", bits - 1)) != bits - 1:
+        return pixels
+    # Shifted to the top and back: the shift to the right repeats the sign of signed types.
+    return (pixels << (width - bits)) >> (width - bits)
 
 
 def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarray]:
@@ -179,7 +155,7 @@ def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarr
         pixels = stored(header.path, frame, values)
         photometric = str(values.get("PhotometricInterpretation", ""))
         if photometric == "PALETTE COLOR":
-            pixels = np.asarray(apply_color_lut(pixels, values))
+            pixels = _palette_bits(np.asarray(apply_color_lut(pixels, values)), values)
         elif photometric == "RGB" and pixels.ndim == 3:
             pixels = _as_stream_says(header, values, frame, pixels, notes)
     except (BadImage, UserError):
@@ -189,15 +165,39 @@ def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarr
     except Exception as error:  # decoders raise many kinds on damaged data
         text = one_line(error)
         missing = "decode" in text and ("plugin" in text or "missing" in text)
-        raise BadImage(
-            f"its compression ({header.syntax}) needs another decoder: {dicom_file.EXTRA}" if missing else
-            f"damaged: its pixels cannot be decoded ({type(error).__name__})"
-        ) from error  # fmt: skip
+        if missing:
+            raise BadImage(f"its compression ({header.syntax}) needs another decoder: {dicom_file.EXTRA}") from error
+        raise BadImage(_why(values) or f"damaged: its pixels cannot be decoded ({type(error).__name__})") from error
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise BadImage(f"its frames have the shape {pixels.shape}; expected gray or RGB")
     if str(values.get("LossyImageCompression", "")) == "01":
         notes.append(LOSSY)
     return values, pixels
+
+
+def _why(values: Any) -> str:
+    """The field of a header for which its pixels cannot be decoded; "" if all are as they should be."""
+    needed = ("BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation")
+    lacking = [name for name in needed if values.get(name) is None]
+    if lacking:
+        return f"its header lacks {', '.join(lacking)}"
+    photometric = str(values.PhotometricInterpretation)
+    if photometric not in PHOTOMETRIC:
+        return f"PhotometricInterpretation '{photometric}' is none of {', '.join(PHOTOMETRIC)}"
+    samples, wanted = int(values.SamplesPerPixel), PHOTOMETRIC[photometric]
+    if samples != wanted:
+        return f"SamplesPerPixel is {samples}, but PhotometricInterpretation '{photometric}' has {wanted}"
+    return ""
+
+
+def _palette_bits(pixels: np.ndarray, values: Any) -> np.ndarray:
+    """8-bit colours of a palette. Palettes of 16 bits whose entries are all below 256 hold 8 bits."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    names = [f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
+    tables = [bytes(values[name].value) for name in names if name in values]
+    small = len(tables) == 3 and all((np.frombuffer(t[: len(t) // 2 * 2], "<u2") < 256).all() for t in tables)
+    return (pixels if small else pixels >> 8).astype(np.uint8)
 
 
 def _as_stream_says(header: Header, values: Any, frame: int, pixels: np.ndarray, notes: list[str]) -> np.ndarray:

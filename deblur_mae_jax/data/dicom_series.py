@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import dicom_file, dicom_pixels
+from deblur_mae_jax.data import dicom_file, dicom_pixels, dicom_windows
 from deblur_mae_jax.data.image_files import stamp_of
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.data.volume_file import VolumeFile
@@ -20,6 +21,12 @@ GAP = 0.1
 # Largest angle between the normal of the slices and the line of their positions, degrees.
 TILT = 0.5
 SAME_PLACE = 0.01  # mm
+# Largest difference of direction cosines, and of pixel sizes as a share, within a volume.
+SAME_DIRECTION, SAME_SIZE = 2e-3, 1e-3
+# What tells repeated acquisitions of one place apart. The first of them say that the contrast differs.
+CONTRAST = ("EchoNumbers", "EchoTime", "InversionTime", "DiffusionBValue", "TemporalPositionIdentifier", "StackID")
+TELLS = (*CONTRAST, "AcquisitionNumber", "TriggerTime", "AcquisitionTime")
+ALTERNATE = "slices of {} acquisitions are put together to one volume, by their positions"
 MODALITIES = {"CT": "ct", "MR": "mr"}
 
 
@@ -30,7 +37,7 @@ class Slice:
     position, orientation: of the patient (LPS), mm.
     spacing: (row, column), mm.
     slope, intercept: from stored values to Hounsfield units, or to MR intensities.
-    part: what tells repeated acquisitions of one place apart: echo, b-value, time, acquisition.
+    part: the values of `TELLS`, "" for those that are not stated.
     """
 
     path: str
@@ -42,7 +49,6 @@ class Slice:
     slope: float
     intercept: float
     part: tuple[str, ...]
-    acquisition: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Series:
 
     uid, study, patient: identifiers, in memory only.
     slices: in the order of their positions along the normal.
+    notes: what was assumed.
     """
 
     uid: str
@@ -58,6 +65,7 @@ class Series:
     patient: str
     modality: str
     slices: tuple[Slice, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -79,6 +87,7 @@ class Series:
         first = self.slices[0]
         row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
         out = np.eye(4)
+        row, column = row / np.linalg.norm(row), column / np.linalg.norm(column)
         out[:3, 0], out[:3, 1] = row * first.spacing[1], column * first.spacing[0]
         out[:3, 2], out[:3, 3] = self.step, first.position
         return np.diag([-1.0, -1.0, 1.0, 1.0]) @ out
@@ -91,7 +100,7 @@ class Series:
             raise BadImage(f"{shape} voxels, over data.max_pixels={max_voxels}")
         affine = self.affine()
         zooms = tuple(float(z) for z in np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
-        return VolumeFile(shape, affine, zooms, False, [], self._voxels)
+        return VolumeFile(shape, affine, zooms, False, list(self.notes), self._voxels)
 
     def _voxels(self) -> np.ndarray:
         planes = []
@@ -122,16 +131,20 @@ def slices_of(header: dicom_file.Header) -> list[Slice]:
     kinds = {str(kind).upper() for kind in values.get("ImageType", None) or ()}
     if "LOCALIZER" in kinds:
         raise BadImage("a localiser")
-    if kinds & {"SCREEN SAVE", "SECONDARY"} or str(values.get("ConversionType", "")):
-        raise BadImage("a derived picture, such as a saved screen")
+    if "MOSAIC" in kinds:
+        raise BadImage("a mosaic, which holds many slices in one picture: convert it with dcm2niix")
+    if kinds & {"SCREEN SAVE", "MIP", "MINIP", "PROJECTION IMAGE"} or str(values.get("ConversionType", "") or ""):
+        raise BadImage("a derived picture, such as a saved screen or a projection")
     if values.get("SamplesPerPixel", 1) != 1:
         raise BadImage("a colour picture in a series")
     try:
         if "PerFrameFunctionalGroupsSequence" in values:
             return _enhanced(header, values)
+        if header.frames > 1:
+            raise BadImage(f"{header.frames} frames without positions (PerFrameFunctionalGroupsSequence)")
         if "ImagePositionPatient" not in values or "ImageOrientationPatient" not in values:
             raise BadImage("it has no position in space (ImagePositionPatient)")
-        return [_slice(header, 0, values, [values] * 4)]
+        return [_slice(header, 0, values)]
     except BadImage:
         raise
     except Exception as error:
@@ -140,28 +153,38 @@ def slices_of(header: dicom_file.Header) -> list[Slice]:
 
 def _enhanced(header: dicom_file.Header, values: Any) -> list[Slice]:
     """The frames of an enhanced multi-frame file, whose geometry is in functional groups."""
-    shared = (values.get("SharedFunctionalGroupsSequence", None) or [None])[0]
-    out = []
-    for number, own in enumerate(values.PerFrameFunctionalGroupsSequence):
-        parts = []
-        for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence",
-                     "PixelValueTransformationSequence"):  # fmt: skip
-            group = own if name in own else shared if shared is not None and name in shared else None
-            parts.append(values if group is None else group[name].value[0])
-        out.append(_slice(header, number, values, parts))
-    return out
+    return [_slice(header, number, values) for number in range(len(values.PerFrameFunctionalGroupsSequence))]
 
 
-def _slice(header: dicom_file.Header, frame: int, values: Any, parts: list[Any]) -> Slice:
-    """parts: the data sets with position, orientation, pixel measures and value transformation."""
-    position, orientation, measures, transform = parts
+def _slice(header: dicom_file.Header, frame: int, values: Any) -> Slice:
+    group = lambda name: dicom_windows.group(values, frame, name)
     numbers = lambda item, name: tuple(float(v) for v in item[name].value)
-    tells = ("EchoNumbers", "DiffusionBValue", "TemporalPositionIdentifier", "TriggerTime")
+    position = numbers(group("PlanePositionSequence"), "ImagePositionPatient")
+    orientation = numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient")
+    spacing = numbers(group("PixelMeasuresSequence"), "PixelSpacing")
+    if not np.isfinite([*position, *orientation, *spacing]).all() or min(spacing) <= 0 or len(spacing) != 2:
+        raise BadImage("damaged: its position, orientation or pixel size is no number, or not above 0")
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    if abs(np.linalg.norm(row) - 1) > 0.01 or abs(np.linalg.norm(column) - 1) > 0.01 or abs(row @ column) > 0.01:
+        raise BadImage("damaged: ImageOrientationPatient does not hold two unit vectors at a right angle")
+    transform = group("PixelValueTransformationSequence")
+    if transform.get("ModalityLUTSequence", None):
+        raise BadImage("its values need a modality lookup table, which is not used for volumes")
+    slope, intercept = dicom_windows.rescale(transform)
+    places = {
+        "EchoTime": "MREchoSequence", "DiffusionBValue": "MRDiffusionSequence", "StackID": "FrameContentSequence",
+        "TemporalPositionIdentifier": "FrameContentSequence", "AcquisitionNumber": "FrameContentSequence",
+    }  # fmt: skip
+    names = {"EchoTime": "EffectiveEchoTime", "TemporalPositionIdentifier": "TemporalPositionIndex",
+             "AcquisitionNumber": "FrameAcquisitionNumber"}  # fmt: skip
+
+    def tell(name: str) -> str:
+        own = group(places[name]) if name in places else values
+        return str(own.get(name if own is values else names.get(name, name), "") or "")
+
     return Slice(
-        header.path, frame, numbers(position, "ImagePositionPatient"), numbers(orientation, "ImageOrientationPatient"),
-        numbers(measures, "PixelSpacing"), (header.rows, header.columns),
-        float(transform.get("RescaleSlope", 1) or 1), float(transform.get("RescaleIntercept", 0) or 0),
-        tuple(str(values.get(name, "")) for name in tells), str(values.get("AcquisitionNumber", "")),
+        header.path, frame, position, orientation, spacing, (header.rows, header.columns), slope, intercept,
+        tuple(tell(name) for name in TELLS),
     )  # fmt: skip
 
 
@@ -176,32 +199,71 @@ def build(headers: Iterable[dicom_file.Header]) -> tuple[list[Series], list[Left
             continue
         try:
             for one in slices_of(header):
-                direction = tuple(round(v, 3) + 0.0 for v in one.orientation)
-                grouped[header.study, header.series, direction, one.shape, one.part].append((header, one))
+                grouped[header.study, header.series, header.patient, one.shape].append((header, one))
         except BadImage as error:
             left_out.append(LeftOut(header.path, header.series, str(error)))
     out = []
     for members in grouped.values():
         header = members[0][0]
-        for part in _acquisitions([one for _, one in members]):
+        parts = [p for same in _directions([one for _, one in members]) for p in _acquisitions(same)]
+        for part in parts:
             try:
                 ordered = _ordered(part)
+                numbers = {one.part[TELLS.index("AcquisitionNumber")] for one in part}
+                notes = (ALTERNATE.format(len(numbers)),) if len(numbers) > 1 and _alternate(ordered) else ()
                 kind = MODALITIES[header.modality]
-                out.append(Series(header.series, header.study, header.patient, kind, tuple(ordered)))
+                out.append(Series(header.series, header.study, header.patient, kind, tuple(ordered), notes))
             except BadImage as error:
                 left_out.append(LeftOut(part[0].path, header.series, str(error)))
     return out, left_out
 
 
-def _acquisitions(slices: list[Slice]) -> list[list[Slice]]:
-    """The slices of every acquisition, if places repeat; else all of them."""
-    places = {tuple(round(v / SAME_PLACE) for v in one.position) for one in slices}
-    if len(places) == len(slices):
-        return [slices]
-    by_number: dict[str, list[Slice]] = defaultdict(list)
+def _directions(slices: list[Slice]) -> list[list[Slice]]:
+    """The slices of each direction. Scanners write directions with some noise."""
+    out: list[list[Slice]] = []
     for one in slices:
-        by_number[one.acquisition].append(one)
-    return list(by_number.values())
+        apart = [np.abs(np.subtract(one.orientation, other[0].orientation)).max() for other in out]
+        if apart and min(apart) <= SAME_DIRECTION:
+            out[int(np.argmin(apart))].append(one)
+        else:
+            out.append([one])
+    return out
+
+
+def _by(slices: list[Slice], names: Iterable[str]) -> list[list[Slice]]:
+    """The slices of each combination of values of `names`."""
+    where = [TELLS.index(name) for name in names]
+    out: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
+    for one in slices:
+        out[tuple(one.part[i] for i in where)].append(one)
+    return list(out.values())
+
+
+def _acquisitions(slices: list[Slice]) -> list[list[Slice]]:
+    """The slices of every volume: those of one contrast; if places repeat, those of one acquisition.
+
+    A field that differs from slice to slice, such as a time, tells nothing apart.
+    """
+    contrasts = _by(slices, [n for n in CONTRAST if min(map(len, _by(slices, [n]))) >= MIN_SLICES])
+    out = []
+    for same in contrasts:
+        if _unique(same):
+            out.append(same)
+            continue
+        choices = [_by(same, names) for count in (1, 2) for names in itertools.combinations(TELLS, count)]
+        fitting = [parts for parts in choices if all(_unique(part) and len(part) >= MIN_SLICES for part in parts)]
+        out += fitting[0] if fitting else [same]
+    return out
+
+
+def _unique(slices: list[Slice]) -> bool:
+    return len({tuple(round(v / SAME_PLACE) for v in one.position) for one in slices}) == len(slices)
+
+
+def _alternate(ordered: list[Slice]) -> bool:
+    """Whether the acquisitions of slices in order are mixed, not one after the other."""
+    numbers = [one.part[TELLS.index("AcquisitionNumber")] for one in ordered]
+    return len(list(itertools.groupby(numbers))) > len(set(numbers))
 
 
 def _ordered(slices: list[Slice]) -> list[Slice]:
@@ -226,6 +288,7 @@ def _ordered(slices: list[Slice]) -> list[Slice]:
         raise BadImage(
             f"the gantry is tilted by {angle:.1f} degrees: convert the series with dcm2niix, which resamples"
         )
-    if len({tuple(round(s, 4) for s in one.spacing) for one in slices}) > 1:
+    sizes = np.array([one.spacing for one in slices])
+    if (np.abs(sizes / sizes[0] - 1) > SAME_SIZE).any():
         raise BadImage("slices with different pixel sizes")
     return ordered

@@ -118,7 +118,7 @@ def source(data, channels: int) -> Source:
     )  # fmt: skip
     return source_of(
         volumes,
-        names=[_name(one) for one, *_ in kept],
+        names=[name_of(one) for one, *_ in kept],
         keys=[privacy.digest(one.uid, *_first_place(one)) for one, *_ in kept],
         labels=[row.get("label", "") for _, row, _ in kept],
         groups=_groups(kept, groups),
@@ -157,10 +157,11 @@ class _identifiers:  # the fields of a header by which a CSV finds it
 def _first_place(one: Series) -> tuple[str, ...]:
     """What tells the volumes of one series apart."""
     first = one.slices[0]
-    return (repr(first.orientation), repr(first.shape), repr(first.part), first.acquisition)
+    return (repr(first.orientation), repr(first.shape), repr(first.part))
 
 
-def _name(one: Series) -> str:
+def name_of(one: Series) -> str:
+    """The name of a volume: a hash."""
     return f"series_{privacy.pseudonym('series', one.uid, *_first_place(one))}"
 
 

@@ -149,6 +149,15 @@ def split_name(text: str) -> str:
     return split if split and not rest else text
 
 
+def split_of_shard(path: str) -> str:
+    """The split in the path of a file of many images, such as "train/0000" or "set-train-00001"; "" without one."""
+    for part in reversed(path.split("/")):
+        found = [SPLIT_NAMES[word] for word in re.split(r"[-_.\s]+", part.lower()) if word in SPLIT_NAMES]
+        if found:
+            return found[0]
+    return ""
+
+
 def wanted_splits(text: str) -> set[str]:
     """The splits that `config.data.split` names; empty for all."""
     names = {split_name(name) for name in text.split("+") if name.strip()}

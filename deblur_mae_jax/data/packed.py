@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,8 @@ from deblur_mae_jax.data.packing import FACTS, INDEX, VERSION
 from deblur_mae_jax.data.source import BadImage, Checked, Source
 from deblur_mae_jax.errors import UserError
 
+# Facts that a set always has.
+NEEDED = ("axes", "block", "channels", "decoding", "index_sha256", "mask_names", "masks", "notes", "shards")
 AXES = 2  # of its images; with a network for volumes, `packed_volumes.py` reads them
 
 
@@ -109,6 +112,10 @@ class PackedIndex:
         )
 
 
+def _text(error: Exception) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) else str(error)
+
+
 def open_index(data, channels: int, axes: int) -> PackedIndex:
     """Read the index of a packed set. Raises `UserError` if it does not fit the config."""
     import pyarrow as pa
@@ -117,10 +124,16 @@ def open_index(data, channels: int, axes: int) -> PackedIndex:
     folder = existing_root(data.root)
     try:
         facts = json.loads((folder / FACTS).read_text())
-        columns = pq.read_table(folder / INDEX).to_pydict()
         version = facts["version"]
+        lacking = [name for name in NEEDED if name not in facts]
+        content = (folder / INDEX).read_bytes()
+        if lacking:
+            raise KeyError(f"{FACTS} lacks {', '.join(lacking)}")
+        if hashlib.sha256(content).hexdigest() != facts["index_sha256"]:
+            raise ValueError(f"{INDEX} is not the one that {FACTS} was written for; pack the set again")
+        columns = pq.read_table(pa.BufferReader(content)).to_pydict()
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"config.data.root: '{folder}' is not a packed set: {error}") from error
+        raise UserError(f"config.data.root: '{folder}' is not a packed set, or damaged: {_text(error)}") from error
     if version != VERSION:
         raise UserError(f"config.data.root: '{folder}' was packed by version {version} of the format, not {VERSION}")
     _check_settings(data, channels, axes, facts, folder)

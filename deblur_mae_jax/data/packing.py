@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -30,11 +31,12 @@ from deblur_mae_jax.data import dataset, privacy, records
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.image_files import Files
 from deblur_mae_jax.data.source import BadImage, Skipped, Source, subset
-from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.errors import UserError
 
 VERSION = 1
 INDEX, FACTS, SKIPPED = "index.parquet", "dataset.json", "skipped.csv"
 OPTIONS = "group_size:1,uncompressed"
+SHARD = re.compile(r"data-\d{5}-of-\d{5}\.array_record(\.json)?(\.tmp)?")
 # Bytes of a record for each byte of a file or array, to divide a set into shards before anything is read.
 GUESS = {"keep": 1.0, "png": 0.6, "jpeg95": 0.3, "raw": 1.0}
 
@@ -83,25 +85,29 @@ def pack(
     Raises `UserError`.
     """
     records.check_encoding(encode)
-    folder = Path(out).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"OUT: cannot write to '{folder}': {error.strerror}") from error
-    privacy.use(_private(folder))
-    split = "train" if config.data.name == "tfds_source" else "all"
-    source = dataset.load_source(config, split)
+    if not shard_mb > 0:
+        raise UserError(f"--shard_mb={shard_mb} must be above 0")
+    folder = _own_folder(Path(out).expanduser().resolve(), str(config.data.root))
+    # The key of the names of DICOM files and patients is beside the set, and is not to be shared with it.
+    privacy.use(folder.with_name(folder.name + "_private"), make=True)
+    source = dataset.load_source(config)
+    if dataset.name_used(config) == "dicom":
+        # Their keys are hashes without a secret, by which somebody who has the files could find them in the index.
+        source = dataclasses.replace(source, keys=None)
     if not len(source):
         data_index.build(source)  # raises what is wrong
     settings = {
         "version": VERSION, "encode": encode, "channels": int(config.model.in_chans),
         "axes": 3 if _is_3d(source) else 2, "block": records.BLOCK,
-        "decoding": json.loads(json.dumps(decoding_fields(config))), "shard_mb": shard_mb, "source": config.data.name,
+        "decoding": json.loads(json.dumps(decoding_fields(config))), "shard_mb": shard_mb,
+        "source": dataset.name_used(config),
     }  # fmt: skip
-    jobs = list(_jobs(source, folder, settings))
+    jobs = list(_jobs(source, folder, settings, _reading_fields(config, source)))
     finished = [job for job in jobs if _is_complete(job)]
     _remove_others(folder, jobs)
-    todo = [job for job in jobs if not _is_complete(job)]
+    todo = [job for job in jobs if job not in finished]
+    if todo:  # without these facts the folder is no packed set, until all shards are of one state
+        (folder / FACTS).unlink(missing_ok=True)
     _run(todo, workers, lambda done: progress(len(finished) + done, len(jobs)) if progress else None)
     return _write_index(folder, jobs, source, settings, licence, len(finished))
 
@@ -112,46 +118,41 @@ def decoding_fields(config: ConfigDict) -> dict[str, Any]:
     return {name: values[name] for name in fields.DECODING if name in values}
 
 
-def config_for(root: str, name: str = "", **settings: Any) -> ConfigDict:
-    """A config whose `config.data` reads the images in `root`.
-
-    root: as `config.data.root`. For volumes it ends in "=ct" or "=mr", or `name` is "nifti".
-    name: `config.data.name`. "": a CSV, tars, Parquet files, volumes or a folder of images, by what is there.
-    settings: other fields of `config.data`.
-    Raises `UserError` for unknown fields.
-    """
-    modality = root.rpartition("=")[2].lower() if "=" in root else ""
-    axes = 3 if name in ("nifti", "phantoms3d") or modality in ("ct", "mr") or settings.pop("volumes", False) else 2
-    config = fields.volumes() if axes == 3 else fields.pretraining()
-    channels = settings.pop("channels", 1)
-    known = [name.removeprefix("data.") for name in fields.flat(config) if name.startswith("data.")]
-    for field in settings:
-        if field not in known:
-            raise unknown("field of config.data", field, known)
-    if axes == 2 and not name:
-        path = Path(root).expanduser()
-        held = {p.suffix.lower() for p in path.iterdir()} if path.is_dir() else {path.suffix.lower()}
-        name = next((n for suffix, n in ((".parquet", "parquet"), (".tar", "webdataset")) if suffix in held), "")
-        name = name or ("manifest" if path.suffix.lower() == ".csv" else "image_folder")
-    values: dict[str, Any] = {"name": name or "nifti", "root": root, **settings}
-    with config.ignore_type():
-        fields.change(config, {f"data.{key}": value for key, value in values.items()} | {"model.in_chans": channels})
-    return config
+def _own_folder(folder: Path, root: str) -> Path:
+    """Make the folder of a packed set. Raises `UserError` if it holds other files, or is a part of the source."""
+    for part in root.split(",") if root else ():
+        source = Path(re.sub(r"=(ct|mr)$", "", part.strip(), flags=re.I)).expanduser().resolve()
+        if source.is_dir() and folder.is_relative_to(source):
+            raise UserError(f"OUT: '{folder}' is in SOURCE, '{source}', whose files would then include the packed set")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise UserError(f"OUT: cannot write to '{folder}': {error.strerror}") from error
+    ours = [name for name in held if SHARD.fullmatch(name) or name.removesuffix(".tmp") in (INDEX, FACTS, SKIPPED)]
+    if held and not ours:
+        raise UserError(f"OUT: '{folder}' holds other files, such as '{min(held)}'; name a new or an empty folder")
+    return folder
 
 
-def _private(folder: Path) -> Path:
-    """The folder beside a packed set that holds the key of its pseudonyms, which is not to be shared."""
-    private = folder.with_name(folder.name + "_private")
-    private.mkdir(mode=0o700, exist_ok=True)
-    return private
+def _reading_fields(config: ConfigDict, source: Source) -> str:
+    """The fields of `config.data` on which images may depend, for sources that cannot tell when they change."""
+    others = ("num_threads", "num_workers", "store", "decoded")
+    values = {name: value for name, value in config.data.to_dict().items() if name not in others}
+    if source.stamp is not None:  # files: the same ones may be elsewhere
+        values.pop("root")
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def _is_3d(source: Source) -> bool:
     return source.dtype == np.float16
 
 
-def _jobs(source: Source, folder: Path, settings: dict[str, Any]) -> Iterator[_Job]:
-    """Divide the images into shards of about equal numbers."""
+def _jobs(source: Source, folder: Path, settings: dict[str, Any], reading: str) -> Iterator[_Job]:
+    """Divide the images into shards of about equal numbers.
+
+    reading: the fields of the config on which images may depend.
+    """
     sample = range(0, len(source), max(1, len(source) // 64))
     sizes = [_expected_bytes(source, i, settings["encode"]) for i in sample]
     total = float(np.mean(sizes)) * len(source)
@@ -160,7 +161,7 @@ def _jobs(source: Source, folder: Path, settings: dict[str, Any]) -> Iterator[_J
     for number, (first, last) in enumerate(itertools.pairwise(edges)):
         part = dataclasses.replace(subset(source, np.arange(first, last)), skipped=[], notes=[])
         path = folder / f"data-{number:05d}-of-{count:05d}.array_record"
-        yield _Job(part, number, str(path), settings["encode"], _stamp(part, settings))
+        yield _Job(part, number, str(path), settings["encode"], _stamp(part, settings, reading))
 
 
 def _expected_bytes(source: Source, index: int, encode: str) -> float:
@@ -174,9 +175,9 @@ def _expected_bytes(source: Source, index: int, encode: str) -> float:
     return size * GUESS[encode]
 
 
-def _stamp(source: Source, settings: dict[str, Any]) -> str:
+def _stamp(source: Source, settings: dict[str, Any], reading: str) -> str:
     """A hash that changes with the settings, and with the name, size and time of any file of a shard."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256((json.dumps(settings, sort_keys=True) + reading).encode())
     for i, name in enumerate(source.names):
         stamp = source.stamp(i) if source.stamp is not None else None
         mask = source.mask_stamp(i) if source.mask_stamp is not None else None
@@ -195,7 +196,8 @@ def _sidecar(path: str) -> Path:
 
 def _is_complete(job: _Job) -> bool:
     try:
-        return json.loads(_sidecar(job.path).read_text())["stamp"] == job.stamp and os.path.exists(job.path)
+        sidecar = json.loads(_sidecar(job.path).read_text())
+        return bool(sidecar["stamp"] == job.stamp and sidecar["sha256"] == _sha256(job.path))
     except (OSError, ValueError, KeyError):
         return False
 
@@ -203,8 +205,8 @@ def _is_complete(job: _Job) -> bool:
 def _remove_others(folder: Path, jobs: list[_Job]) -> None:
     """Remove the shards of an earlier division, and drafts."""
     wanted = {job.path for job in jobs} | {str(_sidecar(job.path)) for job in jobs}
-    for path in folder.glob("data-*"):
-        if str(path) not in wanted:
+    for path in folder.iterdir():
+        if SHARD.fullmatch(path.name) and str(path) not in wanted:
             path.unlink()
 
 

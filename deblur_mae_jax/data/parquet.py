@@ -18,6 +18,7 @@ from deblur_mae_jax.errors import UserError
 
 AXES = 2  # of its images
 LABELS = ("label", "labels", "class", "diagnosis")
+SPLITS = ("split",)
 GROUPS = ("group", "patient", "patient_id", "subject_id", "case_id")
 
 
@@ -70,7 +71,8 @@ class Rows:
 def source(data, channels: int) -> Source:
     """The images of the Parquet file, or of all Parquet files in the folder, `data.root`.
 
-    The split of a file is in its name, as in `train-00000-of-00002.parquet`. Classes have the names that Hugging Face
+    The split is in a column `split`, or in the path of a file, as in `train-00000-of-00002.parquet` and
+    `train/0000.parquet`. Classes have the names that Hugging Face
     stores beside their numbers.
     """
     root = listing.existing_root(data.root)
@@ -80,19 +82,21 @@ def source(data, channels: int) -> Source:
     if not files:
         raise UserError(f"config.data.root: no .parquet in '{root}'")
     wanted = naming.wanted_splits(data.split)
-    by_file = {file: naming.split_name(file.stem.split("-")[0]) for file in files}
-    named = {file: split for file, split in by_file.items() if split in naming.SPLIT_NAMES.values()}
-    if named and wanted and wanted & set(named.values()):
-        files = [file for file in files if named.get(file) in wanted]
     places, labels, groups, splits, names = [], list[str](), list[str](), list[str](), list[str]()
     column = ""
     for file in files:
         column, rows, texts = _read(file)
+        where = file.stem if file == root else file.relative_to(root).with_suffix("").as_posix()
         places += rows
         labels += texts.get("label") or [""] * len(rows)
         groups += texts.get("group") or [""] * len(rows)
-        splits += [named.get(file, "")] * len(rows)
-        names += [f"{file.stem}/{i:07d}" for i in range(len(rows))]
+        own = [naming.split_name(text) for text in texts.get("split") or ()]
+        splits += own or [naming.split_of_shard(where)] * len(rows)
+        names += [f"{where}/{i:07d}" for i in range(len(rows))]
+    if wanted & set(splits):
+        chosen = [i for i, split in enumerate(splits) if split in wanted]
+        places = [places[i] for i in chosen]
+        labels, groups, splits, names = ([values[i] for i in chosen] for values in (labels, groups, splits, names))
     notes: list[str] = []
     labels, lines = naming.canonical(labels)
     notes += [f"label: {line}" for line in lines]
@@ -123,7 +127,7 @@ def _read(file: Path) -> tuple[str, list[tuple[str, int, int]], dict[str, list[s
             for row in range(table.metadata.row_group(group).num_rows)
         ]
         texts = {}
-        for use, choices in (("label", LABELS), ("group", GROUPS)):
+        for use, choices in (("label", LABELS), ("group", GROUPS), ("split", SPLITS)):
             own = next((n for n in choices if n in names), None)
             if own is not None:
                 values = table.read(columns=[own])[own].to_pylist()
@@ -146,5 +150,6 @@ def _texts(values: list[Any], names: list[str]) -> list[str]:
     out = []
     for value in values:
         known = isinstance(value, int) and 0 <= value < len(names)
-        out.append("" if value is None else names[value] if known else str(value))
+        unknown = value is None or (value == -1 and bool(names))  # Hugging Face's number of an unknown class
+        out.append("" if unknown else names[value] if known else str(value))
     return out

@@ -12,25 +12,34 @@ import os
 import secrets
 from pathlib import Path
 
+from deblur_mae_jax.errors import UserError
+
 KEY_FILE = "dicom_key"
 LENGTH = 16
 
 _folder: Path | None = None
+_make = False
 _keys: dict[Path | None, bytes] = {}
 
 
-def use(folder: Path | None) -> None:
+def use(folder: Path | None, make: bool = False) -> None:
     """Take the key of this workdir for the DICOM images that are listed from now on. It is made when it is needed.
 
     folder: a workdir, or `None` for a key that is forgotten when the process ends.
+    make: make the folder when the key is needed. If not, and without the folder, the key is forgotten too.
     """
-    global _folder
-    _folder = folder
+    global _folder, _make
+    _folder, _make = folder, make
 
 
 def key() -> bytes:
     """The key of the workdir in use. Several processes that start together agree on one key."""
     if _folder not in _keys:
+        if _folder is not None and _make:
+            try:
+                _folder.mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot make the folder '{_folder}' for the key of names: {error.strerror}") from error
         _keys[_folder] = secrets.token_bytes(32) if _folder is None else _stored(_folder / KEY_FILE)
     return _keys[_folder]
 

@@ -19,6 +19,7 @@ from deblur_mae_jax.errors import UserError
 AXES = 2  # of its images
 # Where samples keep their class and patient: text files, or entries of a JSON file.
 LABELS = (".cls", ".label", ".txt")
+LONGEST_LABEL = 60  # characters; a longer text is a description, not a class
 KEYS = {"label": ("label", "class", "cls"), "group": ("group", "patient", "patient_id"), "split": ("split",)}
 
 
@@ -66,7 +67,11 @@ def source(data, channels: int) -> Source:
     skipped: list[Skipped] = []
     samples: dict[str, dict[str, Any]] = {}
     for tar in tars:
-        _read_tar(tar, samples, skipped, int(data.max_pixels))
+        where = _where(tar, root)
+        _read_tar(tar, where, samples, skipped)
+    named = {where: naming.split_of_shard(where) for where in (_where(tar, root) for tar in tars)}
+    for sample in samples.values():
+        sample.setdefault("split", named[sample["tar"]])
     kept = [(name, sample) for name, sample in sorted(samples.items()) if "place" in sample]
     wanted = naming.wanted_splits(data.split)
     splits = [naming.split_name(sample.get("split", "")) for _, sample in kept]
@@ -87,24 +92,29 @@ def source(data, channels: int) -> Source:
     )  # fmt: skip
 
 
-def _read_tar(path: Path, samples: dict[str, dict[str, Any]], skipped: list[Skipped], limit: int) -> None:
+def _where(tar: Path, root: Path) -> str:
+    """The place of a tar, as the start of the names of its samples."""
+    return tar.stem if tar == root else tar.relative_to(root).with_suffix("").as_posix()
+
+
+def _read_tar(path: Path, where: str, samples: dict[str, dict[str, Any]], skipped: list[Skipped]) -> None:
     """Add the samples of one tar."""
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if member.isfile():
-                    _add(path, tar, member, samples, skipped, limit)
+                    _add(path, where, tar, member, samples, skipped)
     except (tarfile.TarError, OSError, EOFError) as error:
         skipped.append(Skipped(path.name, f"not a plain tar, or damaged: {str(error)[:100]}"))
 
 
-def _add(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict, skipped: list, limit: int) -> None:
+def _add(path: Path, where: str, tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict, skipped: list) -> None:
     name = listing.printable(member.name.removeprefix("./"))
     folder, _, base = name.rpartition("/")
     stem, dot, suffix = base.partition(".")
     suffix = f"{dot}{suffix}".lower()
-    key = f"{path.stem}/{folder}/{stem}" if folder else f"{path.stem}/{stem}"
-    sample = samples.setdefault(key, {})
+    key = f"{where}/{folder}/{stem}" if folder else f"{where}/{stem}"
+    sample = samples.setdefault(key, {"tar": where})
     if suffix in EXTENSIONS:
         if "place" in sample:
             skipped.append(Skipped(f"{path.name}:{name}", "a second image of its sample"))
@@ -117,7 +127,10 @@ def _add(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dic
     content = tar.extractfile(member)
     text = (content.read() if content is not None else b"").decode("utf-8", "replace").strip()
     if suffix != ".json":
-        sample.setdefault("label", text)
+        if len(text) > LONGEST_LABEL or "\n" in text:
+            skipped.append(Skipped(f"{path.name}:{name}", "a text that is too long for the name of a class"))
+        else:
+            sample.setdefault("label", text)
         return
     try:
         values = json.loads(text)

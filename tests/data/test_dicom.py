@@ -11,8 +11,9 @@ import pytest
 import tiny
 from dicom_files import picture
 from PIL import Image
+from pydicom.dataset import Dataset
 
-from deblur_mae_jax.data import dataset, dicom_file, dicom_pixels, index, privacy, splits
+from deblur_mae_jax.data import dataset, dicom_file, dicom_pixels, dicom_windows, index, privacy, splits
 from deblur_mae_jax.data.dicom_pixels import FrameReader
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
@@ -121,7 +122,7 @@ def test_windows(tmp_path):
     del values.WindowCenter, values.WindowWidth
     values.save_as(path)
     pixels, notes = read(path)
-    assert abs(pixels[..., 0] - expect(units.min(), units.max())).max() <= 1 and dicom_pixels.NO_WINDOW in notes
+    assert abs(pixels[..., 0] - expect(units.min(), units.max())).max() <= 1 and dicom_windows.NO_WINDOW in notes
     with pytest.raises(UserError, match="must be 'low,high' or one of lung"):
         load(tmp_path, data__window="wide")
 
@@ -361,3 +362,176 @@ def test_no_planted_name_reaches_the_workdir(tmp_path, capfd):
             assert not any(word in content for word in planted), path
     said = capfd.readouterr()
     assert seen > 10_000 and not any(word.decode() in said.out + said.err for word in planted)
+
+
+# Pictures whose header is legal and unusual, or is often wrong. Each of them was read as another picture.
+
+
+def deep():
+    """12-bit values, in steps of 16."""
+    return picture().astype(np.uint16) * 16
+
+
+@pytest.mark.parametrize("syntax", ["native", "jpeg2000", "jpegls", "jpeg_lossless"])
+@pytest.mark.parametrize("kind", ["signed", "overlay"])
+def test_bits_beyond_those_stored_are_no_part_of_a_value(tmp_path, syntax, kind):
+    """Values of 12 bits in words of 16: negative ones, or with an overlay in the bits above."""
+    if kind == "signed":
+        values = deep().astype(np.int16) - 2048
+        words = (values & 0xFFF).astype(np.uint16)
+    else:
+        values, words = deep(), deep() | 0x8000
+    path = made.still(tmp_path / "a.dcm", words, bits=12, syntax=syntax, signed=kind == "signed")
+    low, high = int(values.min()), int(values.max())
+    want = np.rint((values.astype(float) - low) / (high - low) * 255)
+    assert abs(gray(path, crop="none") - want).max() <= 1
+
+
+def test_groups_of_an_enhanced_file_are_used_in_two_dimensions(tmp_path):
+    transform, window, shared = Dataset(), Dataset(), Dataset()
+    transform.RescaleSlope, transform.RescaleIntercept, transform.RescaleType = 1, -1024, "HU"
+    window.WindowCenter, window.WindowWidth = 40, 400
+    shared.PixelValueTransformationSequence, shared.FrameVOILUTSequence = [transform], [window]
+    units = np.linspace(-1000, 1000, 2400).reshape(40, 60)
+    path = made.still(
+        tmp_path / "a.dcm", (units + 1024).astype(np.uint16), bits=12, modality="CT", sop_class=made.CT,
+        SharedFunctionalGroupsSequence=[shared],
+    )  # fmt: skip
+    want = np.rint(np.clip((np.floor(units + 1024) - 1024 + 160) / 399, 0, 1) * 255)
+    assert abs(gray(path) - want).max() <= 1 and abs(gray(path, window="soft") - want).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"WindowCenter": None, "WindowWidth": None}, {"WindowCenter": 1000, "WindowWidth": 0}, {"WindowCenter": 1000},
+        {"WindowCenter": 1000, "WindowWidth": None},
+    ],
+)  # fmt: skip
+def test_a_window_without_a_width_is_no_window(tmp_path, fields):
+    path = made.still(tmp_path / "a.dcm", deep(), bits=12, **fields)
+    pixels, notes = read(path, crop="none")
+    assert abs(pixels[..., 0].astype(int) - picture()).max() <= 1 and dicom_windows.NO_WINDOW in notes
+    stated = any(value is not None for value in fields.values())
+    assert (dicom_windows.NO_WIDTH in notes) == stated
+
+
+def test_a_sigmoid_window(tmp_path):
+    path = made.still(
+        tmp_path / "a.dcm", deep(), bits=12, WindowCenter=2000, WindowWidth=1000, VOILUTFunction="SIGMOID"
+    )
+    want = 255 / (1 + np.exp(-4 * (deep() - 2000.0) / 1000))
+    assert abs(gray(path, crop="none") - want).max() <= 1
+
+
+@pytest.mark.parametrize("fields", [{"RescaleSlope": 100, "RescaleIntercept": 0}, {"RescaleIntercept": -1024}])
+def test_rescaled_bytes_have_their_own_range(tmp_path, fields):
+    path = made.still(tmp_path / "a.dcm", picture(), **fields)
+    pixels, notes = read(path, crop="none")
+    np.testing.assert_array_equal(pixels[..., 0], picture())
+    assert dicom_windows.NO_WINDOW in notes
+
+
+def test_a_slope_of_zero_is_refused(tmp_path):
+    with pytest.raises(BadImage, match="RescaleSlope is 0"):
+        gray(made.still(tmp_path / "a.dcm", picture(), RescaleSlope=0, RescaleIntercept=0))
+
+
+def test_padding_does_not_stretch_the_range(tmp_path):
+    values = deep().astype(np.int16)
+    values[:5] = -32768
+    path = made.still(tmp_path / "a.dcm", values, bits=16, signed=True)
+    header = pydicom.dcmread(path)
+    header.add_new("PixelPaddingValue", "SS", -32768)
+    header.save_as(path)
+    shown = gray(path, crop="none")
+    assert shown[:5].max() == 0 and shown[5:].min() <= 1 and shown.max() == 255 and shown[20].mean() > 100
+
+
+@pytest.mark.parametrize(("bits", "shift"), [(12, 4), (16, 8)])
+def test_deep_colours_keep_their_highest_bits(tmp_path, bits, shift):
+    frame = coloured().astype(np.uint16) << shift
+    path = made.still(tmp_path / "a.dcm", frame, photometric="RGB", bits=bits)
+    np.testing.assert_array_equal(read(path, channels=3, crop="none")[0], coloured())
+
+
+@pytest.mark.parametrize("table", ["12 bits named 16", "negative first value as unsigned"])
+def test_lookup_tables_as_devices_write_them(tmp_path, table):
+    item = Dataset()
+    signed = table != "12 bits named 16"
+    item.add_new("LUTDescriptor", "US", [4096, 65536 - 2048 if signed else 0, 16])
+    item.add_new("LUTData", "US", list(range(4096)))
+    values = deep().astype(np.int16) - 2048 if signed else deep()
+    path = made.still(tmp_path / "a.dcm", values, bits=16, signed=signed, VOILUTSequence=[item])
+    assert abs(gray(path, crop="none") - deep() / 4095 * 255).max() <= 1
+
+
+def test_headers_that_lack_a_field_are_named_or_read(tmp_path):
+    whole = [made.region(10, 5, 39, 29), made.region(10, 5, 39, 29)]
+    whole[0].RegionDataType = None
+    del whole[1].PhysicalDeltaX
+    made.still(tmp_path / "a.dcm", SequenceOfUltrasoundRegions=whole, PixelSpacing=None, ImagerPixelSpacing=None)
+    assert load(tmp_path).read(0).shape == (25, 30, 1)
+    for field, value, message in (
+        ("BitsStored", None, "its header lacks BitsStored"), ("PhotometricInterpretation", "GREY", "'GREY' is none of"),
+    ):  # fmt: skip
+        path = made.still(tmp_path / "b" / "b.dcm", syntax="rle")
+        header = pydicom.dcmread(path)
+        setattr(header, field, value)
+        header.save_as(path)
+        with pytest.raises(BadImage, match=message):
+            gray(path, crop="none")
+
+
+def test_text_that_no_region_cuts_away_is_refused(tmp_path):
+    made.still(tmp_path / "a.dcm", BurnedInAnnotation="YES", SequenceOfUltrasoundRegions=[made.region(0, 0, 59, 39)])
+    made.still(tmp_path / "b.dcm", patient="P2")
+    source = load(tmp_path)
+    assert len(source) == 1 and any("burned in" in s.reason for s in source.skipped)
+
+
+def test_the_class_of_a_file_says_that_it_is_ultrasound(tmp_path):
+    path = made.still(tmp_path / "a.dcm", scan(), modality="")
+    assert dicom_file.header(str(path)).modality == "US" and gray(path).shape != scan().shape
+    path = made.still(tmp_path / "c.dcm", modality="ct", sop_class=made.CT)
+    assert dicom_file.header(str(path)).modality == "CT"
+
+
+def test_times_between_frames(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (30, 40, 60)).astype(np.uint8)
+    values = made.with_pixels(made.base(made.US_CLIP), frames)
+    values.FrameTimeVector = [0.0] + [500.0] * 29
+    header = dicom_file.header(str(made.save(values, tmp_path / "a.dcm")))
+    assert header.frame_seconds == 0.5 and len(dicom_file.chosen_frames("every(1.0 s)", header)) == 15
+    del values.FrameTimeVector
+    made.save(values, tmp_path / "b" / "b.dcm")
+    notes = load(tmp_path / "b", data__frames="every(1.0 s)").notes
+    assert any("25 frames per second are assumed" in note for note in notes)
+
+
+def test_a_row_belongs_to_what_its_most_specific_identifier_names(tmp_path):
+    for i in range(4):
+        made.still(tmp_path / "set" / f"{i}.dcm", picture() // (i + 1), patient=f"P{i // 2}", SOPInstanceUID=f"1.9.{i}")
+    table = tmp_path / "labels.csv"
+    table.write_text("SOPInstanceUID,PatientID,label\n1.9.0,P0,benign\n1.9.2,P1,benign\n1.9.3,P1,malignant\n")
+    source = load(tmp_path / "set", data__labels=str(table))
+    assert source.labels == ["benign", "", "benign", "malignant"]
+    assert any("1 DICOM files have no row" in note for note in source.notes)
+
+
+def test_names_of_patients_in_a_csv_are_not_repeated(tmp_path):
+    for i in range(2):
+        made.still(tmp_path / "set" / f"{i}.dcm", picture() // (i + 1), patient=f"P{i}")
+    table = tmp_path / "labels.csv"
+    table.write_text("PatientID,patient,label\nP0,Smith^John,benign\nP1,SMITH^John,malignant\n")
+    source = load(tmp_path / "set", data__labels=str(table), data__columns="group=patient")
+    text = " ".join([*source.notes, *source.names, *source.groups])
+    assert "spelled in several ways" in text and "smith" not in text.lower()
+
+
+def test_two_pictures_with_one_uid_are_told_from_copies(tmp_path):
+    for i, frame in enumerate((picture(), picture(), 255 - picture())):
+        made.still(tmp_path / f"{i}.dcm", frame, SOPInstanceUID="1.9.1")
+    (tmp_path / "3.dcm").write_bytes((tmp_path / "0.dcm").read_bytes())
+    reasons = sorted(s.reason for s in load(tmp_path).skipped)
+    assert [r for r in reasons if r.startswith("a copy")] and [r for r in reasons if "other contents" in r]

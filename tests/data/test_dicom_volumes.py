@@ -275,3 +275,93 @@ def test_series_are_trained_on_and_segmented(tmp_path):
     train.train_and_evaluate(config, tmp_path / "segmenter")
     out = predict.run(tmp_path / "segmenter", root, str(tmp_path / "out"))
     assert len(list(out.glob("*.nii.gz"))) == 6
+
+
+# Series as scanners write them. Each of them was divided, joined or read wrongly in silence.
+
+
+def changing(folder, change, volume=None, **options):
+    """A series whose slices are changed by `change(values, number)`."""
+    made.slices(folder, hounsfield((24, 20, 24)) if volume is None else volume, change=change, **options)
+    return load(folder)
+
+
+def test_noise_of_directions_and_pixel_sizes_divides_nothing(tmp_path):
+    def noise(values, k):
+        e = 0.0005 + 1e-6 * (-1) ** k
+        values.ImageOrientationPatient = [1, e, 0, -e, 1, 0]
+        values.PixelSpacing = [0.35155 + 1e-9 * (-1) ** k] * 2
+
+    source = changing(tmp_path, noise)
+    assert len(source) == 1 and source.size_of(0)[2] == 24
+
+
+def test_a_time_of_each_slice_divides_nothing(tmp_path):
+    def times(values, k):
+        values.TriggerTime, values.AcquisitionTime = 10.0 * k, f"1200{k:02d}"
+
+    assert len(changing(tmp_path, times)) == 1
+
+
+@pytest.mark.parametrize("tell", ["EchoTime", "AcquisitionTime", "TemporalPositionIdentifier", "AcquisitionNumber"])
+def test_repeated_places_are_divided_by_what_differs(tmp_path, tell):
+    volume = hounsfield((24, 20, 24))
+
+    def change(values, k):
+        values.ImagePositionPatient = [-10.0, -20.0, 2.5 * (k // 2)]
+        value = f"12000{k % 2}" if tell == "AcquisitionTime" else str(k % 2 + 1)
+        values[tell] = pydicom.DataElement(tell, pydicom.datadict.dictionary_VR(tell), value)
+
+    source = changing(tmp_path, change, volume)
+    assert sorted(source.size_of(i)[2] for i in range(len(source))) == [12, 12]
+    found = {source.read(i)[..., 0].tobytes() for i in range(2)}
+    assert found == {expected(volume[first::2]).tobytes() for first in (0, 1)}
+
+
+def test_alternating_acquisitions_are_said(tmp_path):
+    def change(values, k):
+        values.AcquisitionNumber = k % 2 + 1
+
+    source = changing(tmp_path, change)
+    assert len(source) == 1 and any("2 acquisitions are put together" in note for note in source.examine(0)[1])
+
+
+def test_two_patients_with_one_series_uid_are_two_volumes(tmp_path):
+    def change(values, k):
+        values.PatientID = f"P{k // 12}"
+
+    source = changing(tmp_path, change)
+    assert len(source) == 2 and len(set(source.groups)) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("ImageType", ["ORIGINAL", "PRIMARY", "MOSAIC"], "a mosaic"),
+        ("ImageOrientationPatient", [2, 0, 0, 0, 2, 0], "two unit vectors"),
+        ("PixelSpacing", [0, 0], "pixel size is no number"), ("RescaleSlope", 0, "RescaleSlope is 0"),
+        ("ImageType", ["DERIVED", "SECONDARY", "MIP"], "projection"),
+        ("NumberOfFrames", 2, "2 frames without positions"),
+    ],
+)  # fmt: skip
+def test_headers_that_no_volume_has_are_named(tmp_path, field, value, reason):
+    made.slices(tmp_path, hounsfield(), change=lambda values, k: setattr(values, field, value))
+    assert reason in reasons(tmp_path)
+
+
+def test_reformatted_series_are_volumes(tmp_path):
+    def change(values, k):
+        values.ImageType = ["DERIVED", "SECONDARY", "REFORMATTED"]
+
+    assert len(changing(tmp_path, change)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value")
+def test_one_damaged_position_stops_nothing(tmp_path):
+    made.slices(tmp_path, hounsfield())
+    path = sorted(tmp_path.glob("*.dcm"))[0]
+    values = pydicom.dcmread(path)
+    values.ImagePositionPatient = ["nan", "0", "0"]
+    values.save_as(path)
+    source = load(tmp_path)
+    assert source.size_of(0)[2] == 11 and any("is no number" in s.reason for s in source.skipped)

@@ -23,7 +23,7 @@ from PIL import Image
 
 import deblur_mae_jax as dm
 from deblur_mae_jax import train
-from deblur_mae_jax.data import dataset, index, packed, packing, records
+from deblur_mae_jax.data import dataset, index, packed, packing, privacy, records, source_config
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import inherit
@@ -91,7 +91,7 @@ def test_nothing_is_decoded_or_listed_at_the_start(tmp_path, monkeypatch):
 
 def test_the_bytes_do_not_depend_on_the_workers(tmp_path):
     folder = write(tmp_path / "set", masks=True)
-    config = packing.config_for(str(folder))
+    config = source_config.config_for(str(folder))
     for name, workers in (("one", 1), ("two", 2)):
         packing.pack(config, tmp_path / name, workers=workers, shard_mb=0.001)
     assert contents(tmp_path / "one") == contents(tmp_path / "two") and len(contents(tmp_path / "one")) > 3
@@ -99,20 +99,20 @@ def test_the_bytes_do_not_depend_on_the_workers(tmp_path):
 
 SLOW = """
 import time
-from deblur_mae_jax.data import packing
+from deblur_mae_jax.data import packing, source_config
 write = packing._write_shard
 def slow(job):
     write(job)
     print("shard", flush=True)
     time.sleep(0.3)
 packing._write_shard = slow
-packing.pack(packing.config_for({source!r}), {out!r}, shard_mb=0.001)
+packing.pack(source_config.config_for({source!r}), {out!r}, shard_mb=0.001)
 """
 
 
 def test_packing_goes_on_where_it_was_killed(tmp_path):
     folder = write(tmp_path / "set", 60)
-    config = packing.config_for(str(folder))
+    config = source_config.config_for(str(folder))
     packing.pack(config, tmp_path / "whole", shard_mb=0.001)
     code = SLOW.format(source=str(folder), out=str(tmp_path / "killed"))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tiny.ROOT)
@@ -328,10 +328,176 @@ def test_the_script_says_what_it_did(tmp_path, capfd):
     write(tmp_path / "set")
     pack_data.main([str(tmp_path / "set"), str(tmp_path / "packed"), "--workers=1", r"--data=group_pattern=(p\d+)"])
     said = capfd.readouterr().err
-    assert "24 images in 1 shards, 1 files left out" in said and "--config.data.name=packed" in said
+    assert "images 24, shards 1, files left out 1" in said and "--config.data.name=packed" in said
     assert len(set(load(tmp_path / "packed").groups)) == 12
     with pytest.raises(UserError, match="must be FIELD=VALUE"):
         pack_data.main([str(tmp_path / "set"), str(tmp_path / "packed"), "--data=group"])
     program = [sys.executable, str(tiny.ROOT / "scripts" / "pack_data.py"), "/nothing/there", str(tmp_path / "x")]
     done = subprocess.run(program, capture_output=True, text=True, env=os.environ)  # fmt: skip
     assert done.returncode == 2 and done.stderr.startswith("error: config.data.root")
+
+
+# What packing must never do: remove other files, mix two states of a set, or keep what identifies a patient.
+
+
+def test_no_file_but_its_own_is_removed(tmp_path):
+    (tmp_path / "set").mkdir()
+    for i in range(4):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30)).astype(np.uint8)).save(
+            tmp_path / "set" / f"data-{i:05d}.png"
+        )
+    for out in (tmp_path / "set", tmp_path / "set" / "inside"):
+        with pytest.raises(UserError, match="is in SOURCE"):
+            dm.pack(tmp_path / "set", out)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "data-notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other files, such as 'data-notes\.txt'"):
+        dm.pack(tmp_path / "set", other)
+    dm.pack(tmp_path / "set", tmp_path / "packed")
+    (tmp_path / "packed" / "data-notes.txt").write_text("mine")
+    dm.pack(tmp_path / "set", tmp_path / "packed", encode="raw")
+    assert (tmp_path / "packed" / "data-notes.txt").exists() and len(list((tmp_path / "set").iterdir())) == 4
+
+
+def test_a_set_whose_packing_stopped_is_not_read(tmp_path, monkeypatch):
+    """The shards are new, the index is old: every name would give another image."""
+    folder = write(tmp_path / "set")
+    dm.pack(folder, tmp_path / "packed")
+    (folder / "benign" / "p00_0.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_write_index", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            dm.pack(folder, tmp_path / "packed")
+    with pytest.raises(UserError, match="is not a packed set"):
+        load(tmp_path / "packed")
+    assert dm.pack(folder, tmp_path / "packed").num_images == len(load(tmp_path / "packed")) == 23
+
+
+def test_an_index_of_another_state_is_refused(tmp_path):
+    dm.pack(write(tmp_path / "set"), tmp_path / "packed")
+    table = pq.read_table(tmp_path / "packed" / "index.parquet")
+    pq.write_table(table.slice(0, 3), tmp_path / "packed" / "index.parquet")
+    with pytest.raises(UserError, match="is not the one that"):
+        load(tmp_path / "packed")
+    facts = json.loads((tmp_path / "packed" / "dataset.json").read_text())
+    del facts["shards"], facts["masks"]
+    (tmp_path / "packed" / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="lacks masks, shards"):
+        load(tmp_path / "packed")
+
+
+def test_a_damaged_shard_is_packed_again(tmp_path):
+    folder = write(tmp_path / "set")
+    dm.pack(folder, tmp_path / "packed")
+    before = contents(tmp_path / "packed")
+    shard = next((tmp_path / "packed").glob("*.array_record"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert dm.pack(folder, tmp_path / "packed").reused == 0 and contents(tmp_path / "packed") == before
+
+
+def test_settings_of_sources_without_files_are_no_old_shards(tmp_path):
+    fields = {"num_images": 4, "split": "train"}
+    dm.pack("", tmp_path / "packed", name="phantoms", side=40, **fields)
+    assert dm.pack("", tmp_path / "packed", name="phantoms", side=64, **fields).reused == 0
+    assert max(load(tmp_path / "packed").read(0).shape) == 64
+
+
+def test_the_index_of_dicom_holds_no_hash_without_a_key(tmp_path):
+    dicom_files.still(tmp_path / "set" / "a.dcm", SOPInstanceUID="1.9.0", modality="OT")
+    dm.pack(tmp_path / "set", tmp_path / "packed")
+    content = (tmp_path / "packed" / "index.parquet").read_bytes()
+    assert privacy.digest("1.9.0", "0").encode() not in content
+    facts = json.loads((tmp_path / "packed" / "dataset.json").read_text())
+    assert facts["source"] == "dicom"
+
+
+def test_only_dicom_needs_a_key(tmp_path):
+    dm.pack(write(tmp_path / "set"), tmp_path / "packed")
+    assert not (tmp_path / "packed_private").exists()
+    dicom_files.still(tmp_path / "dicom" / "a.dcm")
+    (tmp_path / "two_private").write_text("a file")
+    with pytest.raises(UserError, match="two_private"):
+        dm.pack(tmp_path / "dicom", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shard_mb": 0}, "shard_mb=0 must be above 0"), ({"max_pixels": "abc"}, r"max_pixels='abc' must be a number"),
+        ({"sides": 3}, "field of config.data"),
+    ],
+)  # fmt: skip
+def test_bad_settings_of_packing_are_one_clear_line(tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        dm.pack(write(tmp_path / "set"), tmp_path / "packed", **fields)
+
+
+def split_folders(root):
+    for split, count in (("train", 4), ("test", 2)):
+        for i in range(count):
+            pixels = np.random.default_rng(i + 10 * count).integers(0, 256, (20, 30)).astype(np.uint8)
+            (root / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / split / f"{i}.png")
+    return root
+
+
+def test_one_split_is_packed_if_it_is_named(tmp_path):
+    folder = split_folders(tmp_path / "set")
+    assert dm.pack(folder, tmp_path / "all").num_images == 6
+    assert dm.pack(folder, tmp_path / "test", split="test").num_images == 2
+
+
+def png(pixels):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_splits_of_shards_in_folders(tmp_path):
+    """As Hugging Face and WebDataset name them: `default/train/0000.parquet`, `set-train-000000.tar`."""
+    for number, split in enumerate(("train", "test")):
+        images = [
+            png(np.random.default_rng(10 * number + i).integers(0, 256, (20, 30)).astype(np.uint8)) for i in range(3)
+        ]
+        path = tmp_path / "parquet" / "default" / split / "0000.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.table({"image": [{"bytes": b, "path": ""} for b in images], "label": [0, 1, -1]}), path)
+        for folder, name in (("tars", f"{split}/00000.tar"), ("named", f"set-{split}-000000.tar")):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(tmp_path / folder / name, "w") as tar:
+                for i, content in enumerate(images):
+                    for suffix, text in ((".png", content), (".txt", b"a long caption of what the picture shows " * 3)):
+                        member = tarfile.TarInfo(f"{i}{suffix}")
+                        member.size = len(text)
+                        tar.addfile(member, io.BytesIO(text))
+    for folder in ("parquet", "tars", "named"):
+        config = source_config.config_for(str(tmp_path / folder))
+        source = dataset.load_source(config)
+        assert sorted(source.splits) == ["test"] * 3 + ["train"] * 3 and len(set(source.names)) == 6
+        assert len(dataset.load_source(config, "test")) == 3
+        assert source.labels is None or "-1" in source.labels  # without names of classes, -1 is a class
+
+
+def test_one_tar_among_images_is_no_set_of_tars(tmp_path):
+    folder = split_folders(tmp_path / "set")
+    with tarfile.open(folder / "backup.tar", "w") as tar:
+        tar.add(folder / "train" / "0.png", "0.png")
+    packed = dm.pack(folder, tmp_path / "packed")
+    assert packed.num_images == 6 and "backup.tar" in (tmp_path / "packed" / "skipped.csv").read_text()
+
+
+def test_the_line_for_the_run_names_the_settings(tmp_path, capfd):
+    sys.path.insert(0, str(tiny.ROOT / "scripts"))
+    import audit_data
+    import pack_data
+
+    write(tmp_path / "set")
+    pack_data.main([str(tmp_path / "set"), str(tmp_path / "packed"), "--workers=1", "--max_side=32"])
+    line = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("use it with"))
+    fields = dict(part.removeprefix("--config.").replace(".", "__").split("=") for part in line.split()[3:])
+    assert fields.pop("data__max_side") == "32"
+    assert len(load(fields["data__root"], data__max_side=32)) == 24
+    audit_data.main([str(tmp_path / "packed"), f"--output={tmp_path / 'audit.html'}", "--no_crops"])
+    with pytest.raises(UserError, match="--output: cannot write"):
+        audit_data.main([str(tmp_path / "set"), "--output=/proc/none/a.html"])
