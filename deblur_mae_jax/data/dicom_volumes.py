@@ -94,7 +94,9 @@ def source(data, channels: int) -> Source:
     skipped += _by_series(left_out)
     if not series:
         what = f"; the first is left out: {skipped[0].reason}" if skipped else ""
-        raise UserError(f"config.data.root: no CT or MR series in '{root}' is a volume{what}")
+        kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(h.modality for h in headers).most_common())
+        seen = f" ({kinds} files)" if kinds else ""
+        raise UserError(f"config.data.root: no CT or MR series in '{root}'{seen} is a volume{what}")
     notes: list[str] = []
     groups = dict(zip((h.path for h in headers), dicom.patients(headers, notes), strict=True))
     labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None

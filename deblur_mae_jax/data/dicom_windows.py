@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from deblur_mae_jax.data import dicom_suv
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 
@@ -70,6 +71,9 @@ def eight_bits(stored: np.ndarray, values: Any, frame: int, window: str, notes: 
     rescaled = stored * slope + intercept
     if transform.get("ModalityLUTSequence"):
         rescaled = np.asarray(apply_modality_lut(stored, transform), np.float64)
+    if window and window not in WINDOWS and values.get("Modality") == "PT":
+        rescaled = rescaled * dicom_suv.factor(values, transform)
+        notes.append(dicom_suv.NOTE)
     if window in WINDOWS and values.get("Modality") != "CT":
         notes.append(ONLY_CT)
         window = ""

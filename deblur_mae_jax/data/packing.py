@@ -120,7 +120,7 @@ def decoding_fields(config: ConfigDict) -> dict[str, Any]:
 
 def _own_folder(folder: Path, root: str) -> Path:
     """Make the folder of a packed set. Raises `UserError` if it holds other files, or is a part of the source."""
-    for part in root.split(",") if root else ():
+    for part in re.split("[,;]", root) if root else ():
         source = Path(re.sub(r"=(ct|mr)$", "", part.strip(), flags=re.I)).expanduser().resolve()
         if source.is_dir() and folder.is_relative_to(source):
             raise UserError(f"OUT: '{folder}' is in SOURCE, '{source}', whose files would then include the packed set")

@@ -535,3 +535,43 @@ def test_two_pictures_with_one_uid_are_told_from_copies(tmp_path):
     (tmp_path / "3.dcm").write_bytes((tmp_path / "0.dcm").read_bytes())
     reasons = sorted(s.reason for s in load(tmp_path).skipped)
     assert [r for r in reasons if r.startswith("a copy")] and [r for r in reasons if "other contents" in r]
+
+
+def pet(path, **changes):
+    """A PET slice of 5,000 Bq/ml and more, 1 h after 370 MBq of F-18 (half-life 6,586 s), of 70 kg."""
+    agent = Dataset()
+    agent.RadionuclideTotalDose, agent.RadionuclideHalfLife = 370e6, 6586.2
+    agent.RadiopharmaceuticalStartTime = "110000"
+    for name in [n for n in changes if n.startswith("Radio")]:
+        setattr(agent, name, changes.pop(name))
+    fields = {
+        "Units": "BQML", "CorrectedImage": ["DECY", "ATTN", "SCAT"], "DecayCorrection": "START", "PatientWeight": 70,
+        "SeriesDate": "20260131", "SeriesTime": "120000", "AcquisitionDate": "20260131", "AcquisitionTime": "120100",
+        "RadiopharmaceuticalInformationSequence": [agent], "RescaleSlope": 10, "RescaleIntercept": 0,
+    } | changes  # fmt: skip
+    fields = {name: value for name, value in fields.items() if value is not None}
+    return made.still(path, deep(), bits=12, modality="PT", sop_class="1.2.840.10008.5.1.4.1.1.128", **fields)
+
+
+@pytest.mark.parametrize("reference", ["START", "ADMIN"])
+def test_pet_is_read_as_uptake_where_all_fields_are_there(tmp_path, reference):
+    pixels, notes = read(pet(tmp_path / "a.dcm", DecayCorrection=reference), window="0,15")
+    left = 2 ** (-3600 / 6586.2) if reference == "START" else 1.0
+    uptake = deep() * 10.0 * 70_000 / (370e6 * left)
+    assert abs(pixels[..., 0] - np.clip(uptake / 15, 0, 1) * 255).max() <= 1
+    assert any("standardised uptake" in note for note in notes)
+    assert not any("uptake" in note for note in read(tmp_path / "a.dcm")[1])  # without a window nothing depends on it
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"Units": "CNTS"}, "'CNTS'"), ({"CorrectedImage": ["DECY"]}, "ATTN and DECY"),
+        ({"PatientWeight": None}, "without PatientWeight"), ({"DecayCorrection": "NONE"}, "DecayCorrection 'NONE'"),
+        ({"RadionuclideTotalDose": None}, "without RadionuclideTotalDose"), ({"SeriesTime": "130000"}, "after AcquisitionTime"),
+        ({"RadiopharmaceuticalStartTime": "123000"}, "after the injection"), ({"SeriesTime": None}, "SeriesTime"),
+    ],
+)  # fmt: skip
+def test_pet_without_a_field_is_no_uptake(tmp_path, changes, message):
+    with pytest.raises(BadImage, match=message):
+        read(pet(tmp_path / "a.dcm", **changes), window="0,15")
