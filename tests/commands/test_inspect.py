@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_runs import classifier, command
 
 from deblur_mae_jax.commands import inspect, predict
-from deblur_mae_jax.data import phantoms
+from deblur_mae_jax.data import dicom, phantoms, privacy
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.reports import inspection, predictions
 
@@ -64,6 +64,7 @@ def test_the_flag(tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_predictions_on_dicom(tmp_path, capfd):
     folder, _ = classifier()
     made = phantoms.Phantoms(45, 1, 40)
@@ -73,3 +74,18 @@ def test_predictions_on_dicom(tmp_path, capfd):
     table = predictions.read(path)
     assert "most files are DICOM" in capfd.readouterr().err and b"Zzyzx" not in path.read_bytes()
     assert len(table.names) == 4 and all(name.startswith("image_") for name in table.names)
+
+
+def test_names_in_the_lists_of_an_inspection_can_be_found(tmp_path):
+    """The key stays in the workdir, so the run that follows gives the same names."""
+    for i in range(4):
+        dicom_files.still(
+            tmp_path / "set" / f"{i}.dcm", np.kron(np.eye(8) * (i + 1) * 50, np.ones((6, 6))).astype(np.uint8)
+        )
+    (tmp_path / "set" / "notes.txt").write_text("x")
+    config = tiny.config("d2mae_thyroid", data__name="dicom", data__root=str(tmp_path / "set"), data__crop="none")
+    inspect.run(config, tmp_path / "run")
+    listed = (tmp_path / "run" / "inspection" / "skipped.csv").read_text()
+    privacy.use(tmp_path / "run")
+    assert dicom.file_name("notes.txt") in listed
+    privacy.use(None)

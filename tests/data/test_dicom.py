@@ -568,7 +568,8 @@ def test_pet_is_read_as_uptake_where_all_fields_are_there(tmp_path, reference):
     [
         ({"Units": "CNTS"}, "'CNTS'"), ({"CorrectedImage": ["DECY"]}, "ATTN and DECY"),
         ({"PatientWeight": None}, "without PatientWeight"), ({"DecayCorrection": "NONE"}, "DecayCorrection 'NONE'"),
-        ({"RadionuclideTotalDose": None}, "without RadionuclideTotalDose"), ({"SeriesTime": "130000"}, "after AcquisitionTime"),
+        ({"RadionuclideTotalDose": None}, "without RadionuclideTotalDose"),
+        ({"SeriesTime": "130000"}, "after AcquisitionTime"),
         ({"RadiopharmaceuticalStartTime": "123000"}, "after the injection"), ({"SeriesTime": None}, "SeriesTime"),
     ],
 )  # fmt: skip

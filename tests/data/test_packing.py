@@ -129,6 +129,7 @@ def test_packing_goes_on_where_it_was_killed(tmp_path):
     assert packing.pack(config, tmp_path / "killed", shard_mb=0.001).reused == done.num_shards - 1
 
 
+@pytest.mark.slow
 def test_training_on_a_packed_set_gives_the_losses_of_the_folder(tmp_path):
     folder = write(tmp_path / "set")
     dm.pack(folder, tmp_path / "packed")

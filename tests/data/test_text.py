@@ -42,7 +42,7 @@ def test_pictures_with_words_are_listed(tmp_path):
 def test_the_file_behind_a_name_is_found_with_the_key(tmp_path, capsys):
     import find_dicom
 
-    from deblur_mae_jax.data import dicom
+    from deblur_mae_jax.data import dicom, dicom_series, dicom_volumes
 
     for i in range(3):
         dicom_files.still(tmp_path / "set" / f"{i}.dcm", patient=f"P{i}")
@@ -53,8 +53,18 @@ def test_the_file_behind_a_name_is_found_with_the_key(tmp_path, capsys):
     name = dicom.name_of(headers[1], None)
     privacy.use(None)
     found = find_dicom.main([str(tmp_path / "run"), str(tmp_path / "set"), f"{name}_00003", skipped[0].name])
-    assert found == {name: headers[1].path, skipped[0].name: str(tmp_path / "set" / "notes.txt")}
+    assert found == {name: [headers[1].path], skipped[0].name: [str(tmp_path / "set" / "notes.txt")]}
     assert name in capsys.readouterr().out
+    volume = np.random.default_rng(0).integers(-1000, 1000, (9, 8, 10))
+    dicom_files.slices(tmp_path / "set" / "ct", volume, patient="P9", series="1.2.9", study="1.2")
+    dicom_files.slices(tmp_path / "set" / "few", volume[:3], patient="P8", series="1.2.8", study="1.3")
+    privacy.use(tmp_path / "run")
+    headers, _, _ = dicom.read_headers(tmp_path / "set", 1)
+    volumes, left_out = dicom_series.build(headers)
+    series, lost = dicom_volumes.name_of(volumes[0]), f"series_{privacy.pseudonym('series', '1.2.8')}"
+    patient = dict(zip((h.patient for h in headers), dicom.patients(headers, []), strict=True))["P9|"]
+    found = find_dicom.main([str(tmp_path / "run"), str(tmp_path / "set"), series, patient, lost])
+    assert [len(paths) for paths in found.values()] == [9, 9, 1] and len(left_out) == 4
     with pytest.raises(UserError, match="has the name image_0"):
         find_dicom.main([str(tmp_path / "run"), str(tmp_path / "set"), "image_0"])
     with pytest.raises(UserError, match="holds no dicom_key"):

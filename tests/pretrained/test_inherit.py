@@ -231,6 +231,7 @@ def test_from_scratch_and_best_weights_with_patience(tmp_path):
     assert again.step == result.step and again.params_fingerprint == result.params_fingerprint
 
 
+@pytest.mark.slow
 def test_what_failed_before_it_began_does_not_hold_its_workdir(tmp_path):
     with pytest.raises(UserError, match="patch_size=3"):
         go(tmp_path, model__patch_size=3)
