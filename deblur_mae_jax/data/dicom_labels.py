@@ -43,7 +43,10 @@ class Labels:
     def of(cls, path: str, columns: str, split: str) -> Labels:
         """Read the CSV. Raises `UserError`."""
         file = existing_root(path, "config.data.labels")
-        table = tables.read(file, "all", columns, (*KEYS, "path"))
+        try:
+            table = tables.read(file, "all", columns, (*KEYS, "path"))
+        except UserError as error:
+            raise UserError(str(error).replace("config.data.root", "config.data.labels")) from error
         if "split" in table.columns:
             present = {row["split"] for row in table.rows if row["split"]}
             wanted = naming.wanted_splits(split)

@@ -190,13 +190,18 @@ def _why(values: Any) -> str:
     return ""
 
 
+def _words(content: Any) -> np.ndarray:
+    """16-bit numbers, which pydicom gives as bytes or as a list."""
+    return np.frombuffer(content[: len(content) // 2 * 2], "<u2") if isinstance(content, bytes) else np.asarray(content)
+
+
 def _palette_bits(pixels: np.ndarray, values: Any) -> np.ndarray:
     """8-bit colours of a palette. Palettes of 16 bits whose entries are all below 256 hold 8 bits."""
     if pixels.dtype == np.uint8:
         return pixels
     names = [f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
-    tables = [bytes(values[name].value) for name in names if name in values]
-    small = len(tables) == 3 and all((np.frombuffer(t[: len(t) // 2 * 2], "<u2") < 256).all() for t in tables)
+    tables = [_words(values[name].value) for name in names if name in values]
+    small = len(tables) == 3 and all((table < 256).all() for table in tables)
     return (pixels if small else pixels >> 8).astype(np.uint8)
 
 

@@ -16,7 +16,7 @@ from deblur_mae_jax.data import naming, records
 from deblur_mae_jax.data.decode import Decoder
 from deblur_mae_jax.data.image_files import decoder_of
 from deblur_mae_jax.data.listing import existing_root
-from deblur_mae_jax.data.packing import FACTS, INDEX, VERSION
+from deblur_mae_jax.data.packing import FACTS, INDEX, SKIPPED, VERSION
 from deblur_mae_jax.data.source import BadImage, Checked, Source
 from deblur_mae_jax.errors import UserError
 
@@ -98,6 +98,13 @@ class PackedIndex:
         """A column, or `None` if it is empty."""
         values = [self.columns[column][i] for i in self.rows]
         return values if any(values) else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What was assumed and left out when the set was packed."""
+        count = self.facts.get("num_skipped", 0)
+        left_out = [f"left out when the set was packed: {count} (see its {SKIPPED})"] if count else []
+        return [*self.facts["notes"], *left_out]
 
     def checked(self) -> Checked:
         """What the pre-flight check would find."""
@@ -193,7 +200,7 @@ def source(data, channels: int) -> Source:
         masks=reader.mask if masked else None,
         masked=[bool(value) for value in masked] if masked else None,
         mask_names=index.facts["mask_names"],
-        notes=index.facts["notes"],
+        notes=index.notes,
         splits=index.list_of("split"),
         unused=index.unused,
         scanners=index.list_of("scanner"),

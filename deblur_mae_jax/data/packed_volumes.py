@@ -86,7 +86,7 @@ def source(data, channels: int) -> Source:
         masked=[bool(value) for value in masked] if masked else None,
         grids=reader.grid,
         mask_names=index.facts["mask_names"],
-        notes=index.facts["notes"],
+        notes=index.notes,
         splits=index.list_of("split"),
         unused=index.unused,
         scanners=index.list_of("scanner"),

@@ -576,3 +576,12 @@ def test_pet_is_read_as_uptake_where_all_fields_are_there(tmp_path, reference):
 def test_pet_without_a_field_is_no_uptake(tmp_path, changes, message):
     with pytest.raises(BadImage, match=message):
         read(pet(tmp_path / "a.dcm", **changes), window="0,15")
+
+
+def test_errors_of_a_table_of_labels_name_its_field(tmp_path):
+    made.still(tmp_path / "set" / "a.dcm")
+    table = tmp_path / "labels.csv"
+    table.write_text("number,colour\n1,2\n")
+    with pytest.raises(UserError, match=r"^config\.data\.labels: ") as caught:
+        load(tmp_path / "set", data__labels=str(table))
+    assert "config.data.root" not in str(caught.value)

@@ -502,3 +502,8 @@ def test_the_line_for_the_run_names_the_settings(tmp_path, capfd):
     audit_data.main([str(tmp_path / "packed"), f"--output={tmp_path / 'audit.html'}", "--no_crops"])
     with pytest.raises(UserError, match="--output: cannot write"):
         audit_data.main([str(tmp_path / "set"), "--output=/proc/none/a.html"])
+
+
+def test_what_packing_left_out_is_said_by_the_run(tmp_path):
+    dm.pack(write(tmp_path / "set"), tmp_path / "packed")
+    assert "left out when the set was packed: 1 (see its skipped.csv)" in load(tmp_path / "packed").notes
