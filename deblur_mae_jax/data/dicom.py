@@ -153,11 +153,11 @@ def _said(data, headers: list[Header], used: Iterable[Header], labels: Labels | 
     lines = list(labels.notes()) if labels is not None else []
     burned = sum(header.burned_in for header in used)
     if burned:
-        how = "are used by config.data.allow_burned_in" if data.allow_burned_in else "are cropped to their regions"
-        lines.append(f"{burned} files say that text is burned in; they {how}")
+        how = "used by config.data.allow_burned_in" if data.allow_burned_in else "cropped to their regions"
+        lines.append(f"files whose header says that text is burned in: {burned} ({how})")
     untimed = sum(header.frames > 1 and not header.frame_seconds for header in headers)
     if untimed and data.frames.startswith("every"):
-        lines.append(f"{untimed} clips do not state the time between frames; 25 frames per second are assumed")
+        lines.append(f"clips that do not state the time between frames: {untimed} (25 frames per second are assumed)")
     if labels is not None and labels.has("mask"):
         lines.append("the column mask of config.data.labels is not used: masks of 2-D DICOM pictures are not read")
     return lines
@@ -235,8 +235,8 @@ def patients(headers: list[Header], notes: list[str]) -> list[str]:
     if empty:
         lost = sum(not header.patient and not header.study for header in headers)
         notes.append(
-            f"{empty} files have no PatientID; their study is taken as the patient"
-            + (f", and each of the {lost} files without a study as one" if lost else "")
+            f"files without a PatientID: {empty} (their study is taken as the patient"
+            + (f"; without a study, {lost}, each file is)" if lost else ")")
         )
     keys = []
     for header in headers:
@@ -264,26 +264,28 @@ def facts(headers: list[Header]) -> list[str]:
         return []
     clips = [header.frames for header in headers if header.frames > 1]
     out = [
-        f"DICOM: {len({h.study for h in headers})} studies, {len({h.series for h in headers})} series, "
-        f"{len(headers)} files; {count(h.modality for h in headers)}",
+        f"DICOM files: {len(headers)} ({count(h.modality for h in headers)}), studies: "
+        f"{len({h.study for h in headers})}, series: {len({h.series for h in headers})}",
         f"scanners: {count(f'{h.manufacturer} {h.model}'.strip() for h in headers)}",
         f"transfer syntaxes: {count(h.syntax for h in headers)}",
     ]
     if clips:
-        out.append(f"{len(clips)} clips with {sum(clips)} frames, of which config.data.frames chooses")
+        out.append(f"clips: {len(clips)}, frames: {sum(clips)}, of which config.data.frames chooses")
     sizes = [size for h in headers for size in h.spacing]
     if sizes:
         known = sum(bool(h.spacing) for h in headers)
-        out.append(f"{known} files state the size of a pixel, from {min(sizes):.3g} to {max(sizes):.3g} mm")
+        out.append(
+            f"size of a pixel: {min(sizes):.3g} to {max(sizes):.3g} mm, stated by {known} of {len(headers)} files"
+        )
     regions = [h for h in headers if h.modality == "US"]
     if regions:
         out.append(
-            f"{sum(h.box is not None for h in regions)} of {len(regions)} ultrasound files state their regions; text "
-            "inside a region remains"
+            f"ultrasound files that state their regions: {sum(h.box is not None for h in regions)} of {len(regions)} "
+            "(text inside a region remains)"
         )
     unused = sum(h.unused_regions > 0 for h in headers)
     if unused:
-        out.append(f"{unused} files state regions that are empty or outside of the picture; they are not used")
+        out.append(f"files with regions that are empty or outside of the picture: {unused} (these are not used)")
     return out
 
 

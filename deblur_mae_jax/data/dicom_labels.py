@@ -84,13 +84,13 @@ class Labels:
         """What was assumed, and how many rows and pictures found no partner."""
         lines = [self._without_patients(line) for line in self.table.notes]
         if self._missing:
-            lines.append(f"{self._missing} DICOM files have no row in config.data.labels")
+            lines.append(f"DICOM files without a row in config.data.labels: {self._missing}")
         lost = sum(key not in self._matched for key in self._key_of.values())
         if lost:
-            lines.append(f"{lost} rows of config.data.labels name no DICOM file")
+            lines.append(f"rows of config.data.labels that name no DICOM file: {lost}")
         nameless = len(self.table.rows) - len(self._key_of)
         if nameless:
-            lines.append(f"{nameless} rows of config.data.labels are not used: {', '.join(self.keys)} is empty")
+            lines.append(f"rows of config.data.labels without {' or '.join(self.keys)}: {nameless} (not used)")
         return lines
 
     def _without_patients(self, line: str) -> str:

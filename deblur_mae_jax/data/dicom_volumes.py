@@ -184,12 +184,12 @@ def _segmentations(paths: list[str]) -> dict[str, list[str]]:
 
 
 def _facts(headers: list[dicom_file.Header], series: list[Series]) -> list[str]:
-    lines = [line for line in dicom.facts(headers) if not line.startswith(("clips", "transfer"))]
+    lines = [line for line in dicom.facts(headers) if not line.startswith(("clips:", "transfer"))]
     planes = Counter(_plane(one) for one in series)
     sizes = sorted({len(one.slices) for one in series})
     return [
         *lines,
-        f"{len(series)} volumes of {sizes[0]} to {sizes[-1]} slices: "
+        f"volumes: {len(series)}, slices of a volume: {sizes[0]} to {sizes[-1]}, planes: "
         + ", ".join(f"{name} {count}" for name, count in planes.most_common()),
     ]
 

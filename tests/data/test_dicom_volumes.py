@@ -51,7 +51,7 @@ def test_slices_are_sorted_by_position_whatever_their_names(tmp_path):
     np.testing.assert_array_equal(source.read(0)[..., 0], expected(volume))
     assert source.header(0) == (24, 20, 12)
     assert source.grid_of(0).spacing == pytest.approx((0.7, 0.8, 2.5))
-    assert any("1 volumes of 12 to 12 slices: axial 1" in note for note in source.notes)
+    assert any("volumes: 1, slices of a volume: 12 to 12, planes: axial 1" in note for note in source.notes)
 
 
 ORIENTATIONS = {
