@@ -26,6 +26,13 @@ SAME_DIRECTION, SAME_SIZE = 2e-3, 1e-3
 # What tells repeated acquisitions of one place apart. The first of them say that the contrast differs.
 CONTRAST = ("EchoNumbers", "EchoTime", "InversionTime", "DiffusionBValue", "TemporalPositionIdentifier", "StackID")
 TELLS = (*CONTRAST, "AcquisitionNumber", "TriggerTime", "AcquisitionTime")
+# Where enhanced files keep them: the group of a frame, and the name of the field there.
+IN_GROUPS = {
+    "EchoTime": ("MREchoSequence", "EffectiveEchoTime"), "DiffusionBValue": ("MRDiffusionSequence", "DiffusionBValue"),
+    "StackID": ("FrameContentSequence", "StackID"),
+    "TemporalPositionIdentifier": ("FrameContentSequence", "TemporalPositionIndex"),
+    "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
+}  # fmt: skip
 ALTERNATE = "slices of {} acquisitions are put together to one volume, by their positions"
 MODALITIES = {"CT": "ct", "MR": "mr"}
 
@@ -171,16 +178,11 @@ def _slice(header: dicom_file.Header, frame: int, values: Any) -> Slice:
     if transform.get("ModalityLUTSequence", None):
         raise BadImage("its values need a modality lookup table, which is not used for volumes")
     slope, intercept = dicom_windows.rescale(transform)
-    places = {
-        "EchoTime": "MREchoSequence", "DiffusionBValue": "MRDiffusionSequence", "StackID": "FrameContentSequence",
-        "TemporalPositionIdentifier": "FrameContentSequence", "AcquisitionNumber": "FrameContentSequence",
-    }  # fmt: skip
-    names = {"EchoTime": "EffectiveEchoTime", "TemporalPositionIdentifier": "TemporalPositionIndex",
-             "AcquisitionNumber": "FrameAcquisitionNumber"}  # fmt: skip
 
     def tell(name: str) -> str:
-        own = group(places[name]) if name in places else values
-        return str(own.get(name if own is values else names.get(name, name), "") or "")
+        sequence, field = IN_GROUPS.get(name, ("", name))
+        own = group(sequence) if sequence else values
+        return str(own.get(name if own is values else field, "") or "")
 
     return Slice(
         header.path, frame, position, orientation, spacing, (header.rows, header.columns), slope, intercept,
