@@ -365,3 +365,27 @@ def test_one_damaged_position_stops_nothing(tmp_path):
     values.save_as(path)
     source = load(tmp_path)
     assert source.size_of(0)[2] == 11 and any("is no number" in s.reason for s in source.skipped)
+
+
+def test_echoes_of_an_enhanced_file_are_volumes(tmp_path):
+    volume = hounsfield((24, 20, 24))
+    values = made.base("1.2.840.10008.5.1.4.1.1.4.1", modality="MR")
+    made.with_pixels(values, (volume + 1024).astype(np.uint16), bits=12)
+    shared, measures, turn = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, turn.ImageOrientationPatient = [0.8, 0.7], [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [turn]
+    values.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for k in range(24):
+        frame, place, echo = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = [-10.0, -20.0, 2.5 * (k // 2)]
+        echo.EffectiveEchoTime = (10.0, 30.0)[k % 2]
+        frame.PlanePositionSequence, frame.MREchoSequence = [place], [echo]
+        groups.append(frame)
+    values.PerFrameFunctionalGroupsSequence = groups
+    made.save(values, tmp_path / "set" / "a.dcm")
+    source = load(tmp_path / "set")
+    assert [source.size_of(i) for i in range(len(source))] == [(24, 20, 12)] * 2
+    want = [np.argmax(volume[first::2].transpose(2, 1, 0)[::-1, ::-1]) for first in (0, 1)]
+    for i in range(2):
+        assert source.read(i)[..., 0].ravel()[want[i]] == source.read(i).max()
