@@ -130,6 +130,7 @@ def test_a_split_that_damage_emptied_is_one_clear_line(tmp_path):
            data__split="train", data__val_split="val", data__test_split="none")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_edited_labels_are_other_data(tmp_path):
     from PIL import Image
 

@@ -315,6 +315,7 @@ def a_run(tmp_path_factory):
     return folder, train.train_and_evaluate(config_of(), folder)
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_reports(a_run):
     folder, result = a_run
     assert result.finished and (folder / "report" / "index.html").exists()

@@ -61,6 +61,7 @@ def test_every_number_follows_from_the_table():
     assert not patients["val"] & patients["test"]
 
 
+@pytest.mark.slow
 def test_the_degradation_and_the_sizes_are_inherited_and_said():
     folder, _ = classifier()
     config = trained_network.read_config(folder)
@@ -255,6 +256,7 @@ def test_the_published_recipe_is_a_config():
         fields.finetuning("mine")
 
 
+@pytest.mark.slow
 def test_a_classifier_from_a_classifier(tmp_path):
     """It has no network to search with, says so, keeps no head of other classes, and predicts."""
     import deblur_mae_jax as dm
