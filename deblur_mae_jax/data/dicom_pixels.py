@@ -158,6 +158,7 @@ def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarr
             pixels = _palette_bits(np.asarray(apply_color_lut(pixels, values)), values)
         elif photometric == "RGB" and pixels.ndim == 3:
             pixels = _as_stream_says(header, values, frame, pixels, notes)
+        lossy = str(values.get("LossyImageCompression", "")) == "01"
     except (BadImage, UserError):
         raise
     except MemoryError as error:
@@ -167,12 +168,19 @@ def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarr
         missing = "decode" in text and ("plugin" in text or "missing" in text)
         if missing:
             raise BadImage(f"its compression ({header.syntax}) needs another decoder: {dicom_file.EXTRA}") from error
-        raise BadImage(_why(values) or f"damaged: its pixels cannot be decoded ({type(error).__name__})") from error
+        raise BadImage(_reason(values) or f"damaged: its pixels cannot be decoded ({type(error).__name__})") from error
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise BadImage(f"its frames have the shape {pixels.shape}; expected gray or RGB")
-    if str(values.get("LossyImageCompression", "")) == "01":
+    if lossy:
         notes.append(LOSSY)
     return values, pixels
+
+
+def _reason(values: Any) -> str:
+    try:
+        return _why(values)
+    except Exception:  # pydicom converts a field when it is asked for, and damaged ones cannot be converted
+        return ""
 
 
 def _why(values: Any) -> str:

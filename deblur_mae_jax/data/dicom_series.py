@@ -135,16 +135,16 @@ class LeftOut:
 def slices_of(header: dicom_file.Header) -> list[Slice]:
     """The slices of a file. Raises `BadImage` if it has no positions, or is a localiser or derived picture."""
     values = dicom_file.dataset(header.path)
-    kinds = {str(kind).upper() for kind in values.get("ImageType", None) or ()}
-    if "LOCALIZER" in kinds:
-        raise BadImage("a localiser")
-    if "MOSAIC" in kinds:
-        raise BadImage("a mosaic, which holds many slices in one picture: convert it with dcm2niix")
-    if kinds & {"SCREEN SAVE", "MIP", "MINIP", "PROJECTION IMAGE"} or str(values.get("ConversionType", "") or ""):
-        raise BadImage("a derived picture, such as a saved screen or a projection")
-    if values.get("SamplesPerPixel", 1) != 1:
-        raise BadImage("a colour picture in a series")
     try:
+        kinds = {str(kind).upper() for kind in values.get("ImageType", None) or ()}
+        if "LOCALIZER" in kinds:
+            raise BadImage("a localiser")
+        if "MOSAIC" in kinds:
+            raise BadImage("a mosaic, which holds many slices in one picture: convert it with dcm2niix")
+        if kinds & {"SCREEN SAVE", "MIP", "MINIP", "PROJECTION IMAGE"} or str(values.get("ConversionType", "") or ""):
+            raise BadImage("a derived picture, such as a saved screen or a projection")
+        if values.get("SamplesPerPixel", 1) != 1:
+            raise BadImage("a colour picture in a series")
         if "PerFrameFunctionalGroupsSequence" in values:
             return _enhanced(header, values)
         if header.frames > 1:

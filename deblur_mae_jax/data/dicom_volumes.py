@@ -101,7 +101,7 @@ def source(data, channels: int) -> Source:
     groups = dict(zip((h.path for h in headers), dicom.patients(headers, notes), strict=True))
     labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None
     finder = tables.Finder(Path(data.labels).expanduser().parent, volume_file.SUFFIXES) if data.labels else None
-    by_series = _segmentations(segmentations)
+    by_series = _segmentations(segmentations, root, skipped)
     names_of_files = {header.path: file.name for header, file in zip(headers, files, strict=True)}
     kept: list[tuple[Series, dict[str, str], tuple[Any, ...]]] = []
     for one in sorted(series, key=lambda s: s.path):
@@ -173,13 +173,17 @@ def _by_series(left_out: list[dicom_series.LeftOut]) -> list[Skipped]:
     return [Skipped(f"series_{privacy.pseudonym('series', uid)}", reason) for (uid, reason) in counts]
 
 
-def _segmentations(paths: list[str]) -> dict[str, list[str]]:
-    """Segmentation files by the series that they segment."""
+def _segmentations(paths: list[str], root: Path, skipped: list[Skipped]) -> dict[str, list[str]]:
+    """Segmentation files by the series that they segment; damaged ones are added to `skipped`."""
     out: dict[str, list[str]] = defaultdict(list)
     for path in paths:
-        values = dicom_file.dataset(path)
-        for reference in values.get("ReferencedSeriesSequence", None) or ():
-            out[str(reference.get("SeriesInstanceUID", ""))].append(path)
+        try:
+            values = dicom_file.dataset(path)
+            for reference in values.get("ReferencedSeriesSequence", None) or ():
+                out[str(reference.get("SeriesInstanceUID", ""))].append(path)
+        except Exception as error:  # headers are damaged in as many ways as there are files
+            reason = f"a segmentation whose header cannot be read ({type(error).__name__}); its series has no mask"
+            skipped.append(Skipped(dicom.file_name(Path(path).relative_to(root).as_posix()), reason))
     return out
 
 

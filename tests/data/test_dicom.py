@@ -13,7 +13,7 @@ from dicom_files import picture
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from deblur_mae_jax.data import dataset, dicom_file, dicom_pixels, dicom_windows, index, privacy, splits
+from deblur_mae_jax.data import dataset, dicom_file, dicom_pixels, dicom_series, dicom_windows, index, privacy, splits
 from deblur_mae_jax.data.dicom_pixels import FrameReader
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
@@ -584,3 +584,22 @@ def test_errors_of_a_table_of_labels_name_its_field(tmp_path):
     with pytest.raises(UserError, match=r"^config\.data\.labels: ") as caught:
         load(tmp_path / "set", data__labels=str(table))
     assert "config.data.root" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", range(12))
+def test_a_damaged_element_is_named_wherever_it_is(tmp_path, place):
+    """pydicom converts an element when it is asked for, which may be long after the header was read."""
+    path = made.still(tmp_path / "a.dcm", syntax="jpeg", ImageType=["ORIGINAL", "PRIMARY"], LossyImageCompression="01")
+    content = bytearray(path.read_bytes())
+    starts = [
+        at for at in range(300, len(content) - 8) if content[at : at + 2] in (b"US", b"CS") and content[at + 3] == 0
+    ]
+    at = starts[place % len(starts)]
+    content[at + 2] += 1  # its length becomes odd
+    path.write_bytes(content)
+    try:
+        header = dicom_file.header(str(path))
+        dicom_series.build([header])
+        FrameReader().read(header, 0)
+    except BadImage:
+        pass
