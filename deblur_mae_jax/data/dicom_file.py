@@ -49,7 +49,8 @@ def pydicom() -> Any:
         raise UserError(f"DICOM files need pydicom, which is not installed: {EXTRA}") from error
     # Its remarks on damaged elements quote their values, which may identify patients.
     warnings.filterwarnings("ignore", module=r"pydicom|deblur_mae_jax\.data\.dicom")
-    logging.getLogger("pydicom").disabled = True
+    # A level, unlike `disabled`, holds for the loggers below it too, which print tracebacks of damaged pixels.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     return module
 
 

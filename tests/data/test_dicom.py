@@ -12,6 +12,7 @@ import tiny
 from dicom_files import picture
 from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 
 from deblur_mae_jax.data import dataset, dicom_file, dicom_pixels, dicom_series, dicom_windows, index, privacy, splits
 from deblur_mae_jax.data.dicom_pixels import FrameReader
@@ -603,3 +604,13 @@ def test_a_damaged_element_is_named_wherever_it_is(tmp_path, place):
         FrameReader().read(header, 0)
     except BadImage:
         pass
+
+
+def test_pydicom_prints_nothing(tmp_path, caplog):
+    path = made.still(tmp_path / "a.dcm", syntax="jpeg")
+    values = pydicom.dcmread(path)
+    values.PixelData = encapsulate([b"no jpeg, and of an even length"])
+    values.save_as(path)
+    with pytest.raises(BadImage, match="cannot be decoded"):
+        gray(path, crop="none")
+    assert not caplog.records
