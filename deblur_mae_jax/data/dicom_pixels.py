@@ -165,7 +165,9 @@ def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarr
         raise BadImage("not enough memory to decode it") from error
     except Exception as error:  # decoders raise many kinds on damaged data
         text = one_line(error)
-        missing = "decode" in text and ("plugin" in text or "missing" in text)
+        missing = "missing dependencies" in text or "is missing" in text
+        if isinstance(error, NotImplementedError):
+            raise BadImage(f"its compression ({header.syntax}) cannot be read") from error
         if missing:
             raise BadImage(f"its compression ({header.syntax}) needs another decoder: {dicom_file.EXTRA}") from error
         raise BadImage(_reason(values) or f"damaged: its pixels cannot be decoded ({type(error).__name__})") from error

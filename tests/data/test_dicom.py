@@ -614,3 +614,12 @@ def test_pydicom_prints_nothing(tmp_path, caplog):
     with pytest.raises(BadImage, match="cannot be decoded"):
         gray(path, crop="none")
     assert not caplog.records
+
+
+def test_a_video_is_named_by_its_compression(tmp_path):
+    path = made.still(tmp_path / "a.dcm", syntax="jpeg")
+    values = pydicom.dcmread(path)
+    values.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"
+    values.save_as(path)
+    with pytest.raises(BadImage, match=r"its compression \(MPEG-4 .*\) cannot be read"):
+        gray(path, crop="none")
