@@ -23,7 +23,7 @@ from PIL import Image
 
 import deblur_mae_jax as dm
 from deblur_mae_jax import train
-from deblur_mae_jax.data import dataset, index, packed, packing, privacy, records, source_config
+from deblur_mae_jax.data import dataset, index, packed, packing, parquet, privacy, records, source_config
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import inherit
@@ -477,7 +477,8 @@ def test_splits_of_shards_in_folders(tmp_path):
         source = dataset.load_source(config)
         assert sorted(source.splits) == ["test"] * 3 + ["train"] * 3 and len(set(source.names)) == 6
         assert len(dataset.load_source(config, "test")) == 3
-        assert source.labels is None or "-1" in source.labels  # without names of classes, -1 is a class
+        # Without names of classes, -1 is a class like any other; the captions of the tars are no classes.
+        assert source.labels == (["0", "1", "-1"] * 2 if folder == "parquet" else None)
 
 
 def test_one_tar_among_images_is_no_set_of_tars(tmp_path):
@@ -507,3 +508,7 @@ def test_the_line_for_the_run_names_the_settings(tmp_path, capfd):
 def test_what_packing_left_out_is_said_by_the_run(tmp_path):
     dm.pack(write(tmp_path / "set"), tmp_path / "packed")
     assert "left out when the set was packed: 1 (see its skipped.csv)" in load(tmp_path / "packed").notes
+
+
+def test_the_number_of_an_unknown_class_is_no_class():
+    assert parquet._texts([0, -1, 1, None], ["benign", "malignant"]) == ["benign", "", "malignant", ""]
