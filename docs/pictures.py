@@ -7,8 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parent.parent
@@ -16,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "data")]
 
 import dicom_files  # noqa: E402
 
+import deblur_mae_jax as dm  # noqa: E402
 from deblur_mae_jax.config import finetuning, pretraining, volumes  # noqa: E402
 from deblur_mae_jax.data import dataset, phantoms, phantoms3d, privacy  # noqa: E402
 from deblur_mae_jax.pretrained import inherit  # noqa: E402
@@ -45,6 +48,60 @@ def sheet(picture, config, root, **fields):
         rows.setdefault("\n".join(filter(None, [split, label])) or "images", []).append(i)
     image = inspection.sheet(index, {row: np.array(numbers) for row, numbers in rows.items()})
     image.save(OUT / f"{picture}.png", optimize=True)
+
+
+def csv(folder):
+    """A CSV as rows, each beside the picture that it names, with the outline of its mask."""
+    rows = [
+        ["images/1.png", "benign", "patient 7", "train", "masks/1.png"],
+        ["images/2.png", "malignant", "patient 8", "train", "masks/2.png"],
+        ["images/3.png", "benign", "patient 9", "test", ""],
+    ]
+    numbers = [next(i for i in range(48) if PHANTOMS.label(i) == row[1] and i >= 5 * k) for k, row in enumerate(rows)]
+    figure, axes = plt.subplots(figsize=(8, 2.9), dpi=100)
+    axes.axis("off")
+    names = ["path", "label", "group", "split", "mask"]
+    table = axes.table(rows, colLabels=names, cellLoc="left", bbox=(0.13, 0, 0.87, 1))
+    table.auto_set_font_size(False)
+    table.set_fontsize(9.5)
+    for (row, _), cell in table.get_celld().items():
+        cell.set_edgecolor("#cccccc")
+        cell.set_height(0.25 if row else 0.15)
+        cell.get_text().set_fontweight("normal" if row else "bold")
+        cell.get_text().set_fontfamily("monospace" if row else "sans-serif")
+    heights = [table[row, 0].get_height() for row in range(4)]
+    top = 1 - heights[0] / sum(heights)
+    for number, row in zip(numbers, rows, strict=True):
+        top -= heights[1] / sum(heights)
+        place = axes.inset_axes((0, top + 0.01, 0.12, heights[1] / sum(heights) - 0.02))
+        place.imshow(PHANTOMS.read(number)[..., 0], cmap="gray", vmin=0, vmax=255)
+        if row[4]:
+            place.contour(PHANTOMS.mask(number), [0.5], colors="#ffcc00", linewidths=1)
+        place.axis("off")
+    figure.savefig(folder / "csv.png", bbox_inches="tight")
+    plt.close(figure)
+
+
+def packed(folder, images):
+    """The files of a packed set, the first rows of its index, and where the first records are."""
+    dm.pack(images, folder, shard_mb=1)
+    index = pd.read_parquet(folder / "index.parquet")
+    figure, axes = plt.subplots(figsize=(8, 2.6), dpi=100)
+    axes.axis("off")
+    files = sorted(
+        f"{path.name}  ({path.stat().st_size / 1024:.0f} KiB)" for path in folder.iterdir() if path.is_file()
+    )
+    axes.text(0, 1, "\n".join(files), va="top", family="monospace", fontsize=9)
+    shown = index[["name", "label", "split", "shard", "record"]].head(4)
+    cells = [[Path(str(row[0])).name, *map(str, row[1:])] for row in shown.itertuples(index=False)]
+    table = axes.table(cells, colLabels=list(shown.columns), cellLoc="left", bbox=(0, 0, 1, 0.5))
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    for (row, _), cell in table.get_celld().items():
+        cell.set_edgecolor("#cccccc")
+        cell.get_text().set_fontweight("normal" if row else "bold")
+    figure.savefig(OUT / "packed.png", bbox_inches="tight")
+    plt.close(figure)
 
 
 def save(path, pixels):
@@ -85,6 +142,8 @@ def main():
                 path = place / "volumes" / folder / f"case_{i}.nii.gz"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+        csv(OUT)
+        packed(place / "packed", place / "classes")
         privacy.use(place)
         sheet("classes", finetuning(), place / "classes", name="image_folder")
         sheet("masks", pretraining(), place / "masks", name="image_folder")

@@ -1,5 +1,6 @@
 """Set up before JAX is imported: CPU, one compilation cache for all workers of a session."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -20,6 +21,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Halves the time to compile the many small programs; the slow tests run with optimisations.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Compiled programs stay in memory; looking through them for garbage every few hundred objects took half of the time.
+gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from deblur_mae_jax.data import dicom_file, dicom_windows, listing, privacy
+from deblur_mae_jax.data import dicom_file, dicom_windows, listing, masks, privacy, raster
+from deblur_mae_jax.data import table as tables
+from deblur_mae_jax.data.decode import EXTENSIONS
 from deblur_mae_jax.data.dicom_file import Header
 from deblur_mae_jax.data.dicom_labels import Labels
 from deblur_mae_jax.data.dicom_pixels import FrameReader
 from deblur_mae_jax.data.grid import Grid, save_image
-from deblur_mae_jax.data.image_files import stamp_of
+from deblur_mae_jax.data.image_files import mask_file_of, stamp_of
 from deblur_mae_jax.data.listing import File
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
 from deblur_mae_jax.errors import UserError, unknown
@@ -35,6 +38,8 @@ BURNED_IN = (
 )
 COPY = "a copy of a picture that is read already"
 SAME_UID = "it has the SOPInstanceUID of a picture that is read already, and other contents"
+# Header, number of the frame, patient, row of the CSV.
+Kept = tuple[Header, int, str, dict[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +48,16 @@ class Frames:
 
     headers: header of the file of each image.
     numbers: number of the frame in its file.
+    mask_paths: mask files of each image; () if it has no mask.
+    mask_file: how they are read.
     """
 
     headers: list[Header]
     numbers: list[int]
     reader: FrameReader
     max_side: int
+    mask_paths: list[tuple[str, ...]]
+    mask_file: masks.MaskFile
 
     def read(self, index: int) -> np.ndarray:
         """uint8 `(H, W, C)`."""
@@ -56,16 +65,56 @@ class Frames:
 
     def examine(self, index: int) -> tuple[np.ndarray, list[str]]:
         """`read`, and the assumptions that were made."""
-        from PIL import Image
-
         pixels, notes = self.reader.read(self.headers[index], self.numbers[index])
-        scale = self.max_side / max(pixels.shape[:2])
-        if self.max_side and scale < 1:
-            size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+        height, width = self._shrunk(*pixels.shape[:2])
+        if (height, width) != pixels.shape[:2]:
             image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-            pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+            pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
             pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         return pixels, notes
+
+    def _shrunk(self, height: int, width: int) -> tuple[int, int]:
+        scale = self.max_side / max(height, width) if self.max_side else 1.0
+        return (height, width) if scale >= 1 else (max(1, round(height * scale)), max(1, round(width * scale)))
+
+    def mask(self, index: int) -> np.ndarray:
+        """The classes of the mask on the pixels of `read`, uint8 `(H, W)`. Raises `BadImage`."""
+        return self.examine_mask(index)[0]
+
+    def examine_mask(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """`mask`, and the assumptions that were made. The file has the pixels of the whole picture, before a crop."""
+        if not self.mask_paths[index]:
+            raise BadImage("it has no mask")
+        header = self.headers[index]
+        picture = raster.Header(header.columns, header.rows, 1, 1, False, False)
+        pairs = []
+        for path in map(Path, self.mask_paths[index]):
+            try:
+                pairs.append(self.mask_file.read(path, picture))
+            except BadImage as error:  # the name of the file may be that of a patient
+                raise BadImage(str(error).replace(f" '{path.name}'", "")) from None
+        whole = masks.join([mask for mask, _ in pairs])
+        box = self.reader.box(header)
+        cut = whole if box is None else whole[box[1] : box[3], box[0] : box[2]]
+        height, width = self._shrunk(*cut.shape)
+        shrunk = np.asarray(Image.fromarray(cut).resize((width, height), Image.Resampling.NEAREST))
+        return shrunk, list(dict.fromkeys(note for _, notes in pairs for note in notes))
+
+    def mask_stamp(self, index: int) -> list[Any]:
+        """Hashed name, size and modification time of every mask file."""
+        return [[file_name(path), stamp_of(path)] for path in self.mask_paths[index]]
+
+    def mask_fields(self) -> dict[str, Any]:
+        """The mask fields of a `Source`. Empty if no image has a mask."""
+        if not any(self.mask_paths):
+            return {}
+        return {
+            "masks": self.mask,
+            "examine_mask": self.examine_mask,
+            "masked": [bool(paths) for paths in self.mask_paths],
+            "mask_stamp": self.mask_stamp,
+            "mask_names": list(self.mask_file.values.names) if self.mask_file.values else None,
+        }
 
     def header(self, index: int) -> tuple[int, int]:
         """(H, W), from the header alone if nothing has to be found in the pixels."""
@@ -73,9 +122,7 @@ class Frames:
         if self.reader.crop == "auto" and header.box is None and header.modality == "US":
             return self.read(index).shape[:2]
         box = self.reader.box(header) or (0, 0, header.columns, header.rows)
-        height, width = box[3] - box[1], box[2] - box[0]
-        scale = self.max_side / max(height, width) if self.max_side else 1.0
-        return (height, width) if scale >= 1 else (max(1, round(height * scale)), max(1, round(width * scale)))
+        return self._shrunk(box[3] - box[1], box[2] - box[0])
 
     def stamp(self, index: int) -> list[Any] | None:
         """Size and modification time of the file."""
@@ -88,11 +135,8 @@ class Frames:
         height = self.header(index)[0]
         box = self.reader.box(header) or (0, 0, header.columns, header.rows)
         shrunk = (box[3] - box[1]) / height if header.spacing else 1.0
-
-        def none() -> np.ndarray:
-            raise BadImage("it has no mask")
-
-        return Grid(tuple(s * shrunk for s in spacing), unit, none, lambda labels: labels, save_image)
+        spacing = tuple(s * shrunk for s in spacing)
+        return Grid(spacing, unit, lambda: self.mask(index), lambda labels: labels, save_image)
 
 
 def source(data, channels: int) -> Source:
@@ -112,7 +156,7 @@ def source(data, channels: int) -> Source:
     labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None
     notes: list[str] = []
     groups = patients(headers, notes)
-    kept: list[tuple[Header, int, str, dict[str, str]]] = []
+    kept: list[Kept] = []
     own_groups: dict[str, int] = {}
     for header, file, group in zip(headers, files, groups, strict=True):
         own_name = name_of(header, file)
@@ -127,7 +171,10 @@ def source(data, channels: int) -> Source:
         for number in dicom_file.chosen_frames(data.frames, header):
             kept.append((header, number, group, row))
     notes += [*_said(data, headers, {header.path: header for header, *_ in kept}.values(), labels), *facts(headers)]
-    frames = Frames([k[0] for k in kept], [k[1] for k in kept], reader, int(data.max_side))
+    frames = Frames(
+        [k[0] for k in kept], [k[1] for k in kept], reader, int(data.max_side), _masks(data, kept, notes),
+        mask_file_of(data),
+    )  # fmt: skip
     names: list[str] = [name_of(header, None) + (f"_{n:05d}" if header.frames > 1 else "") for header, n, *_ in kept]
     return Source(
         names,
@@ -136,6 +183,7 @@ def source(data, channels: int) -> Source:
         frames.stamp,
         labels=[row.get("label", "") for *_, row in kept] if labels is not None and labels.has("label") else None,
         groups=[group for _, _, group, _ in kept],
+        **frames.mask_fields(),
         grids=frames.grid,
         skipped=skipped,
         examine=frames.examine,
@@ -158,9 +206,25 @@ def _said(data, headers: list[Header], used: Iterable[Header], labels: Labels | 
     untimed = sum(header.frames > 1 and not header.frame_seconds for header in headers)
     if untimed and data.frames.startswith("every"):
         lines.append(f"clips that do not state the time between frames: {untimed} (25 frames per second are assumed)")
-    if labels is not None and labels.has("mask"):
-        lines.append("the column mask of config.data.labels is not used: masks of 2-D DICOM pictures are not read")
     return lines
+
+
+def _masks(data, kept: list[Kept], notes: list[str]) -> list[tuple[str, ...]]:
+    """The mask files of every image, from the column `mask` of the CSV. Adds to `notes`."""
+    if not data.labels:
+        return [()] * len(kept)
+    finder = tables.Finder(Path(data.labels).expanduser().parent, sorted(EXTENSIONS))
+    out: list[tuple[str, ...]] = []
+    of_clips = set()
+    for header, _, _, row in kept:
+        cells = [part.strip() for part in row.get("mask", "").split(";") if part.strip()]
+        if cells and header.frames > 1:
+            of_clips.add(header.path)
+            cells = []
+        out.append(tuple(finder.path(cell) for cell in cells))
+    if of_clips:
+        notes.append(f"clips with a mask in config.data.labels: {len(of_clips)} (not used: it shows one frame only)")
+    return out
 
 
 def read_headers(

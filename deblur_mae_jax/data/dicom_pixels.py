@@ -26,7 +26,8 @@ JPEG_BASELINE = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 # Gray levels by which the channels of a gray picture may differ, and the share of pixels for which this must hold.
 GRAY_DIFFERENCE, GRAY_SHARE = 8, 0.995
 YBR_NAMED_RGB = "the header says RGB, but the JPEG stream holds YCbCr; it is converted"
-COLOUR = "colour pixels, such as Doppler, are read as their luma"
+COLOUR = "colour, such as Doppler, is read as its luma: {} % of the pixels have colour"
+COLOUR_SHARES = {5: "up to 5", 20: "5 to 20", 100: "20 to 100"}
 LOSSY = "lossily compressed"
 # Photometric interpretations that are read, and their samples per pixel.
 PHOTOMETRIC = {
@@ -91,9 +92,10 @@ class FrameReader:
             return np.ascontiguousarray(pixels)
         wide = pixels.astype(np.int16)
         apart = wide.max(axis=2) - wide.min(axis=2)
-        if (apart <= GRAY_DIFFERENCE).mean() >= GRAY_SHARE:
+        coloured = float((apart > GRAY_DIFFERENCE).mean())
+        if coloured <= 1 - GRAY_SHARE:
             return np.ascontiguousarray(np.rint(wide.mean(axis=2)).astype(np.uint8)[..., None])
-        notes.append(COLOUR)
+        notes.append(COLOUR.format(next(text for limit, text in COLOUR_SHARES.items() if 100 * coloured <= limit)))
         luma = pixels @ np.array([0.299, 0.587, 0.114])
         return np.rint(luma).astype(np.uint8)[..., None]
 

@@ -134,7 +134,7 @@ def test_gray_stored_as_colour_and_doppler(tmp_path):
     assert read(made.still(tmp_path / "a.dcm", frame, photometric="RGB"), crop="none")[1] == []
     frame[:10, :10] = (255, 0, 0)
     pixels, notes = read(made.still(tmp_path / "b.dcm", frame, photometric="RGB"), crop="none")
-    assert notes == [dicom_pixels.COLOUR] and pixels[5, 5, 0] == 76
+    assert notes == [dicom_pixels.COLOUR.format("up to 5")] and pixels[5, 5, 0] == 76
 
 
 def scan(height=60, width=80, seed=0):
@@ -292,6 +292,34 @@ def test_labels_from_a_csv(tmp_path, key):
                            data__val_split="val", data__test_split="test", **fields)  # fmt: skip
     found = splits.labelled(lambda split: dataset.load_source(config, split), config.data)
     assert found.classes == ["a", "b"] and len(found.source) == 11
+
+
+def test_masks_from_a_csv_are_cut_like_their_pictures(tmp_path):
+    mask = np.zeros((60, 80), np.uint8)
+    mask[20:40, 30:50] = 1
+    rows = ["PatientID,mask"]
+    for name in "abc":
+        made.still(tmp_path / "set" / f"{name}.dcm", scan(), patient=name,
+                   SequenceOfUltrasoundRegions=[made.region(15, 12, 69, 54)])  # fmt: skip
+        rows.append(f"{name},masks/{name}_DOE.png")
+    clip(tmp_path / "set" / "clip.dcm", np.stack([scan(seed=i) for i in range(9)]))
+    rows.append("P1,masks/a_DOE.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "masks" / "a_DOE.png")
+    Image.fromarray(mask[:50]).save(tmp_path / "masks" / "b_DOE.png")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    source = load(tmp_path / "set", data__labels=str(tmp_path / "labels.csv"))
+    np.testing.assert_array_equal(source.masks(0), mask[12:55, 15:70])
+    np.testing.assert_array_equal(source.grid_of(0).truth(), mask[12:55, 15:70])
+    assert source.masked[:3] == [True] * 3 and not any(source.masked[3:])
+    assert any("clips with a mask in config.data.labels: 1" in note for note in source.notes)
+    with pytest.raises(BadImage, match="its mask is 80 x 50 pixels, the image 80 x 60"):
+        source.masks(1)
+    with pytest.raises(BadImage, match="mask") as error:
+        source.masks(2)
+    assert "DOE" not in str(error.value)
+    small = load(tmp_path / "set", data__labels=str(tmp_path / "labels.csv"), data__max_side=28)
+    assert small.masks(0).shape == small.read(0).shape[:2] == (22, 28)
 
 
 def test_labels_that_contradict_each_other_are_refused(tmp_path):
