@@ -35,6 +35,7 @@ RUN: Group = {
     "seed": Field(0, "Seed of every random number of the run."),
     "image_size": Field(224, "Side of the network's input: pixels, or voxels of a cube."),
     "compilation_cache": Field("auto", 'Folder that keeps compiled programs between runs. "auto": the user\'s cache folder. "": none.'),
+    "hang_minutes": Field(10.0, "Minutes after which a training step that does not end ends the run, with exit code 124 and the stack of every thread. At least 20 typical steps. 0: never."),
     "init_from": Field("", 'Weights to start from: the workdir of a run, or a weight file of this library, MAE, DeblurringMIM, timm, Hugging Face, MONAI or DAE. "": from scratch.'),
     "init_strict": Field(True, "Refuse weights that do not fit the network. False: take what fits."),
     "init_parts": Field("both", "Parts of `init_from` to take: both | encoder | decoder."),

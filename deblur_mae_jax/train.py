@@ -17,15 +17,16 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import lookup
+from deblur_mae_jax.config import flat
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data import summary
 from deblur_mae_jax.performance import profiling
 from deblur_mae_jax.pretrained import inherit
-from deblur_mae_jax.training import checks, compilation, experiment
+from deblur_mae_jax.training import agreement, checks, compilation, experiment, stop
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.training.loop import Loop, NonFiniteLossError, Result
 from deblur_mae_jax.training.progress import Progress
-from deblur_mae_jax.workdir import checkpoint, lock, metric_writer, run_folder
+from deblur_mae_jax.workdir import checkpoint, goodput, lock, metric_writer, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 __all__ = ["NonFiniteLossError", "Result", "train_and_evaluate"]
@@ -40,17 +41,19 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, dry_run: bool = 
     Raises `UserError` for bad input and `NonFiniteLossError` if the loss is not finite.
     """
     folder = Workdir(workdir)
-    with contextlib.nullcontext() if dry_run else lock.hold(folder):
-        return _train(config, folder, dry_run, profile)
+    with contextlib.nullcontext() if dry_run else lock.hold(folder), stop.handling() as requests:
+        return _train(config, folder, dry_run, profile, requests)
 
 
-def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool) -> Result:
+def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, requests: stop.Stop) -> Result:
     progress = Progress()
+    clock = goodput.Clock(folder.time if jax.process_index() == 0 and not dry_run else None)
     compilation.use_compilation_cache(config.compilation_cache)
 
     # Identify the run. Unset fields are inherited from the network it starts from.
     config, source, notes = inherit.resolve(config, None if dry_run else folder)
     identity = checks.check(config)
+    agreement.require(config=flat(config), commit=run_folder.git_state() if jax.process_count() > 1 else None)
     if not dry_run:
         run_folder.claim(folder, config)
         if source is not None and identity.starts_from_pretrained:
@@ -59,6 +62,7 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool) ->
     # Build its images, network, optimiser and training step.
     run = experiment.build(config, None if dry_run else folder, source, progress.counters())
     run.notes[:0] = notes
+    agreement.require(data=run.index.fingerprint)
     _introduce(run, progress)
     state = run.make_state()
     if dry_run:
@@ -69,31 +73,36 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool) ->
     # Restore its last checkpoint, if there is one.
     checkpoints = checkpoint.open_run(folder, config.checkpoint)
     restored = checkpoints.restore_latest(state)
-    start, best = 0, None
+    start, notes_saved = 0, {}
     if restored is not None:
-        state, start, best = restored.state, restored.step, restored.notes.get("best")
+        state, start, notes_saved = restored.state, restored.step, restored.notes
         progress.print(f"resuming at step {start} of {run.total_steps}")
+    requests.poll()
 
     # Compile for exactly these shapes.
     batches = run.store.batches(start, max(run.total_steps - start, 1))
     first = next(batches)
     progress.update("compiling the training step", force=True)
-    program = compilation.compile_step(run, state, first)
+    with clock.part("compile"):
+        program = compilation.compile_step(run, state, first)
+    requests.poll()
     progress.update(f"compiled in {program.seconds:.1f} s", force=True)
     main = jax.process_index() == 0
     if main:
         _record(run, folder, state, compilation.summary(run, program, state))
 
     # Train, evaluate and save; at the end evaluate the best weights.
-    module = lookup.module("evaluators", identity.evaluator, "Evaluator", "evaluator of the task")
-    evaluator = module.Evaluator(run, folder)
+    evaluator = lookup.module("evaluators", identity.evaluator, "Evaluator", "evaluator of the task").Evaluator(
+        run, folder
+    )
     writer = metric_writer.Writer(folder if main else None, start, config.log.tensorboard)
     tracer = profiling.Tracer(folder.profile, start, progress) if profile and main else None
-    loop = Loop(run, folder, evaluator, program, checkpoints, writer, progress, best, tracer)
-    try:
+    loop = Loop(
+        run, folder, evaluator, program, checkpoints, writer, progress, requests, clock, notes_saved.get("best"),
+        tracer, bool(notes_saved.get("unevaluated")),
+    )  # fmt: skip
+    with contextlib.closing(loop):
         return loop.train(state, start, first, batches)
-    finally:
-        loop.close()
 
 
 def _introduce(run: Experiment, progress: Progress) -> None:
@@ -130,15 +139,4 @@ def _record(run: Experiment, workdir: Workdir, state: Any, cost: dict[str, Any])
     run_folder.write_json(workdir.cost, cost)
     overview = parameter_overview.get_parameter_overview(state.params)
     workdir.parameters.write_text(overview + "\n")
-    labels = run.index.source.labels or []
-    record = {
-        "fingerprint": run.index.fingerprint,
-        "num_images": len(run.index),
-        "canvas": run.index.canvas,
-        "skipped": len(run.skipped),
-        "classes": {name: labels.count(name) for name in sorted(set(labels))},
-        "class_names": run.supervision.classes if run.supervision else [],
-        "mask_values": run.supervision.mask_values if run.supervision else None,
-        "groups": len(set(run.index.source.groups or [])),
-    }
-    run_folder.write_json(workdir.dataset, record)
+    run_folder.write_json(workdir.dataset, run.data_record())

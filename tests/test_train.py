@@ -161,9 +161,9 @@ def test_a_killed_run_resumes_bit_exactly(tmp_path, which):
         process.send_signal(which)
         _, output = process.communicate(timeout=60)
         if which == signal.SIGTERM:
-            assert process.returncode == 0 and "stopped on request" in output, output[-2000:]
+            assert process.returncode == 143 and "stopped on request" in output, output[-2000:]
             assert "run the same command again" in output
-        kills += process.returncode in (0, -signal.SIGKILL)
+        kills += process.returncode in (143, -signal.SIGKILL)
     assert kills == len(steps)
     code, output = launch(tmp_path, **LONG)
     assert code == 0 and "resuming at step" in output, output

@@ -6,7 +6,9 @@ This module contains only flags and exit codes; notebooks and tests call `comman
 from __future__ import annotations
 
 import importlib.resources
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ml_collections import config_flags
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.performance import tuning
 
+BEGAN = time.monotonic()
 # Configs of version 0.1 that are now arguments of another config file.
 RENAMED = {
     f"{kind}_{organ}": f"{kind}.py:{organ}" if organ != "folder" else f"{kind}.py"
@@ -60,8 +63,14 @@ def define_flags() -> None:
         False,
         "Trace a few steps into <workdir>/profile and print where their time went.",
     )
-    switch("distributed", False, "Run on several hosts that detect each other (TPU pods).")
-    text("coordinator", None, "Address host:port of process 0, for other clusters.")
+    flags.DEFINE_float("max_hours", 0.0, "Save and stop before this many hours are over, as a queue demands. 0: never.")
+    flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        ["auto", "on", "off"],
+        "auto: connect the processes of Slurm, Open MPI, Kubernetes or a TPU pod | on: refuse to run alone | off.",
+    )
+    text("coordinator", None, "Address host:port of process 0, where the processes do not find each other.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: number of this process.")  # fmt: skip
 
@@ -80,6 +89,8 @@ def located(argument: str) -> str:
     Names of version 0.1 become the new names, with a note. Outside a checkout, the configs of the package are used.
     """
     flag, equals, value = argument.partition("=")
+    if flag.lstrip("-") == "distributed" and not equals:  # a switch in version 0.1
+        return f"{flag}=on"
     if flag.lstrip("-") != "config" or not equals:
         return argument
     path, colon, words = value.partition(":")
@@ -133,13 +144,9 @@ def check(argv: list[str]) -> None:
 
 def start() -> Any:
     """Run the program that the flags select. Returns the result of a training run, or None."""
-    import jax
-
-    values = flags.FLAGS
-    if values.distributed or values.coordinator:
-        jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
     from deblur_mae_jax.commands import inspect, plan, predict, run
 
+    values = flags.FLAGS
     if values.mode == "predict":
         predict.run(values.workdir, values.input, values.output, values.infer)
         return None
@@ -158,11 +165,22 @@ def run_flags(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     import jax
 
+    from deblur_mae_jax.commands import processes
+    from deblur_mae_jax.training import stop
     from deblur_mae_jax.training.loop import NonFiniteLossError, Result
 
     values = flags.FLAGS
     try:
-        result = start()
+        processes.initialize(values.distributed, values.coordinator, values.num_processes, values.process_id)
+        with stop.handling() as requests:
+            if values.max_hours > 0:
+                stop.stop_before(requests, values.max_hours, BEGAN)
+            result = start()
+    except stop.Stopped as error:
+        print(f"{error}; the same command goes on", file=sys.stderr)
+        sys.exit(128 + error.number)
+    except KeyboardInterrupt:  # the second one
+        sys.exit(128 + signal.SIGINT)
     except UserError as error:
         fail(error)
     except NonFiniteLossError as error:
@@ -179,6 +197,8 @@ def run_flags(argv: list[str]) -> None:
     else:
         if isinstance(result, Result) and result.checkpoint is None and not values.dry_run:
             fail("the last checkpoint could not be saved; see the messages above", status=4)
+        if isinstance(result, Result) and result.stopped_by:
+            sys.exit(128 + result.stopped_by)  # a scheduler takes 0 for finished
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from deblur_mae_jax.metrics import classification
 from deblur_mae_jax.reports import classification as report
 from deblur_mae_jax.reports import classification_figures, page, predictions
 from deblur_mae_jax.reports.predictions import Predictions
+from deblur_mae_jax.training import stop
 from deblur_mae_jax.training.evaluator import Conclusion, Judgement
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.workdir import metric_writer
@@ -86,6 +87,7 @@ class Evaluator:
         order = InOrder(indices, self.batch_size)
         logits, levels = [], []
         for number, batch in enumerate(self.run.store.in_order(order)):
+            stop.poll()
             first = jnp.int32(number * self.batch_size)
             out, level, _ = self._predict(params, self.run.arrays, batch, first)
             logits.append(np.asarray(out))

@@ -13,7 +13,7 @@ from deblur_mae_jax import sharding
 from deblur_mae_jax.data import dataset
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.evaluators import image_reconstruction, volume_reconstruction
-from deblur_mae_jax.reports import reconstruction
+from deblur_mae_jax.reports import page, reconstruction
 from deblur_mae_jax.training.evaluator import Conclusion, Judgement
 from deblur_mae_jax.training.experiment import Experiment, modality_of
 from deblur_mae_jax.training.progress import Progress
@@ -100,6 +100,7 @@ class Evaluator:
                 "batch": config.optim.batch_size,
                 "GFLOP per image": f"{run.network.flops_per_image / 1e9:.2f}",
                 "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                **page.time_spent(self.workdir),
             },
             latest=self.latest,
             by_level=self.by_level,

@@ -18,6 +18,7 @@ from deblur_mae_jax.reports import cases, page, segmentation_figures
 from deblur_mae_jax.reports import segmentation as report
 from deblur_mae_jax.reports.cases import Cases
 from deblur_mae_jax.reports.segmentation_figures import Shown
+from deblur_mae_jax.training import stop
 from deblur_mae_jax.training.evaluator import Conclusion, Judgement
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.workdir import metric_writer
@@ -49,6 +50,7 @@ class Evaluator:
         wanted = tuple(self.run.config.data.spacing) if self.segmenter.is_3d else ()
         segmented = self.segmenter.each([params], self.run.loader, self.supervision.indices["val"])
         for index, labels in segmented:
+            stop.poll()
             truth = classes[source.masks(index)]
             spacing = wanted or source.grid_of(index).spacing
             rows.append([self._score(truth == n, labels == n, spacing) for n in range(1, len(self.labels) + 1)])
@@ -92,6 +94,7 @@ class Evaluator:
         names, groups, sizes, units = [], [], [], set()
         folder, taken = self.workdir.segmentations / split, set[Path]()
         for index, labels in self.segmenter.each([params], self.run.loader, supervision.indices[split]):
+            stop.poll()
             grid = source.grid_of(index)
             try:
                 truth = classes[grid.truth()]

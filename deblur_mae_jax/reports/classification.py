@@ -139,6 +139,7 @@ def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: 
     facts = {
         "task": f"{len(table.classes)} classes: {', '.join(table.classes)}",
         **page.common_facts(notes, numbers),
+        **page.time_spent(workdir),
         "degradation": notes.config["task.degrade"],
         "blur setting": numbers["setting"] or "none",
     }

@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from deblur_mae_jax.workdir import run_folder
+from deblur_mae_jax.workdir import goodput, run_folder
+from deblur_mae_jax.workdir.run_folder import Workdir
 
 GAP = 6
 
@@ -202,6 +203,12 @@ def common_facts(notes: Notes, numbers: dict[str, Any]) -> dict[str, str]:
         "start": notes.config["init_from"] or "from scratch",
         "intervals": numbers["intervals"],
     }  # fmt: skip
+
+
+def time_spent(workdir: Workdir) -> dict[str, str]:
+    """How long the run has taken since its first start, and for what; empty for what trains nothing."""
+    starts = goodput.read(workdir.time)
+    return {"time": goodput.line(starts)} if starts else {}
 
 
 def details(summary: str, values: dict[str, Any]) -> str:

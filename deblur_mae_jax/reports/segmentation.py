@@ -108,6 +108,7 @@ def _page(workdir: Workdir, table: Cases, numbers: dict[str, Any], notes: Notes)
     facts = {
         "labels": ", ".join(table.labels),
         **page.common_facts(notes, numbers),
+        **page.time_spent(workdir),
         "windows": f"overlap {config['infer.overlap']:g}, {config['infer.blending']} blending"
         + (", averaged over flips" if config["infer.flips"] else ""),
         "empty masks": POLICY[config["report.empty"]],

@@ -78,6 +78,20 @@ class Experiment:
         """Convert a number of epochs to whole steps, at least one."""
         return max(1, round(epochs * self.steps_per_epoch))
 
+    def data_record(self) -> dict[str, Any]:
+        """What `dataset.json` says of the images."""
+        labels = self.index.source.labels or []
+        return {
+            "fingerprint": self.index.fingerprint,
+            "num_images": len(self.index),
+            "canvas": self.index.canvas,
+            "skipped": len(self.skipped),
+            "classes": {name: labels.count(name) for name in sorted(set(labels))},
+            "class_names": self.supervision.classes if self.supervision else [],
+            "mask_values": self.supervision.mask_values if self.supervision else None,
+            "groups": len(set(self.index.source.groups or [])),
+        }
+
 
 def build(
     config: ConfigDict,

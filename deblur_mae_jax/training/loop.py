@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from deblur_mae_jax.training.evaluator import Conclusion, Evaluator
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.training.meter import Throughput
 from deblur_mae_jax.training.progress import Progress, duration
-from deblur_mae_jax.training.stop import Stop
+from deblur_mae_jax.training.stop import Stop, Stopped
 from deblur_mae_jax.training.train_step import TrainState, fingerprint
-from deblur_mae_jax.workdir import checkpoint, metric_writer, run_folder
+from deblur_mae_jax.training.watchdog import Watchdog
+from deblur_mae_jax.workdir import checkpoint, goodput, metric_writer, run_folder
 from deblur_mae_jax.workdir.run_folder import BEST, Workdir
 
 
@@ -39,6 +41,7 @@ class Result:
     params_fingerprint: hash of every bit of the parameters.
     params: parameters after the last step.
     measures: measures of the final evaluation, or of the last one if the run was interrupted.
+    stopped_by: the signal that asked to stop; 0 if the run is finished.
     """
 
     step: int
@@ -48,6 +51,7 @@ class Result:
     params_fingerprint: str
     params: Any
     measures: dict[str, float] = dataclasses.field(default_factory=dict)
+    stopped_by: int = 0
 
 
 @jax.jit
@@ -59,8 +63,11 @@ def _copied(params: Any) -> Any:
 class Loop:
     """The loop and the files it writes. It reads the metrics of a step while the next one runs.
 
+    stop: requests to stop.
+    clock: counts where the time goes.
     best: step and score of the best weights so far.
     tracer: records a trace of a few steps.
+    unevaluated: whether the evaluation at this step was interrupted, and has to be made up for.
     """
 
     run: Experiment
@@ -70,14 +77,19 @@ class Loop:
     checkpoints: checkpoint.Checkpoints
     writer: metric_writer.Writer
     progress: Progress
+    stop: Stop
+    clock: goodput.Clock
     best: dict[str, Any] | None = None
     tracer: profiling.Tracer | None = None
+    unevaluated: bool = False
 
     def __post_init__(self) -> None:
         self.main = jax.process_index() == 0
         self.meter = Throughput(self.run.config.optim.batch_size)
         self.peak = chips.peak_flops(jax.devices()[0].device_kind)
         self.latest: dict[str, float] = {}
+        self.watchdog = Watchdog(self.run.config.hang_minutes)
+        self._slowest = {"evaluate": 0.0, "save": 0.0}
 
     def train(self, state: TrainState, start: int, first: Any, batches: Iterator[Any]) -> Result:
         """Take all steps after `start`.
@@ -90,12 +102,18 @@ class Loop:
         # The step donates its input, so copy the initial parameters and evaluate them after step 1; compile errors
         # then show before the first slow report.
         untrained = _copied(state.params) if start == 0 else None
-        with Stop() as stop:
+        with self.stop.deferred():
+            self.clock.enter("steps")
+            self.clock.at(step)
+            if self.unevaluated and not self.is_over(step):
+                self.try_to_evaluate(step, state.params)
             self.meter.restart()
-            while not self.is_over(step):
+            while not self.is_over(step) and not self.unevaluated:
+                self.watchdog.step(step + 1)
                 with self.watched(step + 1, pending):
                     state, numbers = self.program.step(state, run.arrays, batch)
                 step += 1
+                self.clock.at(step)
                 if self.tracer is not None:
                     self.tracer.after(step, numbers, self.program.step)
                 if untrained is not None:
@@ -109,26 +127,31 @@ class Loop:
                 pending = (step, numbers)
                 if step < run.total_steps:
                     pending = self.evaluate_and_save(step, state, pending)
-                if stop.now(step):
+                if self.stop.now():
                     break
                 if step < run.total_steps:
-                    with self.meter.waiting():
+                    with self.meter.waiting(), self.clock.part("data"):
                         batch = next(batches)
             if pending is not None:
                 self.log(*pending, state)
             finished = self.is_over(step)
             self.progress.done()
             if finished:
-                self.evaluate(step, state.params)
+                self.try_to_evaluate(step, state.params)
             saved = self.save(step, state)
+            self.watchdog.rest()
+        if finished and self.unevaluated:
+            raise Stopped(self.stop.number)
         return self.finish(step, state, finished, saved)
 
     def close(self) -> None:
         """Close every file."""
         if self.tracer is not None:
             self.tracer.close()
+        self.watchdog.close()
         self.writer.close()
         self.checkpoints.close()
+        self.clock.write()
 
     def is_over(self, step: int) -> bool:
         """Whether all steps are taken, or the validation score has not improved within the patience."""
@@ -153,10 +176,27 @@ class Loop:
             self.log(pending[0], pending[1], state)
             pending = None
         if step % self.run.every(config.report.every_epochs) == 0:
-            self.evaluate(step, state.params)
-        if saves:
+            self.try_to_evaluate(step, state.params)
+        if saves and not self.unevaluated:
             self.save(step, state)
         return pending
+
+    def try_to_evaluate(self, step: int, params: Any) -> None:
+        """Evaluate, unless that is stopped; a checkpoint then notes that the evaluation has to be made up for."""
+        try:
+            self.evaluate(step, params)
+            self.unevaluated = False
+        except Stopped:
+            self.unevaluated = True
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """An evaluation or a save: count its time, and let `--max_hours` leave enough time for the next one."""
+        started = time.monotonic()
+        with self.clock.part(part), self.watchdog.longer(f"to {part}"):
+            yield
+        self._slowest[part] = max(self._slowest[part], time.monotonic() - started)
+        self.stop.reserve = sum(self._slowest.values())
 
     def log(self, step: int, numbers: Any, state: TrainState) -> None:
         """Read the metrics of one step: stop if they are not finite, show the progress line, log every few steps."""
@@ -186,14 +226,15 @@ class Loop:
     def evaluate(self, step: int, params: Any) -> None:
         """Evaluate the network, write the report, keep the best weights."""
         self.progress.update(f"step {step}: evaluating", force=self.progress.live)
-        judgement = self.evaluator.evaluate(params)
-        self.latest = judgement.scalars
-        if self.main:
-            with self.survive_full_disk(f"the report of step {step}"):
-                self.writer.write_scalars(step, judgement.scalars)
-                self.writer.write_images(step, judgement.images)
-                self.evaluator.write(step, judgement)
-        self.keep_best(step, judgement.score, params)
+        with self.timed("evaluate"):
+            judgement = self.evaluator.evaluate(params)
+            self.latest = judgement.scalars
+            if self.main:
+                with self.survive_full_disk(f"the report of step {step}"):
+                    self.writer.write_scalars(step, judgement.scalars)
+                    self.writer.write_images(step, judgement.images)
+                    self.evaluator.write(step, judgement)
+            self.keep_best(step, judgement.score, params)
         self.meter.pause()
 
     def keep_best(self, step: int, score: float | None, params: Any) -> None:
@@ -215,8 +256,11 @@ class Loop:
             "seed": self.run.config.seed,
             "dataset_fingerprint": self.run.index.fingerprint,
             "best": self.best,
+            "unevaluated": self.unevaluated,
         }
-        done = self.checkpoints.save(step, state, notes)
+        with self.timed("save"):
+            done = self.checkpoints.save(step, state, notes)
+        self.clock.at(step, saved=True)
         if done and self.best is not None and self.main:
             # Delete older best weights only after this checkpoint is safe: a resumed run may still point at them.
             for old in self.workdir.path.glob(f"{BEST}_*"):
@@ -268,6 +312,8 @@ class Loop:
             judged = self.best["step"]
             best = checkpoint.load_tree(self.workdir.best(judged), state.params)
         conclusion = Conclusion(self.latest, "", self.workdir.report)
+        self.clock.enter("evaluate")
+        self.clock.write()
         with self.survive_full_disk("the report"):
             conclusion = self.evaluator.finish(judged, best, self.main)
         measures = conclusion.measures
@@ -278,7 +324,8 @@ class Loop:
                 run_folder.write_json(self.workdir.result, ended | rounded)
                 self.writer.flush()
             self.conclude(step, finished, code, conclusion, path)
-        return Result(step, finished, self.workdir.page, path, code, state.params, measures)
+        number = 0 if finished else self.stop.number
+        return Result(step, finished, self.workdir.page, path, code, state.params, measures, number)
 
     def conclude(self, step: int, finished: bool, code: str, conclusion: Conclusion, path: Path | None) -> None:
         """Print how the run ended and where its files are."""
@@ -290,6 +337,7 @@ class Loop:
             f"figures     {conclusion.figure}",
             f"report      {self.workdir.page}",
             f"checkpoint  {path if path is not None else 'could not be saved'}",
+            f"time        {goodput.line(self.clock.starts)}",
         ]
         lines += [] if finished else ["run the same command again to resume"]
         for line in lines:

@@ -1,51 +1,147 @@
-"""Requests to stop: SIGTERM and Ctrl-C, handled between two steps."""
+"""Requests to stop: SIGTERM, Ctrl-C, and the end of `--max_hours`.
+
+In the training loop a request takes effect between two steps, after which the state is saved. Elsewhere (checking
+images, searching, compiling, writing a report) nothing of the state can be lost, so it takes effect at once.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised where a request to stop takes effect outside of the training loop.
+
+    It is no `Exception`, so that code that goes on after a bad image does not go on after a request to stop.
+
+    number: the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped on request ({signal.Signals(number).name})")
+        self.number = number
 
 
 class Stop:
-    """Records SIGTERM and SIGINT, so that the loop can save a checkpoint and stop."""
+    """Handles the requests to stop of a run. Use `handling`.
+
+    number: the signal that asked to stop; 0: none did.
+    reserve: seconds that the next step, evaluation and save may take, which `--max_hours` leaves for them.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.number = 0
+        self.reserve = 0.0
+        self._deferred = False
         self._before: dict[int, Any] = {}
+        self._polls = 0
 
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
+    def install(self) -> None:
+        """Handle the signals. With several processes, SIGTERM is left to JAX, which tells all of them."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        numbers = (signal.SIGINT,) if _several() else (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
+            self._before[number] = signal.signal(number, self._note)
 
-    def _note(self, number: int, frame: Any) -> None:
-        if not self.requested:
-            print(
-                "stopping after this step; saving a checkpoint (Ctrl-C again to quit now)",
-                file=sys.stderr,
-                flush=True,
-            )
-        self.requested = True
-        if number == signal.SIGINT:  # a second Ctrl-C stops at once
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_: object) -> None:
+    def remove(self) -> None:
+        """Restore the handlers that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def now(self, step: int) -> bool:
-        """Whether to stop after this step; all processes agree on it."""
-        if jax.process_count() > 1:
-            if step % 10:  # agreeing costs a round trip between the hosts
-                return False
+    def _note(self, number: int, frame: Any) -> None:
+        if not self.number:
+            quit_now = " (Ctrl-C again to quit now)" if number == signal.SIGINT else ""
+            after = "after this step; saving a checkpoint" if self._deferred else "now"
+            print(f"stopping {after}{quit_now}", file=sys.stderr, flush=True)
+        self.number = number
+        if number == signal.SIGINT:  # a second Ctrl-C stops at once
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if _several():
+                os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
+        if not self._deferred and not _several():
+            raise Stopped(number)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only record requests inside, for `now` and `poll`."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def now(self) -> bool:
+        """Whether to stop. All processes call this equally often, and get the same answer."""
+        if _several():
             from jax.experimental import multihost_utils
 
-            flags = multihost_utils.process_allgather(np.array([self.requested]))
-            return bool(np.any(flags))
-        return self.requested
+            self._polls += 1
+            if multihost_utils.reached_preemption_sync_point(self._polls):
+                self.number = self.number or signal.SIGTERM
+                return True
+            return False
+        return bool(self.number)
+
+    def poll(self) -> None:
+        """Raise `Stopped` if a stop was requested. All processes call this equally often."""
+        if self.now():
+            raise Stopped(self.number)
+
+
+_current: list[Stop] = []
+
+
+def _several() -> bool:
+    return bool(jax.process_count() > 1)
+
+
+@contextlib.contextmanager
+def handling() -> Iterator[Stop]:
+    """Handle requests to stop inside. Within another `handling` its `Stop` is used."""
+    if _current:
+        yield _current[-1]
+        return
+    stop = Stop()
+    _current.append(stop)
+    stop.install()
+    try:
+        yield stop
+    finally:
+        stop.remove()
+        _current.pop()
+
+
+def poll() -> None:
+    """Raise `Stopped` if a stop was requested; nothing outside of `handling`."""
+    if _current:
+        _current[-1].poll()
+
+
+def stop_before(stop: Stop, hours: float, began: float) -> None:
+    """Send SIGTERM to this process in time to save before `hours` are over.
+
+    began: `time.monotonic()` at the start of the program.
+    """
+
+    def wait() -> None:
+        while time.monotonic() + max(SAVING, 1.5 * stop.reserve) < began + 3600 * hours:
+            time.sleep(0.2)
+        if not stop.number:
+            print(f"--max_hours={hours:g} are nearly over", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True, name="max_hours").start()
+
+
+# Seconds that `--max_hours` leaves at least.
+SAVING = 30.0

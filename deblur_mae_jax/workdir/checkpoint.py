@@ -64,6 +64,16 @@ class Restored:
     notes: dict[str, Any]
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the processes have agreed to stop: never, since the training loop asks JAX for that.
+
+        Orbax would ask with its own number at each save. The processes agree on the next number that is asked with, so
+        a smaller one moves their agreement into the past, and none of them stops.
+        """
+        return False
+
+
 class Checkpoints:
     """Checkpoints of one run: it keeps the newest `keep_last`, and one every `keep_every` steps.
 
@@ -82,7 +92,7 @@ class Checkpoints:
             enable_async_checkpointing=False,
             step_prefix="step",
         )
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        self._manager = _Manager(folder.resolve(), options=options)
 
     def latest_step(self) -> int | None:
         """The newest saved step."""

@@ -32,6 +32,7 @@ FREE = (
     "data.num_workers",
     "data.max_bad_fraction",
     "compilation_cache",
+    "hang_minutes",
     "init_from",  # a started run has its own weights, and a copy of the network it started from
     "search.cache",
     "search.batch_size",
@@ -70,6 +71,8 @@ class Workdir:
         self.dataset = self.path / "dataset.json"
         self.skipped = self.path / "skipped.csv"
         self.result = self.path / "result.json"
+        # Where the time of every start went.
+        self.time = self.path / "time.json"
         # Held by the process that works in the folder, and who that is.
         self.lock = self.path / ".lock"
         self.owner = self.path / "lock.json"

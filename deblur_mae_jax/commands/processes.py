@@ -1,0 +1,169 @@
+"""Let the processes of a run find each other: Slurm, Open MPI, Kubernetes, TPU pods, or by hand.
+
+JAX knows the address of process 0 in each of these. This module decides whether there is more than one process,
+and which GPUs a process owns, because under Slurm and Open MPI JAX gives each process one GPU, so one task for each
+node would use one GPU of eight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from deblur_mae_jax.errors import UserError
+
+MODES = ("auto", "on", "off")
+# Cold starts of large jobs take longer than JAX's own 5 minutes.
+TIMEOUT = 1800  # seconds
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+NONE_FOUND = (
+    "--distributed=on: no other process was found. Start every process with srun (Slurm), mpirun (Open MPI) or an "
+    "indexed job (Kubernetes), on every worker of a TPU, or name them: --coordinator=host:port --num_processes=N "
+    "--process_id=I"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """How the processes find each other.
+
+    how: for the user.
+    method: JAX's name of the environment; None: JAX finds it, or the address is given by hand.
+    processes: number of processes; 0 if only the environment's own service knows.
+    devices: numbers of the GPUs of this process among those it sees; None: all.
+    """
+
+    how: str
+    method: str | None
+    processes: int
+    devices: list[int] | None = None
+
+
+def find(environ: Mapping[str, str]) -> Found | None:
+    """The processes that the environment describes; `None` for a single one. Raises `UserError`."""
+    if all(name in environ for name in SLURM):
+        tasks = int(environ["SLURM_NTASKS"])
+        here = _tasks_of_this_node(environ)
+        found = Found("Slurm", "slurm", tasks, gpus(environ, int(environ["SLURM_LOCALID"]), here))
+        return found if tasks > 1 else None
+    if int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" not in environ:
+        print(
+            f"this Slurm job has {environ['SLURM_NTASKS']} tasks, but this process was not started by srun: it runs "
+            "alone",
+            file=sys.stderr,
+        )
+        return None
+    if "OMPI_MCA_orte_hnp_uri" in environ:
+        size = int(environ.get("OMPI_COMM_WORLD_SIZE", 1))
+        here, number = (int(environ.get(f"OMPI_COMM_WORLD_LOCAL_{k}", d)) for k, d in (("SIZE", 1), ("RANK", 0)))
+        return Found("Open MPI", "ompi", size, gpus(environ, number, here)) if size > 1 else None
+    hosts = environ.get("TPU_WORKER_HOSTNAMES", "") or environ.get("TPU_PROCESS_ADDRESSES", "")
+    if hosts:
+        return Found("TPU workers", None, len(hosts.split(","))) if "," in hosts else None
+    if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
+        if importlib.util.find_spec("kubernetes") is None:
+            raise UserError(
+                "this is a process of an indexed Kubernetes job, and the package by which the processes find each "
+                "other is missing: pip install 'jax[k8s]', or --distributed=off to run alone"
+            )
+        return Found("Kubernetes", "k8s", 0)
+    if _is_tpu_vm(environ):
+        return Found("TPU VM", None, 0)
+    return None
+
+
+def _is_tpu_vm(environ: Mapping[str, str]) -> bool:
+    wanted = environ.get("JAX_PLATFORMS", "") in ("", "tpu") and "TPU_SKIP_MDS_QUERY" not in environ
+    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    return bool(wanted and chips and importlib.util.find_spec("libtpu"))
+
+
+def _tasks_of_this_node(environ: Mapping[str, str]) -> int:
+    """Tasks of the step on this node; Slurm writes `2(x3),1` for three nodes with two and one with one."""
+    text = environ.get("SLURM_STEP_TASKS_PER_NODE", "") or environ.get("SLURM_TASKS_PER_NODE", "")
+    counts: list[int] = []
+    for part in filter(None, text.split(",")):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if found is None:
+            return 1
+        counts += [int(found[1])] * int(found[2] or 1)
+    node = int(environ.get("SLURM_NODEID", 0))
+    return counts[node] if node < len(counts) else 1
+
+
+def gpus(environ: Mapping[str, str], number: int, tasks: int) -> list[int] | None:
+    """The GPUs of a process, as numbers among those it sees; `None`: all of them. Raises `UserError`.
+
+    number: of the process on its node.
+    tasks: processes on the node.
+    """
+    listed = environ.get("CUDA_VISIBLE_DEVICES", "") or environ.get("SLURM_STEP_GPUS", "")
+    count = len([part for part in listed.split(",") if part.strip()])
+    if tasks == 1 or count < tasks:  # none is listed, or Slurm has given each process its own
+        return None
+    if count % tasks:
+        raise UserError(
+            f"{tasks} processes on this node cannot share {count} GPUs evenly (CUDA_VISIBLE_DEVICES={listed})"
+        )
+    share = count // tasks
+    return list(range(number * share, (number + 1) * share))
+
+
+def initialize(mode: str, coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Connect the processes of the run. Prints one line that says what was found. Raises `UserError`.
+
+    mode: "auto": connect if the environment describes several processes; "on": refuse to run alone; "off".
+    coordinator: address `host:port` of process 0, with the number of processes and of this one.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if mode == "off":
+        return
+    if coordinator and num_processes is not None and process_id is not None:
+        if not 0 <= process_id < num_processes:
+            raise UserError(f"--process_id={process_id} must be between 0 and {num_processes - 1}")
+        found: Found | None = Found("--coordinator", None, num_processes)
+    elif num_processes is not None or process_id is not None:
+        raise UserError("--coordinator=host:port, --num_processes=N and --process_id=I belong together")
+    else:
+        found = find(os.environ)
+    if found is None and mode == "on":
+        raise UserError(NONE_FOUND)
+    if found is None:
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, local_device_ids=found.devices,
+            cluster_detection_method=found.method, initialization_timeout=TIMEOUT,
+        )  # fmt: skip
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f" at {coordinator}" if coordinator else ""
+        raise UserError(
+            f"the processes of this run ({found.how}) could not connect{where}: {str(error).splitlines()[0]}"
+        ) from error
+    _check(found)
+
+
+def _check(found: Found) -> None:
+    """Compare the number of processes and devices with what is expected, and print them. Raises `UserError`."""
+    count, local, everywhere = jax.process_count(), jax.local_device_count(), jax.device_count()
+    if found.processes and found.processes != count:
+        raise UserError(f"{found.how} has {found.processes} processes, and {count} are connected")
+    if local * count != everywhere:
+        from jax.experimental import multihost_utils
+
+        counts = np.asarray(multihost_utils.process_allgather(np.array([local]))).reshape(-1).tolist()
+        raise UserError(f"processes have different numbers of devices: {', '.join(map(str, counts))}")
+    if jax.process_index() == 0:
+        kind = jax.devices()[0].device_kind
+        print(
+            f"processes   {count} ({found.how}), {local} of {everywhere} devices each ({kind})",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip

@@ -1,0 +1,81 @@
+"""End a run that hangs, so that its scheduler can start it again.
+
+A process that no longer takes part in the exchange of a step, such as one on a frozen host, makes all others wait for
+ever: no time limit of JAX ends that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+HUNG = 124  # the exit code, that of `timeout`
+STEPS = 20  # a step may take this many times as long as the typical one
+SAVES = 3  # and a save or an evaluation this many times as long as the limit of a step
+
+
+class Watchdog:
+    """Ends the process with exit code 124, and prints the stack of every thread, if a step takes too long.
+
+    minutes: time that a step may take at least; 0: no limit.
+    """
+
+    def __init__(self, minutes: float):
+        self.minutes = minutes
+        self._until, self._what = float("inf"), ""
+        self._typical: deque[float] = deque(maxlen=101)
+        self._closed = threading.Event()
+        self._began = time.monotonic()
+        if minutes > 0:
+            threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+
+    @property
+    def limit(self) -> float:
+        """Seconds that a step may take."""
+        typical = statistics.median(self._typical) if self._typical else 0.0
+        return max(60 * self.minutes, STEPS * typical)
+
+    def step(self, number: int) -> None:
+        """Step `number` begins; the one before it has ended."""
+        now = time.monotonic()
+        if self._what.startswith("step"):
+            self._typical.append(now - self._began)
+        self._began, self._what = now, f"step {number}"
+        self._until = now + self.limit
+
+    @contextlib.contextmanager
+    def longer(self, what: str) -> Iterator[None]:
+        """Allow what happens inside, such as an evaluation, more time than a step. It is not part of a step."""
+        self._what, self._until = what, time.monotonic() + SAVES * self.limit
+        yield
+        self.rest()
+
+    def rest(self) -> None:
+        """Nothing is watched until the next step."""
+        self._what, self._until = "", float("inf")
+
+    def close(self) -> None:
+        """Stop watching."""
+        self.rest()
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, 10 * self.minutes)):
+            if time.monotonic() > self._until:
+                minutes = (time.monotonic() - self._began) / 60
+                print(
+                    f"error: the run hangs: {self._what} has not ended for {minutes:.1f} minutes "
+                    f"(config.hang_minutes={self.minutes:g}). The stack of every thread follows. Start the same "
+                    "command again to go on from the last checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
+                os._exit(HUNG)

@@ -1,0 +1,166 @@
+"""Processes that find each other: what an environment describes, and real local processes."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import tiny
+from tiny_runs import command, lines, plain_run
+
+from deblur_mae_jax.commands import processes
+from deblur_mae_jax.errors import UserError
+
+SLURM = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2", "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}  # fmt: skip
+MPI = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "8"}
+
+
+def found(**environ):
+    return processes.find(environ)
+
+
+def test_slurm():
+    assert found(**SLURM) == processes.Found("Slurm", "slurm", 2)
+    assert found(**SLURM | {"SLURM_NTASKS": "1"}) is None
+    eight = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
+    two_here = SLURM | eight | {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1"}
+    assert found(**two_here).devices == [4, 5, 6, 7]
+    one_each = SLURM | eight | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "3"}
+    assert found(**one_each).devices == [3]
+    # One task on each node has all GPUs of its node; a task that sees its own GPU only keeps it.
+    assert found(**SLURM | eight | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}).devices is None
+    own = {"CUDA_VISIBLE_DEVICES": "0", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    assert found(**SLURM | own).devices is None
+    last = {"SLURM_STEP_TASKS_PER_NODE": "4(x2),2", "SLURM_NODEID": "2", "SLURM_STEP_GPUS": "0,1,2,3"}
+    assert found(**SLURM | last).devices == [0, 1]
+
+
+def test_gpus_that_cannot_be_shared_are_refused():
+    with pytest.raises(UserError, match="3 processes on this node cannot share 8 GPUs"):
+        found(**SLURM, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7", SLURM_STEP_TASKS_PER_NODE="3")
+
+
+def test_a_slurm_script_without_srun_runs_alone_and_says_so(capsys):
+    environ = {name: SLURM[name] for name in ("SLURM_JOB_ID", "SLURM_NTASKS")}
+    assert found(**environ) is None
+    assert "2 tasks, but this process was not started by srun" in capsys.readouterr().err
+
+
+def test_open_mpi_tpu_workers_and_kubernetes(monkeypatch):
+    assert found(**MPI) == processes.Found("Open MPI", "ompi", 8)
+    split = {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "2", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    assert found(**MPI | split).devices == [2]
+    assert found(**MPI | {"OMPI_COMM_WORLD_SIZE": "1"}) is None
+    assert found(TPU_WORKER_HOSTNAMES="t0,t1,t2,t3") == processes.Found("TPU workers", None, 4)
+    assert found(TPU_WORKER_HOSTNAMES="localhost") is None
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"jax\[k8s\]"):
+        found(**pod)
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: object())
+    assert found(**pod).how == "Kubernetes"
+    assert found(KUBERNETES_SERVICE_HOST="10.0.0.1") is None  # a single pod
+
+
+def test_choices_that_contradict_each_other_are_refused(monkeypatch):
+    for name in SLURM:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="--distributed=on: no other process was found"):
+        processes.initialize("on", None, None, None)
+    with pytest.raises(UserError, match="belong together"):
+        processes.initialize("auto", None, 4, None)
+    with pytest.raises(UserError, match="--process_id=4 must be between 0 and 3"):
+        processes.initialize("auto", "127.0.0.1:9", 4, 4)
+    processes.initialize("off", None, None, None)
+    processes.initialize("auto", None, None, None)
+
+
+def start_all(count, workdir, environ, flags=lambda i: [], devices=1, **fields):
+    """Start the same command `count` times; returns (exit code, stderr) of each."""
+    arguments, base = command(workdir, devices=devices, **fields)
+    started = [
+        subprocess.Popen(
+            [*arguments, *flags(i)], env=base | environ(i), cwd=tiny.ROOT, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    return [(p.communicate(timeout=240)[1], p.returncode) for p in started]
+
+
+def slurm(job):
+    return lambda i: SLURM | {"SLURM_JOB_ID": str(job), "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+
+
+@pytest.mark.slow
+def test_two_processes_of_slurm_find_each_other_and_give_the_losses_of_one(tmp_path):
+    folder, _ = plain_run()
+    ended = start_all(2, tmp_path, slurm(1234), optim__steps=6, optim__accum_steps=2)
+    assert [code for _, code in ended] == [0, 0], ended
+    assert "processes   2 (Slurm), 1 of 2 devices each" in ended[0][0]
+    np.testing.assert_allclose(list(lines(tmp_path).values()), list(lines(folder).values()), rtol=1e-5)
+    assert json.loads((tmp_path / "environment.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_processes_that_differ_are_refused(tmp_path):
+    flags = lambda i: [f"--config.optim.weight_decay={0.05 + i}"]
+    for output, code in start_all(2, tmp_path, slurm(2345), flags, optim__steps=6):
+        assert code == 2 and "differ in their config: process 0 and process 1" in output, output
+
+
+LONG = {"optim__steps": 5000, "checkpoint__every_epochs": 20.0, "data__num_images": 16, "log__every_steps": 1}
+
+
+def two_processes(workdir, job, flags=(), **fields):
+    arguments, base = command(workdir, **LONG, **fields)
+    return [
+        subprocess.Popen(
+            [*arguments, *flags], env=base | slurm(job)(i), cwd=tiny.ROOT, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def wait_for_step(workdir, step, started):
+    for _ in range(1200):
+        with contextlib.suppress(OSError, ValueError):
+            if max(lines(workdir), default=0) >= step:
+                return
+        assert all(p.poll() is None for p in started), [p.communicate()[1][-2000:] for p in started]
+        time.sleep(0.1)
+    raise AssertionError("no progress")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_preempted_process_makes_all_of_them_save_and_stop(tmp_path, number):
+    started = two_processes(tmp_path, 3456 + number)
+    wait_for_step(tmp_path, 30, started)
+    started[number].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    outputs = [p.communicate(timeout=60)[1] for p in started]
+    assert [p.returncode for p in started] == [143, 143], outputs
+    assert time.monotonic() - began < 30 and "stopped on request at step" in outputs[0]
+    step = json.loads((tmp_path / "result.json").read_text())["step"]
+    assert 30 <= step < 5000 and (tmp_path / "checkpoints" / f"step_{step}").is_dir()
+
+
+@pytest.mark.slow
+def test_a_frozen_process_does_not_hold_the_others_for_ever(tmp_path):
+    started = two_processes(tmp_path, 4567, ["--config.hang_minutes=0.1"])
+    try:
+        wait_for_step(tmp_path, 30, started)
+        started[1].send_signal(signal.SIGSTOP)
+        output = started[0].communicate(timeout=90)[1]
+        assert started[0].returncode == 124 and "the run hangs: step" in output, output[-3000:]
+    finally:
+        started[1].kill()
+        started[1].communicate()
