@@ -1,9 +1,14 @@
-"""The exception for mistakes in the user's input, and the message for an unknown name."""
+"""The exception for mistakes in the user's input, and the messages for unknown names and for paths."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from pathlib import Path
+
+# The beginning of an address such as gs://bucket/run, or gs:/bucket/run after it was taken for a path.
+ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/", re.I)
 
 
 class UserError(ValueError):
@@ -19,3 +24,18 @@ def unknown(field: str, value: object, choices: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return UserError(f"{field}: unknown name '{value}'.{hint} Choices: {', '.join(names)}.")
+
+
+def local_path(path: str | Path, field: str) -> Path:
+    """A path of this machine, with "~" expanded.
+
+    field: the flag or field that names it.
+    Raises `UserError` for an address such as gs://bucket/run, which would otherwise be a local folder called "gs:".
+    """
+    found = ADDRESS.match(str(path))
+    if found:
+        raise UserError(
+            f"{field}: '{path}' is an address ({found[1]}), and only paths are read and written. Mount the bucket "
+            "(gcsfuse, mountpoint-s3) and name the folder of the mount"
+        )
+    return Path(path).expanduser()

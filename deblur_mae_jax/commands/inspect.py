@@ -12,7 +12,7 @@ from deblur_mae_jax.config import copy
 from deblur_mae_jax.data import dataset, privacy, summary
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, local_path
 from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.reports import inspection
 from deblur_mae_jax.training import supervision
@@ -28,7 +28,7 @@ def run(config: ConfigDict, workdir: str | Path = "") -> Path:
     Raises `UserError`, after the table, for what would stop the run.
     """
     progress = Progress()
-    folder = Path(workdir).expanduser() / FOLDER if workdir else Path(FOLDER)
+    folder = local_path(workdir, "--workdir") / FOLDER if workdir else Path(FOLDER)
     config, _, _ = inherit.resolve(config)
     identity = networks.identify(config)
     try:

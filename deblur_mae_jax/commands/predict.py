@@ -11,7 +11,7 @@ from deblur_mae_jax import network as networks
 from deblur_mae_jax.commands import new_images, segment
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, local_path
 from deblur_mae_jax.inference import blur_search
 from deblur_mae_jax.inference.arrays import as_list
 from deblur_mae_jax.pretrained import trained_network
@@ -57,7 +57,7 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
     trained = api.load(run_folder)
     if not trained.classes:
         raise UserError(f"--workdir: '{run_folder}' is not a classifier; fine-tune it first")
-    path = Path(output).expanduser() if output else Path(run_folder).expanduser() / "predictions_new.csv"
+    path = local_path(output, "--output") if output else Path(run_folder).expanduser() / "predictions_new.csv"
     if path.suffix != ".csv" or path.is_dir():
         raise UserError(f"--output: '{path}' must be a file that ends in .csv")
     new_images.make_folder(path.parent)

@@ -17,7 +17,7 @@ from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.grid import output_path
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.loader import Loader
-from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.errors import UserError, local_path, unknown
 from deblur_mae_jax.inference.arrays import as_list
 from deblur_mae_jax.inference.segmenter import Segmenter
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
@@ -81,7 +81,7 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     progress = Progress()
     members = load_members(folders)
     first = members[0]
-    out = Path(output).expanduser() if output else Workdir(folders[0]).segmentations / "new"
+    out = local_path(output, "--output") if output else Workdir(folders[0]).segmentations / "new"
     if out.suffix in (".csv", ".gz", ".nii", ".png"):
         raise UserError(f"--output: '{out}' must be a folder for the label maps")
     new_images.make_folder(out)

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from deblur_mae_jax.data.source import Skipped
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, local_path
 
 # Folders and files that operating systems and disk stations leave behind.
 SYSTEM_NAMES = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information", "thumbs.db",
@@ -67,7 +67,7 @@ def existing_root(root: str, field: str = "config.data.root") -> Path:
     if not root:
         raise UserError(f"{field} is not set: give the images with --{field}=/path/to/images")
     try:
-        path = Path(root).expanduser()
+        path = local_path(root, field)
         exists = path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # also an unknown user in "~user"
         raise UserError(f"{field}: '{printable(str(root))[:200]}' is not a path: {error}") from error

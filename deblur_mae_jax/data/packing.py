@@ -31,7 +31,7 @@ from deblur_mae_jax.data import dataset, privacy, records
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.image_files import Files
 from deblur_mae_jax.data.source import BadImage, Skipped, Source, subset
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, local_path
 
 VERSION = 1
 INDEX, FACTS, SKIPPED = "index.parquet", "dataset.json", "skipped.csv"
@@ -87,7 +87,7 @@ def pack(
     records.check_encoding(encode)
     if not shard_mb > 0:
         raise UserError(f"--shard_mb={shard_mb} must be above 0")
-    folder = _own_folder(Path(out).expanduser().resolve(), str(config.data.root))
+    folder = _own_folder(local_path(out, "OUT").resolve(), str(config.data.root))
     # The key of the names of DICOM files and patients is beside the set, and is not to be shared with it.
     privacy.use(folder.with_name(folder.name + "_private"), make=True)
     source = dataset.load_source(config)

@@ -13,7 +13,7 @@ from deblur_mae_jax import config as fields
 from deblur_mae_jax.data import dicom_file, listing
 from deblur_mae_jax.data.decode import EXTENSIONS
 from deblur_mae_jax.data.packing import FACTS, INDEX
-from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.errors import UserError, local_path, unknown
 
 
 def config_for(root: str, name: str = "", **settings: Any) -> ConfigDict:
@@ -25,7 +25,7 @@ def config_for(root: str, name: str = "", **settings: Any) -> ConfigDict:
     settings: other fields of `config.data`.
     Raises `UserError` for unknown fields.
     """
-    path = Path(root).expanduser()
+    path = local_path(root, "root")
     own = _facts_of_packed(path) if name in ("", "packed") else {}
     if own:
         name = "packed"

@@ -19,6 +19,7 @@ from deblur_mae_jax.data.image_files import stamp_of
 from deblur_mae_jax.data.masks import MaskValues, classes, join
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.data.volume_file import VolumeFile
+from deblur_mae_jax.errors import local_path
 
 # What is said of CT whose values are no Hounsfield units.
 WINDOWED = "its values are from 0 to 255, so it is read as CT that is windowed already, not as Hounsfield units"
@@ -155,7 +156,7 @@ class Volumes:
         spec = (self.paths[index], self.stamp(index), self.spacing, self.ct_window,
                 self.modalities[index])  # fmt: skip
         name = hashlib.blake2b(repr(spec).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
-        return Path(self.decoded).expanduser() / f"{name}.npy"
+        return local_path(self.decoded, "config.data.decoded") / f"{name}.npy"
 
     def _open(self, path: str | Place) -> VolumeFile:
         if isinstance(path, str):

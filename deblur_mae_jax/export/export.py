@@ -17,7 +17,7 @@ import numpy as np
 
 from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, local_path
 from deblur_mae_jax.export import agreement, card, description, opened
 from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
@@ -135,7 +135,7 @@ def _with_channels(trained: TrainedNetwork, in_chans: int) -> tuple[TrainedNetwo
 def _target(trained: TrainedNetwork, module: Any, output: str | Path) -> tuple[Path, str]:
     """(folder, name of the weight file). Raises `UserError` if this would overwrite other files."""
     usual = d2mae.WEIGHTS if module is d2mae else contract.WEIGHTS
-    path = Path(output).expanduser() if output else _home(trained) / "export" / module.NAME
+    path = local_path(output, "output") if output else _home(trained) / "export" / module.NAME
     if path.suffix in (".safetensors", ".pth"):
         folder, name = path.parent, path.name
     elif path.suffix and not path.is_dir():

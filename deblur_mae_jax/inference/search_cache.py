@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from deblur_mae_jax.errors import local_path
 
 DEFAULT_CACHE = "~/.cache/deblur_mae_jax/blur_search"
 
@@ -20,7 +21,7 @@ class Cache:
     """
 
     def __init__(self, folder: str, key: str, width: int):
-        where = Path(DEFAULT_CACHE if folder == "auto" else folder).expanduser()
+        where = local_path(DEFAULT_CACHE if folder == "auto" else folder, "config.search.cache")
         self.path = where / f"{key}.csv" if folder else None
         self.width = width
         self.known: dict[str, np.ndarray] = {}

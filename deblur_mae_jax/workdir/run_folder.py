@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from deblur_mae_jax.config import flat, upgrade
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, local_path
 
 # Prefix of the folders of the best weights; the step follows it.
 BEST = "best"
@@ -62,7 +62,7 @@ class Workdir:
     """The folder of a run, and the names of everything in it."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
+        self.path = local_path(path, "--workdir")
         # Config, versions, cost, sizes of the parameters, data set, files that were left out, and how it ended.
         self.config = self.path / "config.json"
         self.environment = self.path / "environment.json"

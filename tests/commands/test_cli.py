@@ -72,3 +72,27 @@ def test_the_installed_command_finds_the_configs_of_the_package(tmp_path, monkey
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "quickstart.py").write_text("")
     assert cli.located("--config=configs/quickstart.py") == "--config=configs/quickstart.py"  # the user's own
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        (["--workdir=gs://bucket/run"], "--workdir"),
+        (
+            ["--workdir={}/run", "--config.data.name=image_folder", "--config.data.root=s3://bucket/images"],
+            "config.data.root",
+        ),
+        (["--workdir={}/run", "--config.init_from=gs://bucket/run"], "config.init_from"),
+        (["--mode=predict", "--workdir=gs://bucket/run", "--input=images"], "--workdir"),
+        (["--workdir=hf://bucket/run", "--inspect"], "--workdir"),
+    ],
+)
+def test_an_address_is_not_taken_for_a_folder(tmp_path, flags, field):
+    """`pathlib` makes the local folder `gs:` of gs://bucket/run."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), f"--config={ROOT}/configs/quickstart.py",
+         *(flag.format(tmp_path) for flag in flags)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and "is an address" in done.stderr and f"error: {field}: '" in done.stderr, done.stderr
+    assert not [path for path in tmp_path.iterdir() if ":" in path.name]
