@@ -19,7 +19,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from benchmarks.common import load_config, simulated, write
 from deblur_mae_jax import sharding
@@ -27,7 +27,11 @@ from deblur_mae_jax.commands import plan
 from deblur_mae_jax.performance import hlo
 from deblur_mae_jax.training import experiment
 
-TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# The smallest topology of each chip, and of pods by `chip-number`.
+TPUS = {
+    "v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2",
+    "v5e-256": "v5e:16x16", "v6e-256": "v6e:16x16", "v5p-128": "v5p:4x4x8",
+}  # fmt: skip
 # The numbers of NVIDIA's data sheet and CUDA's device query, in XLA's form.
 H100 = """
 gpu_device_info {
@@ -70,19 +74,24 @@ def with_triton():
 
 def compiled(run, devices, num_images):
     """The training step of `run` for `devices`, with `num_images` kept on them."""
-    mesh = Mesh(np.array(devices), (sharding.AXIS,))
-    sharding.make_mesh = lambda: mesh  # a kernel is divided over it by hand
+    settings = run.config.sharding
+    mesh = Mesh(np.array(devices).reshape(settings.replica, -1), sharding.AXES)
+    sharding.make_mesh = lambda **_: mesh  # a kernel is divided over it by hand
+    division = sharding.Division(mesh, settings.params, settings.min_mib * 2**20)
 
-    def described(tree, *axes):
-        placed = NamedSharding(mesh, PartitionSpec(*axes))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree)
+    def placed(tree, where):
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
 
-    state = described(jax.eval_shape(run.make_state))
+    def described(tree, axis):
+        return placed(tree, jax.tree.map(lambda _: sharding.along(mesh, axis), tree))
+
+    state = jax.eval_shape(run.make_state)
+    state = placed(state, division.of_state(state))
     rows = num_images // len(devices) * len(devices)
     images = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), run.store.arrays)
     number = jax.ShapeDtypeStruct((1, run.config.optim.batch_size), np.int32)
-    batch = described({"number": number}, None, "data")
-    return run.train_step.lower(state, {"images": described(images, "data")}, batch).compile()
+    batch = described({"number": number}, 1)
+    return run.step_for(division).lower(state, {"images": described(images, 0)}, batch).compile()
 
 
 def main():
@@ -99,11 +108,13 @@ def main():
     a = parser.parse_args()
     config = load_config(a.config, *a.set)
     simulated(config, 32, 300, a.batch * a.devices)
+    config.sharding.replica, replica = 1, config.sharding.replica  # the one of this machine, and of the chips
     config.model.dtype, config.model.attention = "bfloat16", a.attention
     if a.attention == "triton":
         with_triton()
         config.model.attention = "xla"
     run = experiment.build(config)
+    run.config.sharding.replica = replica
     wanted = plan.need(run, a.images)
     rows = {}
     for chip in a.chips.split(","):

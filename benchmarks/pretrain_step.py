@@ -30,6 +30,7 @@ from benchmarks.common import load_config, simulated, write
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.performance import chips
+from deblur_mae_jax.sharding import Division
 from deblur_mae_jax.training import compilation, experiment, optimizer, train_step
 
 
@@ -52,7 +53,12 @@ def build_variants(config, arguments):
 
     tx = run_optimizer(run)
     prepared_step = train_step.make_train_step(
-        lambda arrays, part, keys: part, run.network.task.loss, tx, lambda s: 1e-4, config.seed
+        lambda arrays, part, keys: part,
+        run.network.task.loss,
+        tx,
+        lambda s: 1e-4,
+        config.seed,
+        Division(run.mesh),
     )
     stacked = jax.tree.map(lambda x: x[None], ready)
     prepared = jax.jit(prepared_step, donate_argnums=0)

@@ -66,6 +66,7 @@ def make_ours(arguments, dtype, remat):
     import jax
     import jax.numpy as jnp
 
+    from deblur_mae_jax import sharding
     from deblur_mae_jax.models import swin_unetr
     from deblur_mae_jax.tasks import segment
     from deblur_mae_jax.training import optimizer as optim
@@ -78,7 +79,9 @@ def make_ours(arguments, dtype, remat):
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *images.shape[1:])))["params"]
     schedule = lambda step: LEARNING_RATE
     tx = optim.adamw(schedule, b2=0.999, weight_decay=1e-5, decay_on="all")
-    step = train_step.make_train_step(lambda arrays, part, keys: part, segment.make(model), tx, schedule, 0)
+    step = train_step.make_train_step(
+        lambda arrays, part, keys: part, segment.make(model), tx, schedule, 0, sharding.Division(sharding.make_mesh())
+    )
     state = train_step.create_state(params, tx)
     batch = {"inputs": jnp.asarray(images)[None], "mask": jnp.asarray(labels)[None]}
     started = time.monotonic()

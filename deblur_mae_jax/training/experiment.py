@@ -25,6 +25,7 @@ from deblur_mae_jax.input_pipeline import stores
 from deblur_mae_jax.network import Identity, Network
 from deblur_mae_jax.pretrained import warm_start
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.sharding import Division
 from deblur_mae_jax.training import checks, optimizer, schedule, supervision, train_step
 from deblur_mae_jax.training.schedule import Lengths
 from deblur_mae_jax.training.supervision import Progress, Supervision
@@ -39,6 +40,7 @@ class Experiment:
 
     arrays: arrays that stay on the devices: `images`, and `search`, the network of an online search.
     train_step: jitted function `(state, arrays, batch) -> (state, metrics)`.
+    step_for: the same function for another division of the state, to compile it for devices that are not here.
     make_state: returns the state before the first step.
     source: the network that the run starts from.
     supervision: classes, splits and blur levels of a run with labels.
@@ -57,6 +59,7 @@ class Experiment:
     arrays: Any
     length: Lengths
     train_step: Any
+    step_for: Callable[[Division], Any]
     make_state: Callable[[], TrainState]
     source: TrainedNetwork | None
     supervision: Supervision | None
@@ -107,7 +110,8 @@ def build(
     progress: called while the images are checked and during a blur search.
     """
     # Images
-    identity, mesh = checks.check(config), sharding.make_mesh()
+    identity, mesh = checks.check(config), sharding.make_mesh(replica=config.sharding.replica)
+    division = Division(mesh, config.sharding.params, config.sharding.min_mib * 2**20)
     images = _images(config, identity, workdir, source, mesh, progress)
     if workdir is not None:
         index = images.index
@@ -134,19 +138,21 @@ def build(
         at = choose(arrays["search"]) if choose is not None else None
         return network.inputs.train(store.gather(arrays["images"], batch), keys, at)
 
-    step = train_step.make_train_step(prepare, network.task.loss, tx, learning_rate, config.seed)
     taken, table = _start(config, network, source, classes)
+    make_state = _initial_state(network, tx, taken, division)
 
-    def initial_state(taken):
-        return train_step.create_state(train_step.merged(network.init(), taken), tx)
+    def step_for(division: Division) -> Any:
+        step = train_step.make_train_step(prepare, network.task.loss, tx, learning_rate, config.seed, division)
+        where = division.of_state(jax.eval_shape(make_state)), sharding.replicated(division.mesh)
+        return jax.jit(step, donate_argnums=0, out_shardings=where)
 
-    make_state = jax.jit(initial_state, out_shardings=sharding.replicated(mesh))
+    divided = [] if division.params == "replicate" else [division.line(jax.eval_shape(network.init))]
     logging.info("%d steps, %.1f per epoch", length.steps, length.per_epoch)
     return Experiment(
         config=config, mesh=mesh, network=network, index=images.index, loader=images.loader, order=images.order,
-        store=store, arrays=arrays, length=length, train_step=jax.jit(step, donate_argnums=0),
-        make_state=lambda: make_state(taken), source=source, supervision=labels, choose_level=choose,
-        notes=[*([] if labels is None else labels.lines), *table], skipped=list(images.index.skipped),
+        store=store, arrays=arrays, length=length, train_step=step_for(division), step_for=step_for,
+        make_state=make_state, source=source, supervision=labels, choose_level=choose,
+        notes=[*([] if labels is None else labels.lines), *table, *divided], skipped=list(images.index.skipped),
     )  # fmt: skip
 
 
@@ -198,6 +204,19 @@ def _store(config: ConfigDict, network: Network, images: _Images, mesh: Mesh) ->
         num_workers=data.num_workers,
         cubes=inputs.cubes(config.seed),
     )
+
+
+def _initial_state(network: Network, tx: Any, taken: Any, division: Division) -> Callable[[], TrainState]:
+    """A function that makes the state before the first step, divided among the devices from the beginning.
+
+    taken: weights that replace those of the initialisation.
+    """
+
+    def make(taken):
+        return train_step.create_state(train_step.merged(network.init(), taken), tx)
+
+    program = jax.jit(make, out_shardings=division.of_state(jax.eval_shape(make, taken)))
+    return lambda: program(taken)
 
 
 def _start(

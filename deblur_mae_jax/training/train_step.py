@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.sharding import Division
 
 
 @flax.struct.dataclass
@@ -56,6 +57,7 @@ def make_train_step(
     tx: optax.GradientTransformationExtraArgs,
     schedule: Callable[[jax.Array], jax.Array],
     seed: int,
+    division: Division,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """Return `step(state, arrays, batch) -> (state, metrics)`.
 
@@ -65,13 +67,14 @@ def make_train_step(
     optimiser keep their values from before the step.
 
     prepare: `(arrays, part of a batch, keys) -> input of the loss`.
+    division: how parameters and optimiser are divided among the devices.
     tx: the optimiser; its update accepts `healthy` and keeps its state if that is false (`optimizer.keep_state`).
     """
 
     def loss_of(params, arrays, micro_batch, keys):
         with jax.named_scope("input"):
             prepared = prepare(arrays, micro_batch, keys)
-        per_image, out = loss(params, prepared, keys)
+        per_image, out = loss(division.whole(params), prepared, keys)
         return per_image.mean(), out.get("assign", {})
 
     def train_step(state, arrays, batch):
@@ -80,7 +83,7 @@ def make_train_step(
         def micro(number, micro_batch):
             keys = stream_keys(seed, state.step, number * share + jnp.arange(share))
             (value, assign), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, arrays, micro_batch, keys)
-            return value, assign, grads
+            return value, assign, division.place_gradients(grads)
 
         value, assign, grads = _averaged(micro, batch, accum)
         with jax.named_scope("update"):
@@ -90,6 +93,7 @@ def make_train_step(
             updates, opt_state = tx.update(grads, state.opt_state, state.params, healthy=healthy)
             params = merged(optax.apply_updates(state.params, updates), assign)
             params = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), params, state.params)
+            params = division.place_params(params)
         metrics = {
             "loss": value,
             "grad_norm": grad_norm,

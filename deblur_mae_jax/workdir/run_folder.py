@@ -24,6 +24,7 @@ BEST = "best"
 # is stored, but never a result (attention may change the rounding).
 FREE = (
     "checkpoint.",
+    "sharding.",
     "report.",
     "log.",
     "data.root",

@@ -142,11 +142,11 @@ def test_every_device_gets_its_own_images_for_a_kernel(monkeypatch, devices, ima
         return q
 
     monkeypatch.setitem(sys.modules, "tokamax", types.SimpleNamespace(dot_product_attention=kernel))
-    mesh = jax.sharding.AbstractMesh((devices,), ("data",))
+    mesh = jax.sharding.AbstractMesh((1, devices), layers.sharding.AXES)
     monkeypatch.setattr(layers.sharding, "make_mesh", lambda: mesh)
     q = jnp.zeros((images, 5, 2, 8))
     assert layers.attend(q, q, q, "triton").shape == q.shape
     where = asked.pop("q_sharding")
     assert asked == {"implementation": "triton"}
     assert (where is not None) == divided
-    assert not divided or where.spec == jax.sharding.PartitionSpec("data")
+    assert not divided or where.spec == jax.sharding.PartitionSpec(layers.sharding.AXES)

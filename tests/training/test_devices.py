@@ -63,7 +63,7 @@ from deblur_mae_jax.training import experiment
 make = tiny_volumes.segmentation if NAME == "segment_volumes" else tiny_volumes.config_of
 out, whole, first = {"losses": [], "voxels": []}, sharding.make_mesh, None
 for count in (1, 4):
-    sharding.make_mesh = lambda: whole(jax.devices()[:count])
+    sharding.make_mesh = lambda **_: whole(jax.devices()[:count])
     config, source, _ = inherit.resolve(make(NAME, optim__batch_size=4, **CHANGE))
     run = experiment.build(config, source=source)
     first = first or jax.device_get(run.make_state())
