@@ -1,0 +1,185 @@
+"""Kill runs at random moments of their lives, start them again, and compare them with runs that nobody disturbed.
+
+    python -m benchmarks.kills --kills=100 --terms=50
+
+Runs of two kinds are disturbed: a pre-training on one process, whose parameters and losses have to be bit-identical in
+the end; and the same on one to four processes, whose number changes between the starts, where sums have another order.
+A SIGKILL goes to all processes of a run, as when a machine is lost; a SIGTERM too, as schedulers send it. The moment
+is uniform over the time that a whole run takes, so it can be anywhere: imports, the check of the images, the
+compilation, a step, a save, an evaluation, the report.
+"""
+
+import argparse
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.common import ROOT, write
+
+sys.path.insert(0, str(ROOT / "tests"))
+import tiny
+
+STEPS, IMAGES, BATCH, SAVE_EVERY = 1200, 64, 8, 48
+FIELDS = {
+    "optim__steps": STEPS, "data__num_images": IMAGES, "optim__batch_size": BATCH,
+    "checkpoint__every_epochs": SAVE_EVERY * BATCH / IMAGES, "report__every_epochs": 40.0,
+}  # fmt: skip
+LAYOUTS = ((1, 4), (4, 1), (2, 2), (3, 1), (1, 1))  # processes, and devices of each
+IN_TIME = 30  # seconds from SIGTERM to the end
+
+
+def start(workdir, processes, devices, batch):
+    """Start all processes of a run."""
+    fields = FIELDS | {"optim__batch_size": batch}
+    port = random.randint(20000, 50000)
+    others = [
+        [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", f"--process_id={i}"]
+        for i in range(processes)
+    ]
+    command = [sys.executable, str(ROOT / "main.py"), *tiny.flags("quickstart", **fields), f"--workdir={workdir}"]
+    return [
+        subprocess.Popen(
+            [*command, *(others[i] if processes > 1 else [])], cwd=ROOT, env=tiny.simulated(devices),
+            stdout=subprocess.DEVNULL, stderr=open(workdir.parent / f"log_{i}.txt", "w"),
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+
+
+def saved(workdir):
+    """The steps whose checkpoints are complete."""
+    found = [re.fullmatch(r"step_(\d+)", path.name) for path in (workdir / "checkpoints").glob("step_*")]
+    return sorted(int(match[1]) for match in found if match)
+
+
+def logged(workdir):
+    """Losses by step."""
+    out = {}
+    path = workdir / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if "loss" in values:
+            out[values["step"]] = values["loss"]
+    return out
+
+
+def wait(started, seconds):
+    """Wait for all processes; whether they ended in time."""
+    end = time.monotonic() + seconds
+    while any(p.poll() is None for p in started):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def whole(workdir, processes, devices, batch):
+    """A run that nobody disturbs: the seconds that it takes."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    started = start(workdir, processes, devices, batch)
+    assert wait(started, 600) and all(p.returncode == 0 for p in started), (workdir.parent / "log_0.txt").read_text()
+    return time.monotonic() - began
+
+
+def disturb(workdir, rng, signals, layouts, batch, life):
+    """Start a run until it is finished; at a random moment of each start, send the last of `signals` and remove it."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    facts = Counter()
+    slowest, redone, codes = 0.0, 0, Counter()
+    while True:
+        layout = layouts[facts["starts"] % len(layouts)]
+        facts["starts"] += 1
+        before, reached = saved(workdir), max(logged(workdir), default=0)
+        started = start(workdir, *layout, batch)
+        sent = None
+        if signals:
+            wait(started, rng.uniform(0.2, life))
+            if any(p.poll() is None for p in started):
+                sent = signals.pop()
+                for process in started:
+                    if process.poll() is None:
+                        process.send_signal(sent)
+        began = time.monotonic()
+        if not wait(started, 60 if sent else 600):
+            facts["not in time"] += 1
+            for process in started:
+                process.kill()
+            wait(started, 60)
+        if sent == signal.SIGTERM:
+            slowest = max(slowest, time.monotonic() - began)
+        codes.update(p.returncode for p in started)
+        log = (workdir.parent / "log_0.txt").read_text()
+        facts["tracebacks"] += "Traceback" in log and sent != signal.SIGKILL
+        resumed = re.search(r"resuming at step (\d+)", log)
+        if before and resumed:
+            facts["checkpoints lost"] += int(resumed[1]) < before[-1]
+            redone = max(redone, reached - int(resumed[1]))
+        if before and not set(saved(workdir)) >= {before[-1]} and max(saved(workdir), default=0) < before[-1]:
+            facts["checkpoints lost"] += 1
+        if sent is None:
+            ended = all(p.returncode == 0 for p in started)
+            assert ended, log[-3000:]
+            return dict(facts), slowest, redone, {str(k): v for k, v in codes.items()}
+
+
+def series(name, rng, kills, terms, layouts, batch, exact):
+    """Disturb one run after the other until all signals are sent, and compare each with an undisturbed run."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        life = whole(place / "whole" / "run", *layouts[-1], batch)
+        undisturbed = place / "whole" / "run"
+        want, losses = json.loads((undisturbed / "result.json").read_text()), logged(undisturbed)
+        signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
+        rng.shuffle(signals)
+        total, codes, slowest, redone, runs, differ, apart = Counter(), Counter(), 0.0, 0, 0, 0, 0.0
+        while signals:
+            workdir = place / f"run_{runs}" / "run"
+            facts, slow, again, ended = disturb(workdir, rng, signals, layouts, batch, life)
+            runs += 1
+            total.update(facts)
+            codes.update(ended)
+            slowest, redone = max(slowest, slow), max(redone, again)
+            got, own = json.loads((workdir / "result.json").read_text()), logged(workdir)
+            same = got["params_fingerprint"] == want["params_fingerprint"] and own == losses
+            apart = max(apart, max(abs(own[s] / losses[s] - 1) for s in losses) if own.keys() == losses.keys() else 1e9)
+            differ += (not same) if exact else apart > 1e-3
+            print(name, runs, "runs", dict(total), f"{slowest:.1f} s", "redone", redone, "apart", apart, flush=True)
+    return {
+        "kills": kills, "terms": terms, "runs": runs, "seconds_of_a_run": life, **total,
+        "checkpoints lost": total["checkpoints lost"], "tracebacks": total["tracebacks"],
+        "not in time": total["not in time"], "runs that differ": differ, "largest_relative_difference_of_a_loss": apart,
+        "most_steps_redone": redone, "save_every": SAVE_EVERY, "slowest_seconds_after_sigterm": slowest,
+        "exit_codes": dict(codes),
+    }  # fmt: skip
+
+
+def main():
+    """Run both series and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--terms", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", default="")
+    a = parser.parse_args()
+    rng = random.Random(a.seed)
+    half = (a.kills - a.kills // 2, a.terms - a.terms // 2), (a.kills // 2, a.terms // 2)
+    out = {"one_process": series("one process", rng, *half[0], ((1, 1),), BATCH, exact=True)}
+    if a.kills > 1:
+        # 12 images divide evenly among 1 to 4 devices.
+        out["changing_processes"] = series("1 to 4 processes", rng, *half[1], LAYOUTS, 12, exact=False)
+    write(a.output, "kills", __doc__.splitlines()[0], {"seed": a.seed, **out})
+
+
+if __name__ == "__main__":
+    main()
