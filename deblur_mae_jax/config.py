@@ -255,6 +255,10 @@ SHARDING: Group = {
 CHECKPOINT: Group = {
     "every_epochs": Field(10.0, "Epochs between checkpoints."),
     "keep_last": Field(2, "Number of newest checkpoints to keep."),
+    "commit": Field(
+        "rename",
+        "How a checkpoint becomes valid when it is complete: rename (its folder is renamed) | file (commit_success.txt is written last; for mounted buckets, where a rename copies every file).",
+    ),
     "keep_every": Field(0, "Never delete checkpoints of these multiples of steps. 0: off."),
 }
 LOG: Group = {

@@ -144,9 +144,12 @@ def check(argv: list[str]) -> None:
 
 def start() -> Any:
     """Run the program that the flags select. Returns the result of a training run, or None."""
-    from deblur_mae_jax.commands import inspect, plan, predict, run
+    from deblur_mae_jax.commands import inspect, plan, predict, processes, run
 
     values = flags.FLAGS
+    one = "--mode=predict" if values.mode == "predict" else "--inspect" if values.inspect else "--plan"
+    if (values.mode == "predict" or values.inspect or values.plan) and processes.count() > 1:
+        raise UserError(f"{one} runs on one process: start it once, with --distributed=off")
     if values.mode == "predict":
         predict.run(values.workdir, values.input, values.output, values.infer)
         return None

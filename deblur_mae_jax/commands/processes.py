@@ -151,6 +151,11 @@ def initialize(mode: str, coordinator: str | None, num_processes: int | None, pr
     _check(found)
 
 
+def count() -> int:
+    """Number of processes of the run."""
+    return int(jax.process_count())
+
+
 def _check(found: Found) -> None:
     """Compare the number of processes and devices with what is expected, and print them. Raises `UserError`."""
     count, local, everywhere = jax.process_count(), jax.local_device_count(), jax.device_count()

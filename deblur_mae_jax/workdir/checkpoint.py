@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.workdir.run_folder import BEST, Workdir
 
 
@@ -24,6 +24,9 @@ def _one_line(error: Exception) -> str:
 
 
 CHECKSUMS = "checksums.json"
+# With `config.checkpoint.commit=file`, written into a checkpoint when it is complete.
+COMMITTED = "commit_success.txt"
+COMMITS = {"rename": ocp.options.AtomicityMode.AUTO, "file": ocp.options.AtomicityMode.COMMIT_FILE}
 
 
 def _checksum(file: Path) -> int:
@@ -36,7 +39,7 @@ def _checksum(file: Path) -> int:
 
 def _checksums(folder: Path) -> dict[str, int]:
     """CRC-32 of every file of a checkpoint, by path."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (CHECKSUMS, COMMITTED))
     return {p.relative_to(folder).as_posix(): _checksum(p) for p in files}
 
 
@@ -80,7 +83,9 @@ class Checkpoints:
     A save is atomic: if the process is killed or the disk is full, the previous checkpoint is unchanged.
     """
 
-    def __init__(self, folder: Path, keep_last: int = 3, keep_every: int = 0):
+    def __init__(self, folder: Path, keep_last: int = 3, keep_every: int = 0, commit: str = "rename"):
+        if commit not in COMMITS:
+            raise unknown("config.checkpoint.commit", commit, COMMITS)
         if keep_last < 1:
             raise UserError(f"config.checkpoint.keep_last={keep_last} must be at least 1")
         self.folder = folder
@@ -91,7 +96,11 @@ class Checkpoints:
             create=True,
             enable_async_checkpointing=False,
             step_prefix="step",
+            atomicity_options=ocp.options.AtomicityOptions(mode=COMMITS[commit]),
         )
+        if commit == "file" and jax.process_index() == 0:
+            for checksums in folder.glob(f"step_*/{CHECKSUMS}"):  # complete, from a start with commit=rename
+                checksums.with_name(COMMITTED).touch()
         self._manager = _Manager(folder.resolve(), options=options)
 
     def latest_step(self) -> int | None:
@@ -167,7 +176,7 @@ def open_run(workdir: Workdir, settings: ConfigDict) -> Checkpoints:
 
     settings: `config.checkpoint`.
     """
-    return Checkpoints(workdir.checkpoints, settings.keep_last, settings.keep_every)
+    return Checkpoints(workdir.checkpoints, settings.keep_last, settings.keep_every, settings.commit)
 
 
 def load_params(workdir: Workdir, shapes: Any) -> Any:
@@ -179,7 +188,7 @@ def load_params(workdir: Workdir, shapes: Any) -> Any:
     """
     best = sorted(workdir.path.glob(f"{BEST}_*"), key=_step_of)
     steps = sorted(workdir.checkpoints.glob("step_*"), key=_step_of, reverse=True)
-    steps = [p for p in steps if p.name.split("_")[1].isdigit()]
+    steps = [p for p in steps if p.name.split("_")[1].isdigit() and _is_committed(workdir, p)]
     for path in [*best[-1:], *steps]:
         try:
             if path in steps:
@@ -191,6 +200,15 @@ def load_params(workdir: Workdir, shapes: Any) -> Any:
     if steps:
         raise UserError(f"no checkpoint in '{workdir.path}' can be read with its config")
     raise UserError(f"'{workdir.path}' holds no checkpoint")
+
+
+def _is_committed(workdir: Workdir, folder: Path) -> bool:
+    """Whether a checkpoint is complete; with `config.checkpoint.commit=file` its folder may be there before."""
+    try:
+        by_file = json.loads(workdir.config.read_text()).get("checkpoint.commit") == "file"
+    except (OSError, ValueError):
+        by_file = False
+    return not by_file or (folder / COMMITTED).exists()
 
 
 def _step_of(path: Path) -> int:

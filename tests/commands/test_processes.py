@@ -115,6 +115,13 @@ def test_processes_that_differ_are_refused(tmp_path):
         assert code == 2 and "differ in their config: process 0 and process 1" in output, output
 
 
+@pytest.mark.slow
+def test_what_runs_on_one_process_says_so(tmp_path):
+    for output, code in start_all(2, tmp_path, slurm(5678), lambda i: ["--inspect"]):
+        assert code == 2 and "--inspect runs on one process" in output, output
+    assert not tmp_path.joinpath("inspection").exists()
+
+
 LONG = {"optim__steps": 5000, "checkpoint__every_epochs": 20.0, "data__num_images": 16, "log__every_steps": 1}
 
 

@@ -16,6 +16,7 @@ from tiny_runs import classifier, command, launch, plain_run, run
 from deblur_mae_jax.config import fields_of, upgrade
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.workdir import checkpoint
+from deblur_mae_jax.workdir.run_folder import Workdir
 
 ROOT = tiny.ROOT
 # Configs that version 0.1 wrote, by the function of `deblur_mae_jax/config.py` that makes such a config now.
@@ -114,6 +115,34 @@ def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path):
         damage(folder, "emptied")
     with pytest.raises(UserError, match=r"all checkpoints in .* are damaged"):
         run(tmp_path, optim__steps=2)
+
+
+def test_a_checkpoint_without_its_commit_file_is_not_used(tmp_path):
+    """As on a mounted bucket, where the folder of a checkpoint is there before it is complete."""
+    settings = {"optim__steps": 6, "checkpoint__commit": "file"}
+    whole = run(tmp_path, **settings)
+    last = tmp_path / "checkpoints" / "step_6"
+    assert (last / checkpoint.COMMITTED).exists()
+    for name in (checkpoint.COMMITTED, checkpoint.CHECKSUMS):
+        (last / name).unlink()
+    shapes = jax.eval_shape(lambda: whole.params)
+    newest = checkpoint.load_params(Workdir(tmp_path), shapes)
+    assert any(np.any(a != np.asarray(b)) for a, b in zip(*map(jax.tree.leaves, (newest, whole.params)), strict=True))
+    again = run(tmp_path, **settings)
+    assert again.params_fingerprint == whole.params_fingerprint and (last / checkpoint.COMMITTED).exists()
+    starts = json.loads((tmp_path / "time.json").read_text())
+    assert starts[1]["from"] == 3
+
+
+def test_the_way_of_committing_can_be_changed_between_starts(tmp_path):
+    whole = run(tmp_path, optim__steps=6)
+    for commit in ("file", "rename"):
+        subprocess.run(["rm", "-r", str(tmp_path / "checkpoints" / "step_6")], check=True)
+        again = run(tmp_path, optim__steps=6, checkpoint__commit=commit)
+        assert again.params_fingerprint == whole.params_fingerprint
+        assert json.loads((tmp_path / "time.json").read_text())[-1]["from"] == 3
+    with pytest.raises(UserError, match=r"checkpoint.commit: unknown name 'copy'"):
+        run(tmp_path / "other", optim__steps=1, checkpoint__commit="copy")
 
 
 def test_keep_last_and_keep_every(tmp_path):

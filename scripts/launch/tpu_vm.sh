@@ -1,0 +1,52 @@
+#!/bin/bash
+# A run on a TPU slice (Cloud TPU VMs) that goes on until it is finished; the slice is created again if it is preempted:
+#   export NAME=d2mae ZONE=us-west4-a TYPE=v5litepod-16 BUCKET=my-bucket SOURCE=https://.../deblur_mae_jax.git
+#   scripts/launch/tpu_vm.sh --config=configs/d2mae_thyroid.py --config.data.root=/mnt/bucket/images
+# Data and workdir are in the bucket, which every worker mounts at /mnt/bucket. Needs gcloud, logged in.
+set -euo pipefail
+: "${NAME:?name of the slice}" "${ZONE:?zone, such as us-west4-a}" "${TYPE:?type, such as v5litepod-16}"
+: "${BUCKET:?name of the bucket}" "${SOURCE:?address of the repository, which the workers clone}"
+VERSION="${VERSION:-v2-alpha-tpuv5-lite}"
+WORKDIR="${WORKDIR:-/mnt/bucket/runs/$NAME}"
+SPOT="${SPOT:---spot}"
+
+on_all_workers() {
+    gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"
+}
+
+is_ready() {
+    [ "$(gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" --format='value(state)' 2>/dev/null)" = READY ]
+}
+
+create() {
+    gcloud compute tpus tpu-vm delete "$NAME" --zone="$ZONE" --quiet 2>/dev/null || true
+    # shellcheck disable=SC2086
+    gcloud compute tpus tpu-vm create "$NAME" --zone="$ZONE" --accelerator-type="$TYPE" --version="$VERSION" $SPOT
+    on_all_workers "set -e
+        sudo apt-get install -y -q gcsfuse
+        sudo mkdir -p /mnt/bucket && sudo chown \$USER /mnt/bucket
+        gcsfuse --implicit-dirs --file-cache-max-size-mb=20000 '$BUCKET' /mnt/bucket
+        git clone -q '$SOURCE' deblur_mae_jax && cd deblur_mae_jax
+        python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt 'jax[tpu]'"
+}
+
+arguments=""
+for argument in "$@"; do
+    arguments+=" $(printf '%q' "$argument")"
+done
+
+for attempt in $(seq 1 "${MAX_RESTARTS:-50}"); do
+    is_ready || create || { sleep 60; continue; }
+    code=0
+    # A folder in a bucket cannot be renamed at once, so checkpoints are committed by a file.
+    on_all_workers "cd deblur_mae_jax && .venv/bin/python main.py --distributed=on --workdir='$WORKDIR' \
+        --config.checkpoint.commit=file$arguments" || code=$?
+    echo "attempt $attempt: exit code $code"
+    case "$code" in
+        0) exit 0 ;;
+        2 | 3 | 4 | 5) exit "$code" ;; # a wrong setting, a loss that is not finite, a save that failed, too little memory
+        *) sleep 10 ;;                 # stopped, hung, or the connection to a preempted slice was lost
+    esac
+done
+echo "not finished after ${MAX_RESTARTS:-50} attempts"
+exit 1
