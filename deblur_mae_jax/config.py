@@ -255,6 +255,7 @@ SHARDING: Group = {
 CHECKPOINT: Group = {
     "every_epochs": Field(10.0, "Epochs between checkpoints."),
     "keep_last": Field(2, "Number of newest checkpoints to keep."),
+    "async_save": Field("auto", "Write checkpoints while training goes on: auto (on accelerators) | on | off."),
     "commit": Field(
         "rename",
         "How a checkpoint becomes valid when it is complete: rename (its folder is renamed) | file (commit_success.txt is written last; for mounted buckets, where a rename copies every file).",

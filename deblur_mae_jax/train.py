@@ -22,7 +22,7 @@ from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data import summary
 from deblur_mae_jax.performance import profiling
 from deblur_mae_jax.pretrained import inherit
-from deblur_mae_jax.training import agreement, checks, compilation, experiment, stop
+from deblur_mae_jax.training import agreement, checks, compilation, experiment, stop, train_step
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.training.loop import Loop, NonFiniteLossError, Result
 from deblur_mae_jax.training.progress import Progress
@@ -72,7 +72,7 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, re
 
     # Restore its last checkpoint, if there is one.
     checkpoints = checkpoint.open_run(folder, config.checkpoint)
-    restored = checkpoints.restore_latest(state)
+    restored = checkpoints.restore_latest(state, train_step.is_intact)
     start, notes_saved = 0, {}
     if restored is not None:
         state, start, notes_saved = restored.state, restored.step, restored.notes

@@ -139,6 +139,8 @@ class Loop:
             if finished:
                 self.try_to_evaluate(step, state.params)
             saved = self.save(step, state)
+            with self.timed("save"):
+                saved = self.checkpoints.flush() and saved
             self.watchdog.rest()
         if finished and self.unevaluated:
             raise Stopped(self.stop.number)
@@ -258,14 +260,19 @@ class Loop:
             "best": self.best,
             "unevaluated": self.unevaluated,
         }
-        with self.timed("save"):
-            done = self.checkpoints.save(step, state, notes)
-        self.clock.at(step, saved=True)
-        if done and self.best is not None and self.main:
-            # Delete older best weights only after this checkpoint is safe: a resumed run may still point at them.
+        best = -1 if self.best is None or not self.main else int(self.best["step"])
+
+        def delete_older_weights() -> None:
+            """Only when this checkpoint is safe: a resumed run may still point at them."""
             for old in self.workdir.path.glob(f"{BEST}_*"):
-                if old != self.workdir.best(self.best["step"]):
+                if int(old.name.rpartition("_")[2]) < best:
                     shutil.rmtree(old, ignore_errors=True)
+
+        with self.timed("save"):
+            if self.checkpoints.asynchronous:
+                notes["fingerprint"] = int(jax.jit(fingerprint)(state.params))
+            done = self.checkpoints.save(step, state, notes, delete_older_weights)
+        self.clock.at(step, saved=True)
         self.meter.pause()
         return done
 

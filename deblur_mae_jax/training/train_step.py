@@ -126,3 +126,9 @@ def fingerprint(tree: Any) -> jax.Array:
         weight = (word_number * jnp.uint32(2654435761) + jnp.uint32(2 * number + 1)) | jnp.uint32(1)
         total = total * jnp.uint32(31) + (words * weight).sum(dtype=jnp.uint32)
     return total
+
+
+def is_intact(restored: Any) -> bool:
+    """Whether the parameters of a checkpoint have the hash that was noted when it was written, if there is one."""
+    noted = restored.notes.get("fingerprint")
+    return noted is None or int(jax.jit(fingerprint)(restored.state.params)) == noted

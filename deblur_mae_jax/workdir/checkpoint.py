@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def _one_line(error: Exception) -> str:
 CHECKSUMS = "checksums.json"
 # With `config.checkpoint.commit=file`, written into a checkpoint when it is complete.
 COMMITTED = "commit_success.txt"
+WRITES = ("auto", "on", "off")
 COMMITS = {"rename": ocp.options.AtomicityMode.AUTO, "file": ocp.options.AtomicityMode.COMMIT_FILE}
 
 
@@ -43,8 +45,14 @@ def _checksums(folder: Path) -> dict[str, int]:
     return {p.relative_to(folder).as_posix(): _checksum(p) for p in files}
 
 
+def _sizes(folder: Path) -> dict[str, dict[str, int]]:
+    """The size of every file of a checkpoint, by path: known without reading the files again."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (CHECKSUMS, COMMITTED))
+    return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size} for p in files}
+
+
 def _check_files(folder: Path) -> None:
-    """Raise `ValueError` if a file differs from its checksum.
+    """Raise `ValueError` if a file differs from its checksum, or from its size if that alone was noted.
 
     The check runs before Orbax opens anything, because a read that fails inside Orbax leaves other reads
     running, which later raise unrelated errors. A process that is killed between the save and its checksums
@@ -52,7 +60,9 @@ def _check_files(folder: Path) -> None:
     """
     path = folder / CHECKSUMS
     if path.exists():
-        saved, computed = json.loads(path.read_text()), _checksums(folder)
+        saved = json.loads(path.read_text())
+        by_size = any(isinstance(value, dict) for value in saved.values())
+        computed: dict[str, Any] = {**(_sizes(folder) if by_size else _checksums(folder))}
         for name in sorted(saved.keys() | computed.keys()):
             if saved.get(name) != computed.get(name):
                 raise ValueError(f"'{name}' is not as it was saved")
@@ -81,11 +91,19 @@ class Checkpoints:
     """Checkpoints of one run: it keeps the newest `keep_last`, and one every `keep_every` steps.
 
     A save is atomic: if the process is killed or the disk is full, the previous checkpoint is unchanged.
+
+    asynchronous: whether files are written while training goes on; the next save, `flush` and `close` wait for them.
     """
 
-    def __init__(self, folder: Path, keep_last: int = 3, keep_every: int = 0, commit: str = "rename"):
+    def __init__(
+        self, folder: Path, keep_last: int = 3, keep_every: int = 0, commit: str = "rename", write: str = "off"
+    ):
         if commit not in COMMITS:
             raise unknown("config.checkpoint.commit", commit, COMMITS)
+        if write not in WRITES:
+            raise unknown("config.checkpoint.async_save", write, WRITES)
+        self.asynchronous = write == "on" or (write == "auto" and jax.default_backend() != "cpu")
+        self._pending: tuple[int, Callable[[], None]] | None = None
         if keep_last < 1:
             raise UserError(f"config.checkpoint.keep_last={keep_last} must be at least 1")
         self.folder = folder
@@ -94,7 +112,7 @@ class Checkpoints:
             max_to_keep=keep_last,
             keep_period=keep_every or None,
             create=True,
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=self.asynchronous,
             step_prefix="step",
             atomicity_options=ocp.options.AtomicityOptions(mode=COMMITS[commit]),
         )
@@ -111,36 +129,59 @@ class Checkpoints:
         """The folder of a step."""
         return self.folder / f"step_{step}"
 
-    def save(self, step: int, state: Any, notes: dict[str, Any]) -> bool:
-        """Save `state` and JSON `notes`. On failure, warn and return false; the run continues."""
+    def save(self, step: int, state: Any, notes: dict[str, Any], then: Callable[[], None] = lambda: None) -> bool:
+        """Save `state` and JSON `notes`. On failure, warn and return false; the run continues.
+
+        then: called when the checkpoint is complete.
+        """
+        self.flush()
         if step in self._manager.all_steps():
+            then()
             return True
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
         try:
             self._manager.save(step, args=arguments, force=True)
-            if jax.process_index() == 0:
-                draft = self.path(step) / f"{CHECKSUMS}.tmp"
-                draft.write_text(json.dumps(_checksums(self.path(step))))
-                os.replace(draft, self.path(step) / CHECKSUMS)
-            return True
         except Exception as error:  # a full disk or a lost mount can raise many kinds of errors
-            newest = max((s for s in self._manager.all_steps() if s != step), default=None)
-            logging.error(
-                "checkpoint of step %d could not be saved (%s); training continues, %s",
-                step,
-                _one_line(error),
-                f"step {newest} is still there" if newest is not None else "no earlier one exists",
-            )
-            self._manager.reload()
-            return False
+            return self._failed(step, error)
+        self._pending = step, then
+        return True if self.asynchronous else self.flush()
 
-    def restore_latest(self, template: Any) -> Restored | None:
+    def flush(self) -> bool:
+        """Wait until the checkpoint that is being written is complete. On failure, warn and return false."""
+        if self._pending is None:
+            return True
+        (step, then), self._pending = self._pending, None
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                folder = self.path(step)
+                draft = folder / f"{CHECKSUMS}.tmp"
+                draft.write_text(json.dumps(_sizes(folder) if self.asynchronous else _checksums(folder)))
+                os.replace(draft, folder / CHECKSUMS)
+        except Exception as error:  # as above
+            return self._failed(step, error)
+        then()
+        return True
+
+    def _failed(self, step: int, error: Exception) -> bool:
+        newest = max((s for s in self._manager.all_steps() if s != step), default=None)
+        logging.error(
+            "checkpoint of step %d could not be saved (%s); training continues, %s",
+            step,
+            _one_line(error),
+            f"step {newest} is still there" if newest is not None else "no earlier one exists",
+        )
+        self._manager.reload()
+        return False
+
+    def restore_latest(self, template: Any, intact: Callable[[Restored], bool] = lambda _: True) -> Restored | None:
         """Return the newest readable checkpoint, or `None` if no checkpoint exists.
 
         Damaged checkpoints are reported and skipped. If all are damaged, raises `UserError`, because a new
         start would silently overwrite them.
 
         template: the state as arrays, or as shapes with shardings.
+        intact: whether a restored state is the one that was saved.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
@@ -151,6 +192,9 @@ class Checkpoints:
                     step,
                     args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()),
                 )
+                found = Restored(restored["state"], step, restored["notes"])
+                if not intact(found):
+                    raise ValueError("its parameters are not those that were saved")
             except Exception as error:  # damage shows in as many ways as there are files
                 logging.warning("checkpoint %s is damaged: %s", self.path(step), _one_line(error))
                 self.broken.append(step)
@@ -158,7 +202,7 @@ class Checkpoints:
             # Later steps are damaged; remove them, or the run could not save those steps again.
             for later in self.broken:
                 self._manager.delete(later)
-            return Restored(restored["state"], step, restored["notes"])
+            return found
         if steps:
             raise UserError(
                 f"all checkpoints in {self.folder} are damaged (steps {steps}); move the folder "
@@ -168,6 +212,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for pending saves."""
+        self.flush()
         self._manager.close()
 
 
@@ -176,7 +221,8 @@ def open_run(workdir: Workdir, settings: ConfigDict) -> Checkpoints:
 
     settings: `config.checkpoint`.
     """
-    return Checkpoints(workdir.checkpoints, settings.keep_last, settings.keep_every, settings.commit)
+    s = settings
+    return Checkpoints(workdir.checkpoints, s.keep_last, s.keep_every, s.commit, s.async_save)
 
 
 def load_params(workdir: Workdir, shapes: Any) -> Any:

@@ -117,6 +117,36 @@ def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path):
         run(tmp_path, optim__steps=2)
 
 
+def test_checkpoints_written_while_training_goes_on(tmp_path, caplog):
+    _, plain = plain_run()
+    settings = {"optim__steps": 6, "checkpoint__keep_last": 9, "checkpoint__async_save": "on"}
+    whole = run(tmp_path, **settings)
+    assert whole.params_fingerprint == plain.params_fingerprint and whole.checkpoint.exists()
+    steps = sorted(int(p.name[5:]) for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert steps == [3, 6]
+    sizes = json.loads((whole.checkpoint / checkpoint.CHECKSUMS).read_text())
+    assert all(set(value) == {"bytes"} for value in sizes.values())
+    damage(whole.checkpoint, "flipped")
+    again = run(tmp_path, **settings)
+    assert "step_6 is damaged" in caplog.text and again.params_fingerprint == whole.params_fingerprint
+    damage(tmp_path / "checkpoints" / "step_6", "truncated")
+    caplog.clear()
+    assert run(tmp_path, **settings).params_fingerprint == whole.params_fingerprint
+    assert "is not as it was saved" in caplog.text
+
+
+def test_the_parameters_of_a_checkpoint_are_compared_with_their_hash(tmp_path, caplog):
+    state = {"a": jax.numpy.arange(4.0)}
+    manager = checkpoint.Checkpoints(tmp_path / "checkpoints", write="on")
+    done = []
+    for step in (1, 2):
+        assert manager.save(step, state, {"step": step}, lambda step=step: done.append(step))
+    assert done == [1] and manager.flush() and done == [1, 2]
+    found = manager.restore_latest(state, lambda restored: restored.step == 1)
+    assert found.step == 1 and "its parameters are not those that were saved" in caplog.text
+    manager.close()
+
+
 def test_a_checkpoint_without_its_commit_file_is_not_used(tmp_path):
     """As on a mounted bucket, where the folder of a checkpoint is there before it is complete."""
     settings = {"optim__steps": 6, "checkpoint__commit": "file"}
