@@ -24,11 +24,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import network as networks
-from deblur_mae_jax import sharding
+from deblur_mae_jax.commands import plan_pods
 from deblur_mae_jax.commands.run import PROGRAMS
 from deblur_mae_jax.config import copy, flat
 from deblur_mae_jax.errors import UserError, unknown
@@ -157,24 +156,6 @@ def need(run: experiment.Experiment, num_images: int = 0) -> Need:
     )
 
 
-def state_lines(run: experiment.Experiment, counts: tuple[int, ...] = (1, 8, 64, 256)) -> list[str]:
-    """A table of the memory that parameters and optimiser take on each of several chips."""
-    state = jax.eval_shape(run.make_state)
-    lines = [f"{'sharding.params':22s}" + "".join(f"{f'{n} chips' if n > 1 else 'one chip':>12s}" for n in counts)]
-    for mode in sharding.MODES:
-        cells = ""
-        for count in counts:
-            mesh = AbstractMesh((1, count), sharding.AXES)
-            division = sharding.Division(mesh, mode, run.config.sharding.min_mib * 2**20)
-            size = sharding.bytes_per_device(state, division.of_state(state))
-            cells += f"{size / 1e9:>9.3g} GB"
-        lines.append(f"  {mode:20s}{cells}")
-    lines.append(
-        "parameters and optimiser on each chip; a step also needs the gradients, and with fsdp the parameters in use"
-    )
-    return lines
-
-
 def _first(run: experiment.Experiment) -> Any:
     return next(run.store.batches(0, 1))
 
@@ -276,9 +257,11 @@ def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
         f"{wanted.memory() / 1e9:.4g} GB of memory",
         f"whole run  {wanted.flops * wanted.steps:.3g} FLOP",
         "",
-        *state_lines(here),
+        *plan_pods.state_lines(here),
         "",
         *table(wanted, own_prices),
+        "",
+        *plan_pods.scaling_lines(wanted),
         "a: assumed, from the FLOPs at 80 % of peak and the traffic at 90 % of bandwidth; m: measured. "
         "Several chips divide the hours but not the cost. Small networks do not fill a chip and take longer.",
     ]

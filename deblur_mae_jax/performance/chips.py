@@ -16,22 +16,24 @@ class Chip:
     tflops: float  # dense, 1e12 per second, in `dtype`
     gigabytes: float  # of its memory, 1e9 bytes
     terabytes_per_second: float
+    links: tuple[float, float]  # 1e9 bytes per second that a chip sends: in a node of 8 or a slice, beyond
     dollars_per_hour: float  # rounded on-demand price of one at a large cloud provider in 2025
     kinds: tuple[str, ...]
     dtype: str = "bfloat16"
     measured_share: float | None = None  # share of its peak that a ViT-B step reaches; None: not yet measured
 
 
-# The makers' data sheets. A V100 has no bfloat16: XLA computes it in float32.
+# The makers' data sheets; of links, half of the bandwidth in both directions. Nodes of V100 to H200 are taken to have
+# NVLink inside and InfiniBand of 100 to 400 Gbit/s for each GPU between them. A V100 has no bfloat16: XLA computes it in float32.
 CHIPS = (
-    Chip("V100", 15.7, 32, 0.9, 2.5, ("V100",), "float32"),
-    Chip("A100", 312, 80, 2.04, 4.1, ("A100",)),
-    Chip("H100", 989, 80, 3.35, 6.9, ("H100",)),
-    Chip("H200", 989, 141, 4.8, 7.9, ("H200",)),
-    Chip("TPU v4", 275, 32, 1.23, 3.2, ("TPU v4",)),
-    Chip("TPU v5e", 197, 16, 0.82, 1.2, ("TPU v5 lite", "TPU v5e")),
-    Chip("TPU v5p", 459, 95, 2.77, 4.2, ("TPU v5p", "TPU v5")),
-    Chip("TPU v6e", 918, 32, 1.64, 2.7, ("TPU v6 lite", "TPU v6e")),
+    Chip("V100", 15.7, 32, 0.9, (150, 12.5), 2.5, ("V100",), "float32"),
+    Chip("A100", 312, 80, 2.04, (300, 25), 4.1, ("A100",)),
+    Chip("H100", 989, 80, 3.35, (450, 50), 6.9, ("H100",)),
+    Chip("H200", 989, 141, 4.8, (450, 50), 7.9, ("H200",)),
+    Chip("TPU v4", 275, 32, 1.23, (300, 300), 3.2, ("TPU v4",)),
+    Chip("TPU v5e", 197, 16, 0.82, (200, 200), 1.2, ("TPU v5 lite", "TPU v5e")),
+    Chip("TPU v5p", 459, 95, 2.77, (600, 600), 4.2, ("TPU v5p", "TPU v5")),
+    Chip("TPU v6e", 918, 32, 1.64, (400, 400), 2.7, ("TPU v6 lite", "TPU v6e")),
 )
 
 

@@ -16,7 +16,7 @@ import tiny
 
 from deblur_mae_jax import network as networks
 from deblur_mae_jax import train
-from deblur_mae_jax.commands import plan
+from deblur_mae_jax.commands import plan, plan_pods
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline.keys import stream_keys
@@ -174,10 +174,27 @@ def test_a_plan_of_more_images_takes_more_steps():
 
 
 def test_a_step_that_does_not_fit_is_accumulated_or_said_not_to(need):
-    tiny_chip = chips.Chip("toy", 1, 1e-9, 1, 1, ())
+    tiny_chip = chips.Chip("toy", 1, 1e-9, 1, (1, 1), 1, ())
     assert plan.fitting_accum(need, tiny_chip) == 0
-    enough = chips.Chip("toy", 1, need.memory(2) / 0.9e9, 1, 1, ())
+    enough = chips.Chip("toy", 1, need.memory(2) / 0.9e9, 1, (1, 1), 1, ())
     assert plan.fitting_accum(need, enough) == 2
+
+
+def test_weak_scaling_follows_from_links_and_parameters():
+    class Step:
+        parameters = 100_000_000
+
+        def seconds(self, chip):
+            return 0.004
+
+    chip = chips.Chip("fast", 100, 16, 1.0, (200.0, 20.0), 1.0, ("fast",))
+    assert plan_pods.exchange_seconds(Step(), chip, 1) == 0
+    # 8 bytes for each parameter, of which each of 8 chips sends 7/8, at 200e9 bytes per second.
+    assert plan_pods.exchange_seconds(Step(), chip, 8) == pytest.approx(0.0035)
+    low, high = plan_pods.efficiency(Step(), chip, 8)
+    assert low == pytest.approx(0.004 / 0.0075) and high == 1.0
+    slow, hidden = plan_pods.efficiency(Step(), chip, 64)  # beyond a node the links are slower
+    assert slow < hidden == pytest.approx(0.004 / (0.04 * 63 / 64))
 
 
 def test_the_plan_a_user_sees(capfd):
