@@ -24,7 +24,8 @@ class Chip:
 
 
 # The makers' data sheets; of links, half of the bandwidth in both directions. Nodes of V100 to H200 are taken to have
-# NVLink inside and InfiniBand of 100 to 400 Gbit/s for each GPU between them. A V100 has no bfloat16: XLA computes it in float32.
+# NVLink inside and InfiniBand of 100 to 400 Gbit/s for each GPU between them. A V100 has no bfloat16: XLA computes it
+# in float32.
 CHIPS = (
     Chip("V100", 15.7, 32, 0.9, (150, 12.5), 2.5, ("V100",), "float32"),
     Chip("A100", 312, 80, 2.04, (300, 25), 4.1, ("A100",)),
