@@ -11,7 +11,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +30,7 @@ from deblur_mae_jax.errors import UserError, unknown
 STILL_BITS = 2
 STILL = "nearly equal to an earlier frame of its clip"
 CHECKS = ("pixels", "header")
+KEEP_EVERY = 60.0  # seconds after which the results so far are written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,15 +200,30 @@ def _examine(
             return entry
         return {**check_one(source, index, check, masks), "stamp": stamp}
 
-    results = []
-    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+    results: list[dict] = []
+
+    def keep() -> None:
+        """Write what is known so far, so that a run that is killed or stopped while it checks need not begin again."""
+        if cache is not None:
+            known = cached if len(results) < len(source) else {}
+            entries = known | dict(zip(source.names, results, strict=False))
+            draft = cache.with_name(cache.name + ".tmp")
+            draft.write_text(json.dumps({"settings": settings, "entries": entries}))
+            os.replace(draft, cache)
+
+    kept = time.monotonic()
+    pool = ThreadPoolExecutor(max(1, num_threads))
+    try:
         for done, result in enumerate(pool.map(examine, range(len(source))), start=1):
             results.append(result)
             if progress is not None:
                 progress(done, len(source))
-    if cache is not None:
-        entries = dict(zip(source.names, results, strict=True))
-        cache.write_text(json.dumps({"settings": settings, "entries": entries}))
+            if time.monotonic() - kept > KEEP_EVERY:
+                keep()
+                kept = time.monotonic()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        keep()
     return results
 
 

@@ -1,6 +1,7 @@
 """Reading images of every kind, and what happens to the bad ones."""
 
 import csv
+import time
 import warnings
 import zipfile
 import zlib
@@ -202,6 +203,36 @@ def test_the_fingerprint_follows_names_sizes_and_pixels(tmp_path):
     assert fingerprint() == first
     Image.fromarray(gradient() ^ 1).save(tmp_path / "image_00.png")
     assert fingerprint() != first
+
+
+def test_a_check_that_is_stopped_keeps_what_it_has_read(tmp_path):
+    folder, cache = tmp_path / "images", tmp_path / "index.json"
+    write_images(folder, 30)
+    calls = []
+
+    def counted(stop_at):
+        found = image_folder.source(data(folder), 1)
+
+        def read(number):
+            calls.append(number)
+            time.sleep(0.01)
+            return found.read(number)
+
+        counting = source.Source(found.names, read, found.header, found.stamp)
+
+        def progress(done, total):
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        return index.build(counting, cache=cache, num_threads=1, progress=progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        counted(10)
+    assert 10 <= len(calls) < 30  # images that nobody waits for are not read
+    assert len(counted(0)) == 30 and len(calls) <= 32  # one may have been read when the check was stopped
+    before = len(calls)
+    counted(0)
+    assert len(calls) == before
 
 
 def test_the_cache_saves_reading_and_notices_changes(tmp_path):
