@@ -180,7 +180,7 @@ def run_flags(argv: list[str]) -> None:
                 stop.stop_before(requests, values.max_hours, BEGAN)
             result = start()
     except stop.Stopped as error:
-        print(f"{error}; the same command goes on", file=sys.stderr)
+        print(f"{error}; run the same command again to go on", file=sys.stderr)
         sys.exit(128 + error.number)
     except KeyboardInterrupt:  # the second one
         sys.exit(128 + signal.SIGINT)

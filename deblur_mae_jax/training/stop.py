@@ -137,7 +137,7 @@ def stop_before(stop: Stop, hours: float, began: float) -> None:
         while time.monotonic() + max(SAVING, 1.5 * stop.reserve) < began + 3600 * hours:
             time.sleep(0.2)
         if not stop.number:
-            print(f"--max_hours={hours:g} are nearly over", file=sys.stderr, flush=True)
+            print(f"the {hours:g} hours of --max_hours are nearly over", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True, name="max_hours").start()

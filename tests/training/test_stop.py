@@ -44,7 +44,7 @@ def test_max_hours_stops_in_time(monkeypatch, capsys):
         stop.stop_before(requests, 4 / 3600, began)
         time.sleep(20)
     assert time.monotonic() - began < 4
-    assert "--max_hours=0.00111111 are nearly over" in capsys.readouterr().err
+    assert "the 0.00111111 hours of --max_hours are nearly over" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_a_run_that_is_stopped_while_it_checks_images_ends_with_the_code_of_the_
     process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=60)[1]
     assert process.returncode == 143, rest
-    assert "stopped on request (SIGTERM); the same command goes on" in rest and "Traceback" not in rest
+    assert "stopped on request (SIGTERM); run the same command again to go on" in rest and "Traceback" not in rest
 
 
 HANG = """
