@@ -212,10 +212,11 @@ def _initial_state(network: Network, tx: Any, taken: Any, division: Division) ->
     taken: weights that replace those of the initialisation.
     """
 
-    def make(taken):
+    def initial_state(taken):
         return train_step.create_state(train_step.merged(network.init(), taken), tx)
 
-    program = jax.jit(make, out_shardings=division.of_state(jax.eval_shape(make, taken)))
+    where = division.of_state(jax.eval_shape(initial_state, taken))
+    program = jax.jit(initial_state, out_shardings=where)
     return lambda: program(taken)
 
 

@@ -14,7 +14,7 @@ import tiny
 from tiny_volumes import config_of, cube, save, segmentation
 
 from deblur_mae_jax import network as networks
-from deblur_mae_jax import train
+from deblur_mae_jax import sharding, train
 from deblur_mae_jax.config import volumes as volumes_config
 from deblur_mae_jax.data import dataset, nifti, phantoms3d
 from deblur_mae_jax.data.order import Order
@@ -339,7 +339,7 @@ def test_a_run_that_was_stopped_goes_on_bit_exactly(tmp_path):
 def test_the_stores_agree():
     config = config_of()
     index = dataset.build_index(config, None)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    mesh = sharding.make_mesh(jax.devices()[:1])
     from deblur_mae_jax.data.loader import Loader
     from deblur_mae_jax.training.experiment import modality_of
 
