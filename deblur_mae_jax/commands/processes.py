@@ -24,6 +24,7 @@ MODES = ("auto", "on", "off")
 # Cold starts of large jobs take longer than JAX's own 5 minutes.
 TIMEOUT = 1800  # seconds
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+TPU_VM = "TPU VM"
 NONE_FOUND = (
     "--distributed=on: no other process was found. Start every process with srun (Slurm), mpirun (Open MPI) or an "
     "indexed job (Kubernetes), on every worker of a TPU, or name them: --coordinator=host:port --num_processes=N "
@@ -76,7 +77,7 @@ def find(environ: Mapping[str, str]) -> Found | None:
             )
         return Found("Kubernetes", "k8s", 0)
     if _is_tpu_vm(environ):
-        return Found("TPU VM", None, 0)
+        return Found(TPU_VM, None, 0)
     return None
 
 
@@ -144,6 +145,9 @@ def initialize(mode: str, coordinator: str | None, num_processes: int | None, pr
             cluster_detection_method=found.method, initialization_timeout=TIMEOUT,
         )  # fmt: skip
     except (RuntimeError, ValueError, OSError) as error:
+        if mode == "auto" and found.how == TPU_VM and isinstance(error, ValueError):
+            print("no other worker of this TPU was found: it runs alone", file=sys.stderr)  # such as in Colab
+            return
         where = f" at {coordinator}" if coordinator else ""
         raise UserError(
             f"the processes of this run ({found.how}) could not connect{where}: {str(error).splitlines()[0]}"

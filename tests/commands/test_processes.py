@@ -81,6 +81,18 @@ def test_choices_that_contradict_each_other_are_refused(monkeypatch):
     processes.initialize("auto", None, None, None)
 
 
+def test_a_tpu_without_other_workers_runs_alone(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(processes, "find", lambda environ: processes.Found(processes.TPU_VM, None, 0))
+    monkeypatch.setattr(processes.jax.distributed, "initialize", fail)
+    processes.initialize("auto", None, None, None)
+    assert "it runs alone" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"could not connect: coordinator_address should be defined"):
+        processes.initialize("on", None, None, None)
+
+
 def start_all(count, workdir, environ, flags=lambda i: [], devices=1, **fields):
     """Start the same command `count` times; returns (exit code, stderr) of each."""
     arguments, base = command(workdir, devices=devices, **fields)
