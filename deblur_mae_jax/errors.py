@@ -36,6 +36,6 @@ def local_path(path: str | Path, field: str) -> Path:
     if found:
         raise UserError(
             f"{field}: '{path}' is an address ({found[1]}), and only paths are read and written. Mount the bucket "
-            "(gcsfuse, mountpoint-s3) and name the folder of the mount"
+            "(with gcsfuse, for example) and name the folder of the mount"
         )
     return Path(path).expanduser()

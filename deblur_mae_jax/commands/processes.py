@@ -68,7 +68,8 @@ def find(environ: Mapping[str, str]) -> Found | None:
         return Found("Open MPI", "ompi", size, gpus(environ, number, here)) if size > 1 else None
     hosts = environ.get("TPU_WORKER_HOSTNAMES", "") or environ.get("TPU_PROCESS_ADDRESSES", "")
     if hosts:
-        return Found("TPU workers", None, len(hosts.split(","))) if "," in hosts else None
+        count = len(hosts.split(",")) * int(environ.get("MEGASCALE_NUM_SLICES", 1))
+        return Found("TPU workers", None, count) if count > 1 else None
     if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
         if importlib.util.find_spec("kubernetes") is None:
             raise UserError(

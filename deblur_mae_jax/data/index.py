@@ -6,6 +6,7 @@ in `skipped.csv`. The run trains on the usable images, in an order that never ch
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -204,23 +205,26 @@ def _examine(
 
     def keep() -> None:
         """Write what is known so far, so that a run that is killed or stopped while it checks need not begin again."""
-        if cache is not None:
+        if cache is None:
+            return
+        with contextlib.suppress(OSError):  # a full disk: the next start reads the images again
             known = cached if len(results) < len(source) else {}
             entries = known | dict(zip(source.names, results, strict=False))
             draft = cache.with_name(cache.name + ".tmp")
             draft.write_text(json.dumps({"settings": settings, "entries": entries}))
             os.replace(draft, cache)
 
-    kept = time.monotonic()
+    kept, interval = time.monotonic(), KEEP_EVERY
     pool = ThreadPoolExecutor(max(1, num_threads))
     try:
         for done, result in enumerate(pool.map(examine, range(len(source))), start=1):
             results.append(result)
             if progress is not None:
                 progress(done, len(source))
-            if time.monotonic() - kept > KEEP_EVERY:
+            if (now := time.monotonic()) - kept > interval:
                 keep()
                 kept = time.monotonic()
+                interval = max(KEEP_EVERY, 20 * (kept - now))  # of millions of images, writing takes long
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         keep()

@@ -90,6 +90,7 @@ class Loop:
         self.latest: dict[str, float] = {}
         self.watchdog = Watchdog(self.run.config.hang_minutes)
         self._slowest = {"evaluate": 0.0, "save": 0.0}
+        self.stop.alive = self.watchdog.again
 
     def train(self, state: TrainState, start: int, first: Any, batches: Iterator[Any]) -> Result:
         """Take all steps after `start`.
@@ -159,7 +160,8 @@ class Loop:
         """Whether all steps are taken, or the validation score has not improved within the patience."""
         if step >= self.run.total_steps:
             return True
-        if self.best is None or not self.run.config.select.patience_epochs:
+        # An evaluation that was stopped may still find the best weights.
+        if self.best is None or self.unevaluated or not self.run.config.select.patience_epochs:
             return False
         return step - self.best["step"] >= self.run.every(self.run.config.select.patience_epochs)
 
@@ -198,7 +200,7 @@ class Loop:
         with self.clock.part(part), self.watchdog.longer(f"to {part}"):
             yield
         self._slowest[part] = max(self._slowest[part], time.monotonic() - started)
-        self.stop.reserve = sum(self._slowest.values())
+        self.stop.reserve = sum(self._slowest.values()) + self.watchdog.typical
 
     def log(self, step: int, numbers: Any, state: TrainState) -> None:
         """Read the metrics of one step: stop if they are not finite, show the progress line, log every few steps."""

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -36,11 +36,13 @@ class Stop:
 
     number: the signal that asked to stop; 0: none did.
     reserve: seconds that the next step, evaluation and save may take, which `--max_hours` leaves for them.
+    alive: called at each `poll`.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self.reserve = 0.0
+        self.alive: Callable[[], None] = lambda: None
         self._deferred = False
         self._before: dict[int, Any] = {}
         self._polls = 0
@@ -59,11 +61,12 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
-        if not self.number:
+        first, self.number = not self.number, number
+        if first:
             quit_now = " (Ctrl-C again to quit now)" if number == signal.SIGINT else ""
             after = "after this step; saving a checkpoint" if self._deferred else "now"
-            print(f"stopping {after}{quit_now}", file=sys.stderr, flush=True)
-        self.number = number
+            with contextlib.suppress(OSError, RuntimeError, ValueError):  # a pipe that the same Ctrl-C has closed
+                print(f"stopping {after}{quit_now}", file=sys.stderr, flush=True)
         if number == signal.SIGINT:  # a second Ctrl-C stops at once
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if _several():
@@ -93,7 +96,8 @@ class Stop:
         return bool(self.number)
 
     def poll(self) -> None:
-        """Raise `Stopped` if a stop was requested. All processes call this equally often."""
+        """Raise `Stopped` if a stop was requested. All processes call this equally often, as a sign of life too."""
+        self.alive()
         if self.now():
             raise Stopped(self.number)
 

@@ -39,8 +39,12 @@ class Watchdog:
     @property
     def limit(self) -> float:
         """Seconds that a step may take."""
-        typical = statistics.median(self._typical) if self._typical else 0.0
-        return max(60 * self.minutes, STEPS * typical)
+        return max(60 * self.minutes, STEPS * self.typical)
+
+    @property
+    def typical(self) -> float:
+        """Median seconds of a step; 0 before the first."""
+        return statistics.median(self._typical) if self._typical else 0.0
 
     def step(self, number: int) -> None:
         """Step `number` begins; the one before it has ended."""
@@ -56,6 +60,11 @@ class Watchdog:
         self._what, self._until = what, time.monotonic() + SAVES * self.limit
         yield
         self.rest()
+
+    def again(self) -> None:
+        """A part of what takes longer is done, such as a batch of an evaluation: the next one has as much time."""
+        if self._what and not self._what.startswith("step"):
+            self._until = time.monotonic() + SAVES * self.limit
 
     def rest(self) -> None:
         """Nothing is watched until the next step."""

@@ -136,8 +136,7 @@ class Checkpoints:
         """
         self.flush()
         if step in self._manager.all_steps():
-            then()
-            return True
+            return True  # with its own notes, which may name older best weights
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
         try:
             self._manager.save(step, args=arguments, force=True)

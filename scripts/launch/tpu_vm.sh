@@ -22,12 +22,23 @@ create() {
     gcloud compute tpus tpu-vm delete "$NAME" --zone="$ZONE" --quiet 2>/dev/null || true
     # shellcheck disable=SC2086
     gcloud compute tpus tpu-vm create "$NAME" --zone="$ZONE" --accelerator-type="$TYPE" --version="$VERSION" $SPOT
+}
+
+# What is there already is not made again, so this can run before every attempt. gcsfuse must be in the image or in the
+# package sources of the workers, and so must Python 3.11 or later (PYTHON).
+prepare() {
     on_all_workers "set -e
-        sudo apt-get install -y -q gcsfuse
+        command -v gcsfuse > /dev/null || sudo apt-get install -y -q gcsfuse
         sudo mkdir -p /mnt/bucket && sudo chown \$USER /mnt/bucket
-        gcsfuse --implicit-dirs --file-cache-max-size-mb=20000 '$BUCKET' /mnt/bucket
-        git clone -q '$SOURCE' deblur_mae_jax && cd deblur_mae_jax
-        python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt 'jax[tpu]'"
+        mountpoint -q /mnt/bucket || gcsfuse --implicit-dirs '$BUCKET' /mnt/bucket
+        [ -d deblur_mae_jax ] || git clone -q '$SOURCE' deblur_mae_jax
+        cd deblur_mae_jax
+        [ -e .venv/ready ] || {
+            ${PYTHON:-python3} -m venv .venv
+            .venv/bin/pip install -q -r requirements.txt
+            .venv/bin/pip install -q \"jax[tpu]==\$(.venv/bin/python -c 'import jax; print(jax.__version__)')\"
+            touch .venv/ready
+        }"
 }
 
 arguments=""
@@ -37,6 +48,7 @@ done
 
 for attempt in $(seq 1 "${MAX_RESTARTS:-50}"); do
     is_ready || create || { sleep 60; continue; }
+    prepare || { echo "attempt $attempt: the workers could not be prepared"; sleep 60; continue; }
     code=0
     # A folder in a bucket cannot be renamed at once, so checkpoints are committed by a file.
     on_all_workers "cd deblur_mae_jax && .venv/bin/python main.py --distributed=on --workdir='$WORKDIR' \

@@ -59,6 +59,7 @@ def test_open_mpi_tpu_workers_and_kubernetes(monkeypatch):
     assert found(**MPI | {"OMPI_COMM_WORLD_SIZE": "1"}) is None
     assert found(TPU_WORKER_HOSTNAMES="t0,t1,t2,t3") == processes.Found("TPU workers", None, 4)
     assert found(TPU_WORKER_HOSTNAMES="localhost") is None
+    assert found(TPU_WORKER_HOSTNAMES="t0,t1", MEGASCALE_NUM_SLICES="2").processes == 4
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"jax\[k8s\]"):

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import tiny
 from tiny_runs import command, go, lines, run
 
-from deblur_mae_jax.training import stop
+from deblur_mae_jax.training import loop, stop
 from deblur_mae_jax.training.watchdog import Watchdog
 from deblur_mae_jax.workdir import goodput
 
@@ -82,6 +83,16 @@ def test_a_stop_in_an_evaluation_is_made_up_for(tmp_path, monkeypatch, call):
     assert len(evaluated) == 4 and lines(tmp_path / "stopped", "val_log_loss") == evaluated
     for name in ("predictions.csv", "metrics.json"):
         assert (tmp_path / "stopped" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_patience_waits_for_an_evaluation_that_was_stopped():
+    """It may find the best weights, and then the run is not over."""
+    select = types.SimpleNamespace(patience_epochs=1.0)
+    run = types.SimpleNamespace(total_steps=100, every=lambda _: 10, config=types.SimpleNamespace(select=select))
+    a_loop = types.SimpleNamespace(run=run, best={"step": 5}, unevaluated=False)
+    assert loop.Loop.is_over(a_loop, 15) and not loop.Loop.is_over(a_loop, 14)
+    a_loop.unevaluated = True
+    assert not loop.Loop.is_over(a_loop, 15) and loop.Loop.is_over(a_loop, 100)
 
 
 def test_a_run_that_is_stopped_while_it_checks_images_ends_with_the_code_of_the_signal(tmp_path):
