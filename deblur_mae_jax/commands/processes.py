@@ -20,7 +20,6 @@ import numpy as np
 
 from deblur_mae_jax.errors import UserError
 
-MODES = ("auto", "on", "off")
 # Cold starts of large jobs take longer than JAX's own 5 minutes.
 TIMEOUT = 1800  # seconds
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")

@@ -107,7 +107,7 @@ def shares(starts: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def line(starts: list[dict[str, Any]]) -> str:
-    """`93 % of 2 h 10 min in steps, 4 % evaluating, ...; 3 starts`."""
+    """`2 h 10 min since the first start: steps 93%, evaluating 4%, ...; 3 starts`."""
     seconds = shares(starts)
     wall = seconds.pop("wall")
     parts = [f"{MEANING[name]} {value / max(wall, 1e-9):.0%}" for name, value in seconds.items()]
