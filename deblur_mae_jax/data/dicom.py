@@ -116,6 +116,10 @@ class Frames:
             "mask_names": list(self.mask_file.values.names) if self.mask_file.values else None,
         }
 
+    def color_frac(self, index: int) -> float:
+        """The share of the pixels that have colour, such as Doppler. Raises `BadImage`."""
+        return self.reader.color_frac(self.headers[index], self.numbers[index])
+
     def header(self, index: int) -> tuple[int, int]:
         """(H, W), from the header alone if nothing has to be found in the pixels."""
         header = self.headers[index]
@@ -192,6 +196,7 @@ def source(data, channels: int) -> Source:
         unused=labels.unused if labels is not None else {},
         keys=[privacy.digest(header.sop or header.path, str(n)) for header, n, *_ in kept],
         scanners=[f"{header.manufacturer} {header.model}".strip() for header, *_ in kept],
+        color_frac=frames.color_frac,
         clips=[name_of(header, None) if header.frames > 1 else "" for header, *_ in kept],
     )
 

@@ -75,7 +75,7 @@ class FrameReader:
         if pixels.ndim == 2:
             gray = dicom_windows.eight_bits(pixels, values, frame, self.window, notes)
             return np.repeat(gray[..., None], self.channels, axis=2)
-        return self._colour(pixels, int(values.get("BitsStored", 0) or 8), notes)
+        return self._colour(_highest_bits(pixels, values), notes)
 
     def box(self, header: Header) -> tuple[int, int, int, int] | None:
         """The part of the picture that is read (x0, y0, x1, y1), or `None` for all of it."""
@@ -85,19 +85,36 @@ class FrameReader:
             return header.box
         return fan_box(header) if header.modality == "US" else None
 
-    def _colour(self, pixels: np.ndarray, bits: int, notes: list[str]) -> np.ndarray:
-        if pixels.dtype != np.uint8:
-            pixels = (pixels >> max(0, bits - 8)).astype(np.uint8)
+    def color_frac(self, header: Header, frame: int) -> float:
+        """The share of the pixels that have colour; 0 for gray files. Raises `BadImage`."""
+        if header.photometric.startswith("MONOCHROME"):
+            return 0.0
+        values, pixels = decoded(header, frame, [])
+        box = self.box(header) or (0, 0, header.columns, header.rows)
+        return colour_share(_highest_bits(pixels, values)[box[1] : box[3], box[0] : box[2]])
+
+    def _colour(self, pixels: np.ndarray, notes: list[str]) -> np.ndarray:
         if self.channels == 3:
             return np.ascontiguousarray(pixels)
-        wide = pixels.astype(np.int16)
-        apart = wide.max(axis=2) - wide.min(axis=2)
-        coloured = float((apart > GRAY_DIFFERENCE).mean())
+        coloured = colour_share(pixels)
         if coloured <= 1 - GRAY_SHARE:
-            return np.ascontiguousarray(np.rint(wide.mean(axis=2)).astype(np.uint8)[..., None])
+            return np.ascontiguousarray(np.rint(pixels.mean(axis=2)).astype(np.uint8)[..., None])
         notes.append(COLOUR.format(next(text for limit, text in COLOUR_SHARES.items() if 100 * coloured <= limit)))
         luma = pixels @ np.array([0.299, 0.587, 0.114])
         return np.rint(luma).astype(np.uint8)[..., None]
+
+
+def _highest_bits(pixels: np.ndarray, values: Any) -> np.ndarray:
+    """The highest 8 bits of colours."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    return (pixels >> max(0, int(values.get("BitsStored", 0) or 8) - 8)).astype(np.uint8)
+
+
+def colour_share(pixels: np.ndarray) -> float:
+    """The share of the pixels of `(H, W, 3)` whose channels differ by more than `GRAY_DIFFERENCE`."""
+    wide = pixels.astype(np.int16)
+    return float((wide.max(axis=2) - wide.min(axis=2) > GRAY_DIFFERENCE).mean())
 
 
 def stored(path: str, frame: int, values: Any) -> np.ndarray:

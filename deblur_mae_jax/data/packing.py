@@ -338,6 +338,7 @@ def _row(source: Source, index: int, entry: dict[str, Any]) -> dict[str, Any]:
         "scanner": pick(source.scanners),
         "mask_values": entry.get("values", []), "edge_values": entry.get("edges", []), "phash": entry.get("phash", ""),
         "notes": entry.get("notes", []), "spacing": _spacing(source, index),
+        "color_frac": float(source.color_frac(index)) if source.color_frac is not None else None,
     }  # fmt: skip
 
 

@@ -82,6 +82,7 @@ class Source:
     unused: number of further images by split, which `config.data.split` leaves out.
     clips: clip of each image, "" for a single picture. Of nearly equal frames of a clip the first is used.
     scanners: maker and model of the scanner of each image, "" if unknown.
+    color_frac: `index -> share` of the pixels that have colour, before an image is made gray. None: unknown.
     checked: results of an earlier check of every image.
     keys: names for the fingerprint, if `names` change when the files are moved.
     modalities: modality of each image, such as "ct" or "mr".
@@ -109,6 +110,7 @@ class Source:
     keys: list[str] | None = None
     clips: list[str] | None = None
     scanners: list[str] | None = None
+    color_frac: Callable[[int], float] | None = None
     checked: Checked | None = None
     modalities: list[str] | None = None
     dtype: Any = np.uint8
@@ -168,6 +170,7 @@ def subset(source: Source, indices: np.ndarray) -> Source:
         keys=pick(source.keys),
         clips=pick(source.clips),
         scanners=pick(source.scanners),
+        color_frac=through(source.color_frac),
         checked=None if source.checked is None else source.checked.pick(where),
         modalities=pick(source.modalities),
         dtype=source.dtype,

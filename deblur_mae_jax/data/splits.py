@@ -114,6 +114,7 @@ def concatenate(sources: Sequence[Source]) -> Source:
         keys=joined("keys"),
         clips=joined("clips"),
         scanners=joined("scanners"),
+        color_frac=through("color_frac"),
         checked=_all_checked(sources),
         modalities=joined("modalities"),
         dtype=sources[0].dtype,

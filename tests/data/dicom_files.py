@@ -1,6 +1,8 @@
 """DICOM files of every kind, made for the tests."""
 
 import io
+import json
+from pathlib import Path
 
 import highdicom
 import imagecodecs
@@ -13,6 +15,11 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 NAME = "Zzyzx^Planted"
 CT, US, US_CLIP = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1"
+# Fields that the standard asks for in every file, and allows to be empty.
+MAY_BE_EMPTY = (
+    "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID",
+    "SeriesNumber", "InstanceNumber",
+)  # fmt: skip
 SYNTAXES = {
     "native": ExplicitVRLittleEndian, "implicit": UID("1.2.840.10008.1.2"), "rle": UID("1.2.840.10008.1.2.5"),
     "jpeg": UID("1.2.840.10008.1.2.4.50"), "jpeg2000": UID("1.2.840.10008.1.2.4.90"),
@@ -35,6 +42,10 @@ def base(sop_class=US, patient="P1", study="1.2.3.1", series="1.2.3.1.1", modali
     values.StudyInstanceUID, values.SeriesInstanceUID = study, series
     values.PatientID, values.PatientName, values.Modality = patient, NAME, modality
     values.Manufacturer, values.ManufacturerModelName = "Maker", "Scanner 1"
+    for name in MAY_BE_EMPTY:
+        setattr(values, name, "")
+    if modality == "US":
+        values.ImageType = ["ORIGINAL", "PRIMARY"]
     return values
 
 
@@ -50,6 +61,7 @@ def with_pixels(values, frames, photometric="MONOCHROME2", syntax="native", bits
     values.PixelRepresentation = int(signed)
     if len(frames) > 1:
         values.NumberOfFrames = len(frames)
+        values.FrameIncrementPointer = pydicom.tag.Tag("FrameTime")
     values.file_meta.TransferSyntaxUID = SYNTAXES[syntax]
     if syntax in ("native", "implicit"):
         values.PixelData = frames.tobytes()
@@ -66,6 +78,29 @@ def with_pixels(values, frames, photometric="MONOCHROME2", syntax="native", bits
         values.PixelData = encapsulate([bytes(encode(frame)) for frame in frames])
         values["PixelData"].is_undefined_length = True
     return values
+
+
+def missing(values):
+    """Fields of type 1 and 2 that the standard asks for and a file lacks, by the tables of the standard in highdicom.
+
+    dicom-validator makes the same check, but downloads the text of the standard.
+    """
+    folder = Path(highdicom.__file__).parent / "_standard"
+    kinds, modules, fields = (
+        json.loads((folder / f"{name}.json").read_text())
+        for name in ("sop_class_iod_map", "iod_module_map", "module_attribute_map")
+    )
+    needed = [m["key"] for m in modules[kinds[str(values.SOPClassUID)]] if m["usage"] == "M"]
+    return [
+        field["keyword"]
+        for key in needed
+        for field in fields[key]
+        if not field["path"]
+        and (
+            (field["type"] == "1" and values.get(field["keyword"], None) in (None, ""))
+            or (field["type"] in ("1", "2") and field["keyword"] not in values)
+        )
+    ]
 
 
 def jpeg(frame, **options):
@@ -132,6 +167,8 @@ def slices(
         values.SliceThickness = spacing
         values.RescaleSlope, values.RescaleIntercept = 1, -1024
         values.InstanceNumber = name + 1
+        values.FrameOfReferenceUID, values.PositionReferenceIndicator = "1.2.3.9", ""
+        values.KVP, values.AcquisitionNumber = 120, 1
         if change is not None:
             change(values, k)
         save(values, folder / f"{name:04d}.dcm")
@@ -141,11 +178,6 @@ def segmentation(path, folder, mask):
     """A DICOM segmentation of a series; `mask` `(slices, rows, columns)` in the order of the positions."""
     files = [pydicom.dcmread(p) for p in sorted(folder.glob("*.dcm"))]
     files.sort(key=lambda v: float(v.ImagePositionPatient[2]))
-    for values in files:
-        for name in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber", "StudyID",
-                     "ReferringPhysicianName"):  # fmt: skip
-            setattr(values, name, "")
-        values.FrameOfReferenceUID = "1.2.3.9"
     code = highdicom.sr.CodedConcept("123037004", "SCT", "Anatomical Structure")
     numbers = sorted(set(np.unique(mask)) - {0})
     described = [

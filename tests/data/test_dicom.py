@@ -6,6 +6,7 @@ import zipfile
 
 import dicom_files as made
 import numpy as np
+import pyarrow.parquet
 import pydicom
 import pytest
 import tiny
@@ -14,7 +15,17 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
-from deblur_mae_jax.data import dataset, dicom_file, dicom_pixels, dicom_series, dicom_windows, index, privacy, splits
+from deblur_mae_jax.data import (
+    dataset,
+    dicom_file,
+    dicom_pixels,
+    dicom_series,
+    dicom_windows,
+    index,
+    packing,
+    privacy,
+    splits,
+)
 from deblur_mae_jax.data.dicom_pixels import FrameReader
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
@@ -38,6 +49,18 @@ def read(path, **fields):
 
 def gray(path, **fields):
     return read(path, **fields)[0][..., 0]
+
+
+def test_the_files_of_these_tests_hold_what_the_standard_asks_for(tmp_path):
+    made.still(tmp_path / "picture.dcm")
+    clip(tmp_path / "clip.dcm", np.zeros((4, 5, 6), np.uint8))
+    made.slices(tmp_path / "series", np.zeros((8, 5, 6)))
+    for path in (tmp_path / "picture.dcm", tmp_path / "clip.dcm", tmp_path / "series" / "0000.dcm"):
+        assert made.missing(pydicom.dcmread(path)) == []
+    values = pydicom.dcmread(path)
+    del values.StudyDate
+    values.FrameOfReferenceUID = ""
+    assert sorted(made.missing(values)) == ["FrameOfReferenceUID", "StudyDate"]
 
 
 @pytest.mark.parametrize("syntax", ["native", "implicit", "rle", "jpeg", "jpeg2000", "jpegls", "jpeg_lossless"])
@@ -135,6 +158,18 @@ def test_gray_stored_as_colour_and_doppler(tmp_path):
     frame[:10, :10] = (255, 0, 0)
     pixels, notes = read(made.still(tmp_path / "b.dcm", frame, photometric="RGB"), crop="none")
     assert notes == [dicom_pixels.COLOUR.format("up to 5")] and pixels[5, 5, 0] == 76
+
+
+def test_the_share_of_coloured_pixels_is_in_the_index_of_a_packed_set(tmp_path):
+    frame = np.dstack([picture()] * 3)
+    frame[:10, :12] = (255, 0, 0)
+    made.still(tmp_path / "in" / "a.dcm", frame, photometric="RGB", SequenceOfUltrasoundRegions=[
+        made.region(0, 0, 29, 19),
+    ])  # fmt: skip
+    made.still(tmp_path / "in" / "b.dcm")
+    packing.pack(tiny.resolved("finetune", data__name="dicom", data__root=str(tmp_path / "in")), tmp_path / "out")
+    shares = pyarrow.parquet.read_table(tmp_path / "out" / "index.parquet")["color_frac"].to_pylist()
+    assert sorted(shares) == [0, pytest.approx(120 / 600)]
 
 
 def scan(height=60, width=80, seed=0):
