@@ -35,7 +35,7 @@ def local_path(path: str | Path, field: str) -> Path:
     found = ADDRESS.match(str(path))
     if found:
         raise UserError(
-            f"{field}: '{path}' is an address ({found[1]}), and only paths are read and written. Mount the bucket "
-            "(with gcsfuse, for example) and name the folder of the mount"
+            f"{field}: '{path}' is an address ({found[1]}), and this must be a path of this machine. Pack a set "
+            "(scripts/pack_data.py) and copy it to the bucket, or mount the bucket and name the folder of the mount"
         )
     return Path(path).expanduser()

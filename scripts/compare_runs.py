@@ -43,8 +43,8 @@ def _test(found, adjusted):
 def compare(arguments):
     """Print the comparison."""
     if arguments.folds:
-        a = [comparison.read_run(Path(p)) for p in sorted(arguments.a)]
-        b = [comparison.read_run(Path(p)) for p in sorted(arguments.b)]
+        a = [comparison.read_run(p) for p in sorted(arguments.a)]
+        b = [comparison.read_run(p) for p in sorted(arguments.b)]
         usual = "dice" if all(run.segments for run in [*a, *b]) else "f1_macro"
         metric = arguments.metric or usual
         difference, t, p = comparison.over_folds(a, b, metric)
@@ -52,7 +52,7 @@ def compare(arguments):
         return
     if len(arguments.runs) < 2:
         raise UserError("name at least two workdirs to compare")
-    runs = [comparison.read_run(Path(p)) for p in arguments.runs]
+    runs = [comparison.read_run(p) for p in arguments.runs]
     for run in runs:
         judged = run.numbers["splits"][run.numbers["judged_on"]]
         parts = []

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.config import copy
-from deblur_mae_jax.data import dataset, privacy, summary
+from deblur_mae_jax.data import buckets, dataset, privacy, summary
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
-from deblur_mae_jax.errors import UserError, local_path
+from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.reports import inspection
 from deblur_mae_jax.training import supervision
@@ -28,7 +28,8 @@ def run(config: ConfigDict, workdir: str | Path = "") -> Path:
     Raises `UserError`, after the table, for what would stop the run.
     """
     progress = Progress()
-    folder = local_path(workdir, "--workdir") / FOLDER if workdir else Path(FOLDER)
+    target = buckets.Output(f"{workdir}/{FOLDER}" if workdir else FOLDER, "--workdir")
+    folder = target.path
     config, _, _ = inherit.resolve(config)
     identity = networks.identify(config)
     try:
@@ -62,9 +63,11 @@ def run(config: ConfigDict, workdir: str | Path = "") -> Path:
         progress.print(line)
     data_index.write_skipped(folder / "skipped.csv", index.skipped)
     if problem is not None:
+        target.send()
         raise problem
     path = inspection.write(folder, f"{config.data.root or config.data.name}: inspection", table, index, rows)
-    progress.print(f"contact sheets {path}")
+    target.send()
+    progress.print(f"contact sheets {target.shown(path)}")
     return path
 
 

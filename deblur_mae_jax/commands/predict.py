@@ -9,9 +9,10 @@ import numpy as np
 from deblur_mae_jax import api
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.commands import new_images, segment
+from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
-from deblur_mae_jax.errors import UserError, local_path
+from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search
 from deblur_mae_jax.inference.arrays import as_list
 from deblur_mae_jax.pretrained import trained_network
@@ -19,6 +20,7 @@ from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.reports.predictions import Predictions
 from deblur_mae_jax.training.progress import Progress
 from deblur_mae_jax.weight_formats import files
+from deblur_mae_jax.workdir import mirror
 
 
 def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str = "") -> Path:
@@ -32,18 +34,19 @@ def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str
     folders = [str(run_folder)]
     if not Path(run_folder).expanduser().exists():
         folders = [name.strip() for name in str(run_folder).split(",") if name.strip()]
-    first = Path(folders[0]).expanduser()
+    places = [str(mirror.opened(folder, "--workdir")) for folder in folders]
+    first = Path(places[0])
     is_file = files.is_weights(first)
     config = trained_network.load(first, "--workdir").config if is_file else (
         trained_network.read_config(first)
     )  # fmt: skip
     if networks.identify(config).kind == "segment":
-        return segment.run(folders, images, str(output), infer)
+        return segment.run(places, images, str(output) or f"{folders[0]}/segmentations/new", infer)
     if infer:
         raise UserError("--infer: only segmentation runs have these fields")
     if len(folders) > 1:
         raise UserError("--workdir: only segmentation runs can be averaged")
-    return classify(run_folder, images, output)
+    return classify(first, images, output or f"{run_folder}/predictions_new.csv")
 
 
 def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Path:
@@ -57,21 +60,24 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
     trained = api.load(run_folder)
     if not trained.classes:
         raise UserError(f"--workdir: '{run_folder}' is not a classifier; fine-tune it first")
-    path = local_path(output, "--output") if output else Path(run_folder).expanduser() / "predictions_new.csv"
+    target = buckets.Output(output or f"{run_folder}/predictions_new.csv", "--output")
+    path = target.path
     if path.suffix != ".csv" or path.is_dir():
         raise UserError(f"--output: '{path}' must be a file that ends in .csv")
     new_images.make_folder(path.parent)
     index = new_images.index_of(trained, images, progress)
     table = _table(trained, index, progress)
     table.write(path)
+    target.send(path)
     if index.skipped:
         skipped = path.with_name(path.stem + "_skipped.csv")
         data_index.write_skipped(skipped, index.skipped)
-        progress.print(f"{len(index.skipped)} files left out, see {skipped}")
+        target.send(skipped)
+        progress.print(f"{len(index.skipped)} files left out, see {target.shown(skipped)}")
     predicted = table.probabilities.argmax(1)
     counts = {name: int((predicted == i).sum()) for i, name in enumerate(trained.classes)}
     progress.print(f"{len(index)} images: " + ", ".join(f"{n} {c}" for c, n in counts.items()))
-    progress.print(f"predictions {path}")
+    progress.print(f"predictions {target.shown(path)}")
     return path
 
 

@@ -13,16 +13,16 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import api, sharding
 from deblur_mae_jax.commands import new_images
 from deblur_mae_jax.config import flat
+from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.grid import output_path
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.loader import Loader
-from deblur_mae_jax.errors import UserError, local_path, unknown
+from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.inference.arrays import as_list
 from deblur_mae_jax.inference.segmenter import Segmenter
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.training.progress import Progress
-from deblur_mae_jax.workdir.run_folder import Workdir
 
 # Preprocessing fields, which must be the same for all members of an ensemble.
 PREPARATION = ("image_size", "task.degrade", "task.blur_site", "data.spacing", "data.ct_window", "data.mean",
@@ -81,7 +81,8 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     progress = Progress()
     members = load_members(folders)
     first = members[0]
-    out = local_path(output, "--output") if output else Workdir(folders[0]).segmentations / "new"
+    target = buckets.Output(output or f"{folders[0]}/segmentations/new", "--output")
+    out = target.path
     if out.suffix in (".csv", ".gz", ".nii", ".png"):
         raise UserError(f"--output: '{out}' must be a folder for the label maps")
     new_images.make_folder(out)
@@ -119,8 +120,9 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     skipped = [*index.skipped, *loader.failed]
     if skipped:
         data_index.write_skipped(out / "skipped.csv", skipped)
-        progress.print(f"{len(skipped)} files left out, see {out / 'skipped.csv'}")
-    progress.print(f"{len(rows) // max(1, len(values) - 1)} images, label maps in {out}")
+        progress.print(f"{len(skipped)} files left out, see {target.shown(out / 'skipped.csv')}")
+    target.send()
+    progress.print(f"{len(rows) // max(1, len(values) - 1)} images, label maps in {target.shown(out)}")
     return out
 
 

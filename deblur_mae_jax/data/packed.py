@@ -6,17 +6,19 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import naming, records
+from deblur_mae_jax.data import buckets, naming, records
 from deblur_mae_jax.data.decode import Decoder
 from deblur_mae_jax.data.image_files import decoder_of
 from deblur_mae_jax.data.listing import existing_root
-from deblur_mae_jax.data.packing import FACTS, INDEX, SKIPPED, VERSION
+from deblur_mae_jax.data.packing import FACTS, INDEX, SKIPPED, VERSION, file_hash
 from deblur_mae_jax.data.source import BadImage, Checked, Source
 from deblur_mae_jax.errors import UserError
 
@@ -25,24 +27,46 @@ NEEDED = ("axes", "block", "channels", "decoding", "index_sha256", "mask_names",
 AXES = 2  # of its images; with a network for volumes, `packed_volumes.py` reads them
 
 
+_copying = threading.Lock()
+
+
 @functools.lru_cache(maxsize=512)
-def _reader(path: str) -> Any:
-    """One reader for each shard and process."""
+def _reader(path: str, origin: str, digest: str) -> Any:
+    """One reader for each shard and process.
+
+    origin: the address from which the shard is copied if it is not on this machine yet; "" for a set on this machine.
+    digest: the hash of the shard, SHA-256.
+    """
     from array_record.python import array_record_module
 
+    with _copying:  # a shard is copied once, however many threads wait for it
+        if origin and not Path(path).exists():
+            _copy_shard(origin, Path(path), digest)
     return array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
+
+
+def _copy_shard(origin: str, path: Path, digest: str) -> None:
+    """Copy a shard from its address, and check it. Raises `UserError`."""
+    field = "config.data.root"
+    with buckets.reaching(field, origin, "copied to this machine"):
+        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        buckets.copy(buckets.at(origin, field), draft)
+        if file_hash(str(draft)) != digest:
+            draft.unlink()
+            raise UserError(f"{field}: '{origin}' is not the shard that {FACTS} was written for; pack the set again")
+        os.replace(draft, path)
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
     """Read the records of a packed set.
 
-    shards: path of every shard.
+    shards: path of every shard, with its address, if it has one, and its hash.
     shard, record: number of the shard of each image, and of its record there `(N,)`.
     decoder: decodes the bytes of image files.
     """
 
-    shards: list[str]
+    shards: list[tuple[str, str, str]]
     shard: np.ndarray
     record: np.ndarray
     decoder: Decoder | None
@@ -53,11 +77,13 @@ class Records:
 
     def fetch(self, index: int, numbers: list[int]) -> list[bytes]:
         """Records of an image, counted from its first. Raises `BadImage` if the shard is damaged."""
-        path, first = self.shards[int(self.shard[index])], int(self.record[index])
+        place, first = self.shards[int(self.shard[index])], int(self.record[index])
         try:
-            return list(_reader(path).read([first + number for number in numbers])) if numbers else []
+            return list(_reader(*place).read([first + number for number in numbers])) if numbers else []
+        except UserError:
+            raise
         except Exception as error:  # the reader raises its own kinds for damage
-            raise BadImage(f"damaged: shard '{Path(path).name}' cannot be read; pack the set again") from error
+            raise BadImage(f"damaged: shard '{Path(place[0]).name}' cannot be read; pack the set again") from error
 
     def read(self, index: int) -> np.ndarray:
         """uint8 `(H, W, C)`."""
@@ -81,18 +107,25 @@ class Records:
 
 @dataclasses.dataclass
 class PackedIndex:
-    """The index of a packed set: its facts, and its rows of the wanted splits as columns."""
+    """The index of a packed set: its facts, and its rows of the wanted splits as columns.
+
+    folder: where its files are on this machine.
+    origin: the address of the set, "" for a set on this machine.
+    """
 
     folder: Path
+    origin: str
     facts: dict[str, Any]
     columns: dict[str, list]
     rows: np.ndarray
     unused: dict[str, int]
 
     @property
-    def shards(self) -> list[str]:
-        """The paths of all shards."""
-        return [str(self.folder / name) for name in sorted(self.facts["shards"])]
+    def shards(self) -> list[tuple[str, str, str]]:
+        """The paths of all shards, their addresses ("" for a set on this machine) and hashes."""
+        origin = f"{self.origin}/" if self.origin else ""
+        hashes = self.facts["shards"]
+        return [(str(self.folder / name), origin and origin + name, hashes[name]) for name in sorted(hashes)]
 
     def list_of(self, column: str) -> list | None:
         """A column, or `None` if it is empty."""
@@ -119,6 +152,27 @@ class PackedIndex:
         )
 
 
+def _on_this_machine(root: str) -> tuple[Path, str]:
+    """The folder of a packed set, and its address.
+
+    Of a set at an address, the index is copied here now, and each shard when one of its images is first read.
+    """
+    if not buckets.is_address(root):
+        return existing_root(root), ""
+    field = "config.data.root"
+    remote = buckets.at(root, field)
+    with buckets.reaching(field, remote, "read"):
+        if not (remote / FACTS).exists():
+            raise UserError(f"{field}: '{remote}' is not a packed set: it holds no {FACTS}")
+        content = (remote / FACTS).read_text()
+        # A set that was packed again has other shards under the same names.
+        folder = buckets.place(remote, "sets") / hashlib.sha256(content.encode()).hexdigest()[:12]
+        for name in (FACTS, INDEX):
+            if not (folder / name).exists():
+                buckets.copy(remote / name, folder / name)
+    return folder, str(remote)
+
+
 def _text(error: Exception) -> str:
     return str(error.args[0]) if isinstance(error, KeyError) else str(error)
 
@@ -128,7 +182,7 @@ def open_index(data, channels: int, axes: int) -> PackedIndex:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder = existing_root(data.root)
+    folder, origin = _on_this_machine(str(data.root))
     try:
         facts = json.loads((folder / FACTS).read_text())
         version = facts["version"]
@@ -147,7 +201,8 @@ def open_index(data, channels: int, axes: int) -> PackedIndex:
     strange = next((name for name in facts["shards"] if Path(name).name != name), None)
     if strange is not None:
         raise UserError(f"config.data.root: '{folder}' names the shard '{strange}', which is in another folder")
-    missing = [name for name in facts["shards"] if not (folder / name).exists()]
+    there = buckets.at(origin, "config.data.root") if origin else folder
+    missing = [name for name in facts["shards"] if not (there / name).exists()]
     if missing:
         raise UserError(f"config.data.root: '{folder}' lacks the shard '{missing[0]}' and {len(missing) - 1} more")
     splits = columns["split"]
@@ -163,7 +218,7 @@ def open_index(data, channels: int, axes: int) -> PackedIndex:
             )
         rows = np.array([i for i, split in enumerate(splits) if split in wanted])
         unused = dict(Counter(split or "no split" for split in splits if split not in wanted))
-    return PackedIndex(folder, facts, columns, rows, unused)
+    return PackedIndex(folder, origin, facts, columns, rows, unused)
 
 
 def _check_settings(data, channels: int, axes: int, facts: dict[str, Any], folder: Path) -> None:

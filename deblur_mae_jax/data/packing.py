@@ -197,7 +197,7 @@ def _sidecar(path: str) -> Path:
 def _is_complete(job: _Job) -> bool:
     try:
         sidecar = json.loads(_sidecar(job.path).read_text())
-        return bool(sidecar["stamp"] == job.stamp and sidecar["sha256"] == _sha256(job.path))
+        return bool(sidecar["stamp"] == job.stamp and sidecar["sha256"] == file_hash(job.path))
     except (OSError, ValueError, KeyError):
         return False
 
@@ -248,7 +248,7 @@ def _write_shard(job: _Job) -> None:
     finally:
         writer.close()
     os.replace(draft, job.path)
-    content = {"stamp": job.stamp, "sha256": _sha256(job.path), "rows": rows, "skipped": skipped}
+    content = {"stamp": job.stamp, "sha256": file_hash(job.path), "rows": rows, "skipped": skipped}
     path = _sidecar(job.path)
     path.with_name(path.name + ".tmp").write_text(json.dumps(content))
     os.replace(path.with_name(path.name + ".tmp"), path)
@@ -350,7 +350,8 @@ def _spacing(source: Source, index: int) -> list[float]:
     return list(grid.spacing) if grid.unit == "mm" else []
 
 
-def _sha256(path: str) -> str:
+def file_hash(path: str) -> str:
+    """SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -390,7 +391,7 @@ def _write_index(
     facts = {
         **settings, "num_images": len(rows), "num_skipped": len(skipped), "shards": hashes, "notes": notes,
         "masks": any(row["mask_hash"] for row in rows), "mask_names": source.mask_names, "licence": licence,
-        "index_sha256": _sha256(str(folder / INDEX)),
+        "index_sha256": file_hash(str(folder / INDEX)),
     }  # fmt: skip
     draft = folder / (FACTS + ".tmp")
     draft.write_text(json.dumps(facts, indent=2) + "\n")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.errors import UserError
 
@@ -15,10 +18,10 @@ AXES = 2  # of its images
 def source(data, channels: int) -> Source:
     """The images of `tfds.data_source(data.tfds_name)`.
 
-    `data.split` uses the TFDS syntax (`train+test`, `train[:10%]`). `data.root` is the TFDS `data_dir`
-    ("" for the default). The set is downloaded and prepared on first use if its builder can do so
-    without TensorFlow. Every element needs an `image` feature. The features `label` and `group` (the
-    patient) are used if the set has them.
+    `data.split` uses the TFDS syntax (`train+test`, `train[:10%]`). `data.root` is the TFDS `data_dir` ("" for the
+    default); a set at an address, such as gs://bucket/sets, is copied to this machine. The set is downloaded and
+    prepared on first use if its builder can do so without TensorFlow. Every element needs an `image` feature. The
+    features `label` and `group` (the patient) are used if the set has them.
     """
     try:
         import tensorflow_datasets as tfds
@@ -28,13 +31,16 @@ def source(data, channels: int) -> Source:
         ) from error
     if not data.tfds_name:
         raise UserError("config.data.tfds_name is not set: name the data set, such as 'my_set:1.0.0'")
+    split = data.split or "train"
     try:
-        records: Any = tfds.data_source(
-            data.tfds_name,
-            split=data.split or "train",
-            data_dir=data.root or None,
-            builder_kwargs={"file_format": "array_record"},
-        )
+        records: Any
+        if buckets.is_address(data.root):
+            records = tfds.builder_from_directory(_copied(tfds, data)).as_data_source(split=split)
+        else:
+            kinds = {"file_format": "array_record"}
+            records = tfds.data_source(data.tfds_name, split=split, data_dir=data.root or None, builder_kwargs=kinds)
+    except UserError:
+        raise
     except Exception as error:  # TFDS raises many kinds; all of them are about what was asked for
         line = str(error).strip().splitlines()[0]
         raise UserError(f"config.data.tfds_name: cannot load '{data.tfds_name}': {line}") from error
@@ -45,8 +51,23 @@ def source(data, channels: int) -> Source:
         record = records[i]
         for name, values in texts.items():
             values.append(_text(features[name], record[name]))
-    names = [f"{data.tfds_name}/{data.split or 'train'}/{i:07d}" for i in range(len(records))]
+    names = [f"{data.tfds_name}/{split}/{i:07d}" for i in range(len(records))]
     return Source(names, reader.read, labels=texts.get("label"), groups=texts.get("group"))
+
+
+def _copied(tfds: Any, data) -> Path:
+    """The folder of a prepared set on this machine, copied from its address if it is not there yet."""
+    field = "config.data.root"
+    remote = buckets.at(data.root, field)
+    with buckets.reaching(field, remote, "read"):
+        found = buckets.at(tfds.builder(data.tfds_name, data_dir=str(remote)).data_path, field)
+        if not found.exists():
+            raise UserError(f"{field}: '{found}' does not exist: prepare the set, and copy it there")
+        content = (found / "dataset_info.json").read_text()
+        local = buckets.place(found, "sets") / hashlib.sha256(content.encode()).hexdigest()[:12]
+        if not (local / "dataset_info.json").exists():  # copied last
+            buckets.copy_tree(found, local, last=("dataset_info.json",))
+    return local
 
 
 def _text(feature: Any, value: Any) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 
 from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
-from deblur_mae_jax.errors import UserError, local_path
+from deblur_mae_jax.data import buckets
+from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.export import agreement, card, description, opened
 from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
@@ -53,7 +54,10 @@ def export(
     module = contract.named(format)
     trained = run if isinstance(run, TrainedNetwork) else trained_network.load(run, "RUN")
     _require_fit(trained, module)
-    folder, name = _target(trained, module, output)
+    if not output and not isinstance(run, TrainedNetwork) and buckets.is_address(run):
+        output = f"{buckets.folder_of(run)}/export/{module.NAME}"
+    target = buckets.Output(output or _home(trained) / "export" / module.NAME, "--output")
+    folder, name = _target(target.path, module)
     trained, converted = _with_channels(trained, in_chans)
     network = description.describe(trained)
     state, left_out, changed = module.from_ours(network, state_of(trained))
@@ -83,7 +87,8 @@ def export(
         folder.mkdir(exist_ok=True)
         for path in sorted(draft.iterdir()):
             os.replace(path, folder / path.name)
-    return folder
+    target.send(*([] if target.path == folder else sorted(folder.iterdir())))
+    return folder if target.remote is None else target.remote
 
 
 def _require_fit(trained: TrainedNetwork, module: Any) -> None:
@@ -132,10 +137,9 @@ def _with_channels(trained: TrainedNetwork, in_chans: int) -> tuple[TrainedNetwo
     return dataclasses.replace(trained, config=config, network=network, params=params), [done]
 
 
-def _target(trained: TrainedNetwork, module: Any, output: str | Path) -> tuple[Path, str]:
+def _target(path: Path, module: Any) -> tuple[Path, str]:
     """(folder, name of the weight file). Raises `UserError` if this would overwrite other files."""
     usual = d2mae.WEIGHTS if module is d2mae else contract.WEIGHTS
-    path = local_path(output, "output") if output else _home(trained) / "export" / module.NAME
     if path.suffix in (".safetensors", ".pth"):
         folder, name = path.parent, path.name
     elif path.suffix and not path.is_dir():

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
+from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
@@ -78,7 +79,8 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
 def _refuse_other_weights(init_from: str, workdir: Workdir, copy: TrainedNetwork) -> None:
     """Raise `UserError` if `config.init_from` was changed to other weights since the run started."""
     before = json.loads(workdir.config.read_text()).get("init_from") if workdir.config.exists() else init_from
-    if init_from == before or not init_from or not Path(init_from).expanduser().exists():
+    there = buckets.is_address(init_from) or Path(init_from).expanduser().exists()
+    if init_from == before or not init_from or not there:
         return  # the network may have been moved or deleted
     if trained_network.load(init_from).weights_hash != copy.weights_hash:
         raise UserError(

@@ -22,7 +22,7 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.weight_formats import d2mae, files, names
 from deblur_mae_jax.weight_formats.contract import State
-from deblur_mae_jax.workdir import checkpoint
+from deblur_mae_jax.workdir import checkpoint, mirror
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 
@@ -30,7 +30,8 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 class TrainedNetwork:
     """A network with its weights.
 
-    path: the workdir or the weight file.
+    path: the workdir or the weight file on this machine, which may be a copy.
+    place: what the user named.
     params: the parameters, as read-only arrays.
     classes: class names of a classifier, or of a segmentation with the background first; else empty.
     mask_values: the value of each class in the mask files.
@@ -46,6 +47,7 @@ class TrainedNetwork:
     mask_values: list[int] = dataclasses.field(default_factory=list)
     format: str = ""
     notes: list[str] = dataclasses.field(default_factory=list)
+    place: str = ""
     programs: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __iter__(self) -> Iterator[Any]:
@@ -94,7 +96,7 @@ class TrainedNetwork:
 
 
 def read_config(path: Path) -> ConfigDict:
-    """The config of a run, from its workdir or the path of its `config.json`."""
+    """The config of a run on this machine, from its workdir or the path of its `config.json`."""
     path = path if path.name == "config.json" else Workdir(path).config
     if not path.exists():
         raise UserError(f"'{path.parent}' is not a run: it holds no config.json")
@@ -115,7 +117,8 @@ def load(path: str | Path, field: str = "config.init_from") -> TrainedNetwork:
 
     A weight file is one of our exports or has a format of `weight_formats/`. Raises `UserError`.
     """
-    path = existing_root(str(path), field)
+    place = str(path)
+    path = existing_root(str(mirror.opened(path, field)), field)
     try:
         trained = _from_file(path, field) if files.is_weights(path) else _from_run(path)
     except UserError as error:
@@ -125,6 +128,7 @@ def load(path: str | Path, field: str = "config.init_from") -> TrainedNetwork:
     for value in jax.tree.leaves(trained.params):
         if isinstance(value, np.ndarray):
             value.flags.writeable = False
+    trained.place = place
     return trained
 
 

@@ -33,7 +33,7 @@ class Fit:
         """Lines for the terminal."""
         origin = f" ({source.format} names)" if source.format else ""
         width = max(len(what) for what, _ in self.rows)
-        lines = [f"weights of {source.path}{origin}:"]
+        lines = [f"weights of {source.place or source.path}{origin}:"]
         return lines + [f"  {what:<{width}}  {names}" for what, names in self.rows]
 
 

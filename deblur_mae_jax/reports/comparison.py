@@ -16,6 +16,7 @@ from deblur_mae_jax.metrics import classification, segmentation, statistics
 from deblur_mae_jax.reports import cases, predictions
 from deblur_mae_jax.reports.cases import Cases
 from deblur_mae_jax.reports.predictions import Predictions
+from deblur_mae_jax.workdir import mirror
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 
@@ -34,16 +35,16 @@ class Run:
         return isinstance(self.table, Cases)
 
 
-def read_run(folder: Path) -> Run:
-    """Load a finished run from its workdir. Raises `UserError` if the run is not finished."""
-    workdir = Workdir(folder)
-    path = workdir.predictions
-    if not path.exists():
-        raise UserError(f"'{folder}' holds no {path.name}: it is not a finished run with labels")
+def read_run(path: str | Path) -> Run:
+    """Load a finished run from its workdir or its address. Raises `UserError` if the run is not finished."""
+    workdir = Workdir(mirror.opened(path, "RUN"))
+    rows = workdir.predictions
+    if not rows.exists():
+        raise UserError(f"'{path}' holds no {rows.name}: it is not a finished run with labels")
     numbers = json.loads(workdir.measures.read_text())
-    table: Any = cases.read(path) if "labels" in numbers else predictions.read(path)
+    table: Any = cases.read(rows) if "labels" in numbers else predictions.read(rows)
     judged = table.where(table.split == numbers["judged_on"])
-    return Run(folder.name, table, judged, numbers)
+    return Run(Path(path).name, table, judged, numbers)
 
 
 def _short_names(p: Predictions) -> Any:

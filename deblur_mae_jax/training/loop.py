@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from deblur_mae_jax.data import buckets
 from deblur_mae_jax.performance import chips, profiling
 from deblur_mae_jax.training.compilation import Program
 from deblur_mae_jax.training.evaluator import Conclusion, Evaluator
@@ -141,7 +141,7 @@ class Loop:
                 self.try_to_evaluate(step, state.params)
             saved = self.save(step, state)
             with self.timed("save"):
-                saved = self.checkpoints.flush() and saved
+                saved = self.checkpoints.flush() and self.workdir.send() and saved
             self.watchdog.rest()
         if finished and self.unevaluated:
             raise Stopped(self.stop.number)
@@ -266,14 +266,15 @@ class Loop:
 
         def delete_older_weights() -> None:
             """Only when this checkpoint is safe: a resumed run may still point at them."""
-            for old in self.workdir.path.glob(f"{BEST}_*"):
+            for old in self.workdir.arrays.glob(f"{BEST}_*"):
                 if int(old.name.rpartition("_")[2]) < best:
-                    shutil.rmtree(old, ignore_errors=True)
+                    buckets.remove(old)
 
         with self.timed("save"):
-            if self.checkpoints.asynchronous:
+            if self.checkpoints.by_size:
                 notes["fingerprint"] = int(jax.jit(fingerprint)(state.params))
             done = self.checkpoints.save(step, state, notes, delete_older_weights)
+            self.workdir.send()
         self.clock.at(step, saved=True)
         self.meter.pause()
         return done
@@ -332,6 +333,7 @@ class Loop:
                 ended = {"step": step, "finished": finished, "params_fingerprint": code}
                 run_folder.write_json(self.workdir.result, ended | rounded)
                 self.writer.flush()
+            self.workdir.send()
             self.conclude(step, finished, code, conclusion, path)
         number = 0 if finished else self.stop.number
         return Result(step, finished, self.workdir.page, path, code, state.params, measures, number)
@@ -343,9 +345,9 @@ class Loop:
         lines += [f"  {k.replace('_', ' '):32s} {v:.4f}" for k, v in conclusion.measures.items()]
         lines += [conclusion.text] if conclusion.text else []
         lines += [
-            f"figures     {conclusion.figure}",
-            f"report      {self.workdir.page}",
-            f"checkpoint  {path if path is not None else 'could not be saved'}",
+            f"figures     {self.workdir.shown(conclusion.figure)}",
+            f"report      {self.workdir.shown(self.workdir.page)}",
+            f"checkpoint  {self.workdir.shown(path) if path is not None else 'could not be saved'}",
             f"time        {goodput.line(self.clock.starts)}",
         ]
         lines += [] if finished else ["run the same command again to resume"]

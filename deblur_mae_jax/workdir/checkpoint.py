@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.workdir.run_folder import BEST, Workdir
+from deblur_mae_jax.workdir.run_folder import BEST, Workdir, write_json
 
 
 def _one_line(error: Exception) -> str:
@@ -33,22 +34,29 @@ COMMITS = {"rename": ocp.options.AtomicityMode.AUTO, "file": ocp.options.Atomici
 
 def _checksum(file: Path) -> int:
     value = 0
-    with open(file, "rb") as stream:
+    with file.open("rb") as stream:
         while block := stream.read(1 << 22):
             value = zlib.crc32(block, value)
     return value
 
 
-def _checksums(folder: Path) -> dict[str, int]:
+def _files(folder: Any) -> dict[str, Any]:
+    return {name: p for name, p in buckets.files(folder).items() if p.name not in (CHECKSUMS, COMMITTED)}
+
+
+def _checksums(folder: Any) -> dict[str, int]:
     """CRC-32 of every file of a checkpoint, by path."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (CHECKSUMS, COMMITTED))
-    return {p.relative_to(folder).as_posix(): _checksum(p) for p in files}
+    return {name: _checksum(path) for name, path in _files(folder).items()}
 
 
-def _sizes(folder: Path) -> dict[str, dict[str, int]]:
+def _sizes(folder: Any) -> dict[str, dict[str, int]]:
     """The size of every file of a checkpoint, by path: known without reading the files again."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (CHECKSUMS, COMMITTED))
-    return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size} for p in files}
+    return {name: {"bytes": buckets.size(path)} for name, path in _files(folder).items()}
+
+
+def _absolute(folder: Any) -> Any:
+    """The folder as Orbax wants it. Addresses are absolute."""
+    return folder.resolve() if isinstance(folder, Path) else folder
 
 
 def _check_files(folder: Path) -> None:
@@ -66,6 +74,28 @@ def _check_files(folder: Path) -> None:
         for name in sorted(saved.keys() | computed.keys()):
             if saved.get(name) != computed.get(name):
                 raise ValueError(f"'{name}' is not as it was saved")
+
+
+def _require_intact(found: Restored, intact: Callable[[Restored], bool]) -> None:
+    if not intact(found):
+        raise ValueError("its parameters are not those that were saved")
+
+
+def _on_all(check: Callable[[], None]) -> None:
+    """Run a check on every process. Raise on all of them if it fails on one, so that they go on with the same step."""
+    problem: Exception | None = None
+    try:
+        check()
+    except Exception as error:  # damage shows in as many ways as there are files
+        problem = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.array(problem is not None)))
+        if problem is None and len(failed):
+            problem = ValueError(f"process {failed[0]} cannot read it")
+    if problem is not None:
+        raise problem
 
 
 @dataclasses.dataclass
@@ -96,13 +126,15 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, keep_last: int = 3, keep_every: int = 0, commit: str = "rename", write: str = "off"
+        self, folder: Any, keep_last: int = 3, keep_every: int = 0, commit: str = "rename", write: str = "off"
     ):
         if commit not in COMMITS:
             raise unknown("config.checkpoint.commit", commit, COMMITS)
         if write not in WRITES:
             raise unknown("config.checkpoint.async_save", write, WRITES)
         self.asynchronous = write == "on" or (write == "auto" and jax.default_backend() != "cpu")
+        # Nothing is read back while training goes on, or from a store.
+        self.by_size = self.asynchronous or not isinstance(folder, Path)
         self._pending: tuple[int, Callable[[], None]] | None = None
         if keep_last < 1:
             raise UserError(f"config.checkpoint.keep_last={keep_last} must be at least 1")
@@ -119,7 +151,7 @@ class Checkpoints:
         if commit == "file" and jax.process_index() == 0:
             for checksums in folder.glob(f"step_*/{CHECKSUMS}"):  # complete, from a start with commit=rename
                 checksums.with_name(COMMITTED).touch()
-        self._manager = _Manager(folder.resolve(), options=options)
+        self._manager = _Manager(_absolute(folder), options=options)
 
     def latest_step(self) -> int | None:
         """The newest saved step."""
@@ -154,9 +186,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
                 folder = self.path(step)
-                draft = folder / f"{CHECKSUMS}.tmp"
-                draft.write_text(json.dumps(_sizes(folder) if self.asynchronous else _checksums(folder)))
-                os.replace(draft, folder / CHECKSUMS)
+                write_json(folder / CHECKSUMS, _sizes(folder) if self.by_size else _checksums(folder))
         except Exception as error:  # as above
             return self._failed(step, error)
         then()
@@ -186,14 +216,13 @@ class Checkpoints:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         for step in steps:
             try:
-                _check_files(self.path(step))
+                _on_all(functools.partial(_check_files, self.path(step)))
                 restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()),
                 )
                 found = Restored(restored["state"], step, restored["notes"])
-                if not intact(found):
-                    raise ValueError("its parameters are not those that were saved")
+                _on_all(functools.partial(_require_intact, found, intact))
             except Exception as error:  # damage shows in as many ways as there are files
                 logging.warning("checkpoint %s is damaged: %s", self.path(step), _one_line(error))
                 self.broken.append(step)
@@ -231,7 +260,7 @@ def load_params(workdir: Workdir, shapes: Any) -> Any:
 
     shapes: the parameter tree as shapes.
     """
-    best = sorted(workdir.path.glob(f"{BEST}_*"), key=_step_of)
+    best = sorted(workdir.arrays.glob(f"{BEST}_*"), key=_step_of)
     steps = sorted(workdir.checkpoints.glob("step_*"), key=_step_of, reverse=True)
     steps = [p for p in steps if p.name.split("_")[1].isdigit() and _is_committed(workdir, p)]
     for path in [*best[-1:], *steps]:
@@ -266,7 +295,7 @@ def _restore_numpy(path: Path, shapes: Any) -> Any:
     as_numpy = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), like)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         restored = reader.restore(
-            path.resolve(),
+            _absolute(path),
             args=ocp.args.PyTreeRestore(item=like, restore_args=as_numpy, partial_restore=True),
         )
     wrong = [
@@ -281,10 +310,10 @@ def _restore_numpy(path: Path, shapes: Any) -> Any:
 def save_tree(path: Path, tree: Any) -> None:
     """Save one tree of arrays, separate from the checkpoints of the run."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.resolve(), tree, force=True)
+        checkpointer.save(_absolute(path), tree, force=True)
 
 
 def load_tree(path: Path, template: Any) -> Any:
     """Load a tree saved by `save_tree`."""
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.resolve(), template)
+        return checkpointer.restore(_absolute(path), template)

@@ -6,25 +6,35 @@ import datetime
 import json
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import jax
 from filelock import FileLock, Timeout
 
-from deblur_mae_jax.data import privacy
+from deblur_mae_jax.data import buckets, privacy
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.workdir.run_folder import Workdir, write_json
+
+# A store has no locks that end with their owner. The owner writes a number every `BEAT` seconds, and a process that
+# finds the number unchanged for `SILENCE` seconds takes the owner for dead.
+BEAT, SILENCE = 20.0, 70.0
 
 
 @contextmanager
 def hold(workdir: Workdir) -> Iterator[None]:
-    """Keep other processes out of `workdir`; its folder is created if needed.
+    """Keep other processes out of `workdir`; its folder is created if needed, or copied from its address.
 
     The operating system frees the lock when its owner ends, however it ends, so the lock of a dead process is taken
     over. On several hosts, process 0 holds the lock for all. Raises `UserError` that names the owner.
     """
     if jax.process_index() != 0:
+        if workdir.mirror is not None:
+            workdir.mirror.pull()
         privacy.use(workdir.path)
         yield
         privacy.use(None)
@@ -34,25 +44,108 @@ def hold(workdir: Workdir) -> Iterator[None]:
         lock = FileLock(workdir.lock, timeout=0)
         lock.acquire()
     except Timeout:
-        raise UserError(f"--workdir: '{workdir.path}' is in use by {_owner(workdir)}. Use another workdir") from None
+        raise _in_use(workdir, _read(workdir.owner)) from None
     except NotADirectoryError as error:
         raise UserError(f"--workdir: cannot use '{workdir.path}': {error.strerror}") from error
     except OSError as error:
         raise UserError(f"--workdir: cannot write to '{workdir.path}': {error.strerror or error}") from error
     try:
-        privacy.use(workdir.path)
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        write_json(workdir.owner, {"host": socket.gethostname(), "process": os.getpid(), "since": since})
-        yield
+        owner = {"host": socket.gethostname(), "process": os.getpid(), "since": since}
+        if workdir.mirror is None:
+            privacy.use(workdir.path)
+            write_json(workdir.owner, owner)
+            yield
+        else:
+            write_json(workdir.owner, owner)
+            with _held_in_store(workdir, owner | {"boot": _boot()}):
+                privacy.use(workdir.path)
+                yield
     finally:
         privacy.use(None)
         workdir.owner.unlink(missing_ok=True)
         lock.release()
 
 
-def _owner(workdir: Workdir) -> str:
+@contextmanager
+def _held_in_store(workdir: Workdir, owner: dict[str, Any]) -> Iterator[None]:
+    """Hold the lock of a store, and keep the folder on this machine a copy of it."""
+    assert workdir.mirror is not None
+    place = workdir.mirror.remote / workdir.owner.name
+    with buckets.reaching("--workdir", workdir.mirror.remote, "read"):
+        _wait_for_silence(workdir, place, owner)
+    with buckets.reaching("--workdir", workdir.mirror.remote, "written"):
+        write_json(place, owner | {"beat": 0})
+    stop = threading.Event()
+
+    def beat() -> None:
+        number = 0
+        while not stop.wait(BEAT):
+            number += 1
+            with suppress(Exception):  # a store that cannot be reached is reported by what matters more
+                write_json(place, owner | {"beat": number})
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
     try:
-        owner = json.loads(workdir.owner.read_text())
-        return f"process {owner['process']} on host {owner['host']} since {owner['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        workdir.mirror.pull()
+        yield
+    finally:
+        workdir.send()
+        stop.set()
+        thread.join()
+        with suppress(Exception):
+            place.unlink(missing_ok=True)
+
+
+def _wait_for_silence(workdir: Workdir, place: Any, owner: dict[str, Any]) -> None:
+    """Return when no other process holds the lock of a store. Raises `UserError` if one does."""
+    other = _read(place)
+    if other is None or (other.get("host"), other.get("boot")) == (owner["host"], owner["boot"]):
+        return  # an owner on this machine that lives would hold the lock of its folder here
+    print(f"the workdir was left by {_name(other)}; waiting {SILENCE:.0f} s for a sign of it", flush=True)
+    end = time.monotonic() + SILENCE
+    while time.monotonic() < end:
+        time.sleep(min(5.0, SILENCE / 4))
+        now = _read(place)
+        if now is None:
+            return
+        if now != other:
+            raise _in_use(workdir, now)
+
+
+def _boot() -> str:
+    """What tells machines of the same name apart; it changes when a machine starts."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _read(path: Any) -> dict[str, Any] | None:
+    """The owner that a lock names; {} if it cannot be understood, `None` without a lock."""
+    for attempt in range(3):
+        try:
+            owner = json.loads(path.read_text())
+            return owner if isinstance(owner, dict) else {}
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {}
+        except OSError:  # of a store also: the file was written again while it was read
+            if isinstance(path, Path):
+                return {}
+            if attempt == 2:
+                raise
+    return {}
+
+
+def _name(owner: dict[str, Any] | None) -> str:
+    if owner is None or not {"host", "process", "since"} <= owner.keys():
         return "another process"
+    return f"process {owner['process']} on host {owner['host']} since {owner['since']}"
+
+
+def _in_use(workdir: Workdir, owner: dict[str, Any] | None) -> UserError:
+    where = workdir.path if workdir.mirror is None else workdir.mirror.remote
+    return UserError(f"--workdir: '{where}' is in use by {_name(owner)}. Use another workdir")

@@ -15,7 +15,9 @@ import jax
 from ml_collections import ConfigDict
 
 from deblur_mae_jax.config import flat, upgrade
-from deblur_mae_jax.errors import UserError, local_path
+from deblur_mae_jax.data import buckets
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.workdir import mirror
 
 # Prefix of the folders of the best weights; the step follows it.
 BEST = "best"
@@ -60,10 +62,18 @@ PACKAGES = (
 
 
 class Workdir:
-    """The folder of a run, and the names of everything in it."""
+    """The folder of a run, and the names of everything in it.
+
+    path: a path of this machine; for a run at an address such as gs://bucket/run, where its files are written before
+        they are copied there (`mirror.py`).
+    arrays: where checkpoints and weights are.
+    """
 
     def __init__(self, path: str | Path):
-        self.path = local_path(path, "--workdir")
+        self.mirror = mirror.Mirror(path) if buckets.is_address(path) else None
+        self.path = Path(path).expanduser() if self.mirror is None else self.mirror.local
+        # Where Orbax writes.
+        self.arrays: Any = self.mirror.remote if self.mirror is not None and self.mirror.by_orbax else self.path
         # Config, versions, cost, sizes of the parameters, data set, files that were left out, and how it ended.
         self.config = self.path / "config.json"
         self.environment = self.path / "environment.json"
@@ -80,7 +90,7 @@ class Workdir:
         # Training: metrics by step, states, and the network it started from.
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.arrays / "checkpoints"
         self.profile = self.path / "profile"
         self.pretrained = self.path / "pretrained"
         self.pretrained_weights = self.pretrained / "weights.safetensors"
@@ -97,7 +107,17 @@ class Workdir:
     @property
     def name(self) -> str:
         """Name of the folder itself."""
-        return self.path.resolve().name
+        return self.path.resolve().name if self.mirror is None else str(self.mirror.remote.name)
+
+    def send(self) -> bool:
+        """For a workdir at an address: copy what has changed there. Returns whether nothing is left to copy."""
+        return self.mirror is None or self.mirror.push()
+
+    def shown(self, path: Path) -> str:
+        """The place of a file of this folder, for the user."""
+        if self.mirror is None or not path.is_relative_to(self.path):
+            return str(path)
+        return str(self.mirror.remote / path.relative_to(self.path).as_posix())
 
     def index(self, split: str | None = None) -> Path:
         """File of the pre-flight index of the images, or of the images of another split."""
@@ -105,11 +125,11 @@ class Workdir:
 
     def best(self, step: int) -> Path:
         """Folder of the best weights by validation score, saved at this step."""
-        return self.path / f"{BEST}_{step}"
+        return self.arrays / f"{BEST}_{step}"
 
     def failure(self, step: int) -> Path:
         """Folder with everything needed to replay a step whose loss was not finite."""
-        return self.path / "failures" / f"step_{step}"
+        return self.arrays / "failures" / f"step_{step}"
 
     def make_report(self) -> Path:
         """Return `report`, and create it if needed."""
@@ -119,13 +139,16 @@ class Workdir:
     def is_started(self) -> bool:
         """Whether the folder contains anything from a run that a new one must not overwrite."""
         # A save that was killed leaves a folder such as step_4.orbax-checkpoint-tmp, which is no checkpoint.
-        saved = [*self.checkpoints.glob("step_*"), *self.path.glob(f"{BEST}_*")]
+        saved = [*self.checkpoints.glob("step_*"), *self.arrays.glob(f"{BEST}_*")]
         tables = (self.predictions, self.blur_search)
         return any(p.name.rsplit("_", 1)[1].isdigit() for p in saved) or any(table.exists() for table in tables)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
+def write_json(path: Any, value: Any) -> None:
+    """Write JSON atomically, to a path or an address."""
+    if not isinstance(path, Path):
+        path.write_text(json.dumps(value, indent=2, default=str) + "\n")
+        return
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(json.dumps(value, indent=2, default=str) + "\n")
     os.replace(draft, path)

@@ -77,13 +77,13 @@ def test_the_installed_command_finds_the_configs_of_the_package(tmp_path, monkey
 @pytest.mark.parametrize(
     ("flags", "field"),
     [
-        (["--workdir=gs://bucket/run"], "--workdir"),
+        (["--workdir=ftp://host/run"], "--workdir"),
         (
             ["--workdir={}/run", "--config.data.name=image_folder", "--config.data.root=s3://bucket/images"],
             "config.data.root",
         ),
-        (["--workdir={}/run", "--config.init_from=gs://bucket/run"], "config.init_from"),
-        (["--mode=predict", "--workdir=gs://bucket/run", "--input=images"], "--workdir"),
+        (["--workdir={}/run", "--config.init_from=az://bucket/run"], "config.init_from"),
+        (["--mode=predict", "--workdir=az://bucket/run", "--input=images"], "--workdir"),
         (["--workdir=hf://bucket/run", "--inspect"], "--workdir"),
     ],
 )

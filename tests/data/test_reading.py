@@ -367,36 +367,11 @@ def test_streams_start_anywhere_and_threads_change_nothing(tmp_path):
 
 
 def test_tensorflow_datasets(tmp_path):
-    import tensorflow_datasets as tfds
+    import tiny_tfds
 
     from deblur_mae_jax.data import tfds_source
 
-    class TinyUltrasound(tfds.core.GeneratorBasedBuilder):
-        """Eight gray images."""
-
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=["benign", "malignant"]),
-                    "group": tfds.features.Text(),
-                }
-            )
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for i in range(8):
-                path = tmp_path / f"{i}.png"
-                Image.fromarray(np.roll(gradient(), i)).save(path)
-                yield i, {"image": path.read_bytes(), "label": i % 2, "group": f"patient {i // 2}"}
-
-    builder = TinyUltrasound(data_dir=str(tmp_path), file_format="array_record")
-    builder.download_and_prepare()
+    tiny_tfds.prepare(tmp_path, [np.roll(gradient(), i) for i in range(8)])
     fields = data(tmp_path, tfds_name="tiny_ultrasound", split="train")
     found = tfds_source.source(fields, 1)
     assert len(found) == 8 and set(found.labels) == {"benign", "malignant"}

@@ -1,0 +1,181 @@
+"""A workdir at an address, such as gs://bucket/run: its files are written on this machine and copied to the store.
+
+At the start of a run the files of the store are copied here; after every evaluation, save and at the end, files that
+have changed are copied there. Arrays at gs:// are written by Orbax itself. Orbax knows no s3://, so its checkpoints are
+saved here and copied, with the file that marks a checkpoint as complete at last.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from deblur_mae_jax.data import buckets
+from deblur_mae_jax.data.privacy import KEY_FILE
+from deblur_mae_jax.errors import UserError
+
+FIELD = "--workdir"
+# Folders with arrays, which are copied as wholes if they are copied at all.
+ARRAYS = ("checkpoints", "best_", "failures")
+# Folders that a run that goes on does not read.
+OUTPUTS = ("tensorboard", "profile", "segmentations", "export", "inspection")
+# Files that stay on this machine: locks, and the key of the names of DICOM images.
+OWN = (".lock", "lock.json", KEY_FILE)
+# Files that mark a checkpoint as complete; either is enough.
+MARKS = ("checksums.json", "commit_success.txt")
+UNSENT = ".unsent"
+
+
+def _is_array(name: str) -> bool:
+    return name.startswith(ARRAYS)
+
+
+class Mirror:
+    """The two places of a workdir.
+
+    remote: its address, an `epath.Path`.
+    local: the folder on this machine.
+    by_orbax: whether Orbax writes its arrays to the address.
+    """
+
+    def __init__(self, address: object):
+        self.remote = buckets.at(address, FIELD)
+        self.by_orbax = str(self.remote).startswith("gs://")
+        process = jax.process_index()
+        self.local = buckets.place(self.remote, "runs")
+        if process:
+            self.local = self.local.with_name(f"{self.local.name}-{process}")
+        self._sent: dict[str, tuple[int, int]] = {}
+        self.failed = False
+
+    def pull(self) -> None:
+        """Make the local folder a copy of the store. Raises `UserError` if the store cannot be read."""
+        if self.local.exists():
+            kept = self._put_aside()
+            for path in self.local.iterdir():
+                if path.name not in OWN:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if kept is not None:
+                print(f"the files of an earlier start that were not copied to the store are in {kept}", flush=True)
+        self.local.mkdir(parents=True, exist_ok=True)
+        with buckets.reaching(FIELD, self.remote, "read"):
+            if not self.remote.exists():
+                return
+            found = buckets.files(self.remote, lambda name: not _is_array(name) and name not in OUTPUTS)
+            for name, path in found.items():
+                if name not in OWN:
+                    buckets.copy(path, self.local / name)
+            if not self.by_orbax:
+                for folder in _complete(self.remote):
+                    buckets.copy_tree(folder, self.local / folder.relative_to(self.remote).as_posix())
+        self._sent = self._states()
+        for path in self._array_folders():
+            self._sent[str(path.relative_to(self.local))] = (0, 0)
+
+    def _put_aside(self) -> Path | None:
+        """Keep what an earlier start could not copy to the store."""
+        if not (self.local / UNSENT).exists():
+            return None
+        number = 1
+        while (kept := self.local.with_name(f"{self.local.name}-unsent-{number}")).exists():
+            number += 1
+        shutil.copytree(self.local, kept)
+        return kept
+
+    def _states(self) -> dict[str, tuple[int, int]]:
+        """Size and time of change of every file that is copied by itself."""
+        out = {}
+        for name, path in buckets.files(self.local, lambda name: not _is_array(name)).items():
+            if name not in (*OWN, UNSENT) and not name.endswith(".tmp"):
+                stat = path.stat()
+                out[name] = (stat.st_size, stat.st_mtime_ns)
+        return out
+
+    def _array_folders(self) -> list[Path]:
+        """Complete checkpoints, best weights and failures in the local folder."""
+        return [] if self.by_orbax else list(_complete(self.local))
+
+    def push(self) -> bool:
+        """Copy what has changed to the store. On failure, say so and return false; the next call tries again."""
+        if jax.process_index() != 0:
+            return True
+        try:
+            for folder in self._array_folders():
+                name = folder.relative_to(self.local).as_posix()
+                if name not in self._sent:
+                    buckets.copy_tree(folder, self.remote / name, last=MARKS)
+                    if name.startswith("best_"):  # Orbax commits it by a name, which a store does not change at once
+                        (self.remote / name / MARKS[1]).write_text("")
+                    self._sent[name] = (0, 0)
+            for name, state in self._states().items():
+                if self._sent.get(name) != state:
+                    buckets.copy(self.local / name, self.remote / name)
+                    self._sent[name] = state
+            self._remove_old_arrays()
+        except Exception as error:  # stores, and the packages that reach them, raise errors of many kinds
+            self.failed = True
+            (self.local / UNSENT).touch()
+            where = f"they are in {self.local}, and the next save tries again"
+            print(f"files could not be copied to {self.remote} ({buckets.one_line(error)}); {where}", flush=True)
+            return False
+        self.failed = False
+        (self.local / UNSENT).unlink(missing_ok=True)
+        return True
+
+    def _remove_old_arrays(self) -> None:
+        """Remove checkpoints and weights from the store that are no longer in the local folder."""
+        if self.by_orbax:
+            return
+        here = {folder.relative_to(self.local).as_posix() for folder in self._array_folders()}
+        for name in [name for name in self._sent if _is_array(name) and name not in here]:
+            buckets.remove(self.remote / name)
+            del self._sent[name]
+
+
+def _complete(root: Any) -> list[Any]:
+    """The folders of complete checkpoints, best weights and failures of a run, here or at an address."""
+    out = []
+    for path in sorted(root.iterdir(), key=lambda path: path.name):
+        if path.name in ("checkpoints", "failures"):
+            inner = [one for one in path.iterdir() if one.name.rpartition("_")[2].isdigit()]
+            out += [one for one in sorted(inner) if path.name == "failures" or _is_marked(one)]
+        elif path.name.startswith("best_") and path.name.rpartition("_")[2].isdigit():
+            out += [path] if isinstance(path, Path) or _is_marked(path) else []
+    return out
+
+
+def _is_marked(folder: Any) -> bool:
+    return any((folder / mark).exists() for mark in MARKS)
+
+
+def opened(path: object, field: str) -> Path:
+    """Where a run, or a file, can be read on this machine: its path, or a copy of what is at its address.
+
+    Of a run, the files and the best or newest weights are copied, at each call. Raises `UserError` if an
+    address cannot be read.
+    """
+    if not buckets.is_address(path):
+        return Path(str(path)).expanduser()
+    remote = buckets.at(path, field)
+    if remote.name == "config.json":
+        return opened(remote.parent, field) / remote.name
+    if remote.suffix:  # a weight file
+        return buckets.fetched(remote, field)
+    local = buckets.place(remote, "read")
+    with buckets.reaching(field, remote, "read"):
+        if not remote.exists():
+            raise UserError(f"{field}: '{remote}' does not exist")
+        shutil.rmtree(local, ignore_errors=True)
+        for name, path in buckets.files(remote, lambda name: not _is_array(name) and name not in OUTPUTS).items():
+            if name not in OWN:
+                buckets.copy(path, local / name)
+        found = _complete(remote)
+        number = lambda path: int(path.name.rpartition("_")[2])
+        best = sorted((p for p in found if p.name.startswith("best_")), key=number)[-1:]
+        newest = sorted((p for p in found if p.parent.name == "checkpoints"), key=number)[-1:]
+        for folder in [*best, *([] if best else newest)]:
+            buckets.copy_tree(folder, local / folder.relative_to(remote).as_posix())
+    return local
