@@ -111,7 +111,7 @@ def test_a_tpu_slice_is_made_again_until_the_run_is_finished(tmp_path, codes, st
     made = [call for call in calls(tmp_path) if "tpu-vm create" in call]
     runs = "\n".join(calls(tmp_path)).split("main.py")[1:]
     assert len(made) == slices and "--spot" in made[0] and len(runs) == len(codes)
-    assert "--workdir='/mnt/bucket/runs/d2mae'" in runs[0]
+    assert "--workdir='gs://b/runs/d2mae'" in runs[0]
     words = shlex.split(runs[0].split("\ngcloud")[0])
     assert "--config.data.mean=(1, 2)" in words
 
@@ -124,12 +124,12 @@ def test_a_script_names_what_is_missing(tmp_path):
 
 def test_xpk_restarts_a_run_that_is_not_finished(tmp_path):
     stub(tmp_path, "xpk", "")
-    started(tmp_path, "xpk.sh", "--config=configs/d2mae_thyroid.py", CLUSTER="c", NAME="n", TYPE="t", IMAGE="i")
+    started(
+        tmp_path, "xpk.sh", "--config=configs/d2mae_thyroid.py", CLUSTER="c", NAME="n", TYPE="t", IMAGE="i", BUCKET="b"
+    )
     [call] = calls(tmp_path)
     assert "--max-restarts=50" in call and "--restart-on-exit-codes=124" in call
-    assert call.endswith(
-        "--workdir=/mnt/bucket/runs/n --config.checkpoint.commit=file --config=configs/d2mae_thyroid.py"
-    )
+    assert call.endswith("--workdir=gs://b/runs/n --config=configs/d2mae_thyroid.py")
 
 
 def test_the_jobset_restarts_all_hosts_and_gives_them_time_to_save():
@@ -144,14 +144,22 @@ def test_the_jobset_restarts_all_hosts_and_gives_them_time_to_save():
     assert pod["serviceAccountName"] == account["metadata"]["name"]
     [container] = pod["containers"]
     assert container["args"][0].startswith("exec ")  # else the shell keeps SIGTERM to itself
-    mounts = {mount["name"] for mount in container["volumeMounts"]}
-    assert mounts == {volume["name"] for volume in pod["volumes"]}
 
 
-def test_skypilot_mounts_the_bucket_of_the_workdir():
+def test_the_jobset_ends_a_run_that_would_fail_again():
+    """The exit codes that `scripts/launch/tpu_vm.sh` ends with too."""
+    [rule] = documents("jobset.yaml")[1]["spec"]["failurePolicy"]["rules"]
+    job = documents("jobset.yaml")[1]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    [own] = job["podFailurePolicy"]["rules"]
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert own["action"] == "FailJob" and own["onExitCodes"]["values"] == [2, 3, 4, 5]
+    assert own["onExitCodes"]["containerName"] == job["template"]["spec"]["containers"][0]["name"]
+
+
+def test_skypilot_keeps_the_workdir_in_the_bucket():
     [task] = documents("skypilot.yaml")
-    assert task["resources"]["use_spot"] and set(task["file_mounts"]) == {"/bucket"}
-    assert "--workdir=/bucket/" in task["run"] and "exec " in task["run"]
+    assert task["resources"]["use_spot"] and "BUCKET" in task["envs"]
+    assert '--workdir="gs://$BUCKET/' in task["run"] and "exec " in task["run"]
     subprocess.run(["bash", "-n"], input=task["run"] + task["setup"], text=True, check=True)
 
 

@@ -44,6 +44,11 @@ class Mirror:
     def __init__(self, address: object):
         self.remote = buckets.at(address, FIELD)
         self.by_orbax = str(self.remote).startswith("gs://")
+        if not self.by_orbax and jax.process_count() > 1:
+            raise UserError(
+                f"{FIELD}: '{self.remote}': several processes cannot save to this kind of address together. Use gs://, "
+                "a shared file system, or a mount of the bucket with config.checkpoint.commit=file"
+            )
         process = jax.process_index()
         self.local = buckets.place(self.remote, "runs")
         if process:

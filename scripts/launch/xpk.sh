@@ -1,10 +1,11 @@
 #!/bin/bash
 # The same as jobset.yaml with xpk, which writes the JobSet itself:
-#   CLUSTER=my-cluster NAME=d2mae TYPE=v5litepod-16 IMAGE=... scripts/launch/xpk.sh --config=configs/d2mae_thyroid.py
-# The cluster must mount a bucket at /mnt/bucket (xpk storage attach); without it the run ends with exit code 2.
+#   CLUSTER=my-cluster NAME=d2mae TYPE=v5litepod-16 IMAGE=... BUCKET=my-bucket \
+#     scripts/launch/xpk.sh --config=configs/d2mae_thyroid.py
 set -euo pipefail
 : "${CLUSTER:?name of the cluster}" "${NAME:?name of the run}" "${TYPE:?type, such as v5litepod-16}" "${IMAGE:?image}"
-WORKDIR="${WORKDIR:-/mnt/bucket/runs/$NAME}"
+: "${BUCKET:?name of the bucket}"
+WORKDIR="${WORKDIR:-gs://$BUCKET/runs/$NAME}"
 
 arguments=""
 for argument in "$@"; do
@@ -13,4 +14,4 @@ done
 # With --max-restarts, xpk starts the run again after exit codes 42 and 127 to 255; 124 (a run that hung) is added.
 xpk workload create --cluster="$CLUSTER" --workload="$NAME" --tpu-type="$TYPE" --num-slices=1 \
     --docker-image="$IMAGE" --max-restarts="${MAX_RESTARTS:-50}" --restart-on-exit-codes=124 \
-    --command="mountpoint -q /mnt/bucket || exit 2; exec python main.py --distributed=on --workdir=$WORKDIR --config.checkpoint.commit=file$arguments"
+    --command="exec python main.py --distributed=on --workdir=$WORKDIR$arguments"

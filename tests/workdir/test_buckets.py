@@ -293,6 +293,12 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
         Workdir("gs://bucket/run")
 
 
+def test_several_processes_and_a_store_that_orbax_does_not_know(monkeypatch):
+    monkeypatch.setattr(mirror.jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="--workdir: 's3://bucket/run': several processes cannot save to this kind"):
+        Workdir("s3://bucket/run")
+
+
 def test_what_is_not_there_is_named(store, images):
     for call in (
         lambda: api.load(f"{store}/no_such_run"),
