@@ -44,13 +44,13 @@ def start(workdir, processes, devices, batch):
         for i in range(processes)
     ]
     command = [sys.executable, str(ROOT / "main.py"), *tiny.flags("quickstart", **fields), f"--workdir={workdir}"]
-    return [
-        subprocess.Popen(
-            [*command, *(others[i] if processes > 1 else [])], cwd=ROOT, env=tiny.simulated(devices),
-            stdout=subprocess.DEVNULL, stderr=open(workdir.parent / f"log_{i}.txt", "w"),
-        )
-        for i in range(processes)
-    ]  # fmt: skip
+    started = []
+    for i in range(processes):
+        with open(workdir.parent / f"log_{i}.txt", "w") as log:
+            own = [*command, *(others[i] if processes > 1 else [])]
+            environment = tiny.simulated(devices)
+            started.append(subprocess.Popen(own, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=log))
+    return started
 
 
 def saved(workdir):

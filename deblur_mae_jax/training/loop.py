@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,7 +247,7 @@ class Loop:
         if score is None or (self.best is not None and score <= self.best["score"]):
             return
         try:
-            checkpoint.save_tree(self.workdir.best(step), params)
+            checkpoint.on_all(functools.partial(checkpoint.save_tree, self.workdir.best(step), params))
             self.best = {"step": step, "score": score}
         except Exception as error:  # a full disk or a lost mount can raise many kinds of errors
             line = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -324,7 +325,9 @@ class Loop:
         conclusion = Conclusion(self.latest, "", self.workdir.report)
         self.clock.enter("evaluate")
         self.clock.write()
-        with self.survive_full_disk("the report"):
+        # Another process may be frozen; the report of one process may take as long as it needs.
+        watched = self.watchdog.longer("to finish") if jax.process_count() > 1 else contextlib.nullcontext()
+        with self.survive_full_disk("the report"), watched:
             conclusion = self.evaluator.finish(judged, best, self.main)
         measures = conclusion.measures
         if self.main:

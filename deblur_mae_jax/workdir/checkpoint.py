@@ -81,8 +81,8 @@ def _require_intact(found: Restored, intact: Callable[[Restored], bool]) -> None
         raise ValueError("its parameters are not those that were saved")
 
 
-def _on_all(check: Callable[[], None]) -> None:
-    """Run a check on every process. Raise on all of them if it fails on one, so that they go on with the same step."""
+def on_all(check: Callable[[], None]) -> None:
+    """Run a function on every process. Raise on all of them if it fails on one, so that all go on in the same way."""
     problem: Exception | None = None
     try:
         check()
@@ -93,7 +93,7 @@ def _on_all(check: Callable[[], None]) -> None:
 
         failed = np.flatnonzero(multihost_utils.process_allgather(np.array(problem is not None)))
         if problem is None and len(failed):
-            problem = ValueError(f"process {failed[0]} cannot read it")
+            problem = ValueError(f"it failed on process {failed[0]}")
     if problem is not None:
         raise problem
 
@@ -216,13 +216,13 @@ class Checkpoints:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         for step in steps:
             try:
-                _on_all(functools.partial(_check_files, self.path(step)))
+                on_all(functools.partial(_check_files, self.path(step)))
                 restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()),
                 )
                 found = Restored(restored["state"], step, restored["notes"])
-                _on_all(functools.partial(_require_intact, found, intact))
+                on_all(functools.partial(_require_intact, found, intact))
             except Exception as error:  # damage shows in as many ways as there are files
                 logging.warning("checkpoint %s is damaged: %s", self.path(step), _one_line(error))
                 self.broken.append(step)
