@@ -1,6 +1,6 @@
 """Compilers' estimates of a training step on absent chips: FLOPs, memory, collectives.
 
-    pip install libtpu            # for the TPUs; jax-cuda12-plugin and nvidia-cuda-nvcc-cu12 for the H100
+    pip install libtpu            # for the TPUs; jax-cuda12-plugin, jax-cuda12-pjrt, nvidia-cuda-nvcc-cu12 for the H100
     python -m benchmarks.compiled_cost --config=configs/d2mae_thyroid.py --chips=h100,v5p --batch=1024
 
 The step is compiled ahead of time for a described chip. This needs the chip maker's compiler but no chip. Nothing is
@@ -49,9 +49,12 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def topology(chip, devices):
-    """The described chips."""
+    """The described chips. H100: nodes of 8, connected by NVLink within a node only."""
     if chip == "h100":
-        described = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x{devices}x1")
+        node = min(devices, 8)
+        described = topologies.get_topology_desc(
+            "h100", "cuda", target_config=H100, topology=f"{-(-devices // node)}x1x{node}"
+        )
     else:
         described = topologies.get_topology_desc(TPUS[chip], "tpu")
     return described.devices[:devices]

@@ -104,11 +104,20 @@ class Division:
     def whole(self, params: Any) -> Any:
         """Inside the step: all parameters, which each device gathers where they are used.
 
-        Without this the compiler divides the computation as the weights are divided, and exchanges activations.
+        Without this the compiler divides the computation as the weights are divided, and exchanges activations. Each
+        device receives the sum of its own part of the gradient only; left to itself, JAX asks for the whole sum,
+        because the gradient of a gathered array is a gathered array.
         """
         if self.params != "fsdp":
             return params
-        return jax.lax.with_sharding_constraint(params, jax.tree.map(lambda _: replicated(self.mesh), params))
+        everywhere = jax.tree.map(lambda _: replicated(self.mesh), params)
+
+        @jax.custom_vjp
+        def gathered(divided: Any) -> Any:
+            return jax.lax.with_sharding_constraint(divided, everywhere)
+
+        gathered.defvjp(lambda divided: (gathered(divided), None), lambda _, grads: (self.place_gradients(grads),))
+        return gathered(params)
 
     def line(self, params: Any) -> str:
         """One line for the user: what is divided among how many devices, and what is too small or does not divide.

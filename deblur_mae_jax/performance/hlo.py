@@ -115,7 +115,8 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
         if not match:
             continue
         _, shape, opcode, _ = match.groups()
-        kind = opcode.removesuffix("-start")
+        # An operation in two halves: the shape of the first, `-start`, has its operands too.
+        kind = opcode.removesuffix("-done")
         if kind not in COLLECTIVES:
             continue
         size = sum(
