@@ -112,6 +112,18 @@ VIT_HEAD: Group = {
     "head_init": Field(2e-5, "Standard deviation of the head's initial weights."),
 }  # fmt: skip
 VIT_UNETR: Group = {"width": Field(16, "Channels of the segmentation decoder at full resolution.")}
+BACKBONE: Group = {
+    "name": Field("resnet", "Network: resnet | convnext | swin2d."),
+    "variant": Field("", 'Size. ResNet: 50 | 101. ConvNeXt and Swin: T | S | B | L. "": the first of these.'),
+    "width": Field(int, "Channels of the first stage. Unset: those of the variant."),
+    "depths": Field(tuple, "Blocks of each stage. Unset: those of the variant."),
+    "in_chans": Field(1, "Channels of the image: 1 | 3."),
+    "conditioning": Field("none", "How the network is given the blur level: none."),
+    "drop_path": Field(0.1, "Stochastic depth of the last block."),
+    "head_init": Field(0.01, "Standard deviation of the head's initial weights."),
+    **COMPUTE,
+}  # fmt: skip
+WINDOWS: Group = {"window": Field(7, "Side of a window, tokens: 7 | 12 (for images of 384 pixels).")}
 SWIN: Group = {
     "name": Field("swin_unetr", "Network: a file of `deblur_mae_jax/models`."),
     "variant": Field("48", "Channels of the first stage: 12 | 24 | 48."),
@@ -341,6 +353,8 @@ GROUPS: dict[str, Groups] = {
         "report": (REPORT, REPORT_LABELS, REPORT_SEGMENTATION),
     },
 }
+GROUPS["backbones"] = {**GROUPS["finetuning"], "model": (BACKBONE,)}
+GROUPS["swin2d"] = {**GROUPS["finetuning"], "model": (BACKBONE, WINDOWS)}
 GROUPS["probe"] = {**GROUPS["finetuning"], "task": (_TASK, DEGRADE, BLUR_SITE), "probe": (PROBE,)}
 GROUPS["blur_search"] = {**GROUPS["finetuning"], "task": (_TASK, DEGRADE, BLUR_SITE)}
 
@@ -351,6 +365,10 @@ INHERITED_BY_IMAGES = (
     "model.embed_dim", "model.depth", "model.num_heads", "model.conditioning", "model.level_code", "data.mean",
     "data.std", "data.max_side", "data.bits16", "data.gray_target",
 )  # fmt: skip
+INHERITED_BY_BACKBONES = (
+    "image_size", "task.degrade", "task.blur_site", "model.in_chans", "data.mean", "data.std", "data.max_side",
+    "data.bits16", "data.gray_target",
+)  # fmt: skip
 # The CT window and the spacing describe the images, not the network, so they are not inherited.
 INHERITED_BY_VOLUMES = (
     "image_size", "model.variant", "model.feature_size", "model.depths", "model.num_heads", "model.in_chans",
@@ -358,6 +376,8 @@ INHERITED_BY_VOLUMES = (
 )  # fmt: skip
 INHERITS = {
     "finetuning": INHERITED_BY_IMAGES,
+    "backbones": INHERITED_BY_BACKBONES,
+    "swin2d": INHERITED_BY_BACKBONES,
     "probe": INHERITED_BY_IMAGES,
     "blur_search": INHERITED_BY_IMAGES,
     "segmentation": INHERITED_BY_IMAGES,
@@ -414,6 +434,8 @@ _DAE_PRETRAINING = {
 VALUES: dict[str, dict[str, Any]] = {
     "pretraining": {"task.name": "masked_recon"},
     "finetuning": {"task.name": "classify", "model.name": "vit", **_LABELS},
+    "backbones": {"task.name": "classify", **_LABELS, "optim.layer_decay": 1.0},
+    "swin2d": {"task.name": "classify", "model.name": "swin2d", **_LABELS, "optim.layer_decay": 1.0},
     "probe": {"task.name": "probe", "model.name": "vit", **_LABELS},
     "blur_search": {"task.name": "blur_search", "model.name": "vit", **_LABELS},
     "segmentation": {
@@ -483,6 +505,15 @@ UPSTREAM: dict[str, dict[str, Any]] = {
 }
 
 
+UPSTREAM |= {"backbones": UPSTREAM["finetuning"], "swin2d": UPSTREAM["finetuning"]}
+# Where the fine-tuning recipes of the networks' own papers differ.
+OWN_RECIPES: dict[str, dict[str, Any]] = {
+    "convnext": {"optim.layer_decay": 0.8, "model.drop_path": 0.2},
+    "convnext-L": {"model.drop_path": 0.3},
+    "swin2d": {"optim.layer_decay": 0.9, "model.drop_path": 0.2},
+}
+
+
 def pretraining() -> ConfigDict:
     """Masked pre-training of a ViT on 2-D images: the MAE recipe, ViT-B/16 at 224 pixels, one gray channel."""
     return _make("pretraining")
@@ -495,6 +526,22 @@ def finetuning(preset: str = "paper") -> ConfigDict:
         published code.
     """
     return _make("finetuning", "upstream" if preset == "repo" else preset)  # its name in 0.1
+
+
+def backbones(network: str, variant: str = "", preset: str = "paper") -> ConfigDict:
+    """Supervised training of a convolutional network or a Swin, from ImageNet's weights or from scratch.
+
+    network: "resnet", "convnext" or "swin2d".
+    variant: its size.
+    preset: "paper", the MAE recipe that DeblurrMAE and D2MAE use for all networks; "own", that of the network's own
+        paper where it differs; or "upstream", the published code.
+    """
+    kind = "swin2d" if network == "swin2d" else "backbones"
+    config = _make(kind, "paper" if preset == "own" else preset)
+    change(config, {"model.name": network, "model.variant": variant})
+    if preset == "own":
+        change(config, OWN_RECIPES.get(network, {}) | OWN_RECIPES.get(f"{network}-{variant}", {}))
+    return config
 
 
 def linear_probe() -> ConfigDict:

@@ -44,6 +44,8 @@ LABELS = {
     "optim.epochs": 2.0,
     "optim.warmup_epochs": 0.5,
 }
+BACKBONES = ("resnet", "convnext", "swin2d")
+BACKBONE = {"image_size": 32, "model.width": 8, "model.depths": (1, 1, 2, 1)}
 # What tests rely on, whatever the demo is tuned to.
 QUICKSTART = {
     "task.degrade": "blur.gaussian_levels(max_sigma=2.2, step=0.2, kernel='opencv_float')",
@@ -74,6 +76,8 @@ def changed(name, **overrides):
     if not identity(name).starts_from_pretrained:
         return SHRINK | (QUICKSTART if name == "quickstart" else {}) | own
     out = {k: v for k, v in SHRINK.items() if not k.startswith(UNLABELLED)} | LABELS
+    if load(name).model.name in BACKBONES:
+        out = {k: v for k, v in out.items() if not k.startswith("model.")} | BACKBONE
     if own.get("init_from"):
         out = {k: v for k, v in out.items() if not k.startswith(("image_size", "model."))}
     return out | own

@@ -127,7 +127,7 @@ def _with_channels(trained: TrainedNetwork, in_chans: int) -> tuple[TrainedNetwo
     config = fields.copy(trained.config, values)
     network = networks.build(config, len(trained.classes))
     norm_pix_loss = trained.network.task.norm_pix_loss
-    params = channels.convert(trained.params, trained.network.inputs, network.inputs, norm_pix_loss)
+    params = channels.convert(trained.params, trained.network.inputs, network.inputs, norm_pix_loss, network.rules)
     how = (
         "the patch embedding is divided over three channels, the decoder's prediction repeated for each"
         if in_chans == 3

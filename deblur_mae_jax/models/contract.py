@@ -62,12 +62,14 @@ class Rules(NamedTuple):
 
     undecayed: names of tokens and tables without weight decay if `decay_on` is "weights".
     layers: `model -> (count, layer)`, for layer-wise learning rates. `count` is the number of layers above the first;
-        `layer` maps a top-level name to its layer, 0 to count. None: the network has no such layers.
+        `layer` maps a name to its layer, 0 to count. None: the network has no such layers.
     heads: prefixes of names that are loaded only from a network with the same classes.
     encodes: `name -> bool`, whether the parameter belongs to the encoder.
     adapt: `(weights, needed, before, model) -> Adapted`, the parameters that `model`, which needs `needed`, can load
         from the parameters `weights` of the network `before`.
     attends: whether `inference/attention_rollout.py` can trace attention through the network's `blocks`.
+    stem: the kernel of the first layer `(h, w, channels, features)`, which is converted for another number of channels.
+    shift: (parameter, sign) that takes the constant which this adds to its result.
     tables: `model -> arrays`, the constants that a PyTorch state dict has in addition to the parameters, by PyTorch's
         names.
     """
@@ -78,4 +80,6 @@ class Rules(NamedTuple):
     encodes: Callable[[str], bool] = lambda name: True
     adapt: Callable[[Flat, Flat, Any, Any], Adapted] = adapt_by_name
     attends: bool = False
+    stem: str = "patch_embed/proj/kernel"
+    shift: tuple[str, float] = ("patch_embed/proj/bias", 1.0)
     tables: Callable[[Any], dict[str, np.ndarray]] = lambda model: {}

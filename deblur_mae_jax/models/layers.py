@@ -72,9 +72,9 @@ def _dot_general(x, kernel, dimension_numbers, **_):
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
-    """Linear layer, Xavier-uniform as in MAE."""
-    return nn.Dense(features, kernel_init=xavier, dtype=dtype, dot_general=_dot_general, name=name)
+def dense(features: int, dtype: Any, name: str | None = None, init: Any = xavier) -> nn.Dense:
+    """Linear layer, by default Xavier-uniform as in MAE."""
+    return nn.Dense(features, kernel_init=init, dtype=dtype, dot_general=_dot_general, name=name)
 
 
 def one_cpu() -> bool:
@@ -163,12 +163,13 @@ class Mlp(nn.Module):
 
     hidden_dim: int
     dtype: Any = jnp.float32
+    init: Any = xavier
 
     @nn.compact
     def __call__(self, x):
         D = x.shape[-1]
-        x = gelu(dense(self.hidden_dim, self.dtype, "fc1")(x))
-        return dense(D, self.dtype, "fc2")(x)
+        x = gelu(dense(self.hidden_dim, self.dtype, "fc1", self.init)(x))
+        return dense(D, self.dtype, "fc2", self.init)(x)
 
 
 @jax.custom_vjp
@@ -243,29 +244,41 @@ class Block(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """PyTorch's BatchNorm1d without affine parameters, over the first axis of `(B, D)`.
+    """PyTorch's BatchNorm, over all axes of `(B, ..., D)` but the last, in float32.
 
     It normalises by the biased variance and tracks the unbiased one; Flax tracks the biased one. The
     running statistics are entries of the parameter tree that the optimiser does not update. In
     training, the second result holds their new values. Otherwise it is empty.
+
+    momentum: weight of the newest batch, as PyTorch counts it.
+    affine: whether it has a scale, which is `start` at first, and a bias.
     """
 
     epsilon: float = 1e-6
-    momentum: float = 0.1  # weight of the newest batch, as PyTorch counts it
+    momentum: float = 0.1
+    affine: bool = False
+    start: float = 1.0
 
     @nn.compact
     def __call__(self, x, train: bool):
-        D = x.shape[-1]
+        x = x.astype(jnp.float32)
+        D, others = x.shape[-1], tuple(range(x.ndim - 1))
         mean = self.param("running_mean", nn.initializers.zeros, (D,))
         var = self.param("running_var", nn.initializers.ones, (D,))
         new = {}
         if train:
-            batch_mean, batch_var = x.mean(axis=0), x.var(axis=0)
-            m, unbias = self.momentum, x.shape[0] / max(x.shape[0] - 1, 1)
+            batch_mean, batch_var = x.mean(axis=others), x.var(axis=others)
+            count = x.size // D
+            m, unbias = self.momentum, count / max(count - 1, 1)
             new = {
                 "running_mean": (1 - m) * mean + m * batch_mean,
                 "running_var": (1 - m) * var + m * unbias * batch_var,
             }
             mean, var = batch_mean, batch_var
-        mean, var = jax.lax.stop_gradient(mean), jax.lax.stop_gradient(var)
-        return (x - mean) / jnp.sqrt(var + self.epsilon), jax.lax.stop_gradient(new)
+        else:
+            mean, var = jax.lax.stop_gradient(mean), jax.lax.stop_gradient(var)
+        out = (x - mean) / jnp.sqrt(var + self.epsilon)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.constant(self.start), (D,))
+            out = out * scale + self.param("bias", nn.initializers.zeros, (D,))
+        return out, jax.lax.stop_gradient(new)

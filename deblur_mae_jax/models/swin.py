@@ -160,7 +160,7 @@ def linear(features: int, fan_in: int, dtype: Any, name: str, use_bias: bool = T
     return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 
-def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
+def layer_norm(dtype: Any, name: str | None) -> nn.LayerNorm:
     """Statistics in float32."""
     return nn.LayerNorm(epsilon=EPSILON, dtype=dtype, use_fast_variance=False, name=name)
 

@@ -208,10 +208,11 @@ def layers_of(model: Encoder) -> tuple[int, Callable[[str], int]]:
     """
 
     def layer(name: str) -> int:
-        block = re.fullmatch(r"blocks_(\d+)", name)
+        top = name.split("/")[0]
+        block = re.fullmatch(r"blocks_(\d+)", top)
         if block:
             return int(block[1]) + 1
-        return 0 if name in (*TOKENS, "patch_embed") else model.depth + 1
+        return 0 if top in (*TOKENS, "patch_embed") else model.depth + 1
 
     return model.depth + 1, layer
 

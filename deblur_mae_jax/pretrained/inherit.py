@@ -112,7 +112,8 @@ def _from_scratch(config: ConfigDict, axes: int) -> str:
     model, start = config.model, "config.init_from is not set: from scratch, "
     if axes == 3:
         return f"{start}{model.name}, variant {model.variant}, cubes of {config.image_size} voxels"
-    size = [f"{n}={model[n]}" for n in ("variant", "embed_dim", "patch_size") if model[n] is not None]
+    values = model.to_dict()
+    size = [f"{n}={values[n]}" for n in ("variant", "width", "depths", "embed_dim", "patch_size") if values.get(n)]
     return f"{start}{model.name} ({', '.join(size)}) at {config.image_size} pixels, degradation {config.task.degrade}"
 
 

@@ -104,8 +104,8 @@ def _same_channels(source: TrainedNetwork, network: Network) -> tuple[Any, str]:
     before, after = source.network.inputs, network.inputs
     if before.in_chans == after.in_chans:
         return source.params, ""
-    params = channels.convert(source.params, before, after, source.network.task.norm_pix_loss)
-    names = [n for n in ("patch_embed", "decoder_pred") if n in params]
+    params = channels.convert(source.params, before, after, source.network.task.norm_pix_loss, network.rules)
+    names = [n for n in (top(network.rules.stem), "decoder_pred") if n in params]
     return params, f"{', '.join(names)} from {before.in_chans} channels to {after.in_chans}"
 
 

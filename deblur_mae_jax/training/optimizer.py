@@ -59,11 +59,11 @@ def layer_scales(params: Any, decay: float, count: int, layer: Callable[[str], i
     """Return a tree of learning-rate factors `decay ** (count - layer)`.
 
     count: number of layers above the first.
-    layer: maps a top-level name to its layer, 0 to `count` (`Rules.layers` of the model).
+    layer: maps a name to its layer, 0 to `count` (`Rules.layers` of the model).
     """
 
     def scale(path, value):
-        return decay ** (count - layer(_keys(path)[0]))
+        return decay ** (count - layer("/".join(_keys(path))))
 
     return jax.tree_util.tree_map_with_path(scale, params)
 

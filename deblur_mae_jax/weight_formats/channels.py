@@ -18,18 +18,22 @@ from flax import traverse_util
 
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline.images import ImageInputs
+from deblur_mae_jax.models.contract import Rules
 
 
-def convert(params: Any, old: ImageInputs, new: ImageInputs, norm_pix: bool) -> Any:
+def convert(params: Any, old: ImageInputs, new: ImageInputs, norm_pix: bool, rules: Rules | None = None) -> Any:
     """Convert a parameter tree from the channels of `old` to those of `new`.
 
     old, new: input pipelines; only their channels and normalisation are used.
+    rules: those of the network; None: a ViT's. A ResNet has no bias, so b' - b is taken from the mean of its first
+        norm; where its first layer sees the padding, at the border, results may then differ.
     norm_pix: whether the decoder predicts normalised patches; their colours are alike, so their mean is used unchanged.
     Raises `UserError` for a network without a patch embedding.
     """
     flat = dict(traverse_util.flatten_dict(params, sep="/"))
     before, after = old.in_chans, new.in_chans
-    if "patch_embed/proj/kernel" not in flat:
+    stem, (shifted, sign) = (rules or Rules()).stem, (rules or Rules()).shift
+    if stem not in flat:
         raise UserError(
             f"config.model.in_chans={after}: the weights are for {before} channels, and this network has no patch "
             "embedding that could be converted"
@@ -37,11 +41,11 @@ def convert(params: Any, old: ImageInputs, new: ImageInputs, norm_pix: bool) -> 
     mean, std = _wide(old.mean, before), _wide(old.std, before)
     new_mean, new_std = _wide(new.mean, after), _wide(new.std, after)
 
-    kernel = np.asarray(flat["patch_embed/proj/kernel"], np.float64)  # (P, P, C, D)
+    kernel = np.asarray(flat[stem], np.float64)  # (P, P, C, D)
     per_level = kernel / std[:, None]
-    flat["patch_embed/proj/kernel"] = _float32(per_level.sum(axis=2, keepdims=True) * (new_std / after)[:, None])
+    flat[stem] = _float32(per_level.sum(axis=2, keepdims=True) * (new_std / after)[:, None])
     shift = (per_level * (new_mean.mean() - mean)[:, None]).sum(axis=(0, 1, 2))
-    flat["patch_embed/proj/bias"] = _float32(flat["patch_embed/proj/bias"] + shift)
+    flat[shifted] = _float32(flat[shifted] + sign * shift)
 
     if "decoder_pred/kernel" in flat:
         for name in ("decoder_pred/kernel", "decoder_pred/bias"):

@@ -11,14 +11,16 @@ from flax import traverse_util
 
 from deblur_mae_jax.errors import UserError
 
+# Parts that are lists in PyTorch.
+_NUMBERED = re.compile(r"\b(blocks|head|decoder_blocks|layers|layer[1-4]|stages|stem|downsample)_(\d+)")
 _LEAF = {"kernel": "weight", "scale": "weight"}
 
 
 def pytorch_name(path: tuple[str, ...]) -> str:
-    """`("blocks_0", "attn", "qkv", "kernel")` -> `"blocks.0.attn.qkv.weight"`; likewise `head_1`."""
+    """`("blocks_0", "attn", "qkv", "kernel")` -> `"blocks.0.attn.qkv.weight"`; likewise `head_1`, `stages_2`."""
     *modules, leaf = path
     name = ".".join([*modules, _LEAF.get(leaf, leaf)])
-    return re.sub(r"(blocks|head)_(\d+)", r"\1.\2", name)
+    return _NUMBERED.sub(r"\1.\2", name)
 
 
 def from_pytorch_layout(value: np.ndarray, leaf: str) -> np.ndarray:

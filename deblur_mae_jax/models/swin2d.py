@@ -1,0 +1,270 @@
+"""Swin Transformer (Liu et al. 2021) for 2-D images, channels last, with the names of timm 0.9 and later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import interpolate
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.models import backbone, layers, swin
+from deblur_mae_jax.models.backbone import AXES, KINDS
+from deblur_mae_jax.models.contract import Adapted, Flat, Rules
+
+__all__ = ["AXES", "KINDS", "RULES", "Model", "flops_per_image"]
+# Channels of the first stage, and blocks of each. Every stage has twice the channels of the one before.
+VARIANTS = {"T": (96, (2, 2, 6, 2)), "S": (96, (2, 2, 18, 2)), "B": (128, (2, 2, 18, 2)), "L": (192, (2, 2, 18, 2))}
+HEAD_WIDTH = 32
+PATCH = 4
+# Neighbours (row, column) that are merged, in this order. It is not that of the 3-D Swin.
+MERGED = ((0, 0), (1, 0), (0, 1), (1, 1))
+
+
+def relative_index(window: int) -> np.ndarray:
+    """Row of the bias table for every pair of tokens of a window `(N, N)`."""
+    grid = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij")).reshape(2, -1)
+    apart = grid[:, :, None] - grid[:, None, :] + window - 1
+    return (apart[0] * (2 * window - 1) + apart[1]).astype(np.int32)
+
+
+def to_windows(x: Any, w: int) -> Any:
+    """`(B, H, W, C)` -> `(B * windows, w * w, C)`."""
+    B, H, W, C = x.shape
+    return x.reshape(B, H // w, w, W // w, w, C).transpose(0, 1, 3, 2, 4, 5).reshape(-1, w * w, C)
+
+
+def from_windows(x: jax.Array, w: int, H: int, W: int) -> jax.Array:
+    """The inverse of `to_windows`."""
+    x = x.reshape(-1, H // w, W // w, w, w, x.shape[-1])
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, H, W, x.shape[-1])
+
+
+def regions(H: int, W: int, window: int, shift: int) -> np.ndarray:
+    """Region of every token of every window `(windows, N)`: after a shift, only tokens of one region attend."""
+    of = lambda n: (np.arange(n) >= n - window).astype(np.int32) + (np.arange(n) >= n - shift)
+    return to_windows((3 * of(H)[:, None] + of(W)[None])[None, ..., None], window)[..., 0]
+
+
+class WindowAttention(nn.Module):
+    """Attention within windows, with a learned bias for every offset between tokens."""
+
+    num_heads: int
+    window: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, region=None):
+        """x: tokens `(B * windows, N, C)`; region: region of each token `(windows, N)`."""
+        M, N, C = x.shape
+        shape = ((2 * self.window - 1) ** 2, self.num_heads)
+        table = self.param("relative_position_bias_table", backbone.truncated, shape)
+        bias = jnp.take(table, relative_index(self.window).reshape(-1), axis=0)
+        bias = bias.reshape(N, N, self.num_heads).transpose(2, 0, 1)
+        qkv = layers.dense(3 * C, self.dtype, "qkv", backbone.truncated)(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(M, N, 3, self.num_heads, C // self.num_heads), 2, 0)
+        q = q * jnp.asarray((C // self.num_heads) ** -0.5, self.dtype)
+        out = swin.attend_at_once(q, k, v, bias, region).reshape(M, N, C)
+        return layers.dense(C, self.dtype, "proj", backbone.truncated)(out)
+
+
+class Block(nn.Module):
+    """Window attention and an MLP. A map that is not larger than the window is one window, and is not shifted."""
+
+    num_heads: int
+    window: int
+    shift: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, scale=None):
+        _, H, W, C = x.shape
+        window, shift = (self.window, self.shift) if min(H, W) > self.window else (min(H, W), 0)
+        y = swin.layer_norm(self.dtype, "norm1")(x)
+        y = jnp.roll(y, (-shift, -shift), (1, 2)) if shift else y
+        y = jnp.pad(y, ((0, 0), (0, -H % window), (0, -W % window), (0, 0)))
+        padded = y.shape[1], y.shape[2]
+        region = regions(padded[0], padded[1], window, shift) if shift else None
+        attention = WindowAttention(self.num_heads, window, self.dtype, name="attn")
+        y = from_windows(attention(to_windows(y, window), region), window, padded[0], padded[1])[:, :H, :W]
+        x = backbone.residual(x, jnp.roll(y, (shift, shift), (1, 2)) if shift else y, scale)
+        mlp = layers.Mlp(4 * C, self.dtype, backbone.truncated, name="mlp")
+        return backbone.residual(x, mlp(swin.layer_norm(self.dtype, "norm2")(x)), scale)
+
+
+class PatchMerging(nn.Module):
+    """Half the sides, twice the channels."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        C = x.shape[-1]
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        x = jnp.concatenate([x[:, row::2, column::2] for row, column in MERGED], axis=-1)
+        x = swin.layer_norm(self.dtype, "norm")(x)
+        return nn.Dense(2 * C, use_bias=False, kernel_init=backbone.truncated, dtype=self.dtype, name="reduction")(x)
+
+
+class Stage(nn.Module):
+    """A merging, except in the first stage, and blocks, every second one shifted."""
+
+    depth: int
+    num_heads: int
+    window: int
+    merges: bool
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x, scales=None):
+        if self.merges:
+            x = PatchMerging(self.dtype, name="downsample")(x)
+        block = nn.remat(Block) if self.remat else Block
+        for number in range(self.depth):
+            shift = self.window // 2 if number % 2 else 0
+            scale = None if scales is None else scales[:, number]
+            x = block(self.num_heads, self.window, shift, self.dtype, name=f"blocks_{number}")(x, scale)
+        return x
+
+
+class PatchEmbed(nn.Module):
+    """Patches of 4 x 4 pixels, and a norm."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        x = backbone.convolution(self.features, PATCH, PATCH, dtype=self.dtype, name="proj")(x)
+        return swin.layer_norm(self.dtype, "norm")(x)
+
+
+class Head(nn.Module):
+    """The classes."""
+
+    num_classes: int
+    head_init: float
+
+    @nn.compact
+    def __call__(self, x):
+        return backbone.head(self.num_classes, self.head_init, "fc")(x)
+
+
+class Swin(backbone.Backbone):
+    """The network. Build it with `Model`."""
+
+    width: int = 96
+    window: int = 7
+
+    @property
+    def num_heads(self) -> list[int]:
+        """Attention heads of each stage."""
+        return [max(1, (self.width << stage) // HEAD_WIDTH) for stage in range(len(self.depths))]
+
+    def setup(self):
+        self.patch_embed = PatchEmbed(self.width, self.dtype)
+        self.layers = [
+            Stage(depth, heads, self.window, number > 0, self.dtype, self.remat)
+            for number, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True))
+        ]
+        self.norm = swin.layer_norm(jnp.float32, None)
+        self.head = Head(self.num_classes, self.head_init)
+
+    def _pooled(self, images, train, scales):
+        x = self.patch_embed(images.astype(self.dtype))
+        done = 0
+        for stage, depth in zip(self.layers, self.depths, strict=True):
+            x = stage(x, None if scales is None else scales[:, done : done + depth])
+            done += depth
+        return self.norm(x.astype(jnp.float32)).mean(axis=(1, 2)), {}
+
+    def _logits(self, features):
+        return self.head(features)
+
+
+def Model(
+    variant: str = "", *, window: int = 7, conditioning: str = "none", num_levels: int = 0, **fields: Any
+) -> Swin:
+    """A Swin by size: variant "T" (the default), "S", "B" or "L"; other fields of `Swin` by name.
+
+    window: side of a window, tokens: 7, or 12 for images of 384 pixels.
+    """
+    sizes = dict(zip(("width", "depths"), backbone.variant_of(VARIANTS, variant), strict=True))
+    size = fields.get("image_size", 224)
+    if size % PATCH or size // PATCH < 8:
+        raise UserError(f"config.image_size={size} must be a multiple of {PATCH}, and at least {8 * PATCH}")
+    if window < 2:
+        raise UserError(f"config.model.window={window} must be at least 2")
+    return Swin(window=window, **backbone.sized(sizes, fields) | backbone.check(fields, conditioning, "Swin"))
+
+
+def flops_per_image(model: Swin, mask_ratio: float = 0.0, training: bool = True) -> float:
+    """Operations of the matrix products for one image (2 per multiply-add)."""
+    side, C = model.image_size // PATCH, model.width
+    total = side**2 * PATCH**2 * model.in_chans * C
+    for stage, depth in enumerate(model.depths):
+        if stage:
+            side, C = -(-side // 2), 2 * C
+            total += side**2 * 2 * C * C
+        window = min(side, model.window)
+        padded = (-(-side // window) * window) ** 2
+        total += depth * (4 * C * C * padded + 2 * padded * window**2 * C + 8 * C * C * side**2)
+    return 2.0 * (total + C * model.num_classes) * (3 if training else 1)
+
+
+def layers_of(model: Swin) -> tuple[int, Callable[[str], int]]:
+    """Layers for layer-wise learning rates: the patch embedding, each block, and what follows."""
+    first = np.cumsum([1, *model.depths])
+
+    def layer(name: str) -> int:
+        where = backbone.place(name, "layers")
+        if where is None:
+            return 0 if name.startswith("patch_embed") else int(first[-1])
+        return int(first[where[0]] + where[1])
+
+    return int(first[-1]), layer
+
+
+def resized(table: np.ndarray, side: int) -> np.ndarray:
+    """A table of biases `(n * n, heads)` for another window, `(side * side, heads)`, as BEiT's code and timm resize it.
+
+    The old offsets are placed at distances that grow geometrically from the centre, so that those near it keep their
+    distance of one token; cubic splines give the values at the new offsets.
+    """
+    old = round(table.shape[0] ** 0.5)
+    half, reach = old // 2, side // 2
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        low, high = (low, ratio) if (1 - ratio**half) / (1 - ratio) > reach else (ratio, high)
+    steps = np.cumsum(ratio ** np.arange(half))
+    places, wanted = np.concatenate([-steps[::-1], [0.0], steps]), np.arange(-reach, reach + 1.0)
+    heads = [
+        interpolate.RectBivariateSpline(places, places, column.reshape(old, old))(wanted, wanted)
+        for column in table.astype(np.float64).T
+    ]
+    return np.stack(heads, axis=-1).reshape(side * side, -1).astype(np.float32)
+
+
+def adapt(weights: Flat, needed: Flat, before: Swin, model: Swin) -> Adapted:
+    """All parameters but the head; the tables of biases are resized for another window (`resized`)."""
+    out, changed = dict(weights), 0
+    for name, value in weights.items():
+        if name.endswith("relative_position_bias_table") and name in needed and value.shape != needed[name].shape:
+            out[name] = resized(np.asarray(value), round(needed[name].shape[0] ** 0.5))
+            changed += 1
+    note = f"{changed} relative_position_bias_table" if changed else ""
+    return Adapted(out, lambda name: name.startswith("head/"), note)
+
+
+HEADS = ("head/",)
+RULES = Rules(
+    undecayed=("relative_position_bias_table",), layers=layers_of, heads=HEADS,
+    encodes=lambda name: not name.startswith(HEADS), adapt=adapt, stem="patch_embed/proj/kernel",
+    shift=("patch_embed/proj/bias", 1.0),
+)  # fmt: skip
