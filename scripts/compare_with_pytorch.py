@@ -33,7 +33,7 @@ from deblur_mae_jax.export import agreement
 from deblur_mae_jax.export.export import export
 from deblur_mae_jax.export.opened import missing, open_export
 from deblur_mae_jax.pretrained import trained_network
-from deblur_mae_jax.weight_formats.contract import formats, named
+from deblur_mae_jax.weight_formats.contract import named, titles
 from deblur_mae_jax.weight_formats.torch_calls import EXTRA
 
 SHOWN = 4
@@ -116,7 +116,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="workdir of a run, or a weight file")
     parser.add_argument("images", metavar="IMAGES", help="a folder of images")
-    parser.add_argument("--format", default="d2mae", help=" | ".join(formats()))
+    parser.add_argument("--format", default="d2mae", help=" | ".join(titles()))
     parser.add_argument("--output", default="comparison.png", help="the figure")
     options = parser.parse_args(arguments)
     lacking = missing(named(options.format))

@@ -19,14 +19,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.export import card, opened
 from deblur_mae_jax.export.export import export
-from deblur_mae_jax.weight_formats.contract import formats
+from deblur_mae_jax.weight_formats.contract import titles
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="workdir of a run, or a weight file")
     parser.add_argument(
-        "--format", default="timm", help="; ".join(f"{name}: {module.TITLE}" for name, module in formats().items())
+        "--format", default="timm", help="; ".join(f"{name}: {title}" for name, title in titles().items())
     )
     parser.add_argument("--output", default="", help="a folder, or a .safetensors or .pth file")
     parser.add_argument("--in_chans", type=int, default=0, help="1 or 3; 0: as trained")

@@ -46,17 +46,17 @@ OUTPUTS = {
 
 def in_jax(trained: TrainedNetwork, data: dict[str, Any], opened: Opened) -> dict[str, np.ndarray]:
     """The outputs that `opened` also has, computed by JAX on a CPU."""
-    model, params = _exact(trained), {"params": trained.params}
+    model = _exact(trained)
     x, level = data["x"], data["level"]
     programs = {
-        "encoder tokens": lambda: model.apply(params, x, None, level, method=model.encode),
-        "reconstruction": lambda: model.apply(params, x, level=level)[0],
-        MASKED: lambda: model.apply(params, x, noise=data["noise"], mask_ratio=MASK_RATIO, level=level)[0],
-        "features": lambda: model.apply(params, x, level=level, method=model.features),
-        "logits": lambda: model.apply(params, x, level=level)[0],
+        "encoder tokens": lambda params: model.apply(params, x, None, level, method=model.encode),
+        "reconstruction": lambda params: model.apply(params, x, level=level)[0],
+        MASKED: lambda params: model.apply(params, x, noise=data["noise"], mask_ratio=MASK_RATIO, level=level)[0],
+        "features": lambda params: model.apply(params, x, level=level, method=model.features),
+        "logits": lambda params: model.apply(params, x, level=level)[0],
     }
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
-        return {name: np.asarray(programs[name]()) for name in _outputs(opened)}
+        return {name: np.asarray(jax.jit(programs[name])({"params": trained.params})) for name in _outputs(opened)}
 
 
 def _exact(trained: TrainedNetwork) -> Any:

@@ -12,7 +12,7 @@ NAME = "README.md"
 def text(certificate: dict[str, Any]) -> str:
     """The model card as Markdown."""
     network = certificate["network"]
-    format = contract.named(certificate["format"])
+    format = contract.named(certificate["format"], network.get("model", ""))
     reader = format.TITLE
     what, about = (_of_volumes if network["axes"] == 3 else _of_images)(network)
     if "versions" in certificate["opens_with"]:
@@ -34,7 +34,9 @@ def _of_images(network: dict[str, Any]) -> tuple[str, str]:
         f"{words} {network[name]}"
         for name, words in (
             ("embed_dim", "width"),
+            ("width", "first width"),
             ("depth", "depth"),
+            ("depths", "blocks of each stage"),
             ("num_heads", "heads"),
             ("patch_size", "patches of"),
         )

@@ -27,7 +27,12 @@ def describe(trained: TrainedNetwork) -> dict[str, Any]:
         for field in dataclasses.fields(model)
         if field.name not in _SPEED
     }
-    common = {"kind": trained.network.kind, "axes": axes, "classes": trained.classes}
+    common = {
+        "model": trained.config.model.name,
+        "kind": trained.network.kind,
+        "axes": axes,
+        "classes": trained.classes,
+    }
     more = _of_images(trained) if axes == 2 else _of_volumes(trained)
     return common | fields | more
 

@@ -51,8 +51,9 @@ def export(
     Also writes `certificate.json`, with the differences between JAX and PyTorch that are measured here, and a
     `README.md`. Raises `UserError`.
     """
-    module = contract.named(format)
+    contract.named(format)
     trained = run if isinstance(run, TrainedNetwork) else trained_network.load(run, "RUN")
+    module = contract.named(format, trained.config.model.name)
     _require_fit(trained, module)
     if not output and not isinstance(run, TrainedNetwork) and buckets.is_address(run):
         output = f"{buckets.folder_of(run)}/export/{module.NAME}"
@@ -96,7 +97,7 @@ def _require_fit(trained: TrainedNetwork, module: Any) -> None:
     model = trained.config.model.name
     if model in module.MODELS:
         return
-    fitting = [name for name, other in contract.formats().items() if model in other.MODELS]
+    fitting = sorted({other.NAME for other in contract.formats().values() if model in other.MODELS})
     images = networks.IMAGES[trained.network.axes]
     raise UserError(
         f"--format={module.NAME}: it has no place for config.model.name={model}, a network for {images}. Choices: "

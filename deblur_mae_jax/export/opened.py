@@ -30,7 +30,7 @@ def open_export(folder: Path) -> Opened:
     """Open the export that `export.export` wrote into `folder`. Raises `UserError`."""
     try:
         certificate = json.loads((folder / CERTIFICATE).read_text(encoding="utf-8"))
-        format = contract.named(certificate["format"])
+        format = contract.named(certificate["format"], certificate["network"].get("model", ""))
         file = folder / certificate["file"]["name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{folder}' is not an export: it holds no readable {CERTIFICATE}") from error

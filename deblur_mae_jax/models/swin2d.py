@@ -231,10 +231,10 @@ def layers_of(model: Swin) -> tuple[int, Callable[[str], int]]:
 
 
 def resized(table: np.ndarray, side: int) -> np.ndarray:
-    """A table of biases `(n * n, heads)` for another window, `(side * side, heads)`, as BEiT's code and timm resize it.
+    """A table of biases `(n * n, heads)` for another window, `(side * side, heads)`, as timm resizes it.
 
     The old offsets are placed at distances that grow geometrically from the centre, so that those near it keep their
-    distance of one token; cubic splines give the values at the new offsets.
+    distance of one token; the values at the new offsets are interpolated linearly (BEiT's code: by cubic splines).
     """
     old = round(table.shape[0] ** 0.5)
     half, reach = old // 2, side // 2
@@ -244,11 +244,10 @@ def resized(table: np.ndarray, side: int) -> np.ndarray:
         low, high = (low, ratio) if (1 - ratio**half) / (1 - ratio) > reach else (ratio, high)
     steps = np.cumsum(ratio ** np.arange(half))
     places, wanted = np.concatenate([-steps[::-1], [0.0], steps]), np.arange(-reach, reach + 1.0)
-    heads = [
-        interpolate.RectBivariateSpline(places, places, column.reshape(old, old))(wanted, wanted)
-        for column in table.astype(np.float64).T
-    ]
-    return np.stack(heads, axis=-1).reshape(side * side, -1).astype(np.float32)
+    grid = table.astype(np.float64).reshape(old, old, -1)
+    read = interpolate.RegularGridInterpolator((places, places), grid, bounds_error=False, fill_value=None)
+    at = np.stack(np.meshgrid(wanted, wanted, indexing="ij"), axis=-1)
+    return read(at).reshape(side * side, -1).astype(np.float32)
 
 
 def adapt(weights: Flat, needed: Flat, before: Swin, model: Swin) -> Adapted:

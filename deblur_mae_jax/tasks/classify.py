@@ -71,4 +71,4 @@ def make(
             terms = terms * weights
         return terms.sum(axis=-1), {"logits": logits, "assign": out.get("assign", {})}
 
-    return Task(loss, trains=lambda name: not frozen or name.startswith("head"))
+    return Task(loss, trains=lambda name: not frozen or name == "fc" or name.startswith("head"))

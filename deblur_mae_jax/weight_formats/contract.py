@@ -2,7 +2,7 @@
 
 A file `deblur_mae_jax/weight_formats/<name>.py` is a format if it has `NAME`. It has
 
-    NAME             as in `--format=<NAME>`
+    NAME             as in `--format=<NAME>`; two files may have the same, for different networks
     TITLE            the library or code that reads its weights, for help texts and model cards
     MODELS           the networks that it can hold, by their names in `deblur_mae_jax/models`
     NEEDS            packages that open it in PyTorch
@@ -115,16 +115,24 @@ class Opened:
 
 
 def formats() -> dict[str, Any]:
-    """All formats by `NAME`."""
-    return {m.NAME: m for m in lookup.modules_with("weight_formats", "NAME").values()}
+    """All formats by the names of their files."""
+    return lookup.modules_with("weight_formats", "NAME")
 
 
-def named(name: str, field: str = "--format") -> Any:
-    """The format of this name, or a `UserError` with the choices."""
-    choices = formats()
-    if name not in choices:
-        raise unknown(field, name, choices)
-    return choices[name]
+def titles() -> dict[str, str]:
+    """`TITLE` of every format by `NAME`."""
+    return {module.NAME: module.TITLE for module in formats().values()}
+
+
+def named(name: str, model: str = "", field: str = "--format") -> Any:
+    """The format of this name, or a `UserError` with the choices.
+
+    model: the network, by its name in `deblur_mae_jax/models`: files with the same `NAME` hold different ones.
+    """
+    found = [module for module in formats().values() if name == module.NAME]
+    if not found:
+        raise unknown(field, name, titles())
+    return next((module for module in found if model in module.MODELS), found[0])
 
 
 def recognise(names: Iterable[str]) -> Any:
@@ -136,8 +144,8 @@ def recognise(names: Iterable[str]) -> Any:
     if any(name.startswith("patch_embed1.") for name in names):
         raise UserError("it is a ConvMAE, which this library does not have. Choices: ViT networks")
     shown = ", ".join(sorted(names)[:4]) or "nothing"
-    titles = "; ".join(module.TITLE for module in formats().values())
+    known = "; ".join(titles().values())
     raise UserError(
-        f"it holds no network of a known format; its first names are {shown}. Choices: {titles}; an export of this "
+        f"it holds no network of a known format; its first names are {shown}. Choices: {known}; an export of this "
         "library"
     )

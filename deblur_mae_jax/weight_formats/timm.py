@@ -61,13 +61,21 @@ def opens_with(network: dict[str, Any]) -> dict[str, Any]:
 
 def companions(folder: Path, network: dict[str, Any], opens: dict[str, Any], weights: str) -> None:
     """timm's `config.json`."""
+    write_config(folder, network, opens, (network["embed_dim"], "patch_embed.proj", "head"))
+
+
+def write_config(folder: Path, network: dict[str, Any], opens: dict[str, Any], parts: tuple[int, str, str]) -> None:
+    """Write timm's `config.json`.
+
+    parts: the number of features, and the names of the first layer and of the classifier.
+    """
     size, arguments = network["image_size"], dict(opens["arguments"])
     labels = {"label_names": network["classes"]} if network["classes"] else {}
     config = {
         "architecture": opens["model"],
         "num_classes": arguments.pop("num_classes"),
-        "global_pool": arguments["global_pool"],
-        "num_features": network["embed_dim"],
+        "global_pool": arguments.get("global_pool", "avg"),
+        "num_features": parts[0],
         "model_args": arguments,
         **labels,
         "pretrained_cfg": {
@@ -79,8 +87,8 @@ def companions(folder: Path, network: dict[str, Any], opens: dict[str, Any], wei
             "mean": network["mean"],
             "std": network["std"],
             "num_classes": opens["arguments"]["num_classes"],
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "first_conv": parts[1],
+            "classifier": parts[2],
         },
     }
     run_folder.write_json(folder / "config.json", config)

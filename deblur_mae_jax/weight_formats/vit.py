@@ -163,8 +163,8 @@ def _from_shapes(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]
             "model.drop_path": 0.0,
             "model.head_init": 0.01,
         }
-        classes = _classes(state, config)
-    values |= _normalisation(config, chans, notes)
+        classes = classes_of(state.get("head.weight", state.get("head.1.weight")), config)
+    values |= normalisation(config, chans, notes)
     # DeblurringMIM's models have `dmae` in their names.
     if str(weights.arguments.get("model", "")).startswith("dmae"):
         values["task.degrade"] = "blur.gaussian(sigma=1.1)"
@@ -193,7 +193,7 @@ def _heads(
     return guess
 
 
-def _normalisation(config: dict[str, Any], chans: int, notes: list[str]) -> dict[str, Any]:
+def normalisation(config: dict[str, Any], chans: int, notes: list[str]) -> dict[str, Any]:
     """The normalisation in a Hugging Face preprocessor or timm's config; ImageNet's if there is none."""
     timm = config.get("pretrained_cfg") or {}
     mean = config.get("image_mean") or timm.get("mean")
@@ -204,8 +204,8 @@ def _normalisation(config: dict[str, Any], chans: int, notes: list[str]) -> dict
     return {"data.mean": (), "data.std": ()}
 
 
-def _classes(state: State, config: dict[str, Any]) -> list[str]:
-    head = state.get("head.weight", state.get("head.1.weight"))
+def classes_of(head: np.ndarray | None, config: dict[str, Any]) -> list[str]:
+    """The names of the classes of a head `(classes, width)`, from the config beside it or by number."""
     if head is None or not len(head):
         return []
     names = config.get("id2label")
