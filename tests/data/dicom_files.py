@@ -1,14 +1,20 @@
 """DICOM files of every kind, made for the tests."""
 
+import functools
 import io
 import json
+import logging
 from pathlib import Path
 
 import highdicom
 import imagecodecs
 import numpy as np
 import pydicom
+from dicom_validator.validator.dicom_info import DicomInfo
+from dicom_validator.validator.iod_validator import IODValidator
 from PIL import Image
+from pydicom._dicom_dict import DicomDictionary
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
@@ -80,27 +86,42 @@ def with_pixels(values, frames, photometric="MONOCHROME2", syntax="native", bits
     return values
 
 
-def missing(values):
-    """Fields of type 1 and 2 that the standard asks for and a file lacks, by the tables of the standard in highdicom.
+@functools.cache
+def standard():
+    """The tables of the standard, for dicom-validator, which would download its text: from highdicom and pydicom.
 
-    dicom-validator makes the same check, but downloads the text of the standard.
+    Without the conditions of fields that are needed in some cases only, which these tables hold as prose.
     """
     folder = Path(highdicom.__file__).parent / "_standard"
     kinds, modules, fields = (
         json.loads((folder / f"{name}.json").read_text())
         for name in ("sop_class_iod_map", "iod_module_map", "module_attribute_map")
     )
-    needed = [m["key"] for m in modules[kinds[str(values.SOPClassUID)]] if m["usage"] == "M"]
-    return [
-        field["keyword"]
-        for key in needed
-        for field in fields[key]
-        if not field["path"]
-        and (
-            (field["type"] == "1" and values.get(field["keyword"], None) in (None, ""))
-            or (field["type"] in ("1", "2") and field["keyword"] not in values)
-        )
-    ]
+    number = lambda keyword: "({:04X},{:04X})".format(*divmod(tag_for_keyword(keyword), 65536))
+    known = {key: [f for f in of if not f["path"] and tag_for_keyword(f["keyword"])] for key, of in fields.items()}
+    described = {
+        key: {number(f["keyword"]): {"name": f["keyword"], "type": f["type"].replace("C", "")[:1]
+                                     if "C" not in f["type"] else "3"} for f in of}
+        for key, of in known.items()
+    }  # fmt: skip
+    usual = lambda usage: "M" if usage == "M" else "U"
+    iods = {
+        uid: {"title": iod, "group_macros": {}, "modules": {
+            m["key"]: {"ref": m["key"], "use": usual(m["usage"])} for m in modules[iod] if m["key"] in described}}
+        for uid, iod in kinds.items() if iod in modules
+    }  # fmt: skip
+    words = {f"({tag >> 16:04X},{tag & 65535:04X})": {"name": entry[2], "vr": entry[0], "vm": entry[1]}
+             for tag, entry in DicomDictionary.items()}  # fmt: skip
+    return DicomInfo(words, iods, described)
+
+
+def faults(values):
+    """What dicom-validator finds: fields that are missing or empty, or that the kind of file does not have."""
+    found = IODValidator(values, standard(), log_level=logging.CRITICAL, suppress_vr_warnings=True).validate()
+    return sorted(
+        f"{keyword_for_tag(tag.tag)}: {error.code.name}"
+        for errors in found.module_errors.values() for tag, error in errors.items()
+    )  # fmt: skip
 
 
 def jpeg(frame, **options):
