@@ -18,6 +18,17 @@ class UserError(ValueError):
     """
 
 
+class StoreError(UserError):
+    """An object store cannot be reached, or failed: the same command may succeed later.
+
+    `main.py` prints the message and exits with status 75, after which schedulers start the run again.
+    """
+
+
+class NotSaved(RuntimeError):
+    """Results could not be copied to where the user wants them. `main.py` exits with status 4."""
+
+
 def unknown(field: str, value: object, choices: Iterable[str]) -> UserError:
     """A `UserError` for a name that is not among `choices`. It suggests the closest choice."""
     names = sorted(choices)

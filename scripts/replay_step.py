@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.training import experiment
@@ -48,12 +49,22 @@ def replay(capture: Path) -> list[tuple[str, float]]:
     return sorted(pairs, key=lambda pair: -np.nan_to_num(pair[1], nan=np.inf))
 
 
+def _here(capture: str) -> Path:
+    """The folder of a capture, or a copy of it if it is at an address."""
+    if not buckets.is_address(capture):
+        return Path(capture)
+    local = buckets.scratch(capture)
+    with buckets.reaching("CAPTURE", capture, "read"):
+        buckets.copy_tree(buckets.at(capture, "CAPTURE"), local)
+    return local
+
+
 def main() -> None:
     """Print the table."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     try:
-        for name, loss in replay(Path(sys.argv[1])):
+        for name, loss in replay(_here(sys.argv[1])):
             print(f"{loss:12.6g}  {name}")
     except UserError as error:
         print("error:", error, file=sys.stderr)

@@ -63,7 +63,7 @@ def started(folder, script, *arguments, **environment):
 
 @pytest.mark.parametrize(
     ("code", "again", "status"),
-    [(0, False, 0), (143, True, 0), (124, True, 0), (137, True, 0), (2, False, 2), (3, False, 3)],
+    [(0, False, 0), (143, True, 0), (124, True, 0), (75, True, 0), (137, True, 0), (2, False, 2), (3, False, 3)],
 )
 def test_slurm_starts_an_unfinished_run_again(tmp_path, code, again, status):
     stub(tmp_path, "srun", f"exit {code}")
@@ -128,7 +128,7 @@ def test_xpk_restarts_a_run_that_is_not_finished(tmp_path):
         tmp_path, "xpk.sh", "--config=configs/d2mae_thyroid.py", CLUSTER="c", NAME="n", TYPE="t", IMAGE="i", BUCKET="b"
     )
     [call] = calls(tmp_path)
-    assert "--max-restarts=50" in call and "--restart-on-exit-codes=124" in call
+    assert "--max-restarts=50" in call and "--restart-on-exit-codes=75,124" in call
     assert call.endswith("--workdir=gs://b/runs/n --config=configs/d2mae_thyroid.py")
 
 

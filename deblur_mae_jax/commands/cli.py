@@ -15,10 +15,11 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import NotSaved, StoreError, UserError
 from deblur_mae_jax.performance import tuning
 
 BEGAN = time.monotonic()
+TRY_AGAIN = 75  # the exit code of sysexits.h for a failure that may pass
 # Configs of version 0.1 that are now arguments of another config file.
 RENAMED = {
     f"{kind}_{organ}": f"{kind}.py:{organ}" if organ != "folder" else f"{kind}.py"
@@ -185,7 +186,9 @@ def run_flags(argv: list[str]) -> None:
     except KeyboardInterrupt:  # the second one
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
-        fail(error)
+        fail(error, status=TRY_AGAIN if isinstance(error, StoreError) else 2)
+    except NotSaved as error:
+        fail(error, status=4)
     except NonFiniteLossError as error:
         fail(error, status=3)
     except jax.errors.JaxRuntimeError as error:

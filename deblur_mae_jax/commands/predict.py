@@ -41,12 +41,17 @@ def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str
         trained_network.read_config(first)
     )  # fmt: skip
     if networks.identify(config).kind == "segment":
-        return segment.run(places, images, str(output) or f"{folders[0]}/segmentations/new", infer)
+        return segment.run(places, images, str(output) or f"{_folder(folders[0])}/segmentations/new", infer)
     if infer:
         raise UserError("--infer: only segmentation runs have these fields")
     if len(folders) > 1:
         raise UserError("--workdir: only segmentation runs can be averaged")
-    return classify(first, images, output or f"{run_folder}/predictions_new.csv")
+    return classify(first, images, output or f"{_folder(run_folder)}/predictions_new.csv")
+
+
+def _folder(run: str | Path) -> str | Path:
+    """Where results are written by default: the run, or the folder of a weight file at an address."""
+    return buckets.folder_of(run) if buckets.is_address(run) else run
 
 
 def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Path:

@@ -111,7 +111,7 @@ def _probe(config: ConfigDict, folder: Workdir) -> dict[str, Any]:
     for name, entry in numbers["splits"][numbers["judged_on"]]["per_image"].items():
         if entry["value"] is not None:
             progress.print(f"  {name.replace('_', ' '):32s} {entry['value']:.4f}")
-    progress.print(f"report      {folder.page}")
+    progress.print(f"report      {folder.shown(folder.page)}")
     return numbers
 
 

@@ -98,8 +98,8 @@ def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
             rate = f", {images:.1f} images/s, {images * gflop(trained, len(table.levels)):.1f} GFLOP/s"
         progress.print(f"searched {table.searched} images{rate}; {len(index) - table.searched} looked up")
         progress.print("images by best sigma: " + ", ".join(f"{s}: {n}" for s, n in counts.items()))
-        progress.print(f"table       {folder.blur_search}")
-        progress.print(f"report      {folder.page}")
+        progress.print(f"table       {folder.shown(folder.blur_search)}")
+        progress.print(f"report      {folder.shown(folder.page)}")
     return SearchResult(table, folder.page)
 
 

@@ -6,6 +6,7 @@ appended to, or opened by other libraries are copied to this machine first.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -13,17 +14,20 @@ import importlib.util
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deblur_mae_jax.errors import ADDRESS, UserError
+from deblur_mae_jax.errors import ADDRESS, StoreError, UserError
 
 # The package that fsspec needs for each kind of address.
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 EXTRA = "pip install 'deblur_mae_jax[cloud]'"
 COPIES = "~/.cache/deblur_mae_jax/buckets"
 CHUNK = 1 << 22
+# Ends of the names of weight files, and of the lists of their parts.
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".index.json")
 
 
 def is_address(path: object) -> bool:
@@ -74,7 +78,7 @@ def folder_of(path: object) -> str:
     """The folder of a run at an address, of which a file such as config.json or weights.safetensors may be named."""
     text = text_of(path)
     head, _, name = text.rpartition("/")
-    return head if "." in name else text
+    return head if name == "config.json" or name.endswith(WEIGHTS) else text
 
 
 def one_line(error: BaseException) -> str:
@@ -84,23 +88,43 @@ def one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def reaching(field: str, address: object, what: str) -> Iterator[None]:
-    """Turn what a store raises into a `UserError` that names the field, the address and `what` cannot be done."""
+    """Turn what a store raises into a `UserError` that names the field, the address and `what` cannot be done.
+
+    It is a `StoreError` unless the store refuses the account, or lacks what was asked for.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # stores, and the packages that reach them, raise errors of many kinds
-        raise UserError(f"{field}: '{address}' cannot be {what}: {one_line(error)}") from error
+        kind = UserError if _is_final(error) else StoreError
+        raise kind(f"{field}: '{address}' cannot be {what}: {one_line(error)}") from error
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether the same request would fail again: no such file or bucket, or no permission."""
+    if isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)):
+        return True
+    return re.search(r"\b(401|403|404)\b|forbidden|access ?denied|unauthorized|no ?such", str(error), re.I) is not None
 
 
 def place(address: object, kind: str) -> Path:
     """The folder on this machine for copies from an address.
 
-    kind: "runs", "read" or "sets".
+    kind: "runs" or "sets".
     """
     text = text_of(address)
     name = re.sub(r"[^\w.-]+", "_", text.rsplit("/", 1)[-1])[:40]
     return Path(COPIES).expanduser() / kind / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def scratch(address: object) -> Path:
+    """A new folder on this machine for copies from an address, which is removed when the process ends."""
+    parent = place(address, "read")
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def files(folder: Any, enter: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
@@ -113,12 +137,21 @@ def files(folder: Any, enter: Callable[[str], bool] = lambda name: True) -> dict
     while pending:
         place, name = pending.pop()
         for path in place.iterdir():
+            if _is_marker(place, path):
+                continue
             inner = f"{name}/{path.name}" if name else path.name
             if not path.is_dir():
                 out[inner] = path
             elif enter(inner):
                 pending.append((path, inner))
     return dict(sorted(out.items()))
+
+
+def _is_marker(folder: Any, path: Any) -> bool:
+    """Whether an entry is the empty object `folder/`, by which consoles of stores show a folder that was made there."""
+    if isinstance(folder, Path):
+        return False
+    return path == folder or (path.name == folder.name and not path.exists())
 
 
 def size(path: Any) -> int:
@@ -133,13 +166,30 @@ def copy(source: Any, target: Any) -> None:
     if isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with source.open("rb") as reading, draft.open("wb") as writing:
-            shutil.copyfileobj(reading, writing, CHUNK)
+        with source.open("rb") as reading:
+            _write(reading, draft)
         if draft is not target:
             os.replace(draft, target)
     finally:
         if draft is not target:
             draft.unlink(missing_ok=True)
+
+
+def _write(reading: Any, target: Any) -> None:
+    """Write a file. At an address, nothing is stored if that is interrupted."""
+    writing = target.open("wb")
+    try:
+        shutil.copyfileobj(reading, writing, CHUNK)
+    except BaseException:
+        if not isinstance(target, Path):
+            with contextlib.suppress(Exception):
+                writing.discard()
+            with contextlib.suppress(AttributeError):
+                writing.closed = True  # closing it would store what was written so far
+        else:
+            writing.close()
+        raise
+    writing.close()
 
 
 def copy_tree(source: Any, target: Any, last: tuple[str, ...] = ()) -> None:
@@ -161,17 +211,6 @@ def remove(path: Any) -> None:
             path.rmtree()
 
 
-def fetched(address: object, field: str) -> Path:
-    """A copy of one file at an address, made now."""
-    remote = at(address, field)
-    local = place(remote.parent, "read") / remote.name
-    with reaching(field, remote, "read"):
-        if not remote.exists():
-            raise UserError(f"{field}: '{remote}' does not exist")
-        copy(remote, local)
-    return local
-
-
 class Output:
     """Where results are written: a path, or an address to which they are copied when they are complete.
 
@@ -182,9 +221,7 @@ class Output:
     def __init__(self, given: object, field: str):
         self.remote = at(given, field) if is_address(given) else None
         self.field = field
-        self.path = Path(str(given)).expanduser() if self.remote is None else place(given, "written") / self.remote.name
-        if self.remote is not None:
-            remove(self.path.parent)
+        self.path = Path(str(given)).expanduser() if self.remote is None else scratch(given) / self.remote.name
 
     def send(self, *paths: Path) -> None:
         """Copy files or folders, `path` without any, to the address. Raises `UserError` if that fails."""

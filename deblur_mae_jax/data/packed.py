@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from deblur_mae_jax.data.image_files import decoder_of
 from deblur_mae_jax.data.listing import existing_root
 from deblur_mae_jax.data.packing import FACTS, INDEX, SKIPPED, VERSION, file_hash
 from deblur_mae_jax.data.source import BadImage, Checked, Source
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import StoreError, UserError
 
 # Facts that a set always has.
 NEEDED = ("axes", "block", "channels", "decoding", "index_sha256", "mask_names", "masks", "notes", "shards")
@@ -28,6 +29,7 @@ AXES = 2  # of its images; with a network for volumes, `packed_volumes.py` reads
 
 
 _copying = threading.Lock()
+RETRIES = (5.0, 20.0, 60.0)  # seconds to wait for a store that fails in the middle of a run
 
 
 @functools.lru_cache(maxsize=512)
@@ -41,8 +43,18 @@ def _reader(path: str, origin: str, digest: str) -> Any:
 
     with _copying:  # a shard is copied once, however many threads wait for it
         if origin and not Path(path).exists():
-            _copy_shard(origin, Path(path), digest)
+            _copied_patiently(origin, Path(path), digest)
     return array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
+
+
+def _copied_patiently(origin: str, path: Path, digest: str) -> None:
+    """Copy a shard, again after a while if the store fails. Raises `UserError`."""
+    for wait in RETRIES:
+        try:
+            return _copy_shard(origin, path, digest)
+        except StoreError:
+            time.sleep(wait)
+    _copy_shard(origin, path, digest)
 
 
 def _copy_shard(origin: str, path: Path, digest: str) -> None:
@@ -173,6 +185,13 @@ def _on_this_machine(root: str) -> tuple[Path, str]:
     return folder, str(remote)
 
 
+def _names(folder: Path, origin: str) -> set[str]:
+    """The files of a packed set, here or at its address."""
+    field = "config.data.root"
+    with buckets.reaching(field, origin or folder, "read"):
+        return {path.name for path in (buckets.at(origin, field) if origin else folder).iterdir()}
+
+
 def _text(error: Exception) -> str:
     return str(error.args[0]) if isinstance(error, KeyError) else str(error)
 
@@ -201,8 +220,8 @@ def open_index(data, channels: int, axes: int) -> PackedIndex:
     strange = next((name for name in facts["shards"] if Path(name).name != name), None)
     if strange is not None:
         raise UserError(f"config.data.root: '{folder}' names the shard '{strange}', which is in another folder")
-    there = buckets.at(origin, "config.data.root") if origin else folder
-    missing = [name for name in facts["shards"] if not (there / name).exists()]
+    held = _names(folder, origin)
+    missing = [name for name in facts["shards"] if name not in held]
     if missing:
         raise UserError(f"config.data.root: '{folder}' lacks the shard '{missing[0]}' and {len(missing) - 1} more")
     splits = columns["split"]

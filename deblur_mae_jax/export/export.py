@@ -55,10 +55,12 @@ def export(
     trained = run if isinstance(run, TrainedNetwork) else trained_network.load(run, "RUN")
     module = contract.named(format, trained.config.model.name)
     _require_fit(trained, module)
-    if not output and not isinstance(run, TrainedNetwork) and buckets.is_address(run):
-        output = f"{buckets.folder_of(run)}/export/{module.NAME}"
+    place = trained.place if isinstance(run, TrainedNetwork) else run
+    if not output and buckets.is_address(place):
+        output = f"{buckets.folder_of(place)}/export/{module.NAME}"
     target = buckets.Output(output or _home(trained) / "export" / module.NAME, "--output")
     folder, name = _target(target.path, module)
+    _require_free(target, name)
     trained, converted = _with_channels(trained, in_chans)
     network = description.describe(trained)
     state, left_out, changed = module.from_ours(network, state_of(trained))
@@ -169,6 +171,21 @@ def _target(path: Path, module: Any) -> tuple[Path, str]:
                 f"such as {folder / 'export' / name}"
             )
     return folder, name
+
+
+def _require_free(target: buckets.Output, name: str) -> None:
+    """Raise `UserError` if the export would overwrite other files at an address."""
+    if target.remote is None:
+        return
+    folder = target.remote if target.path.name != name else target.remote.parent
+    with buckets.reaching("--output", folder, "read"):
+        held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    there = sorted(held & {name, card.NAME, "config.json"})
+    if there and opened.CERTIFICATE not in held:
+        raise UserError(
+            f"--output: '{folder}' already holds a {there[0]} that no export wrote; use a folder of its own, such as "
+            f"{folder / 'export' / name}"
+        )
 
 
 def _home(trained: TrainedNetwork) -> Path:

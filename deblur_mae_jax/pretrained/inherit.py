@@ -85,7 +85,7 @@ def _refuse_other_weights(init_from: str, workdir: Workdir, copy: TrainedNetwork
     if trained_network.load(init_from).weights_hash != copy.weights_hash:
         raise UserError(
             f"config.init_from: '{init_from}' holds other weights than '{before}', from which the run in "
-            f"'{workdir.path}' started. Use another workdir"
+            f"'{workdir.shown()}' started. Use another workdir"
         )
 
 

@@ -240,6 +240,7 @@ class Loop:
                     self.writer.write_images(step, judgement.images)
                     self.evaluator.write(step, judgement)
             self.keep_best(step, judgement.score, params)
+            self.workdir.send()
         self.meter.pause()
 
     def keep_best(self, step: int, score: float | None, params: Any) -> None:
@@ -268,7 +269,8 @@ class Loop:
         def delete_older_weights() -> None:
             """Only when this checkpoint is safe: a resumed run may still point at them."""
             for old in self.workdir.arrays.glob(f"{BEST}_*"):
-                if int(old.name.rpartition("_")[2]) < best:
+                number = old.name.rpartition("_")[2]  # of a save that was killed, no number
+                if number.isdigit() and int(number) < best:
                     buckets.remove(old)
 
         with self.timed("save"):

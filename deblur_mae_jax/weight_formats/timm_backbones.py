@@ -141,15 +141,17 @@ def infer(weights: Weights) -> Inferred:
     values = fields.flat(fields.backbones(network))
     values |= {k: v for k, v in fields.without_source(2).items() if k in values and values[k] is None}
     given = (weights.config.get("pretrained_cfg") or {}).get("input_size")
-    values |= {
-        "model.width": int(kernel.shape[0]), "model.depths": _depths(state, network), "model.in_chans": kernel.shape[1],
-        "image_size": int(given[-1]) if given else 224, "model.drop_path": 0.0,
-    }  # fmt: skip
-    if not given:
-        notes.append("the file does not record the size of its images; we assume 224 pixels")
+    usual = 224
     if network == "swin2d":
         table = state["layers.0.blocks.0.attn.relative_position_bias_table"]
         values["model.window"] = (round(len(table) ** 0.5) + 1) // 2
+        usual = 32 * values["model.window"]  # the last stage is one window
+    values |= {
+        "model.width": int(kernel.shape[0]), "model.depths": _depths(state, network), "model.in_chans": kernel.shape[1],
+        "image_size": int(given[-1]) if given else usual, "model.drop_path": 0.0,
+    }  # fmt: skip
+    if not given:
+        notes.append(f"the file does not record the size of its images; we assume {usual} pixels")
     values |= vit.normalisation(weights.config, kernel.shape[1], notes)
     return Inferred(values, vit.classes_of(state.get(f"{_HEADS[network]}.weight"), weights.config), notes)
 

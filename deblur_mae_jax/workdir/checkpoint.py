@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from deblur_mae_jax.data import buckets
-from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.errors import StoreError, UserError, unknown
 from deblur_mae_jax.workdir.run_folder import BEST, Workdir, write_json
 
 
@@ -73,12 +73,16 @@ def _check_files(folder: Path) -> None:
         computed: dict[str, Any] = {**(_sizes(folder) if by_size else _checksums(folder))}
         for name in sorted(saved.keys() | computed.keys()):
             if saved.get(name) != computed.get(name):
-                raise ValueError(f"'{name}' is not as it was saved")
+                raise Damaged(f"'{name}' is not as it was saved")
+
+
+class Damaged(ValueError):
+    """A checkpoint is not what was saved. Other errors may be those of a store that cannot be reached."""
 
 
 def _require_intact(found: Restored, intact: Callable[[Restored], bool]) -> None:
     if not intact(found):
-        raise ValueError("its parameters are not those that were saved")
+        raise Damaged("its parameters are not those that were saved")
 
 
 def on_all(check: Callable[[], None]) -> None:
@@ -91,9 +95,11 @@ def on_all(check: Callable[[], None]) -> None:
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        failed = np.flatnonzero(multihost_utils.process_allgather(np.array(problem is not None)))
-        if problem is None and len(failed):
-            problem = ValueError(f"it failed on process {failed[0]}")
+        own = 0 if problem is None else 1 if isinstance(problem, Damaged) else 2
+        all_own = multihost_utils.process_allgather(np.array(own))
+        if own == 0 and all_own.any():
+            kind = Damaged if all_own.max() == 1 else ValueError
+            problem = kind(f"it failed on process {np.flatnonzero(all_own)[0]}")
     if problem is not None:
         raise problem
 
@@ -189,7 +195,10 @@ class Checkpoints:
                 write_json(folder / CHECKSUMS, _sizes(folder) if self.by_size else _checksums(folder))
         except Exception as error:  # as above
             return self._failed(step, error)
-        then()
+        try:
+            then()
+        except Exception as error:  # the checkpoint is safe; what follows from it is tidying up
+            logging.warning("after the checkpoint of step %d: %s", step, _one_line(error))
         return True
 
     def _failed(self, step: int, error: Exception) -> bool:
@@ -224,6 +233,11 @@ class Checkpoints:
                 found = Restored(restored["state"], step, restored["notes"])
                 on_all(functools.partial(_require_intact, found, intact))
             except Exception as error:  # damage shows in as many ways as there are files
+                if not isinstance(self.folder, Path) and not isinstance(error, Damaged):
+                    raise StoreError(
+                        f"--workdir: checkpoint '{self.path(step)}' cannot be read: {_one_line(error)}. Nothing was "
+                        "removed; start the same command again"
+                    ) from error
                 logging.warning("checkpoint %s is damaged: %s", self.path(step), _one_line(error))
                 self.broken.append(step)
                 continue

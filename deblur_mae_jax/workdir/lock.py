@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -17,12 +18,12 @@ import jax
 from filelock import FileLock, Timeout
 
 from deblur_mae_jax.data import buckets, privacy
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import NotSaved, UserError
 from deblur_mae_jax.workdir.run_folder import Workdir, write_json
 
 # A store has no locks that end with their owner. The owner writes a number every `BEAT` seconds, and a process that
 # finds the number unchanged for `SILENCE` seconds takes the owner for dead.
-BEAT, SILENCE = 20.0, 70.0
+BEAT, SILENCE, SETTLE = 20.0, 70.0, 2.0
 
 
 @contextmanager
@@ -76,26 +77,49 @@ def _held_in_store(workdir: Workdir, owner: dict[str, Any]) -> Iterator[None]:
         _wait_for_silence(workdir, place, owner)
     with buckets.reaching("--workdir", workdir.mirror.remote, "written"):
         write_json(place, owner | {"beat": 0})
+        time.sleep(SETTLE)  # another machine may have written at the same time; the last one has the lock
+        now = _read(place)
+    if not _is_same(now, owner):
+        raise _in_use(workdir, now)
     stop = threading.Event()
-
-    def beat() -> None:
-        number = 0
-        while not stop.wait(BEAT):
-            number += 1
-            with suppress(Exception):  # a store that cannot be reached is reported by what matters more
-                write_json(place, owner | {"beat": number})
-
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=_beat, args=(workdir, place, owner, stop), daemon=True)
     thread.start()
+    done = True
     try:
         workdir.mirror.pull()
         yield
+        done = workdir.mirror.finish()
+    except BaseException:
+        workdir.mirror.finish()
+        raise
     finally:
-        workdir.send()
         stop.set()
         thread.join()
         with suppress(Exception):
-            place.unlink(missing_ok=True)
+            if _is_same(_read(place), owner):
+                place.unlink(missing_ok=True)
+    if not done:
+        raise NotSaved(f"--workdir: not every file could be copied to '{workdir.mirror.remote}'; see above")
+
+
+def _beat(workdir: Workdir, place: Any, owner: dict[str, Any], stop: threading.Event) -> None:
+    """Show that the owner lives, until `stop`. Ask the run to stop if another machine has taken the lock."""
+    number = 0
+    while not stop.wait(BEAT):
+        number += 1
+        with suppress(Exception):  # a store that cannot be reached is reported by what matters more
+            now = _read(place)
+            if now is not None and not _is_same(now, owner):
+                assert workdir.mirror is not None
+                workdir.mirror.lost = True
+                print(f"{workdir.mirror.remote} was taken over by {_name(now)}; this run stops", flush=True)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            write_json(place, owner | {"beat": number})
+
+
+def _is_same(now: dict[str, Any] | None, owner: dict[str, Any]) -> bool:
+    return now is not None and all(now.get(key) == value for key, value in owner.items())
 
 
 def _wait_for_silence(workdir: Workdir, place: Any, owner: dict[str, Any]) -> None:

@@ -54,7 +54,9 @@ class Mirror:
         if process:
             self.local = self.local.with_name(f"{self.local.name}-{process}")
         self._sent: dict[str, tuple[int, int]] = {}
-        self.failed = False
+        self._pulled = False
+        # Another machine has taken the run over.
+        self.lost = False
 
     def pull(self) -> None:
         """Make the local folder a copy of the store. Raises `UserError` if the store cannot be read."""
@@ -68,6 +70,8 @@ class Mirror:
         self.local.mkdir(parents=True, exist_ok=True)
         with buckets.reaching(FIELD, self.remote, "read"):
             if not self.remote.exists():
+                self._pulled = True
+                (self.local / UNSENT).touch()
                 return
             found = buckets.files(self.remote, lambda name: not _is_array(name) and name not in OUTPUTS)
             for name, path in found.items():
@@ -76,18 +80,20 @@ class Mirror:
             if not self.by_orbax:
                 for folder in _complete(self.remote):
                     buckets.copy_tree(folder, self.local / folder.relative_to(self.remote).as_posix())
-        self._sent = self._states()
-        for path in self._array_folders():
-            self._sent[str(path.relative_to(self.local))] = (0, 0)
+        self._sent = self._states() | self._array_states()
+        self._pulled = True
+        (self.local / UNSENT).touch()
 
     def _put_aside(self) -> Path | None:
-        """Keep what an earlier start could not copy to the store."""
-        if not (self.local / UNSENT).exists():
+        """Keep what an earlier start may not have copied to the store, until the next time."""
+        own = [path for path in self.local.iterdir() if path.name not in (*OWN, UNSENT)]
+        if not own or not (self.local / UNSENT).exists():
             return None
-        number = 1
-        while (kept := self.local.with_name(f"{self.local.name}-unsent-{number}")).exists():
-            number += 1
-        shutil.copytree(self.local, kept)
+        kept = self.local.with_name(f"{self.local.name}-unsent")
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir()
+        for path in own:
+            path.rename(kept / path.name)
         return kept
 
     def _states(self) -> dict[str, tuple[int, int]]:
@@ -99,45 +105,62 @@ class Mirror:
                 out[name] = (stat.st_size, stat.st_mtime_ns)
         return out
 
-    def _array_folders(self) -> list[Path]:
-        """Complete checkpoints, best weights and failures in the local folder."""
-        return [] if self.by_orbax else list(_complete(self.local))
+    def _array_states(self) -> dict[str, tuple[int, int]]:
+        """Size and time of change of the newest file of every complete checkpoint, best weights and failure here."""
+        out = {}
+        for folder in [] if self.by_orbax else _complete(self.local):
+            newest = max((path.stat() for path in buckets.files(folder).values()), key=lambda stat: stat.st_mtime_ns)
+            out[folder.relative_to(self.local).as_posix()] = (newest.st_size, newest.st_mtime_ns)
+        return out
 
     def push(self) -> bool:
         """Copy what has changed to the store. On failure, say so and return false; the next call tries again."""
         if jax.process_index() != 0:
             return True
+        if not self._pulled or self.lost:
+            return False
         try:
-            for folder in self._array_folders():
-                name = folder.relative_to(self.local).as_posix()
-                if name not in self._sent:
-                    buckets.copy_tree(folder, self.remote / name, last=MARKS)
+            for name, state in self._array_states().items():
+                if self._sent.get(name) != state:
+                    _remove(self.remote / name)  # what an interrupted copy left
+                    buckets.copy_tree(self.local / name, self.remote / name, last=MARKS)
                     if name.startswith("best_"):  # Orbax commits it by a name, which a store does not change at once
                         (self.remote / name / MARKS[1]).write_text("")
-                    self._sent[name] = (0, 0)
+                    self._sent[name] = state
             for name, state in self._states().items():
                 if self._sent.get(name) != state:
                     buckets.copy(self.local / name, self.remote / name)
                     self._sent[name] = state
             self._remove_old_arrays()
         except Exception as error:  # stores, and the packages that reach them, raise errors of many kinds
-            self.failed = True
-            (self.local / UNSENT).touch()
             where = f"they are in {self.local}, and the next save tries again"
             print(f"files could not be copied to {self.remote} ({buckets.one_line(error)}); {where}", flush=True)
             return False
-        self.failed = False
-        (self.local / UNSENT).unlink(missing_ok=True)
         return True
+
+    def finish(self) -> bool:
+        """The last `push` of a start. Returns whether the store has everything."""
+        done = self.push()
+        if done and jax.process_index() == 0:
+            (self.local / UNSENT).unlink(missing_ok=True)
+        return done
 
     def _remove_old_arrays(self) -> None:
         """Remove checkpoints and weights from the store that are no longer in the local folder."""
         if self.by_orbax:
             return
-        here = {folder.relative_to(self.local).as_posix() for folder in self._array_folders()}
+        here = self._array_states()
         for name in [name for name in self._sent if _is_array(name) and name not in here]:
-            buckets.remove(self.remote / name)
+            _remove(self.remote / name)
             del self._sent[name]
+
+
+def _remove(folder: Any) -> None:
+    """Remove a checkpoint from the store; first what marks it as complete."""
+    for mark in MARKS:
+        if (folder / mark).exists():
+            (folder / mark).unlink()
+    buckets.remove(folder)
 
 
 def _complete(root: Any) -> list[Any]:
@@ -156,6 +179,16 @@ def _is_marked(folder: Any) -> bool:
     return any((folder / mark).exists() for mark in MARKS)
 
 
+def _with_companions(file: Any, local: Path) -> Path:
+    """A copy of a weight file, of the descriptions beside it, of its parts, and of the network that searches for it."""
+    parts = (".safetensors", ".bin") if file.name.endswith(".index.json") else ()
+    for path in file.parent.iterdir():
+        wanted = path.name == file.name or path.name.endswith((".json", *parts)) or path.name.startswith("searcher")
+        if wanted and not path.is_dir():
+            buckets.copy(path, local / path.name)
+    return local / file.name
+
+
 def opened(path: object, field: str) -> Path:
     """Where a run, or a file, can be read on this machine: its path, or a copy of what is at its address.
 
@@ -167,13 +200,12 @@ def opened(path: object, field: str) -> Path:
     remote = buckets.at(path, field)
     if remote.name == "config.json":
         return opened(remote.parent, field) / remote.name
-    if remote.suffix:  # a weight file
-        return buckets.fetched(remote, field)
-    local = buckets.place(remote, "read")
+    local = buckets.scratch(remote)
     with buckets.reaching(field, remote, "read"):
         if not remote.exists():
             raise UserError(f"{field}: '{remote}' does not exist")
-        shutil.rmtree(local, ignore_errors=True)
+        if remote.name.endswith(buckets.WEIGHTS) and not remote.is_dir():
+            return _with_companions(remote, local)
         for name, path in buckets.files(remote, lambda name: not _is_array(name) and name not in OUTPUTS).items():
             if name not in OWN:
                 buckets.copy(path, local / name)

@@ -113,8 +113,9 @@ class Workdir:
         """For a workdir at an address: copy what has changed there. Returns whether nothing is left to copy."""
         return self.mirror is None or self.mirror.push()
 
-    def shown(self, path: Path) -> str:
-        """The place of a file of this folder, for the user."""
+    def shown(self, path: Path | None = None) -> str:
+        """The place of a file of this folder, or of the folder itself, for the user."""
+        path = self.path if path is None else path
         if self.mirror is None or not path.is_relative_to(self.path):
             return str(path)
         return str(self.mirror.remote / path.relative_to(self.path).as_posix())
@@ -180,10 +181,10 @@ def claim(workdir: Workdir, config: ConfigDict) -> None:
             longer = set(differ) <= set(LENGTH)
             more = (
                 f". The learning rate of a run follows from its length, so a run cannot be made longer; to go on from "
-                f"its weights, use a new workdir with --config.init_from={workdir.path}"
+                f"its weights, use a new workdir with --config.init_from={workdir.shown()}"
             )
             raise UserError(
-                f"--workdir: '{workdir.path}' belongs to a run with another config ({lines}). "
+                f"--workdir: '{workdir.shown()}' belongs to a run with another config ({lines}). "
                 f"Use another workdir, or the same config to resume that run{more if longer else ''}"
             )
     if jax.process_index() == 0:
@@ -204,7 +205,7 @@ def check_data(workdir: Workdir, fingerprint: str, num_images: int, earlier: str
             raise UserError(
                 f"config.data.root: the images are not those this run started with "
                 f"({before['num_images']} images, fingerprint {before['fingerprint']}, in "
-                f"'{workdir.path}'; now {num_images}, {fingerprint}). Use another workdir"
+                f"'{workdir.shown()}'; now {num_images}, {fingerprint}). Use another workdir"
             )
 
 

@@ -24,7 +24,11 @@ ROOT = tiny.ROOT
 
 
 TRANSFER = [
-    name for name in tiny.CONFIGS if tiny.identity(name).axes == 2 and tiny.identity(name).kind in ("classify", "")
+    name
+    for name in tiny.CONFIGS
+    if tiny.identity(name).axes == 2
+    and tiny.identity(name).kind in ("classify", "")
+    and tiny.load(name).model.name not in tiny.BACKBONES
 ]
 
 

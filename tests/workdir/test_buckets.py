@@ -24,7 +24,7 @@ from PIL import Image
 from deblur_mae_jax import api, train
 from deblur_mae_jax.commands import inspect, predict
 from deblur_mae_jax.data import buckets, dataset, packed, packing
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import NotSaved, StoreError, UserError
 from deblur_mae_jax.export.export import export
 from deblur_mae_jax.reports import comparison
 from deblur_mae_jax.workdir import lock, mirror
@@ -220,6 +220,7 @@ def test_inspection_writes_to_the_store(store, images):
 def test_the_lock_of_a_store(store, monkeypatch):
     monkeypatch.setattr(lock, "SILENCE", 0.4)
     monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(lock, "SETTLE", 0.05)
     run, read = f"{store}/run", lock._read
     place = buckets.at(run, "test") / "lock.json"
     elsewhere = {"host": "other", "process": 7, "since": "2026-01-01", "boot": "b", "beat": 1}
@@ -263,15 +264,126 @@ def test_a_store_that_is_full_later_ends_the_run_with_what_it_has_here(gs, serve
 
     servers.refuse = full
     config = tiny.config(optim__steps=6, optim__batch_size=12)
-    result = train.train_and_evaluate(config, f"{gs}/run")
-    assert result.finished and result.checkpoint is None
+    with pytest.raises(NotSaved, match="not every file could be copied to 'gs://bucket/"):
+        train.train_and_evaluate(config, f"{gs}/run")
     text = capsys.readouterr().out
     assert "files could not be copied to gs://bucket/" in text and "they are in " in text
     servers.refuse = lambda method, name: 0
     again = train.train_and_evaluate(config, f"{gs}/run")
     text = capsys.readouterr().out
-    assert again.checkpoint is not None and again.params_fingerprint == result.params_fingerprint
+    assert again.checkpoint is not None and again.step == 6
     assert "the files of an earlier start that were not copied to the store are in " in text
+
+
+def test_an_owner_that_lost_the_lock_stops_and_leaves_the_store_alone(gs, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(lock, "SETTLE", 0.0)
+    told = []
+    monkeypatch.setattr(lock.os, "kill", lambda process, number: told.append(number))
+    other = {"host": "other", "process": 7, "since": "2026-01-01", "boot": "b", "beat": 1}
+    place = buckets.at(f"{gs}/run", "test") / "lock.json"
+    with pytest.raises(NotSaved, match="not every file could be copied"), lock.hold(Workdir(f"{gs}/run")):
+        place.write_text(json.dumps(other))
+        deadline = time.monotonic() + 20
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert told == [signal.SIGTERM] and json.loads(place.read_text()) == other
+
+
+def test_a_start_that_is_stopped_while_it_copies_changes_nothing_in_the_store(gs, monkeypatch):
+    monkeypatch.setattr(lock, "SETTLE", 0.0)
+    run = f"{gs}/run"
+    with lock.hold(Workdir(run)):
+        pass
+    folder = Workdir(run)
+    (folder.path / "metrics.jsonl").write_text("of last week")
+    (buckets.at(run, "test") / "metrics.jsonl").write_text("of another machine")
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mirror.Mirror, "_put_aside", stopped)
+    with pytest.raises(KeyboardInterrupt), lock.hold(folder):
+        pass
+    assert (buckets.at(run, "test") / "metrics.jsonl").read_text() == "of another machine"
+
+
+def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_not_removed(gs, servers):
+    config = tiny.config(optim__steps=6)
+    train.train_and_evaluate(config, f"{gs}/run")
+    servers.refuse = lambda method, name: 403 if name.endswith("step_6/checksums.json") and method == "GET" else 0
+    with pytest.raises(StoreError, match=r"checkpoint 'gs://.*step_6' cannot be read: .* Nothing was removed"):
+        train.train_and_evaluate(config, f"{gs}/run")
+    servers.refuse = lambda method, name: 0
+    assert any(name.startswith("checkpoints/step_6/") for name in names(f"{gs}/run"))
+
+
+def test_what_an_interrupted_copy_left_does_not_make_a_checkpoint_damaged(servers, monkeypatch, tmp_path):
+    """Names of array files are random, so those of a copy that was killed stay beside the new ones."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    run = f"s3://bucket/left-{time.time_ns()}"
+    (buckets.at(run, "test") / "checkpoints" / "step_6" / "state" / "d" / "left_over").write_text("half")
+    first = train.train_and_evaluate(tiny.config(optim__steps=6), run)
+    assert not [name for name in names(run) if "left_over" in name]
+    another_machine()
+    again = train.train_and_evaluate(tiny.config(optim__steps=6), run)
+    assert again.params_fingerprint == first.params_fingerprint
+
+
+class Broken:
+    """A file that cannot be read to its end."""
+
+    def __init__(self):
+        self.reads = 0
+
+    def open(self, mode):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def read(self, size):
+        self.reads += 1
+        if self.reads > 1:
+            raise KeyboardInterrupt
+        return b"half"
+
+
+def test_an_interrupted_copy_does_not_replace_what_is_there(store, tmp_path):
+    if isinstance(backend.fsspec_backend.fs(store), Memory):
+        pytest.skip("fsspec's memory stores a file when it is opened")
+    for target in (buckets.at(store, "test") / "file", tmp_path / "file"):
+        target.write_bytes(b"whole")
+        with pytest.raises(KeyboardInterrupt):
+            buckets.copy(Broken(), target)
+        assert target.read_bytes() == b"whole"
+
+
+def test_folders_that_a_console_made_are_no_files(gs, servers):
+    folder = gs.removeprefix("gs://bucket/")
+    with servers.lock:
+        for name in (f"{folder}/run/", f"{folder}/run/a/", f"{folder}/run/a/file"):
+            servers.put(name, b"")
+    assert names(f"{gs}/run") == {"a/file"}
+
+
+def test_an_export_does_not_overwrite_a_run_at_its_address(store):
+    put(tiny_runs.pretraining("mae_thyroid"), f"{store}/run")
+    before = (buckets.at(store, "test") / "run" / "config.json").read_text()
+    with pytest.raises(UserError, match=r"--output: '.*/run' already holds a config\.json that no export wrote"):
+        export(tiny_runs.pretraining("mae_thyroid"), "timm", f"{store}/run")
+    assert (buckets.at(store, "test") / "run" / "config.json").read_text() == before
+    export(tiny_runs.pretraining("mae_thyroid"), "timm", f"{store}/out")
+    export(tiny_runs.pretraining("mae_thyroid"), "timm", f"{store}/out")  # its own export may be written again
+    trained = api.load(f"{store}/run")
+    assert str(export(trained, "timm")) == f"{store}/run/export/timm"
+    for name in ("run_v1.2", "vit_base.fb_in22k"):
+        put(tiny_runs.pretraining("mae_thyroid"), f"{store}/{name}")
+        assert api.load(f"{store}/{name}").weights_hash == trained.weights_hash
+    assert api.load(f"{store}/out/model.safetensors").weights_hash == api.load(f"{store}/out").weights_hash
 
 
 @pytest.mark.parametrize(
