@@ -111,7 +111,7 @@ def _is_final(error: BaseException) -> bool:
 def place(address: object, kind: str) -> Path:
     """The folder on this machine for copies from an address.
 
-    kind: "runs" or "sets".
+    kind: "runs", "sets" or, in `scratch`, "read".
     """
     text = text_of(address)
     name = re.sub(r"[^\w.-]+", "_", text.rsplit("/", 1)[-1])[:40]

@@ -39,7 +39,7 @@ _TIMM = {"resnet": "resnet{}", "convnext": "convnext_{}", "swin2d": "swin_{}_pat
 _WORDS = {"T": "tiny", "S": "small", "B": "base", "L": "large"}
 _VARIANTS = {"resnet": resnet.VARIANTS, "convnext": convnext.VARIANTS, "swin2d": swin2d.VARIANTS}
 _CONSTANTS = re.compile(r"(num_batches_tracked|relative_position_index|attn_mask)$")
-# Names of other code, as regular expressions, and timm's. `{n+1}` is the number of the next stage.
+# Names of Facebook's code, as regular expressions, and timm's.
 _FACEBOOK = (
     (r"downsample_layers\.0\.(\d)\.", r"stem.\1."), (r"downsample_layers\.(\d)\.(\d)\.", r"stages.\1.downsample.\2."),
     (r"stages\.(\d)\.(\d+)\.dwconv\.", r"stages.\1.blocks.\2.conv_dw."),

@@ -17,7 +17,6 @@ from deblur_mae_jax import train
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models import backbone, convnext, resnet, swin2d
 from deblur_mae_jax.pretrained import inherit
-from deblur_mae_jax.training import optimizer
 from deblur_mae_jax.weight_formats import channels
 
 CONFIGS = ("resnet", "convnext", "swin")
@@ -105,14 +104,12 @@ def test_statistics_follow_the_batches_unless_the_network_is_frozen():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_frozen_network_trains_its_head_only_and_no_statistics(name):
+def test_a_frozen_network_trains_its_head_only(name):
     config = inherit.resolve(tiny.config(name, task__frozen=True))[0]
     net = networks.build(config, 3)
     shapes = jax.eval_shape(net.init)
-    tx = optimizer.make(config.optim, lambda step: 1e-3, net.model, net.rules, net.task.trains)
     trained = {top for top in shapes if net.task.trains(top)}
     assert trained == {"resnet": {"fc"}, "convnext": {"head"}, "swin": {"head"}}[name]
-    assert tx is not None
 
 
 @pytest.mark.parametrize("name", CONFIGS)
