@@ -2,11 +2,12 @@
 
     python -m benchmarks.kills --kills=100 --terms=50
 
-Runs of two kinds are disturbed: a pre-training on one process, whose parameters and losses have to be bit-identical in
-the end; and the same on one to four processes, whose number changes between the starts, where sums have another order.
-A SIGKILL goes to all processes of a run, as when a machine is lost; a SIGTERM too, as schedulers send it. The moment
-is uniform over the time that a whole run takes, so it can be anywhere: imports, the check of the images, the
-compilation, a step, a save, an evaluation, the report.
+A pre-training and a fine-tuning are disturbed, each on one process, where parameters and losses have to be
+bit-identical in the end, and on one to four processes, whose number changes between the starts, where sums have
+another order. A SIGKILL goes to all processes of a run, as when a machine is lost; a SIGTERM too, as schedulers send
+it. The moment is uniform over the time that a whole run takes, so it can be anywhere: imports, the check of the images,
+the blur search of the fine-tuning, the compilation, a step, a save, an evaluation, the report. What a run had reached
+by its log is counted.
 """
 
 import argparse
@@ -31,19 +32,35 @@ FIELDS = {
     "optim__steps": STEPS, "data__num_images": IMAGES, "optim__batch_size": BATCH,
     "checkpoint__every_epochs": SAVE_EVERY * BATCH / IMAGES, "report__every_epochs": 40.0,
 }  # fmt: skip
+# About 288 of the images are for training. The search takes one image at a time, so that it lasts.
+TUNING = {
+    "data__num_images": 480, "data__phantom_seed": 1, "optim__epochs": 24.0, "optim__warmup_epochs": 1.0,
+    "checkpoint__every_epochs": SAVE_EVERY * BATCH / 288, "report__every_epochs": 6.0, "search__setting": "search(1)",
+    "search__batch_size": 11,
+}  # fmt: skip
 LAYOUTS = ((1, 4), (4, 1), (2, 2), (3, 1), (1, 1))  # processes, and devices of each
 IN_TIME = 30  # seconds from SIGTERM to the end
 
 
-def start(workdir, processes, devices, batch):
+def command_of(before, workdir, batch):
+    """The command of a run: a pre-training, or a fine-tuning of the network in `before`, with a search of its own."""
+    if before is None:
+        name, changes = "quickstart", FIELDS
+    else:
+        name, changes = "finetune", TUNING | {"init_from": before, "search__cache": workdir.parent / "search"}
+    fields = tiny.changed(name, **changes | {"optim__batch_size": batch})
+    flags = [f"--config=configs/{name}.py", *(f"--config.{field}={value}" for field, value in fields.items())]
+    return [sys.executable, str(ROOT / "main.py"), *flags, f"--workdir={workdir}"]
+
+
+def start(before, workdir, processes, devices, batch):
     """Start all processes of a run."""
-    fields = FIELDS | {"optim__batch_size": batch}
     port = random.randint(20000, 50000)
     others = [
         [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", f"--process_id={i}"]
         for i in range(processes)
     ]
-    command = [sys.executable, str(ROOT / "main.py"), *tiny.flags("quickstart", **fields), f"--workdir={workdir}"]
+    command = command_of(before, workdir, batch)
     started = []
     for i in range(processes):
         with open(workdir.parent / f"log_{i}.txt", "w") as log:
@@ -73,6 +90,21 @@ def logged(workdir):
     return out
 
 
+def phase(workdir):
+    """What a run was doing when it ended."""
+    log = (workdir.parent / "log_0.txt").read_text()
+    marks = {
+        "finished at step": "report",
+        "compiled in": "steps, saves and evaluations",
+        "compiling the training step": "compilation",
+    }
+    found = next((name for mark, name in marks.items() if mark in log), "")
+    searched = sum(len(set(path.read_text().split())) for path in (workdir.parent / "search").glob("*.csv"))
+    if not found and 0 < searched < TUNING["data__num_images"]:
+        return "blur search"
+    return found or "start and check of the images"
+
+
 def wait(started, seconds):
     """Wait for all processes; whether they ended in time."""
     end = time.monotonic() + seconds
@@ -83,16 +115,16 @@ def wait(started, seconds):
     return True
 
 
-def whole(workdir, processes, devices, batch):
+def whole(before, workdir, processes, devices, batch):
     """A run that nobody disturbs: the seconds that it takes."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    started = start(workdir, processes, devices, batch)
+    started = start(before, workdir, processes, devices, batch)
     assert wait(started, 600) and all(p.returncode == 0 for p in started), (workdir.parent / "log_0.txt").read_text()
     return time.monotonic() - began
 
 
-def disturb(workdir, rng, signals, layouts, batch, life):
+def disturb(before, workdir, rng, signals, layouts, batch, life):
     """Start a run until it is finished; at a random moment of each start, send the last of `signals` and remove it."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     facts = Counter()
@@ -100,13 +132,14 @@ def disturb(workdir, rng, signals, layouts, batch, life):
     while True:
         layout = layouts[facts["starts"] % len(layouts)]
         facts["starts"] += 1
-        before, reached = saved(workdir), max(logged(workdir), default=0)
-        started = start(workdir, *layout, batch)
+        had, reached = saved(workdir), max(logged(workdir), default=0)
+        started = start(before, workdir, *layout, batch)
         sent = None
         if signals:
             wait(started, rng.uniform(0.2, life))
             if any(p.poll() is None for p in started):
                 sent = signals.pop()
+                facts[f"in {phase(workdir)}"] += 1
                 for process in started:
                     if process.poll() is None:
                         process.send_signal(sent)
@@ -122,10 +155,10 @@ def disturb(workdir, rng, signals, layouts, batch, life):
         log = (workdir.parent / "log_0.txt").read_text()
         facts["tracebacks"] += "Traceback" in log and sent != signal.SIGKILL
         resumed = re.search(r"resuming at step (\d+)", log)
-        if before and resumed:
-            facts["checkpoints lost"] += int(resumed[1]) < before[-1]
+        if had and resumed:
+            facts["checkpoints lost"] += int(resumed[1]) < had[-1]
             redone = max(redone, reached - int(resumed[1]))
-        if before and not set(saved(workdir)) >= {before[-1]} and max(saved(workdir), default=0) < before[-1]:
+        if had and max(saved(workdir), default=0) < had[-1]:
             facts["checkpoints lost"] += 1
         if sent is None:
             ended = all(p.returncode == 0 for p in started)
@@ -133,25 +166,35 @@ def disturb(workdir, rng, signals, layouts, batch, life):
             return dict(facts), slowest, redone, {str(k): v for k, v in codes.items()}
 
 
-def series(name, rng, kills, terms, layouts, batch, exact):
-    """Disturb one run after the other until all signals are sent, and compare each with an undisturbed run."""
+def results(workdir):
+    """What has to be the same whether a run was disturbed or not: parameters, search and predictions."""
+    files = [workdir / name for name in ("blur_search.csv", "predictions.csv")]
+    fingerprint = json.loads((workdir / "result.json").read_text())["params_fingerprint"]
+    return [fingerprint, *(file.read_bytes() if file.exists() else b"" for file in files)]
+
+
+def series(name, rng, kills, terms, layouts, batch, exact, before=None):
+    """Disturb one run after the other until all signals are sent, and compare each with an undisturbed run.
+
+    before: workdir of the pre-trained network that is fine-tuned. None: the runs are pre-trainings.
+    """
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        life = whole(place / "whole" / "run", *layouts[-1], batch)
+        life = whole(before, place / "whole" / "run", *layouts[-1], batch)
         undisturbed = place / "whole" / "run"
-        want, losses = json.loads((undisturbed / "result.json").read_text()), logged(undisturbed)
+        want, losses = results(undisturbed), logged(undisturbed)
         signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
         rng.shuffle(signals)
         total, codes, slowest, redone, runs, differ, apart = Counter(), Counter(), 0.0, 0, 0, 0, 0.0
         while signals:
             workdir = place / f"run_{runs}" / "run"
-            facts, slow, again, ended = disturb(workdir, rng, signals, layouts, batch, life)
+            facts, slow, again, ended = disturb(before, workdir, rng, signals, layouts, batch, life)
             runs += 1
             total.update(facts)
             codes.update(ended)
             slowest, redone = max(slowest, slow), max(redone, again)
-            got, own = json.loads((workdir / "result.json").read_text()), logged(workdir)
-            same = got["params_fingerprint"] == want["params_fingerprint"] and own == losses
+            own = logged(workdir)
+            same = results(workdir) == want and own == losses
             apart = max(apart, max(abs(own[s] / losses[s] - 1) for s in losses) if own.keys() == losses.keys() else 1e9)
             differ += (not same) if exact else apart > 1e-3
             print(name, runs, "runs", dict(total), f"{slowest:.1f} s", "redone", redone, "apart", apart, flush=True)
@@ -173,11 +216,20 @@ def main():
     parser.add_argument("--output", default="")
     a = parser.parse_args()
     rng = random.Random(a.seed)
-    half = (a.kills - a.kills // 2, a.terms - a.terms // 2), (a.kills // 2, a.terms // 2)
-    out = {"one_process": series("one process", rng, *half[0], ((1, 1),), BATCH, exact=True)}
-    if a.kills > 1:
+    out = {}
+    with tempfile.TemporaryDirectory() as folder:
+        before = Path(folder) / "pretraining" / "run"
+        whole(None, before, 1, 1, BATCH)
         # 12 images divide evenly among 1 to 4 devices.
-        out["changing_processes"] = series("1 to 4 processes", rng, *half[1], LAYOUTS, 12, exact=False)
+        for number, (name, layouts, batch, network) in enumerate((
+            ("pretraining, one process", ((1, 1),), BATCH, None),
+            ("pretraining, 1 to 4 processes", LAYOUTS, 12, None),
+            ("fine-tuning, one process", ((1, 1),), BATCH, before),
+            ("fine-tuning, 1 to 4 processes", LAYOUTS, 12, before),
+        )):  # fmt: skip
+            kills, terms = (a.kills + number) // 4, (a.terms + number) // 4
+            if kills + terms:
+                out[name] = series(name, rng, kills, terms, layouts, batch, len(layouts) == 1, network)
     write(a.output, "kills", __doc__.splitlines()[0], {"seed": a.seed, **out})
 
 
