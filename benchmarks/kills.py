@@ -153,7 +153,9 @@ def disturb(before, workdir, rng, signals, layouts, batch, life):
             slowest = max(slowest, time.monotonic() - began)
         codes.update(p.returncode for p in started)
         log = (workdir.parent / "log_0.txt").read_text()
-        facts["tracebacks"] += "Traceback" in log and sent != signal.SIGKILL
+        if "Traceback" in log and sent != signal.SIGKILL:
+            facts["tracebacks"] += 1
+            print(log, flush=True)
         resumed = re.search(r"resuming at step (\d+)", log)
         if had and resumed:
             facts["checkpoints lost"] += int(resumed[1]) < had[-1]

@@ -1,7 +1,7 @@
 """Every field of a run's config: its default, its meaning, and the kinds of run that have it.
 
 A kind of run is a function below: `pretraining()`, `finetuning()`, `linear_probe()`, `probe()`, `blur_search()`,
-`segmentation()`, `volumes()`, `pretext()`, `volume_segmentation()`. Each picks groups of fields and states the values in which it
+`contrastive()`, `segmentation()`, `volumes()`, `pretext()`, `volume_segmentation()`. Each picks groups of fields and states the values in which it
 differs from their defaults. The files of `configs/` call one of them and change what their method needs; the command
 line changes the rest. `python -m deblur_mae_jax.config` prints the reference page.
 
@@ -67,6 +67,12 @@ PRETEXT: Group = {
     "reconstruction_weight": Field(1.0, "Weight of the reconstruction loss. 0: off."),
     "temperature": Field(0.5, "Temperature of the contrast."),
 }  # fmt: skip
+MOCO: Group = {
+    "temperature": Field(0.2, "Temperature of the contrast."),
+    "momentum": Field(0.99, "Weight of the momentum encoder's own parameters in its update, at the start; it rises to 1."),
+    "freeze_patch_embed": Field(True, "Do not train the patch embedding of a ViT."),
+}  # fmt: skip
+SIMCLR: Group = {"temperature": Field(0.1, "Temperature of the contrast.")}
 CLASSIFY: Group = {
     "frozen": Field(False, "Train the head only."),
     "label_smoothing": Field(0.1, "Share of the target that is spread over all classes."),
@@ -105,6 +111,13 @@ VIT_DECODER: Group = {
     "decoder_num_heads": Field(16, "Attention heads of the decoder."),
     "decoder_level_token": Field(True, "Pass the blur token to the decoder."),
 }
+PROJECTION: Group = {
+    "projector": Field((4096, 4096, 256), "Widths of the layers of the projector."),
+    "predictor": Field((4096, 256), "Widths of the layers of the predictor (MoCo v3). (): none."),
+    "momentum": Field(True, "A momentum copy of the encoder (MoCo v3)."),
+    "projector_last": Field("plain", "After the last layer of the projector: plain (BatchNorm without parameters) | scale (BatchNorm with a scale) | none."),
+    "predictor_last": Field("plain", "The same for the predictor."),
+}  # fmt: skip
 VIT_HEAD: Group = {
     "pool": Field("mean", "Features for the head: mean (of the patch tokens, then `fc_norm`) | cls (the cls token after `norm`)."),
     "drop_path": Field(0.1, "Stochastic depth of the last block; 0.2 for ViT-H."),
@@ -123,6 +136,8 @@ BACKBONE: Group = {
     "head_init": Field(0.01, "Standard deviation of the head's initial weights."),
     **COMPUTE,
 }  # fmt: skip
+# A backbone without head.
+TRUNK: Group = {name: field for name, field in BACKBONE.items() if name not in ("drop_path", "head_init")}
 WINDOWS: Group = {"window": Field(7, "Side of a window, tokens: 7 | 12 (for images of 384 pixels).")}
 SWIN: Group = {
     "name": Field("swin_unetr", "Network: a file of `deblur_mae_jax/models`."),
@@ -207,6 +222,14 @@ AUGMENT_CLASSES: Group = {
     "rand_augment": Field("rand-m9-mstd0.5-inc1", 'RandAugment in timm\'s notation. "": off.'),
     "erase_probability": Field(0.25, "Probability of random erasing."),
 }
+AUGMENT_VIEWS: Group = {
+    "jitter": Field((0.4, 0.4, 0.2, 0.1), "Largest relative change of brightness, contrast and saturation, and largest shift of the hue, in two random views of an image. One channel has no saturation and hue."),
+    "jitter_probability": Field(0.8, "Probability of these changes."),
+    "gray_probability": Field(0.2, "Probability that the colours of a view are removed."),
+    "view_blur_probability": Field((1.0, 0.1), "Probability that a view is blurred, for each of the two."),
+    "view_blur_sigma": Field((0.1, 2.0), "Range of the sigma of this blur, pixels of the view."),
+    "solarize_probability": Field((0.0, 0.2), "Probability that gray levels of 128 and more are inverted, for each of the two views."),
+}  # fmt: skip
 AUGMENT_INTENSITY: Group = {
     "intensity_scale": Field(0.1, "Largest relative change of the intensities."),
     "intensity_shift": Field(0.1, "Largest shift of the intensities."),
@@ -239,7 +262,7 @@ PROBE: Group = {
     "strengths": Field((1e-4, 1e-3, 1e-2, 0.1, 1.0), "Values of C of the logistic regression to choose from."),
 }  # fmt: skip
 OPTIM: Group = {
-    "name": Field("adamw", "adamw | lars."),
+    "name": Field("adamw", "adamw | lars (MAE, MoCo v3: the learning rate after the momentum) | lars_simclr (before it)."),
     "batch_size": Field(256, "Images per step, over all devices and accumulation steps."),
     "accum_steps": Field(1, "Parts of a batch whose gradients are accumulated."),
     "epochs": Field(800.0, "Length of the run, epochs."),
@@ -355,6 +378,17 @@ GROUPS: dict[str, Groups] = {
 }
 GROUPS["backbones"] = {**GROUPS["finetuning"], "model": (BACKBONE,)}
 GROUPS["swin2d"] = {**GROUPS["finetuning"], "model": (BACKBONE, WINDOWS)}
+_CONTRAST: Groups = {
+    **_COMMON,
+    "data": (SOURCE, IMAGES),
+    "augment": (AUGMENT_VIEWS,),
+    "report": (REPORT, REPORT_RECONSTRUCTION),
+}
+_TASKS_OF_CONTRAST = {"moco_v3": (_TASK, DEGRADE, BLUR_SITE, MOCO), "simclr": (_TASK, DEGRADE, BLUR_SITE, SIMCLR)}
+_NETWORKS_OF_CONTRAST = {"vit": (VIT, PROJECTION), "resnet": (TRUNK, PROJECTION)}
+for _method, _task in _TASKS_OF_CONTRAST.items():
+    for _network, _model in _NETWORKS_OF_CONTRAST.items():
+        GROUPS[f"{_method}_{_network}"] = {**_CONTRAST, "task": _task, "model": _model}
 GROUPS["probe"] = {**GROUPS["finetuning"], "task": (_TASK, DEGRADE, BLUR_SITE), "probe": (PROBE,)}
 GROUPS["blur_search"] = {**GROUPS["finetuning"], "task": (_TASK, DEGRADE, BLUR_SITE)}
 
@@ -407,6 +441,28 @@ _LABELS = {
     "checkpoint.every_epochs": 5.0,
     "report.every_epochs": 1.0,
 }
+_MOCO = {
+    "data.crop_scale": (0.08, 1.0),
+    "optim.batch_size": 1024,
+    "optim.epochs": 300.0,
+    "optim.b2": 0.999,
+    "optim.decay_on": "all",
+}
+_SIMCLR = {
+    "data.crop_scale": (0.08, 1.0),
+    "augment.jitter": (0.8, 0.8, 0.8, 0.2),
+    "augment.view_blur_probability": (0.5, 0.5),
+    "augment.solarize_probability": (0.0, 0.0),
+    "model.predictor": (),
+    "model.momentum": False,
+    "model.projector_last": "scale",
+    "optim.name": "lars_simclr",
+    "optim.batch_size": 1024,
+    "optim.base_lr": 0.3,
+    "optim.weight_decay": 1e-6,
+    "optim.epochs": 300.0,
+    "optim.warmup_epochs": 10.0,
+}
 _DAE = {
     "image_size": 96,
     "model.name": "swin_unetr",
@@ -438,6 +494,32 @@ VALUES: dict[str, dict[str, Any]] = {
     "swin2d": {"task.name": "classify", "model.name": "swin2d", **_LABELS, "optim.layer_decay": 1.0},
     "probe": {"task.name": "probe", "model.name": "vit", **_LABELS},
     "blur_search": {"task.name": "blur_search", "model.name": "vit", **_LABELS},
+    "moco_v3_vit": {
+        "task.name": "moco_v3",
+        "model.name": "siamese_vit",
+        **_MOCO,
+        "optim.base_lr": 1.5e-4,
+        "optim.weight_decay": 0.1,
+    },
+    "moco_v3_resnet": {
+        "task.name": "moco_v3",
+        "model.name": "siamese_resnet",
+        **_MOCO,
+        "model.projector": (4096, 256),
+        "model.predictor_last": "none",
+        "data.crop_scale": (0.2, 1.0),
+        "optim.name": "lars",
+        "optim.base_lr": 0.3,
+        "optim.weight_decay": 1e-6,
+        "optim.warmup_epochs": 10.0,
+    },
+    "simclr_vit": {"task.name": "simclr", "model.name": "siamese_vit", **_SIMCLR, "model.projector": (2048, 2048, 128)},
+    "simclr_resnet": {
+        "task.name": "simclr",
+        "model.name": "siamese_resnet",
+        **_SIMCLR,
+        "model.projector": (2048, 2048, 128),
+    },
     "segmentation": {
         "task.name": "segment",
         "model.name": "vit_unetr",
@@ -506,6 +588,12 @@ UPSTREAM: dict[str, dict[str, Any]] = {
 
 
 UPSTREAM |= {"backbones": UPSTREAM["finetuning"], "swin2d": UPSTREAM["finetuning"]}
+# The published commands: batch 4096; the rate and weight decay of SimCLR's command for 100 epochs.
+UPSTREAM |= {name: {"optim.batch_size": 4096} for name in ("moco_v3_vit", "moco_v3_resnet")}
+UPSTREAM |= {
+    name: {"optim.batch_size": 4096, "optim.epochs": 100.0, "optim.weight_decay": 1e-4}
+    for name in ("simclr_vit", "simclr_resnet")
+}
 # Where the fine-tuning recipes of the networks' own papers differ.
 OWN_RECIPES: dict[str, dict[str, Any]] = {
     "convnext": {"optim.layer_decay": 0.8, "model.drop_path": 0.2},
@@ -542,6 +630,16 @@ def backbones(network: str, variant: str = "", preset: str = "paper") -> ConfigD
     if preset == "own":
         change(config, OWN_RECIPES.get(network, {}) | OWN_RECIPES.get(f"{network}-{variant}", {}))
     return config
+
+
+def contrastive(method: str, network: str, preset: str = "paper") -> ConfigDict:
+    """Contrastive pre-training on 2-D images from two random views of each.
+
+    method: "moco_v3" or "simclr".
+    network: "vit" or "resnet".
+    preset: "paper", or "upstream" for the published commands.
+    """
+    return _make(f"{method}_{network}", preset)
 
 
 def linear_probe() -> ConfigDict:

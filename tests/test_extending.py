@@ -86,7 +86,7 @@ import jax.numpy as jnp
 from deblur_mae_jax.models import masking
 from deblur_mae_jax.tasks.contract import Kind, Task
 
-KIND = Kind("reconstruct", axes=(2,), evaluator="reconstruction")
+KIND = Kind("reconstruct", axes=(2,), evaluator="pretraining")
 
 
 def make(model, *, strength: float = 1.0) -> Task:

@@ -44,6 +44,7 @@ LABELS = {
     "optim.epochs": 2.0,
     "optim.warmup_epochs": 0.5,
 }
+PROJECTION = {"model.projector": (16, 16, 8), "model.predictor": (16, 8)}
 BACKBONES = ("resnet", "convnext", "swin2d")
 BACKBONE = {"image_size": 32, "model.width": 8, "model.depths": (1, 1, 2, 1)}
 # What tests rely on, whatever the demo is tuned to.
@@ -74,7 +75,13 @@ def changed(name, **overrides):
     """What is changed in `configs/<name>.py`, by dotted names."""
     own = {k.replace("__", "."): v for k, v in overrides.items()}
     if not identity(name).starts_from_pretrained:
-        return SHRINK | (QUICKSTART if name == "quickstart" else {}) | own
+        has, model = fields.flat(load(name)), load(name).model
+        projection = PROJECTION if "model.projector" in has else {}
+        if projection and not model.predictor:
+            projection = PROJECTION | {"model.predictor": ()}
+        shrunk = SHRINK | projection | (BACKBONE if model.name == "siamese_resnet" else {})
+        shrunk = {field: value for field, value in shrunk.items() if field in has}
+        return shrunk | (QUICKSTART if name == "quickstart" else {}) | own
     out = {k: v for k, v in SHRINK.items() if not k.startswith(UNLABELLED)} | LABELS
     if load(name).model.name in BACKBONES:
         out = {k: v for k, v in out.items() if not k.startswith("model.")} | BACKBONE

@@ -13,6 +13,7 @@ from PIL import Image
 
 from deblur_mae_jax.input_pipeline import crop_resize
 from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.metrics import representation
 from deblur_mae_jax.models import masking
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.reports.reconstruction import reconstruction_sheet
@@ -44,6 +45,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
     loss: the loss that training minimises.
     loss_of_mean: error of predicting each image by its own mean; every model must do better than this.
     mse_degraded, mse_restored, ssim_degraded, ssim_restored: of the degraded input and its unmasked reconstruction.
+    features: mean of the patch tokens of the unmasked input `(B, D)`, if the network has such tokens.
     level: of the blur. clean, degraded, masked: the original, the degraded input, and that with masked patches.
     reconstructed, restored: from the visible patches, as in training; and with nothing masked.
     """
@@ -67,7 +69,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         batch = inputs.evaluate(examples, keys, level)
         per_image, out = task.loss(params, batch, keys)
         goal = masking.patchify(batch["targets"], model.patch_size)
-        restored, _ = model.apply({"params": params}, batch["inputs"], level=batch.get("level"))
+        restored, more = model.apply({"params": params}, batch["inputs"], level=batch.get("level"))
 
         average = out["target"].mean(axis=(1, 2), keepdims=True)
         clean, degraded = (
@@ -77,8 +79,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         shown = masking.patchify(degraded, model.patch_size)
         masked = masking.unpatchify(jnp.where(hidden > 0, 128.0, shown), model.patch_size, model.in_chans)
         restored = pixels(restored, goal)
-
-        return {
+        return _features(model, more) | {
             "loss": per_image,
             "loss_of_mean": losses.patch_mse(
                 jnp.broadcast_to(average, out["target"].shape), out["target"], out["counted"]
@@ -96,6 +97,11 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         }
 
     return evaluate
+
+
+def _features(model: Any, out: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The mean of the patch tokens of images that have been encoded anyway, if the network has such tokens."""
+    return {"features": out["latent"][:, model.num_prefix :].mean(axis=1)} if "latent" in out else {}
 
 
 def sheet(arrays: Arrays, count: int, names: list[str], degradation: Any) -> Image.Image:
@@ -134,4 +140,5 @@ def summary(arrays: Arrays) -> dict[str, float]:
         "psnr_restored": psnr(arrays["mse_restored"]),
         "ssim_degraded": float(arrays["ssim_degraded"].mean()),
         "ssim_restored": float(arrays["ssim_restored"].mean()),
+        **(representation.measures(arrays["features"]) if "features" in arrays else {}),
     }

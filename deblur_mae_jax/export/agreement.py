@@ -41,6 +41,7 @@ OUTPUTS = {
     MASKED: "reconstruct",
     "features": "features",
     "logits": "logits",
+    "embeddings": "embed",
 }
 
 
@@ -54,6 +55,7 @@ def in_jax(trained: TrainedNetwork, data: dict[str, Any], opened: Opened) -> dic
         MASKED: lambda params: model.apply(params, x, noise=data["noise"], mask_ratio=MASK_RATIO, level=level)[0],
         "features": lambda params: model.apply(params, x, level=level, method=model.features),
         "logits": lambda params: model.apply(params, x, level=level)[0],
+        "embeddings": lambda params: model.apply(params, x, level=level)[0],
     }
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
         return {name: np.asarray(jax.jit(programs[name])({"params": trained.params})) for name in _outputs(opened)}

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax.degradations.contract import Degradation, Params
 from deblur_mae_jax.input_pipeline import augment, crop_resize
+from deblur_mae_jax.input_pipeline import views as two_views
 from deblur_mae_jax.input_pipeline.contract import Batch, ChooseLevel
 
 # Mean and standard deviation of ImageNet by the number of channels; averaged over the colours for one channel.
@@ -40,6 +41,8 @@ class ImageInputs:
     augment: `(key, image (S, S, C)) -> image`, in training, between degradation and normalisation.
     erase: `(key, image) -> image`, in training, after the normalisation.
     intensity: `(key, image) -> image`, in training, after `erase`.
+    views: `(key, image (S, S, C)) -> image` of each of two views, in training, between degradation and normalisation.
+        A batch then has, for the second view, `other_inputs`, `other_targets` and `other_level`.
     """
 
     degradation: Degradation
@@ -56,6 +59,7 @@ class ImageInputs:
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     erase: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     intensity: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    views: tuple[Callable[[jax.Array, jax.Array], jax.Array], ...] = ()
 
     @classmethod
     def from_config(cls, config: ConfigDict, degradation: Degradation, kind: str) -> ImageInputs:
@@ -73,6 +77,8 @@ class ImageInputs:
                 views["erase"] = augment.RandomErasing(config.augment.erase_probability)
         if kind == "segment":
             views["intensity"] = augment.intensity_of(config.augment)
+        if kind == "contrast":
+            views["views"] = two_views.from_config(config.augment)
         return cls(
             degradation,
             image_size=config.image_size,
@@ -134,9 +140,11 @@ class ImageInputs:
         shape = (*clean.shape[:2], self.in_chans)
         return jnp.broadcast_to(degraded, shape), jnp.broadcast_to(clean, shape)
 
-    def _batch(self, examples: Batch, boxes, flips, params, keys=None) -> Batch:
+    def _batch(self, examples: Batch, boxes, flips, params, keys=None, view=None) -> Batch:
         degraded, clean = jax.vmap(self._pair)(examples, boxes, flips, params)
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        if keys is not None and view is not None:  # the same changes of both
+            degraded, clean = (jax.vmap(view)(keys["augment"], images) for images in (degraded, clean))
         if keys is not None and self.augment is not None:
             degraded = jax.vmap(self.augment)(keys["augment"], degraded)
         inputs = crop_resize.normalise(degraded, mean, std)
@@ -173,8 +181,24 @@ class ImageInputs:
         keys: dict[str, jax.Array],
         choose_level: ChooseLevel | None = None,
     ) -> Batch:
-        """Random resized crops and flips, each example with its own draws."""
+        """Random resized crops and flips, each example with its own draws; two of them if there are `views`."""
+        if self.views:
+            return self._two_views(examples, keys)
+        return self._random(examples, keys, choose_level)
 
+    def _two_views(self, examples: Batch, keys: dict[str, jax.Array]) -> Batch:
+        out: Batch = {}
+        for number, view in enumerate(self.views):
+            own = {name: jax.vmap(jax.random.fold_in, (0, None))(key, number) for name, key in keys.items()}
+            one = self._random(examples, own, view=view)
+            prefix = "other_" if number else ""
+            changed = {f"{prefix}{name}": one.pop(name) for name in ("inputs", "targets", "level") if name in one}
+            out |= one | changed
+        return out
+
+    def _random(
+        self, examples: Batch, keys: dict[str, jax.Array], choose_level: ChooseLevel | None = None, view: Any = None
+    ) -> Batch:
         def crop(key, size):
             k_box, k_flip = jax.random.split(key)
             box = crop_resize.random_resized_crop(k_box, size, self.crop_scale, self.crop_ratio, self.crop_rejection)
@@ -184,7 +208,7 @@ class ImageInputs:
         boxes, flips = jax.vmap(crop)(keys["crop"], examples["size"])
         level = None if choose_level is None else choose_level(examples, boxes, flips)
         params = self._params(examples, keys, level)
-        return self._batch(examples, boxes, flips, params, keys)
+        return self._batch(examples, boxes, flips, params, keys, view)
 
     def central(self, examples: Batch) -> tuple[crop_resize.Box, jax.Array]:
         """Boxes and flips of the deterministic central view."""

@@ -2,7 +2,7 @@
 
 `config.model.name=<name>` selects the file `deblur_mae_jax/models/<name>.py`. It has
 
-    KINDS            kinds of task that it supports: "reconstruct", "pretext", "classify", "segment"
+    KINDS            kinds of task that it supports: "reconstruct", "pretext", "contrast", "classify", "segment"
     AXES             2 for 2-D images, 3 for volumes
     Model(variant, **fields) -> flax.linen.Module
                      the network; `fields` are those of `config.model`, and `image_size`, `num_levels` (of blur) and,
@@ -20,6 +20,7 @@ each image, and ignores it if it is not conditioned. By kind, for images `(B, *s
     reconstruct, 3-D  also takes disrupt and masked; predicts `(B, D, H, W, C)`;
                       out has `hidden`, the states of the stages
     pretext           predicts the rebuilt volume, or None; out has `rotation` `(B, 4)` and `embedding` `(B, E)`
+    contrast, 2-D     also takes train; predicts embeddings `(B, E)`; out has `assign`, new values of running statistics
     classify          also takes mix, drop_path_keys, train and frozen; predicts logits `(B, K)`;
                       out may have `assign`, new values of running statistics. Field: `num_classes`
     segment           predicts logits `(B, *space, K)`
@@ -70,6 +71,8 @@ class Rules(NamedTuple):
     attends: whether `inference/attention_rollout.py` can trace attention through the network's `blocks`.
     stem: the kernel of the first layer `(h, w, channels, features)`, which is converted for another number of channels.
     shift: (parameter, sign) that takes the constant which this adds to its result.
+    inner: `(weights, model) -> (weights, model, rules)`, for a network that contains an encoder which other networks
+        have as their own: its weights under their names, the encoder, and the encoder's rules.
     tables: `model -> arrays`, the constants that a PyTorch state dict has in addition to the parameters, by PyTorch's
         names.
     """
@@ -82,4 +85,5 @@ class Rules(NamedTuple):
     attends: bool = False
     stem: str = "patch_embed/proj/kernel"
     shift: tuple[str, float] = ("patch_embed/proj/bias", 1.0)
+    inner: Callable[[Flat, Any], tuple[Flat, Any, Any]] | None = None
     tables: Callable[[Any], dict[str, np.ndarray]] = lambda model: {}

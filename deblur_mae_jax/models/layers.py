@@ -14,6 +14,8 @@ from absl import flags
 
 from deblur_mae_jax import sharding
 
+# Names of running statistics: they are in the parameter tree, but no optimiser updates them.
+STATISTICS = ("running_mean", "running_var")
 ATTENTIONS = ("auto", "xla", "cudnn", "triton", "by_image")
 # Scores of a batch up to this size stay in a CPU's cache and are computed at once.
 CACHED_SCORES = 8 * 2**20
@@ -72,9 +74,11 @@ def _dot_general(x, kernel, dimension_numbers, **_):
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def dense(features: int, dtype: Any, name: str | None = None, init: Any = xavier) -> nn.Dense:
+def dense(features: int, dtype: Any, name: str | None = None, init: Any = xavier, use_bias: bool = True) -> nn.Dense:
     """Linear layer, by default Xavier-uniform as in MAE."""
-    return nn.Dense(features, kernel_init=init, dtype=dtype, dot_general=_dot_general, name=name)
+    return nn.Dense(
+        features, kernel_init=init, dtype=dtype, dot_general=_dot_general, name=name, use_bias=use_bias
+    )  # fmt: skip
 
 
 def one_cpu() -> bool:
@@ -146,11 +150,12 @@ class Attention(nn.Module):
     num_heads: int
     dtype: Any = jnp.float32
     implementation: str = "auto"
+    qkv_init: Any = xavier
 
     @nn.compact
     def __call__(self, x):
         B, L, D = x.shape
-        qkv = dense(3 * D, self.dtype, "qkv")(x)
+        qkv = dense(3 * D, self.dtype, "qkv", self.qkv_init)(x)
         q, k, v = jnp.moveaxis(qkv.reshape(B, L, 3, self.num_heads, D // self.num_heads), 2, 0)
         # Kept only where a caller asks for it (attention maps of the report).
         self.sow("intermediates", "query_key", (q, k))
@@ -231,13 +236,14 @@ class Block(nn.Module):
     mlp_ratio: float = 4.0
     dtype: Any = jnp.float32
     implementation: str = "auto"
+    qkv_init: Any = xavier
 
     @nn.compact
     def __call__(self, x, scale=None):
         def scaled(branch, number):
             return branch if scale is None else branch * scale[:, number, None, None]
 
-        attn = Attention(self.num_heads, self.dtype, self.implementation, name="attn")
+        attn = Attention(self.num_heads, self.dtype, self.implementation, self.qkv_init, name="attn")
         x = x + scaled(attn(layer_norm("norm1", self.dtype)(x)), 0)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
         return x + scaled(mlp(layer_norm("norm2", self.dtype)(x)), 1)
@@ -252,12 +258,14 @@ class BatchNorm(nn.Module):
 
     momentum: weight of the newest batch, as PyTorch counts it.
     affine: whether it has a scale, which is `start` at first, and a bias.
+    shifts: whether an affine one has the bias.
     """
 
     epsilon: float = 1e-6
     momentum: float = 0.1
     affine: bool = False
     start: float = 1.0
+    shifts: bool = True
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -280,5 +288,7 @@ class BatchNorm(nn.Module):
         out = (x - mean) / jnp.sqrt(var + self.epsilon)
         if self.affine:
             scale = self.param("scale", nn.initializers.constant(self.start), (D,))
-            out = out * scale + self.param("bias", nn.initializers.zeros, (D,))
+            out = out * scale
+            if self.shifts:
+                out = out + self.param("bias", nn.initializers.zeros, (D,))
         return out, jax.lax.stop_gradient(new)

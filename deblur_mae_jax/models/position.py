@@ -26,6 +26,12 @@ def sincos_2d(dim: int, grid: int, extra_tokens: int = 1) -> np.ndarray:
     return np.concatenate([np.zeros((extra_tokens, dim)), table]).astype(np.float32)
 
 
+def sincos_2d_quarters(dim: int, grid: int, extra_tokens: int = 1) -> np.ndarray:
+    """MoCo v3's table, as `sincos_2d` with other channels: quarters [sin row, cos row, sin column, cos column]."""
+    table = sincos_2d(dim, grid, extra_tokens)
+    return np.concatenate([table[:, dim // 2 :], table[:, : dim // 2]], axis=1)
+
+
 def sincos_level(level: jax.Array, dim: int) -> jax.Array:
     """DDPM's embedding of an integer level: `(B,)` -> `(B, dim)` float32, [sin, cos] halves."""
     half = dim // 2

@@ -60,13 +60,20 @@ class Encoder(nn.Module):
     def _block(self) -> Callable[..., Any]:
         return nn.remat(layers.Block) if self.remat else layers.Block
 
-    def _encoder(self, learned_positions: bool) -> None:
-        """Create the encoder's parameters, in the order that their random numbers depend on."""
-        self.cls_token = self.param("cls_token", embed.token_init, (1, 1, self.embed_dim))
+    def positions(self) -> np.ndarray:
+        """The table of positions `(num_prefix + L, D)` before training."""
+        return position.sincos_2d(self.embed_dim, self.grid, self.num_prefix)
+
+    def _encoder(self, learned_positions: bool, init: Any = embed.token_init) -> None:
+        """Create the encoder's parameters, in the order that their random numbers depend on.
+
+        init: initialisation of the cls token.
+        """
+        self.cls_token = self.param("cls_token", init, (1, 1, self.embed_dim))
         if learned_positions:
 
             def table(key, shape):
-                return jnp.asarray(position.sincos_2d(self.embed_dim, self.grid, self.num_prefix))[None]
+                return jnp.asarray(self.positions())[None]
 
             shape = (1, self.num_prefix + self.grid**2, self.embed_dim)
             self.pos_embed = self.param("pos_embed", table, shape)

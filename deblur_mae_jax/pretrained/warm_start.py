@@ -9,6 +9,7 @@ from typing import Any
 from flax import traverse_util
 
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.models.contract import Flat, Rules
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.weight_formats import channels
@@ -56,15 +57,15 @@ def fit(
     if parts not in PARTS:
         raise unknown("config.init_parts", parts, PARTS)
     rules = network.rules
-    params, converted = _same_channels(source, network)
-    weights = traverse_util.flatten_dict(params, sep="/")
+    weights, model, own, outer = _encoder_of(source, network)
+    weights, converted = _same_channels(weights, source, network, own)
     needed = traverse_util.flatten_dict(shapes, sep="/")
     before = {top(name) for name in weights}
     if source.classes != (classes or []):
         weights = {k: v for k, v in weights.items() if not k.startswith(rules.heads)}
     if parts != "both":
         weights = {k: v for k, v in weights.items() if rules.encodes(k) == (parts == "encoder")}
-    weights, optional, resized = rules.adapt(weights, needed, source.network.model, network.model)
+    weights, optional, resized = rules.adapt(weights, needed, model, network.model)
     if parts == "decoder":  # the adapted weights must not include the encoder
         weights = {k: v for k, v in weights.items() if not rules.encodes(k)}
     taken = {k: v for k, v in weights.items() if k in needed and v.shape == tuple(needed[k].shape)}
@@ -89,7 +90,7 @@ def fit(
         ("taken", _listed(used)),
         ("converted", converted),
         ("resized", resized),
-        ("left out", _listed(before - used | {top(k) for k in weights if k not in taken})),
+        ("left out", _listed((before | outer) - used | {top(k) for k in weights if k not in taken})),
         ("new", _listed(fresh)),
     ]
     return Fit(
@@ -99,14 +100,31 @@ def fit(
     )
 
 
-def _same_channels(source: TrainedNetwork, network: Network) -> tuple[Any, str]:
-    """Return the parameters for the number of channels of `network`, and rows that describe the conversion."""
+def _encoder_of(source: TrainedNetwork, network: Network) -> tuple[Flat, Any, Rules, set[str]]:
+    """The weights of `source`, or of the encoder in it that `network` can load, with its model and rules.
+
+    Returned last are the top-level names of all weights of `source`.
+    """
+    weights = traverse_util.flatten_dict(source.params, sep="/")
+    model, own, outer = source.network.model, source.network.rules, {top(name) for name in weights}
+    if own.inner is not None and type(model) is not type(network.model):
+        weights, model, own = own.inner(weights, model)
+    return weights, model, own, outer
+
+
+def _same_channels(weights: Flat, source: TrainedNetwork, network: Network, own: Rules) -> tuple[Flat, str]:
+    """Return the weights for the number of channels of `network`, and rows that describe the conversion.
+
+    own: the rules of the network that has the weights.
+    """
     before, after = source.network.inputs, network.inputs
     if before.in_chans == after.in_chans:
-        return source.params, ""
-    params = channels.convert(source.params, before, after, source.network.task.norm_pix_loss, network.rules)
-    names = [n for n in (top(network.rules.stem), "decoder_pred") if n in params]
-    return params, f"{', '.join(names)} from {before.in_chans} channels to {after.in_chans}"
+        return weights, ""
+    norm_pix = source.network.task.norm_pix_loss
+    tree = channels.convert(traverse_util.unflatten_dict(weights, sep="/"), before, after, norm_pix, own)
+    names = [name for name in (top(own.stem), "decoder_pred") if name in tree]
+    text = f"{', '.join(names)} from {before.in_chans} channels to {after.in_chans}"
+    return traverse_util.flatten_dict(tree, sep="/"), text
 
 
 def top(name: str) -> str:

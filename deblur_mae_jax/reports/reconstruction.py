@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from deblur_mae_jax.reports import page
 
 MAX_SHEETS = 10  # limit per page; all sheets are kept as files next to the page
+FEATURES = {
+    "feature_spread": "spread of the features over the images (1: all directions, 0: collapsed)",
+    "effective_rank": "effective rank of the features of these images (RankMe)",
+    "uniformity": "uniformity of the features (0: collapsed, about -4: uniform)",
+}
 MEANING = {
     "eval_loss": "loss on the evaluation images",
     "eval_loss_of_mean": "loss of predicting each image by its mean (baseline)",
@@ -19,6 +27,7 @@ MEANING = {
     "psnr_restored": "PSNR of its unmasked reconstruction (dB)",
     "ssim_degraded": "SSIM of the degraded input",
     "ssim_restored": "SSIM of its unmasked reconstruction",
+    **FEATURES,
 }
 COLUMNS = {
     "clean": "clean",
@@ -49,30 +58,36 @@ def reconstruction_sheet(
     return page.sheet(rows, list(COLUMNS.values()), labels)
 
 
-def loss_figure(lines: list[dict[str, Any]]) -> Figure:
-    """Training and evaluation loss, learning rate, and PSNR against the step."""
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+def curve(axis: Axes, lines: list[dict[str, Any]], key: str, **style: Any) -> None:
+    """Draw the values of `key` in lines of `metrics.jsonl` against the step."""
+    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    if points:
+        axis.plot(*zip(*points, strict=True), label=key.replace("_", " "), **style)
 
-    def curve(axis, key, **style):
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        if points:
-            axis.plot(*zip(*points, strict=True), label=key.replace("_", " "), **style)
 
-    curve(left, "loss", lw=0.8, color="tab:blue")
-    curve(left, "eval_loss", marker="o", ms=3, color="tab:orange")
-    curve(left, "eval_loss_of_mean", ls="--", color="gray")
-    left.set(title="loss", xlabel="step", yscale="log")
-    curve(middle, "learning_rate", color="tab:green")
-    middle.set(title="learning rate", xlabel="step")
-    curve(right, "psnr_degraded", ls="--", color="gray")
-    curve(right, "psnr_restored", marker="o", ms=3, color="tab:red")
-    right.set(title="PSNR (dB), nothing masked", xlabel="step")
-    for axis in (left, middle, right):
+def finish(*axes: Axes) -> None:
+    """Add grids, and legends where there are curves."""
+    for axis in axes:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    return figure
+
+
+def figure(lines: list[dict[str, Any]]) -> Figure:
+    """Training and evaluation loss, learning rate, and PSNR against the step."""
+    drawing = Figure(figsize=(10, 3.2), layout="constrained")
+    left, middle, right = drawing.subplots(1, 3)
+    curve(left, lines, "loss", lw=0.8, color="tab:blue")
+    curve(left, lines, "eval_loss", marker="o", ms=3, color="tab:orange")
+    curve(left, lines, "eval_loss_of_mean", ls="--", color="gray")
+    left.set(title="loss", xlabel="step", yscale="log")
+    curve(middle, lines, "learning_rate", color="tab:green")
+    middle.set(title="learning rate", xlabel="step")
+    curve(right, lines, "psnr_degraded", ls="--", color="gray")
+    curve(right, lines, "psnr_restored", marker="o", ms=3, color="tab:red")
+    right.set(title="PSNR (dB), nothing masked", xlabel="step")
+    finish(left, middle, right)
+    return drawing
 
 
 def level_table(rows: list[dict[str, float]]) -> str:
@@ -93,6 +108,20 @@ def level_table(rows: list[dict[str, float]]) -> str:
     return page.grid(["sigma (px)", "images", *measures], cells)
 
 
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What differs between the pages of objectives.
+
+    figure: draws the curves from the lines of `metrics.jsonl`.
+    meaning: what each measure is.
+    heading: of the sheets.
+    """
+
+    figure: Callable[[list[dict[str, Any]]], Figure] = figure
+    meaning: dict[str, str] = dataclasses.field(default_factory=lambda: MEANING)
+    heading: str = "Reconstructions"
+
+
 def write(
     folder: Path,
     *,
@@ -104,8 +133,9 @@ def write(
     sheets: list[tuple[int, Path]],
     config: dict[str, Any],
     skipped: int,
+    look: Look | None = None,
 ) -> Path:
-    """Write a self-contained `index.html` with the newest reconstructions first.
+    """Write a self-contained `index.html` with the newest sheet first.
 
     latest: measures of the evaluation images by name.
     by_level: the same measures for the images of each blur level, with `level`, `sigma` and `images`.
@@ -113,23 +143,25 @@ def write(
     sheets: (step, PNG) of every evaluation.
     config: the flattened config.
     skipped: number of files that were left out.
+    look: curves, meanings and heading; None: those of a reconstruction.
     """
+    look = look or Look()
     if len(sheets) > MAX_SHEETS:  # the newest, and earlier ones evenly spaced
         chosen = np.linspace(0, len(sheets) - 1, MAX_SHEETS).round().astype(int)
         sheets = [sheets[i] for i in chosen]
-    curves = page.figures(folder, {"loss.png": loss_figure(lines)})["loss.png"]
+    curves = page.figures(folder, {"loss.png": look.figure(lines)})["loss.png"]
     sections = [page.table_of(facts)]
     if skipped:
         sections.append(f"<p>{skipped} files were not used: see <code>skipped.csv</code>.</p>")
     if latest:
-        named = {MEANING.get(k, k): f"{v:.4f}" for k, v in latest.items()}
+        named = {look.meaning.get(k, k): f"{v:.4f}" for k, v in latest.items()}
         sections += ["<h2>Evaluation</h2>", page.table_of(named)]
     if by_level:
         sections += ["<h2>By blur level</h2>", level_table(by_level)]
-    sections += ["<h2>Curves</h2>", page.embedded(curves, "loss, learning rate, PSNR")]
+    sections += ["<h2>Curves</h2>", page.embedded(curves, "curves of the run")]
     for number, (step, path) in enumerate(reversed(sheets)):
-        sheet = page.embedded(path.read_bytes(), f"reconstructions at step {step}")
-        heading = f"Reconstructions at step {step}"
+        sheet = page.embedded(path.read_bytes(), f"{look.heading} at step {step}")
+        heading = f"{look.heading} at step {step}"
         if number == 0:
             sections.append(f"<h2>{heading}</h2>{sheet}")
         else:

@@ -15,6 +15,11 @@ from deblur_mae_jax.tasks.contract import Kind, Task
 KIND = Kind("classify", axes=(2,), evaluator="classification", supervised=True)
 
 
+def _in_head(name: str) -> bool:
+    """Whether a parameter belongs to the classifier. The norm before ConvNeXt's belongs to the features."""
+    return name.startswith(("fc/", "head")) and not name.startswith("head/norm/")
+
+
 def make(
     model: Any,
     *,
@@ -71,4 +76,4 @@ def make(
             terms = terms * weights
         return terms.sum(axis=-1), {"logits": logits, "assign": out.get("assign", {})}
 
-    return Task(loss, trains=lambda name: not frozen or name == "fc" or name.startswith("head"))
+    return Task(loss, trains=lambda name: not frozen or _in_head(name))

@@ -22,7 +22,7 @@ Loss = Callable[[Any, dict[str, jax.Array], dict[str, jax.Array]], tuple[jax.Arr
 class Kind(NamedTuple):
     """The properties of a task that do not depend on the network.
 
-    name: "reconstruct", "pretext", "classify" or "segment". A network fits if it lists the name in `KINDS`.
+    name: "reconstruct", "pretext", "contrast", "classify" or "segment". A network fits if it lists the name in `KINDS`.
     axes: spatial axes of the images that the task supports: 2, 3 or both.
     evaluator: name of the module in `deblur_mae_jax/evaluators` that evaluates the network during training.
     supervised: whether the task learns from labels, of images or of voxels.
@@ -40,13 +40,24 @@ class Task(NamedTuple):
     loss: `(params, batch, keys) -> (loss (B,), out)`. `batch` has `inputs` and `targets` `(B, *space, C)` float32, and
         further entries of the examples (`label`, `mask`, `modality`, `level`). `keys` has keys `(B,)` of every stream
         of `input_pipeline/keys.py`. `out` is a dict. Its entry `assign`, a part of the parameter tree, replaces those
-        parameters (running statistics).
-    trains: `top-level name -> bool`, whether the parameter is trained. None: all are.
+        parameters (running statistics, momentum copies).
+        In training, `batch` also has `progress`, the share of the run that is done, from 0 to 1.
+    trains: `name -> bool`, whether the parameter "blocks_0/attn/qkv/kernel" is trained. Others need no memory of the
+        optimiser. None: all are.
+    begin: `params -> params`, applied before the first step, after weights were taken from `init_from`.
     mask_ratio: share of the patches that the encoder does not process, for counting operations.
     norm_pix_loss: whether the network predicts normalised patches.
     """
 
     loss: Loss
     trains: Callable[[str], bool] | None = None
+    begin: Callable[[Any], Any] | None = None
     mask_ratio: float = 0.0
     norm_pix_loss: bool = False
+
+
+def merged(params: Any, part: Any) -> Any:
+    """Replace entries of `params` with those of the nested dict `part`, and add those that it lacks."""
+    if not isinstance(part, dict):
+        return part
+    return {**(params or {}), **{name: merged((params or {}).get(name), value) for name, value in part.items()}}

@@ -22,7 +22,7 @@ from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.tasks import losses
 from deblur_mae_jax.tasks.contract import Kind, Task
 
-KIND = Kind("reconstruct", axes=(3,), evaluator="reconstruction")
+KIND = Kind("reconstruct", axes=(3,), evaluator="pretraining")
 SCOPES = ("batch", "sample", "token")
 LOSS_ON = ("all", "masked")
 # Side of the blocks that are masked together, in voxels.

@@ -130,3 +130,34 @@ def nt_xent(a: jax.Array, b: jax.Array, temperature: float = 0.5) -> jax.Array:
     other = jnp.concatenate([jnp.arange(B, 2 * B), jnp.arange(B)])
     loss = -jnp.take_along_axis(jax.nn.log_softmax(scores), other[:, None], axis=1)[:, 0]
     return (loss[:B] + loss[B:]) / 2
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Rows `(B, D)` of length one, float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=1, keepdims=True), 1e-24))
+
+
+def info_nce(queries: jax.Array, keys: jax.Array, temperature: float = 0.2) -> tuple[jax.Array, jax.Array]:
+    """MoCo v3's contrastive loss: each query identifies its own key among those of the global batch.
+
+    queries: embeddings `(B, D)`, of any length.
+    keys: embeddings `(B, D)`.
+
+    Returns the cross-entropy times twice the temperature `(B,)`, and whether the own key is the nearest `(B,)`.
+    """
+    q, k = _unit(queries), _unit(keys)
+    scores = jnp.matmul(q, k.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    own = -jnp.diagonal(jax.nn.log_softmax(scores))
+    right = (scores.argmax(axis=1) == jnp.arange(len(q))).astype(jnp.float32)
+    return own * (2.0 * temperature), right
+
+
+def nearest(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Of every pair of embeddings `(B, D)`, the share of the two that is nearest to the other among all `(B,)`."""
+    z = jnp.concatenate([_unit(a), _unit(b)])
+    B = len(a)
+    scores = jnp.where(jnp.eye(2 * B, dtype=bool), -jnp.inf, z @ z.T)
+    other = jnp.concatenate([jnp.arange(B, 2 * B), jnp.arange(B)])
+    right = (scores.argmax(axis=1) == other).astype(jnp.float32)
+    return (right[:B] + right[B:]) / 2

@@ -19,7 +19,7 @@ from deblur_mae_jax.models import masking
 from deblur_mae_jax.tasks import losses
 from deblur_mae_jax.tasks.contract import Kind, Task
 
-KIND = Kind("reconstruct", axes=(2,), evaluator="reconstruction")
+KIND = Kind("reconstruct", axes=(2,), evaluator="pretraining")
 LOSS_ON = ("all", "masked")
 TARGETS = ("clean", "degraded")
 

@@ -18,7 +18,7 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.tasks import losses
 from deblur_mae_jax.tasks.contract import Kind, Task
 
-KIND = Kind("pretext", axes=(3,), evaluator="reconstruction")
+KIND = Kind("pretext", axes=(3,), evaluator="pretraining")
 # Range of the sides of a box, as shares of the cube's side; largest share of the cube that may be replaced.
 BOX = (0.05, 0.25)
 MAX_CUT = 0.3

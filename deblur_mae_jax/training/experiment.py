@@ -26,6 +26,7 @@ from deblur_mae_jax.network import Identity, Network
 from deblur_mae_jax.pretrained import warm_start
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.sharding import Division
+from deblur_mae_jax.tasks.contract import merged
 from deblur_mae_jax.training import checks, optimizer, schedule, supervision, train_step
 from deblur_mae_jax.training.schedule import Lengths
 from deblur_mae_jax.training.supervision import Progress, Supervision
@@ -142,7 +143,9 @@ def build(
     make_state = _initial_state(network, tx, taken, division)
 
     def step_for(division: Division) -> Any:
-        step = train_step.make_train_step(prepare, network.task.loss, tx, learning_rate, config.seed, division)
+        step = train_step.make_train_step(
+            prepare, network.task.loss, tx, learning_rate, config.seed, division, total_steps=length.steps
+        )
         where = division.of_state(jax.eval_shape(make_state)), sharding.replicated(division.mesh)
         return jax.jit(step, donate_argnums=0, out_shardings=where)
 
@@ -212,8 +215,10 @@ def _initial_state(network: Network, tx: Any, taken: Any, division: Division) ->
     taken: weights that replace those of the initialisation.
     """
 
+    begin = network.task.begin or (lambda params: params)
+
     def initial_state(taken):
-        return train_step.create_state(train_step.merged(network.init(), taken), tx)
+        return train_step.create_state(begin(merged(network.init(), taken)), tx)
 
     where = division.of_state(jax.eval_shape(initial_state, taken))
     program = jax.jit(initial_state, out_shardings=where)

@@ -15,10 +15,9 @@ import optax
 from ml_collections import ConfigDict
 
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.models import layers
 from deblur_mae_jax.models.contract import Rules
 from deblur_mae_jax.training.schedule import Schedule
-
-STATISTICS = ("running_mean", "running_var")
 
 
 def _keys(path: tuple[Any, ...]) -> list[str]:
@@ -30,7 +29,7 @@ def is_decayed(path: tuple[Any, ...], value: Any) -> bool:
     return value.ndim > 1 and _keys(path)[-1] != "bias"
 
 
-OPTIMIZERS = ("adamw", "lars")
+OPTIMIZERS = ("adamw", "lars", "lars_simclr")
 DECAY_ON = ("weights", "weights_and_tokens", "all")
 
 
@@ -150,30 +149,33 @@ def lars(
     momentum: float = 0.9,
     trust_coefficient: float = 0.001,
     clip_norm: float = 0.0,
+    rate_first: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """LARS as in MAE's linear probe.
+    """LARS as in MAE's linear probe and MoCo v3.
 
     Trust ratio and weight decay apply only to parameters with more than one axis. The learning rate is
-    applied after the momentum (`optax.lars` applies it before).
+    applied after the momentum.
+
+    rate_first: apply the learning rate before the momentum, as SimCLR's code and `optax.lars`.
     """
 
     def matrices(params):
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
     first = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    last = [optax.trace(decay=momentum), optax.scale_by_learning_rate(schedule)]
     return keep_state(
         optax.chain(
             *first,
             optax.add_decayed_weights(weight_decay, mask=matrices),
             optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), matrices),
-            optax.trace(decay=momentum),
-            optax.scale_by_learning_rate(schedule),
+            *(last[::-1] if rate_first else last),
         )
     )
 
 
 def only(tx: optax.GradientTransformation, trained: Callable[[str], bool]) -> optax.GradientTransformationExtraArgs:
-    """Apply `tx` only to the parameters for whose top-level name `trained` returns true.
+    """Apply `tx` only to the parameters for whose name, "blocks_0/attn/qkv/kernel", `trained` returns true.
 
     The other parameters and the running statistics do not change and need no optimiser memory.
     """
@@ -181,7 +183,7 @@ def only(tx: optax.GradientTransformation, trained: Callable[[str], bool]) -> op
     def labels(params):
         def label(path, _):
             keys = _keys(path)
-            return "train" if trained(keys[0]) and keys[-1] not in STATISTICS else "keep"
+            return "train" if trained("/".join(keys)) and keys[-1] not in layers.STATISTICS else "keep"
 
         return jax.tree_util.tree_map_with_path(label, params)
 
@@ -199,7 +201,7 @@ def make(
 
     model: the network.
     rules: how the optimiser treats the parameters of the network.
-    trains: returns whether a parameter is trained, by its top-level name; None if all are trained.
+    trains: returns whether a parameter is trained, by its name; None if all are trained.
     """
     if optim.name not in OPTIMIZERS:
         raise unknown("config.optim.name", optim.name, OPTIMIZERS)
@@ -210,8 +212,9 @@ def make(
                 f"config.optim.layer_decay={optim.layer_decay}: this network has no layers to decay over. Choices: 1.0"
             )
         scales = functools.partial(_scaled, optim.layer_decay, rules.layers(model))
-    if optim.name == "lars":
-        tx = lars(schedule, weight_decay=optim.weight_decay, clip_norm=optim.clip_norm)
+    if optim.name.startswith("lars"):
+        rate_first = optim.name == "lars_simclr"
+        tx = lars(schedule, weight_decay=optim.weight_decay, clip_norm=optim.clip_norm, rate_first=rate_first)
     else:
         tx = adamw(
             schedule,

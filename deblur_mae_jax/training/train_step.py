@@ -12,6 +12,7 @@ import optax
 
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.sharding import Division
+from deblur_mae_jax.tasks.contract import merged
 
 
 @flax.struct.dataclass
@@ -27,13 +28,6 @@ class TrainState:
 def create_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.ones((), bool))
-
-
-def merged(params: Any, update: Any) -> Any:
-    """Replace entries of `params` with those of the nested dict `part`."""
-    if not isinstance(update, dict):
-        return update
-    return {**params, **{name: merged(params.get(name), value) for name, value in update.items()}}
 
 
 def _averaged(micro: Callable[[Any, Any], Any], batch: Any, accum: int) -> Any:
@@ -58,6 +52,8 @@ def make_train_step(
     schedule: Callable[[jax.Array], jax.Array],
     seed: int,
     division: Division,
+    *,
+    total_steps: int = 1,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """Return `step(state, arrays, batch) -> (state, metrics)`.
 
@@ -68,12 +64,13 @@ def make_train_step(
 
     prepare: `(arrays, part of a batch, keys) -> input of the loss`.
     division: how parameters and optimiser are divided among the devices.
+    total_steps: length of the run.
     tx: the optimiser; its update accepts `healthy` and keeps its state if that is false (`optimizer.keep_state`).
     """
 
-    def loss_of(params, arrays, micro_batch, keys):
+    def loss_of(params, arrays, micro_batch, keys, progress):
         with jax.named_scope("input"):
-            prepared = prepare(arrays, micro_batch, keys)
+            prepared = prepare(arrays, micro_batch, keys) | {"progress": progress}
         per_image, out = loss(division.whole(params), prepared, keys)
         return per_image.mean(), out.get("assign", {})
 
@@ -82,7 +79,8 @@ def make_train_step(
 
         def micro(number, micro_batch):
             keys = stream_keys(seed, state.step, number * share + jnp.arange(share))
-            (value, assign), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, arrays, micro_batch, keys)
+            progress, gradient = state.step / total_steps, jax.value_and_grad(loss_of, has_aux=True)
+            (value, assign), grads = gradient(state.params, arrays, micro_batch, keys, progress)
             return value, assign, division.place_gradients(grads)
 
         value, assign, grads = _averaged(micro, batch, accum)
@@ -100,13 +98,8 @@ def make_train_step(
             "learning_rate": schedule(state.step),
             "healthy": healthy,
         }
-        new_state = TrainState(
-            step=state.step + healthy.astype(jnp.int32),
-            params=params,
-            opt_state=opt_state,
-            healthy=healthy,
-        )
-        return new_state, metrics
+        step = state.step + healthy.astype(jnp.int32)
+        return TrainState(step=step, params=params, opt_state=opt_state, healthy=healthy), metrics
 
     return train_step
 

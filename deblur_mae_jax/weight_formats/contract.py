@@ -100,6 +100,7 @@ class Opened:
     reconstruct: (x, level, mask_ratio, noise) -> patches.
     features: (x, level) -> the input of the head.
     logits: (x, level) -> logits.
+    embed: (x, level) -> embeddings, of a network for contrastive learning.
     volume: x -> (output, hidden states as the decoder gets them).
     layers: the modules under MAE's names.
     A function is None if the format lacks that part.
@@ -112,6 +113,7 @@ class Opened:
     logits: Callable[..., np.ndarray] | None = None
     layers: dict[str, Any] = dataclasses.field(default_factory=dict)
     volume: Callable[..., Any] | None = None
+    embed: Callable[..., np.ndarray] | None = None
 
 
 def formats() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from deblur_mae_jax.weight_formats.contract import Converted, Inferred, Opened, 
 
 NAME = "timm"
 TITLE = "timm"
-MODELS = ("resnet", "convnext", "swin2d")
+MODELS = ("resnet", "convnext", "swin2d", "siamese_resnet")
 NEEDS = ("torch", "timm")
 snippet: Callable[[dict[str, Any]], list[str]] = timm_format.snippet
 # A name that only networks of this kind have, in timm's code and in others.
@@ -130,9 +130,17 @@ def _width_of_features(state: State, network: str) -> int:
 
 def infer(weights: Weights) -> Inferred:
     """The config, from the header or from the shapes, with notes on what was assumed. Raises `UserError`."""
-    if "config" in weights.header:
-        saved = fields.upgrade(json.loads(weights.header["config"]))
+    saved = fields.upgrade(json.loads(weights.header["config"])) if "config" in weights.header else None
+    if saved is not None and saved["model.name"] != "siamese_resnet":
         return Inferred(saved, json.loads(weights.header.get("classes", "[]")), [])
+    values, classes, notes = _from_shapes(weights)
+    if saved is not None:  # an exported encoder without its projector
+        same = {k: v for k, v in saved.items() if k in values and k not in ("task.name", "model.name", "optim.name")}
+        return Inferred(values | same, [], [])
+    return Inferred(values, classes, notes)
+
+
+def _from_shapes(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]]:
     state, notes = weights.state, list[str]()
     network = _network(state)
     kernel = state[f"{_FIRST[network]}.weight"]
@@ -153,7 +161,7 @@ def infer(weights: Weights) -> Inferred:
     if not given:
         notes.append(f"the file does not record the size of its images; we assume {usual} pixels")
     values |= vit.normalisation(weights.config, kernel.shape[1], notes)
-    return Inferred(values, vit.classes_of(state.get(f"{_HEADS[network]}.weight"), weights.config), notes)
+    return values, vit.classes_of(state.get(f"{_HEADS[network]}.weight"), weights.config), notes
 
 
 def _depths(state: State, network: str) -> tuple[int, ...]:
@@ -170,6 +178,9 @@ def _depths(state: State, network: str) -> tuple[int, ...]:
 
 def from_ours(network: dict[str, Any], state: State) -> Converted:
     """Our names are timm's."""
+    if network.get("kind") == "contrast":
+        network = network | {"model": "resnet"}
+        return Converted(from_ours(network | {"kind": ""}, vit.encoder_of(state, "fc")).state, [vit.NO_PROJECTOR])
     stem = resnet.VARIANTS["50"][0]
     if network["model"] == "resnet" and network["width"] != stem:
         raise UserError(f"--format={NAME}: its ResNet begins with {stem} channels, this one with {network['width']}")
@@ -178,6 +189,8 @@ def from_ours(network: dict[str, Any], state: State) -> Converted:
 
 def opens_with(network: dict[str, Any]) -> dict[str, Any]:
     """`timm.create_model` with a model's name and arguments."""
+    if network.get("kind") == "contrast":
+        network = network | {"model": "resnet", "num_classes": 0}
     kind, sizes = network["model"], (network["width"], tuple(network["depths"]))
     known = {size: name for name, size in _VARIANTS[kind].items()}
     variant = known.get(sizes, next(iter(_VARIANTS[kind])))
@@ -198,7 +211,7 @@ def opens_with(network: dict[str, Any]) -> dict[str, Any]:
 
 def companions(folder: Path, network: dict[str, Any], opens: dict[str, Any], weights: str) -> None:
     """timm's `config.json`."""
-    kind = network["model"]
+    kind = network["model"].removeprefix("siamese_")
     features = network["width"] * 8 * (4 if kind == "resnet" else 1)
     timm_format.write_config(folder, network, opens, (features, _FIRST[kind], _HEADS[kind]))
 
@@ -215,4 +228,6 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
         "features": lambda x, level: model.forward_head(model.forward_features(x), pre_logits=True),
         "logits": lambda x, level: model(x),
     }
+    if not opens["arguments"]["num_classes"]:
+        del functions["logits"]
     return Opened(model, **torch_calls.calls(**functions))

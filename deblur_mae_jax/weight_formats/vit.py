@@ -84,6 +84,19 @@ def fold_probe(state: State, epsilon: float = 1e-6) -> State:
     }
 
 
+NO_PROJECTOR = "projector, predictor and momentum encoder: timm has no place for them (moco_v3 has)"
+BASE = "base_encoder."
+
+
+def encoder_of(state: State, head: str) -> State:
+    """The encoder of a network for contrastive learning, under its own names and without its projector.
+
+    head: the projector's name in the encoder.
+    """
+    own = {name.removeprefix(BASE): value for name, value in state.items() if name.startswith(BASE)}
+    return {name: value for name, value in own.items() if not name.startswith(f"{head}.")}
+
+
 PROBE_FOLDED = "the BatchNorm of the linear probe is folded into the linear layer"
 
 
@@ -105,10 +118,10 @@ def infer(weights: Weights) -> Inferred:
     has_decoder = "decoder_pred.weight" in weights.state
     if saved is not None:
         saved = fields.upgrade(saved)
-        if saved["model.name"] != "vit_mae" or has_decoder:
+        if saved["model.name"] not in ("vit_mae", "siamese_vit") or has_decoder:
             return Inferred(saved, classes, [])
     values, classes, notes = _from_shapes(weights)
-    if saved is not None:  # an exported encoder without its decoder
+    if saved is not None:  # an exported encoder without its decoder or its projector
         same = {k: v for k, v in saved.items() if k in values and k not in ("task.name", "model.name")}
         return Inferred(values | same, classes, [])
     return Inferred(values, classes, notes)

@@ -1,4 +1,4 @@
-"""Evaluate pre-training: reconstruct a fixed set of images, measure the result and write the report page."""
+"""Evaluate pre-training: measure the network on a fixed set of images, draw what it does, and write the report page."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from deblur_mae_jax import config as fields
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data import dataset
 from deblur_mae_jax.data.loader import Loader
-from deblur_mae_jax.evaluators import image_reconstruction, volume_reconstruction
-from deblur_mae_jax.reports import page, reconstruction
+from deblur_mae_jax.evaluators import image_reconstruction, two_views, volume_reconstruction
+from deblur_mae_jax.metrics import representation
+from deblur_mae_jax.reports import contrast, page, reconstruction
 from deblur_mae_jax.training.evaluator import Conclusion, Judgement
 from deblur_mae_jax.training.experiment import Experiment, modality_of
 from deblur_mae_jax.training.progress import Progress
@@ -22,8 +23,14 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 
 # The split of simulated images that are not trained on.
 UNSEEN = "unseen"
-# Keyed by the number of axes of the images.
-KINDS: dict[int, Any] = {2: image_reconstruction, 3: volume_reconstruction}
+# By the kind of the task and the number of axes of the images.
+KINDS: dict[tuple[str, int], Any] = {
+    ("reconstruct", 2): image_reconstruction,
+    ("reconstruct", 3): volume_reconstruction,
+    ("pretext", 3): volume_reconstruction,
+    ("contrast", 2): two_views,
+}
+LOOKS = {"contrast": contrast.LOOK}
 
 
 class Evaluator:
@@ -33,7 +40,7 @@ class Evaluator:
         self.run, self.workdir = run, workdir
         self.latest: dict[str, float] = {}
         self.by_level: list[dict[str, float]] = []
-        self.kind = KINDS[run.network.axes]
+        self.kind = KINDS[run.network.kind, run.network.axes]
         examples, self.names = self._examples()
         everywhere = sharding.replicated(run.mesh)
         self.examples = {
@@ -72,11 +79,18 @@ class Evaluator:
         degradation = self.run.network.inputs.degradation
         self.latest = self.kind.summary(arrays)
         self.by_level = self.kind.by_level(arrays, degradation)
+        self._warn()
         images = {}
         if jax.process_index() == 0:
             sheet = self.kind.sheet(arrays, self.run.config.report.num_images, self.names, degradation)
             images["reconstructions"] = np.asarray(sheet)
         return Judgement(None, self.latest, images)
+
+    def _warn(self) -> None:
+        """Print a line if the features have collapsed."""
+        line = representation.warning(self.latest)
+        if line and jax.process_index() == 0:
+            Progress().print(line)
 
     def write(self, step: int, judgement: Judgement) -> None:
         """Write the sheet and the page."""
@@ -108,6 +122,7 @@ class Evaluator:
             sheets=[(int(path.stem.split("_")[1]), path) for path in self._sheets()],
             config=fields.flat(config),
             skipped=len(run.skipped),
+            look=LOOKS.get(run.network.kind),
         )
 
     def finish(self, step: int, params: Any, main: bool) -> Conclusion:
