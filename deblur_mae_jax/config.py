@@ -1,6 +1,6 @@
 """Every field of a run's config: its default, its meaning, and the kinds of run that have it.
 
-A kind of run is a function below: `pretraining()`, `finetuning()`, `linear_probe()`, `probe()`, `blur_search()`,
+A kind of run is a function below: `pretraining()`, `convmae()`, `finetuning()`, `convvit()`, `backbones()`, `linear_probe()`, `probe()`, `blur_search()`,
 `contrastive()`, `segmentation()`, `volumes()`, `pretext()`, `volume_segmentation()`. Each picks groups of fields and states the values in which it
 differs from their defaults. The files of `configs/` call one of them and change what their method needs; the command
 line changes the rest. `python -m deblur_mae_jax.config` prints the reference page.
@@ -103,6 +103,15 @@ VIT: Group = {
     "conditioning": Field("none", "How the network is given the blur level: none | addition | token."),
     "level_code": Field("learned", "Code of the blur level: learned | sinusoid | table | mlp."),
     "attention": Field("auto", "Implementation of attention: auto | xla | cudnn | triton | by_image."),
+    **COMPUTE,
+}  # fmt: skip
+CONVVIT: Group = {
+    "name": Field("convvit_mae", "Network: convvit_mae | convvit."),
+    "variant": Field("B", "Size: B."),
+    "patch_size": Field(16, "Side of a patch, pixels: 16."),
+    "stem_dims": Field(tuple, "Widths of the two convolutional stages. Unset: those of the variant."),
+    "stem_depths": Field(tuple, "Blocks of the two convolutional stages. Unset: those of the variant."),
+    **{name: VIT[name] for name in ("in_chans", "embed_dim", "depth", "num_heads", "conditioning", "level_code", "attention")},
     **COMPUTE,
 }  # fmt: skip
 VIT_DECODER: Group = {
@@ -378,6 +387,9 @@ GROUPS: dict[str, Groups] = {
 }
 GROUPS["backbones"] = {**GROUPS["finetuning"], "model": (BACKBONE,)}
 GROUPS["swin2d"] = {**GROUPS["finetuning"], "model": (BACKBONE, WINDOWS)}
+GROUPS["convmae"] = {**GROUPS["pretraining"], "model": (CONVVIT, VIT_DECODER)}
+_CONVVIT_HEAD: Group = {name: VIT_HEAD[name] for name in ("drop_path", "head_init")}
+GROUPS["convvit"] = {**GROUPS["finetuning"], "model": (CONVVIT, _CONVVIT_HEAD)}
 _CONTRAST: Groups = {
     **_COMMON,
     "data": (SOURCE, IMAGES),
@@ -399,6 +411,11 @@ INHERITED_BY_IMAGES = (
     "model.embed_dim", "model.depth", "model.num_heads", "model.conditioning", "model.level_code", "data.mean",
     "data.std", "data.max_side", "data.bits16", "data.gray_target",
 )  # fmt: skip
+INHERITED_BY_CONVVIT = (
+    "image_size", "task.degrade", "task.blur_site", "model.variant", "model.stem_dims", "model.stem_depths",
+    "model.in_chans", "model.embed_dim", "model.depth", "model.num_heads", "model.conditioning", "model.level_code",
+    "data.mean", "data.std", "data.max_side", "data.bits16", "data.gray_target",
+)  # fmt: skip
 INHERITED_BY_BACKBONES = (
     "image_size", "task.degrade", "task.blur_site", "model.in_chans", "data.mean", "data.std", "data.max_side",
     "data.bits16", "data.gray_target",
@@ -410,6 +427,7 @@ INHERITED_BY_VOLUMES = (
 )  # fmt: skip
 INHERITS = {
     "finetuning": INHERITED_BY_IMAGES,
+    "convvit": INHERITED_BY_CONVVIT,
     "backbones": INHERITED_BY_BACKBONES,
     "swin2d": INHERITED_BY_BACKBONES,
     "probe": INHERITED_BY_IMAGES,
@@ -490,6 +508,22 @@ _DAE_PRETRAINING = {
 VALUES: dict[str, dict[str, Any]] = {
     "pretraining": {"task.name": "masked_recon"},
     "finetuning": {"task.name": "classify", "model.name": "vit", **_LABELS},
+    # ConvMAE's commands; the batch is 3,072 images.
+    "convmae": {
+        "task.name": "masked_recon",
+        "model.name": "convvit_mae",
+        "task.loss_on": "masked",
+        "task.norm_pix_loss": True,
+        "optim.batch_size": 1024,
+        "optim.epochs": 1600.0,
+    },
+    "convvit": {
+        "task.name": "classify",
+        "model.name": "convvit",
+        **_LABELS,
+        "optim.base_lr": 5e-4,
+        "optim.layer_decay": 0.65,
+    },
     "backbones": {"task.name": "classify", **_LABELS, "optim.layer_decay": 1.0},
     "swin2d": {"task.name": "classify", "model.name": "swin2d", **_LABELS, "optim.layer_decay": 1.0},
     "probe": {"task.name": "probe", "model.name": "vit", **_LABELS},
@@ -587,7 +621,7 @@ UPSTREAM: dict[str, dict[str, Any]] = {
 }
 
 
-UPSTREAM |= {"backbones": UPSTREAM["finetuning"], "swin2d": UPSTREAM["finetuning"]}
+UPSTREAM |= {"convvit": UPSTREAM["finetuning"], "backbones": UPSTREAM["finetuning"], "swin2d": UPSTREAM["finetuning"]}
 # The published commands: batch 4096; the rate and weight decay of SimCLR's command for 100 epochs.
 UPSTREAM |= {name: {"optim.batch_size": 4096} for name in ("moco_v3_vit", "moco_v3_resnet")}
 UPSTREAM |= {
@@ -640,6 +674,16 @@ def contrastive(method: str, network: str, preset: str = "paper") -> ConfigDict:
     preset: "paper", or "upstream" for the published commands.
     """
     return _make(f"{method}_{network}", preset)
+
+
+def convmae() -> ConfigDict:
+    """Masked pre-training of a ConvViT on 2-D images (ConvMAE)."""
+    return _make("convmae")
+
+
+def convvit(preset: str = "paper") -> ConfigDict:
+    """Fine-tuning of a ConvViT: ConvMAE's recipe, or "upstream", DeblurringMIM's code."""
+    return _make("convvit", "upstream" if preset == "repo" else preset)
 
 
 def linear_probe() -> ConfigDict:

@@ -46,6 +46,9 @@ LABELS = {
 }
 PROJECTION = {"model.projector": (16, 16, 8), "model.predictor": (16, 8)}
 BACKBONES = ("resnet", "convnext", "swin2d")
+CONVVIT = {"image_size": 32, "model.patch_size": 16, "model.stem_dims": (8, 12), "model.stem_depths": (1, 1)}
+# Networks that cannot start from a ViT.
+OTHERS = (*BACKBONES, "convvit")
 BACKBONE = {"image_size": 32, "model.width": 8, "model.depths": (1, 1, 2, 1)}
 # What tests rely on, whatever the demo is tuned to.
 QUICKSTART = {
@@ -79,12 +82,15 @@ def changed(name, **overrides):
         projection = PROJECTION if "model.projector" in has else {}
         if projection and not model.predictor:
             projection = PROJECTION | {"model.predictor": ()}
-        shrunk = SHRINK | projection | (BACKBONE if model.name == "siamese_resnet" else {})
+        own_sizes = {"siamese_resnet": BACKBONE, "convvit_mae": CONVVIT}.get(model.name, {})
+        shrunk = SHRINK | projection | own_sizes
         shrunk = {field: value for field, value in shrunk.items() if field in has}
         return shrunk | (QUICKSTART if name == "quickstart" else {}) | own
     out = {k: v for k, v in SHRINK.items() if not k.startswith(UNLABELLED)} | LABELS
     if load(name).model.name in BACKBONES:
         out = {k: v for k, v in out.items() if not k.startswith("model.")} | BACKBONE
+    if load(name).model.name == "convvit":
+        out |= CONVVIT
     if own.get("init_from"):
         out = {k: v for k, v in out.items() if not k.startswith(("image_size", "model."))}
     return out | own

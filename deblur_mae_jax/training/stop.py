@@ -67,12 +67,27 @@ class Stop:
             after = "after this step; saving a checkpoint" if self._deferred else "now"
             with contextlib.suppress(OSError, RuntimeError, ValueError):  # a pipe that the same Ctrl-C has closed
                 print(f"stopping {after}{quit_now}", file=sys.stderr, flush=True)
+        raises = not self._deferred and not _several()
+        if raises and _swallows(frame):
+            self._repeat(number)
+            return
         if number == signal.SIGINT:  # a second Ctrl-C stops at once
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if _several():
                 os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
-        if not self._deferred and not _several():
+        if raises:
             raise Stopped(number)
+
+    def _repeat(self, number: int) -> None:
+        """Send the signal again, when the code that would swallow an exception has ended."""
+
+        def send() -> None:
+            if self in _current:
+                os.kill(os.getpid(), number)
+
+        timer = threading.Timer(0.05, send)
+        timer.daemon = True
+        timer.start()
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -103,6 +118,15 @@ class Stop:
 
 
 _current: list[Stop] = []
+
+
+def _swallows(frame: Any) -> bool:
+    """Whether an exception raised in `frame` is lost: Python ignores those of garbage collection."""
+    while frame is not None:
+        if frame.f_code.co_name in ("__del__", "_xla_gc_callback"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _several() -> bool:

@@ -143,8 +143,6 @@ def recognise(names: Iterable[str]) -> Any:
     for module in formats().values():
         if module.matches(names):
             return module
-    if any(name.startswith("patch_embed1.") for name in names):
-        raise UserError("it is a ConvMAE, which this library does not have. Choices: ViT networks")
     shown = ", ".join(sorted(names)[:4]) or "nothing"
     known = "; ".join(titles().values())
     raise UserError(

@@ -28,7 +28,7 @@ TRANSFER = [
     for name in tiny.CONFIGS
     if tiny.identity(name).axes == 2
     and tiny.identity(name).kind in ("classify", "")
-    and tiny.load(name).model.name not in tiny.BACKBONES
+    and tiny.load(name).model.name not in tiny.OTHERS
 ]
 
 

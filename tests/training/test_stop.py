@@ -24,6 +24,23 @@ def test_outside_of_the_loop_a_request_takes_effect_at_once():
     assert caught.value.number == signal.SIGTERM and not isinstance(caught.value, Exception)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_in_garbage_collection_is_not_lost(capsys, number):
+    """Python ignores exceptions there; the signal came in JAX's callback of the collector."""
+
+    class Doomed:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    with pytest.raises(stop.Stopped) as caught, stop.handling():
+        doomed = [Doomed()]
+        doomed.clear()
+        time.sleep(5)
+    assert caught.value.number == number
+    assert "Exception ignored" not in capsys.readouterr().err
+
+
 def test_inside_of_the_loop_it_waits():
     with stop.handling() as requests:
         with stop.handling() as inner, requests.deferred():
