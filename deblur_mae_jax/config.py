@@ -1,6 +1,6 @@
 """Every field of a run's config: its default, its meaning, and the kinds of run that have it.
 
-A kind of run is a function below: `pretraining()`, `convmae()`, `finetuning()`, `convvit()`, `backbones()`, `linear_probe()`, `probe()`, `blur_search()`,
+A kind of run is a function below: `pretraining()`, `diffmae()`, `convmae()`, `finetuning()`, `convvit()`, `backbones()`, `linear_probe()`, `probe()`, `blur_search()`,
 `contrastive()`, `segmentation()`, `volumes()`, `pretext()`, `volume_segmentation()`. Each picks groups of fields and states the values in which it
 differs from their defaults. The files of `configs/` call one of them and change what their method needs; the command
 line changes the rest. `python -m deblur_mae_jax.config` prints the reference page.
@@ -67,6 +67,15 @@ PRETEXT: Group = {
     "reconstruction_weight": Field(1.0, "Weight of the reconstruction loss. 0: off."),
     "temperature": Field(0.5, "Temperature of the contrast."),
 }  # fmt: skip
+DIFFMAE: Group = {
+    "mask_ratio": Field(0.75, "Share of the patches that are masked."),
+    "schedule": Field("linear", "Schedule of the noise: linear | cosine."),
+    "steps": Field(1000, "Steps of the diffusion."),
+    "rho": Field(0.8, "Exponent of the variances of the noise; below 1 there is more noise."),
+    "sampler": Field("ddim", "How reports draw a reconstruction: ddim | ddpm."),
+    "sampling_steps": Field(50, "Steps of such a drawing."),
+    "samples": Field(8, "Drawings of each image whose mean is measured too."),
+}  # fmt: skip
 MOCO: Group = {
     "temperature": Field(0.2, "Temperature of the contrast."),
     "momentum": Field(0.99, "Weight of the momentum encoder's own parameters in its update, at the start; it rises to 1."),
@@ -120,6 +129,12 @@ VIT_DECODER: Group = {
     "decoder_num_heads": Field(16, "Attention heads of the decoder."),
     "decoder_level_token": Field(True, "Pass the blur token to the decoder."),
 }
+DENOISER: Group = {
+    **{name: VIT_DECODER[name] for name in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")},
+    "decoder": Field("cross_self", "What the noisy patches attend to: cross_self (the visible ones, then each other) | cross (the visible ones) | joint (all together)."),
+    "time": Field("addition", "How the strength of the noise is told: addition | token | none."),
+    "skip": Field("u_shape", "Encoder blocks that the decoder blocks see: u_shape (the last first) | last."),
+}  # fmt: skip
 PROJECTION: Group = {
     "projector": Field((4096, 4096, 256), "Widths of the layers of the projector."),
     "predictor": Field((4096, 256), "Widths of the layers of the predictor (MoCo v3). (): none."),
@@ -387,6 +402,7 @@ GROUPS: dict[str, Groups] = {
 }
 GROUPS["backbones"] = {**GROUPS["finetuning"], "model": (BACKBONE,)}
 GROUPS["swin2d"] = {**GROUPS["finetuning"], "model": (BACKBONE, WINDOWS)}
+GROUPS["diffmae"] = {**GROUPS["pretraining"], "task": (_TASK, DEGRADE, BLUR_SITE, DIFFMAE), "model": (VIT, DENOISER)}
 GROUPS["convmae"] = {**GROUPS["pretraining"], "model": (CONVVIT, VIT_DECODER)}
 _CONVVIT_HEAD: Group = {name: VIT_HEAD[name] for name in ("drop_path", "head_init")}
 GROUPS["convvit"] = {**GROUPS["finetuning"], "model": (CONVVIT, _CONVVIT_HEAD)}
@@ -508,6 +524,7 @@ _DAE_PRETRAINING = {
 VALUES: dict[str, dict[str, Any]] = {
     "pretraining": {"task.name": "masked_recon"},
     "finetuning": {"task.name": "classify", "model.name": "vit", **_LABELS},
+    "diffmae": {"task.name": "diffmae", "model.name": "vit_diffmae", "report.num_eval_images": 16},
     # ConvMAE's commands; the batch is 3,072 images.
     "convmae": {
         "task.name": "masked_recon",
@@ -674,6 +691,11 @@ def contrastive(method: str, network: str, preset: str = "paper") -> ConfigDict:
     preset: "paper", or "upstream" for the published commands.
     """
     return _make(f"{method}_{network}", preset)
+
+
+def diffmae() -> ConfigDict:
+    """Masked diffusion pre-training of a ViT on 2-D images (DiffMAE), with MAE's optimiser."""
+    return _make("diffmae")
 
 
 def convmae() -> ConfigDict:

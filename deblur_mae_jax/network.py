@@ -82,7 +82,7 @@ class Network:
     @property
     def can_search(self) -> bool:
         """Whether the network can search blur levels: it must reconstruct 2-D images at a given level."""
-        reconstructs = self.kind == "reconstruct" and self.axes == 2
+        reconstructs = self.kind == "reconstruct" and self.axes == 2 and self.task.sample is None
         return reconstructs and self.inputs.degradation.at_level is not None
 
     @property

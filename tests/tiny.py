@@ -82,6 +82,8 @@ def changed(name, **overrides):
         projection = PROJECTION if "model.projector" in has else {}
         if projection and not model.predictor:
             projection = PROJECTION | {"model.predictor": ()}
+        if "task.sampling_steps" in has:
+            projection = {"task.sampling_steps": 3, "task.samples": 2}
         own_sizes = {"siamese_resnet": BACKBONE, "convvit_mae": CONVVIT}.get(model.name, {})
         shrunk = SHRINK | projection | own_sizes
         shrunk = {field: value for field, value in shrunk.items() if field in has}

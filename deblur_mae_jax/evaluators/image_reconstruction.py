@@ -18,6 +18,7 @@ from deblur_mae_jax.models import masking
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.reports.reconstruction import reconstruction_sheet
 from deblur_mae_jax.tasks import losses
+from deblur_mae_jax.tasks.contract import Task
 
 # Masks and degradations of the evaluation never change: they use this fixed step and a separate seed.
 EVALUATION_STEP = 0
@@ -48,6 +49,8 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
     features: mean of the patch tokens of the unmasked input `(B, D)`, if the network has such tokens.
     level: of the blur. clean, degraded, masked: the original, the degraded input, and that with masked patches.
     reconstructed, restored: from the visible patches, as in training; and with nothing masked.
+
+    A generative network has `sampled`, a drawing from the visible patches, and as `restored` the mean of several.
     """
     inputs, model, task = network.inputs, network.model, network.task
     mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
@@ -70,6 +73,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         per_image, out = task.loss(params, batch, keys)
         goal = masking.patchify(batch["targets"], model.patch_size)
         restored, more = model.apply({"params": params}, batch["inputs"], level=batch.get("level"))
+        drawn = _drawings(task, params, batch, keys)
 
         average = out["target"].mean(axis=(1, 2), keepdims=True)
         clean, degraded = (
@@ -78,25 +82,37 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         hidden = out["mask"][..., None]
         shown = masking.patchify(degraded, model.patch_size)
         masked = masking.unpatchify(jnp.where(hidden > 0, 128.0, shown), model.patch_size, model.in_chans)
-        restored = pixels(restored, goal)
-        return _features(model, more) | {
+        seen = {"degraded": degraded, "restored": pixels(drawn.get("restored", restored), goal)}
+        if drawn:
+            seen["sampled"] = pixels(drawn["sampled"], goal)
+        flat = jnp.broadcast_to(average, out["target"].shape)
+        measures = {f"mse_{name}": mse(image, clean) for name, image in seen.items()}
+        measures |= {f"ssim_{name}": ssim(image, clean) for name, image in seen.items()}
+        return _features(model, more) | measures | seen | {
             "loss": per_image,
-            "loss_of_mean": losses.patch_mse(
-                jnp.broadcast_to(average, out["target"].shape), out["target"], out["counted"]
-            ),
-            "mse_degraded": mse(degraded, clean),
-            "mse_restored": mse(restored, clean),
-            "ssim_degraded": ssim(degraded, clean),
-            "ssim_restored": ssim(restored, clean),
+            "loss_of_mean": losses.patch_mse(flat, out["target"], out["counted"]),
             "level": batch.get("level", jnp.zeros(count, jnp.int32)),
             "clean": clean,
-            "degraded": degraded,
             "masked": masked,
             "reconstructed": pixels(out["pred"], goal),
-            "restored": restored,
-        }
+        }  # fmt: skip
 
     return evaluate
+
+
+def _drawings(task: Task, params: Any, batch: Any, keys: Any) -> dict[str, jax.Array]:
+    """One drawing of a generative network, and the mean of several, as patches; {} for others."""
+    if task.sample is None:
+        return {}
+    draw = task.sample
+
+    def add(total, number):
+        one = draw(params, batch, keys, number)
+        return total + one, one
+
+    start = jnp.zeros_like(jax.eval_shape(draw, params, batch, keys, 0))
+    total, each = jax.lax.scan(add, start, jnp.arange(task.samples))
+    return {"sampled": each[0], "restored": total / task.samples}
 
 
 def _features(model: Any, out: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -140,5 +156,13 @@ def summary(arrays: Arrays) -> dict[str, float]:
         "psnr_restored": psnr(arrays["mse_restored"]),
         "ssim_degraded": float(arrays["ssim_degraded"].mean()),
         "ssim_restored": float(arrays["ssim_restored"].mean()),
+        **_of_drawings(arrays),
         **(representation.measures(arrays["features"]) if "features" in arrays else {}),
     }
+
+
+def _of_drawings(arrays: Arrays) -> dict[str, float]:
+    """Measures of one drawing of each image, of a generative network."""
+    if "mse_sampled" not in arrays:
+        return {}
+    return {"psnr_sampled": psnr(arrays["mse_sampled"]), "ssim_sampled": float(arrays["ssim_sampled"].mean())}

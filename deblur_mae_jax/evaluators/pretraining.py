@@ -30,6 +30,7 @@ KINDS: dict[tuple[str, int], Any] = {
     ("pretext", 3): volume_reconstruction,
     ("contrast", 2): two_views,
 }
+GENERATIVE = reconstruction.Look(meaning=reconstruction.GENERATIVE)
 LOOKS = {"contrast": contrast.LOOK}
 
 
@@ -122,7 +123,7 @@ class Evaluator:
             sheets=[(int(path.stem.split("_")[1]), path) for path in self._sheets()],
             config=fields.flat(config),
             skipped=len(run.skipped),
-            look=LOOKS.get(run.network.kind),
+            look=GENERATIVE if run.network.task.sample is not None else LOOKS.get(run.network.kind),
         )
 
     def finish(self, step: int, params: Any, main: bool) -> Conclusion:

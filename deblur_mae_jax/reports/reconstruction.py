@@ -29,6 +29,21 @@ MEANING = {
     "ssim_restored": "SSIM of its unmasked reconstruction",
     **FEATURES,
 }
+# Of a network that draws the masked patches.
+GENERATIVE = MEANING | {
+    "psnr_restored": "PSNR of the mean of several drawings from the visible patches (dB)",
+    "ssim_restored": "SSIM of that mean",
+    "psnr_sampled": "PSNR of one drawing (dB)",
+    "ssim_sampled": "SSIM of one drawing",
+}
+DRAWN = {
+    "clean": "clean",
+    "degraded": "input",
+    "masked": "visible patches",
+    "reconstructed": "denoised in one step",
+    "sampled": "one drawing",
+    "restored": "mean of drawings",
+}
 COLUMNS = {
     "clean": "clean",
     "degraded": "degraded input",
@@ -44,10 +59,11 @@ def reconstruction_sheet(
 ) -> Image.Image:
     """Clean, degraded, masked, reconstructed and |difference| of the first `count` images."""
     rows, labels = [], []
+    columns = DRAWN if "sampled" in arrays else COLUMNS
     for i in range(min(count, len(arrays["clean"]))):
-        shown = {k: arrays[k][i] for k in COLUMNS if k in arrays}
+        shown = {k: arrays[k][i] for k in columns if k in arrays}
         shown["difference"] = 2 * np.abs(shown["reconstructed"] - shown["clean"])
-        rows.append([shown[k] for k in COLUMNS])
+        rows.append([shown[k] for k in columns])
         label = Path(names[i]).stem[:16]
         if num_levels:
             level = int(arrays["level"][i])
@@ -55,7 +71,7 @@ def reconstruction_sheet(
             if step_size:
                 label += f"\nsigma {level * step_size:.1f}"
         labels.append(label)
-    return page.sheet(rows, list(COLUMNS.values()), labels)
+    return page.sheet(rows, list(columns.values()), labels)
 
 
 def curve(axis: Axes, lines: list[dict[str, Any]], key: str, **style: Any) -> None:

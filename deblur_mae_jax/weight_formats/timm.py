@@ -12,7 +12,7 @@ from deblur_mae_jax.workdir import run_folder
 
 NAME = "timm"
 TITLE = "timm"
-MODELS = (*vit.MODELS, "siamese_vit")
+MODELS = (*vit.MODELS, "siamese_vit", "vit_diffmae")
 NEEDS = ("torch", "timm")
 infer: Callable[..., Any] = vit.infer
 to_ours: Callable[[State], State] = vit.checked

@@ -118,7 +118,7 @@ def infer(weights: Weights) -> Inferred:
     has_decoder = "decoder_pred.weight" in weights.state
     if saved is not None:
         saved = fields.upgrade(saved)
-        if saved["model.name"] not in ("vit_mae", "siamese_vit") or has_decoder:
+        if saved["model.name"] not in ("vit_mae", "siamese_vit", "vit_diffmae") or has_decoder:
             return Inferred(saved, classes, [])
     values, classes, notes = _from_shapes(weights)
     if saved is not None:  # an exported encoder without its decoder or its projector
