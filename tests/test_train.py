@@ -163,6 +163,27 @@ def test_a_stopped_run_resumes_bit_exactly(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["moco_v3", "simclr", "diffmae", "convmae"])
+def test_a_killed_run_of_every_objective_goes_on_bit_exactly(tmp_path, name):
+    # The three processes run the same programs, so only the first one compiles them.
+    fields = {"optim__steps": 60, "checkpoint__every_epochs": 2.0, "compilation_cache": tmp_path / "xla"}
+    code, output = launch(tmp_path / "whole", name, **fields)
+    assert code == 0, output
+    arguments, environment = command(tmp_path / "killed", name, **fields)
+    process = subprocess.Popen(
+        arguments, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "killed", 20, process)
+    process.kill()
+    process.communicate(timeout=60)
+    code, output = launch(tmp_path / "killed", name, **fields)
+    assert code == 0 and "resuming at step" in output, output
+    whole, again = (json.loads((tmp_path / place / "result.json").read_text()) for place in ("whole", "killed"))
+    assert again["finished"] and again["params_fingerprint"] == whole["params_fingerprint"]
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("layouts", "batch", "kills", "terms"), [(((1, 1),), 8, 4, 2), (((2, 2), (1, 1)), 12, 3, 1)])
 def test_random_kills_lose_nothing(monkeypatch, layouts, batch, kills, terms):
     """A share of `benchmarks/kills.py`: ten signals at random moments, on one process and on changing numbers."""

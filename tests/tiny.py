@@ -123,7 +123,5 @@ def resolved(name="quickstart", **overrides):
 
 def flags(name="quickstart", **overrides):
     """The same as command-line flags."""
-    values = (
-        SHRINK | (QUICKSTART if name == "quickstart" else {}) | {k.replace("__", "."): v for k, v in overrides.items()}
-    )
+    values = changed(name, **overrides)
     return [f"--config=configs/{name}.py", *(f"--config.{k}={v}" for k, v in values.items())]

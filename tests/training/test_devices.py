@@ -51,6 +51,37 @@ def test_a_step_of_pictures_sums_the_gradients_once():
         assert sum(size for _, size in seen["found"].values()) <= 8 * (24 + 16)
 
 
+OBJECTIVES = """
+import json
+import jax, numpy as np, tiny
+from deblur_mae_jax import sharding
+from deblur_mae_jax.training import experiment
+
+out, whole, first = [], sharding.make_mesh, None
+for count in (1, 4):
+    sharding.make_mesh = lambda **_: whole(jax.devices()[:count])
+    run = experiment.build(tiny.config(NAME, optim__warmup_epochs=0.0))
+    first = first or jax.device_get(run.make_state())
+    state, losses = jax.device_put(first, sharding.replicated(run.mesh)), []
+    for batch in run.store.batches(0, 2):
+        state, numbers = run.train_step(state, run.arrays, batch)
+        losses.append(float(numbers["loss"]))
+    out.append(losses)
+print(json.dumps(out))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["moco_v3:deblur", "simclr", "diffmae", "convmae:levels"])
+def test_a_step_of_every_objective_is_the_same_on_four_devices(name):
+    """Contrasts see the whole batch, and the statistics of BatchNorm are those of the whole batch."""
+    one, four = printed(f"NAME = {name!r}\n{OBJECTIVES}")
+    assert len(one) == 2
+    # The second step follows an update, in which LARS and Adam enlarge small differences of the gradients.
+    np.testing.assert_allclose(four[0], one[0], rtol=2e-6)
+    np.testing.assert_allclose(four[1], one[1], rtol=2e-3)
+
+
 VOLUMES = """
 import itertools, json
 import jax, numpy as np, tiny_volumes
