@@ -41,7 +41,7 @@ RUN: Group = {
     "init_parts": Field("both", "Parts of `init_from` to take: both | encoder | decoder."),
 }  # fmt: skip
 DEGRADE: Group = {
-    "degrade": Field("none", "How the input is degraded; join several with \"|\". blur.gaussian(sigma=1.1), blur.gaussian_levels(max_sigma=1.1, step=0.1), speckle.srad(40, 0.1), blur.mean(5), blur.median(5), blur.motion(5), blur.defocus(5), noise.gaussian_noise(0.25), resample.down_up(4), none."),
+    "degrade": Field("none", "How the input is degraded; join several with \"|\". blur.gaussian(sigma=1.1), blur.gaussian_levels(max_sigma=1.1, step=0.1), speckle.srad(40, 0.1), blur.mean(5), blur.median(5), blur.motion(5), blur.defocus(5), noise.gaussian_noise(0.25), resample.down_up(4), frequency.band_stop(0.2, 0.5), none."),
 }  # fmt: skip
 BLUR_SITE: Group = {
     "blur_site": Field("native", "native: degrade before the crop, in the image's own pixels (published code) | network: after the resize."),

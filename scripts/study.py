@@ -7,7 +7,8 @@
 `--preset=cpu` uses simulated phantoms and takes less than an hour on two cores; its numbers show that everything
 works, not which method is better on ultrasound. Finished runs are not repeated and interrupted runs are resumed. Two
 methods that differ only in fine-tuning share their pre-training. `--set NAME=VALUE` overrides a field of every
-fine-tuning run, `--set_pretrain` one of every pre-training run; `--only` selects methods.
+fine-tuning run, `--set_pretrain` one of every pre-training run; `--only` selects methods. A method may start from a
+weight file in the folder of `--weights`, or be quoted; the table says of each row whether it was run.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def parse(arguments=None):
     parser.add_argument("--seeds", default="", help="seeds of fine-tuning, such as 0,1,2")
     parser.add_argument("--folds", default="0", help="test folds, such as 0,1,2,3,4")
     parser.add_argument("--only", default="", help="methods, separated by commas")
+    parser.add_argument("--weights", default="", help="folder of weight files that some methods start from")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--set_pretrain", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--dry_run", action="store_true", help="print the runs and stop")
@@ -97,9 +99,11 @@ def plan(study, arguments):
         raise UserError(f"--only: no method '{unknown[0]}'. Choices: {', '.join(study['methods'])}")
     runs, pretrained = [], {}
     for name, method in study["methods"].items():
-        if only and name not in only:
+        if (only and name not in only) or method.get("quoted"):
             continue
-        source = None
+        source = weights_of(method, arguments.weights)
+        if method.get("weights") and source is None:
+            continue
         if method.get("pretrain"):
             overrides = {**study["pretrain"], **method.get("pretrain_overrides", {}),
                          **_overrides(arguments.set_pretrain)}  # fmt: skip
@@ -113,7 +117,7 @@ def plan(study, arguments):
                 runs.append(("pretrain", name, 0, 0, source, method["pretrain"], overrides))
         for fold in folds:
             for seed in seeds:
-                scratch = {} if source else study["scratch"]
+                scratch = {} if source else method.get("scratch", study["scratch"])
                 overrides = {**study["finetune"], **scratch, "seed": seed, "data.fold": fold,
                              **method.get("finetune_overrides", {}),
                              **_overrides(arguments.set)}  # fmt: skip
@@ -128,6 +132,27 @@ def plan(study, arguments):
     return runs
 
 
+def weights_of(method, folder):
+    """The file or folder of weights that a method starts from; None if there is none."""
+    name = method.get("weights")
+    if not name or not folder:
+        return None
+    place = Path(folder).expanduser().resolve()
+    choices = [place / name, *(place / f"{name}{end}" for end in (".safetensors", ".pth", ".pth.tar", ".bin"))]
+    return next((path for path in choices if path.exists()), None)
+
+
+def state_of(method, found, arguments):
+    """What the table says of a row: run, quoted, or what is missing."""
+    if method.get("quoted"):
+        return "quoted"
+    if found:
+        return "run"
+    if method.get("weights") and weights_of(method, arguments.weights) is None:
+        return f"needs {method['weights']}"
+    return "not run"
+
+
 def finished(folder):
     """Whether a run is done."""
     path = folder / "result.json"
@@ -137,8 +162,8 @@ def finished(folder):
 def command(folder, config, overrides):
     """The command line of a run."""
     flags = [f"--config.{name}={value}" for name, value in overrides.items()]
-    return [sys.executable, "main.py", f"--config=configs/{config}.py",
-            f"--workdir={folder}", *flags]  # fmt: skip
+    file, colon, words = config.partition(":")
+    return [sys.executable, "main.py", f"--config=configs/{file}.py{colon}{words}", f"--workdir={folder}", *flags]
 
 
 def execute(runs):
@@ -160,8 +185,11 @@ def execute(runs):
     return failed
 
 
-def collect(study, runs, folds):
-    """One row per method: mean, standard deviation and interval of each measure, and the paper's number."""
+def collect(study, runs, folds, arguments):
+    """One row per method: mean, standard deviation and interval of each measure, and the paper's number.
+
+    Rows without a finished run are left out, except in a study that also quotes.
+    """
     rows = []
     for name, method in study["methods"].items():
         found = []
@@ -169,9 +197,10 @@ def collect(study, runs, folds):
             path = folder / "metrics.json"
             if kind == "finetune" and of == name and path.exists() and finished(folder):
                 found.append((fold, json.loads(path.read_text())))
-        if not found:
+        if not found and "quoted" not in study:
             continue
         row = {"method": name, "runs": len(found), "leakage": any(n["leakage"] for _, n in found)}
+        row |= {"state": state_of(method, found, arguments), "paper": method.get("paper", {})}
         for measure in SHOWN:
             entries = [(f, n["splits"][n["judged_on"]]["per_image"].get(measure)) for f, n in found]
             values = [(f, e["value"]) for f, e in entries if e and e["value"] is not None]
@@ -205,15 +234,21 @@ def text_of(cell):
 def write(study, rows, output, folds, preset):
     """Write `table.md`, `table.csv` and `table.html`."""
     measures = [m for m in SHOWN if any(m in row for row in rows)]
-    head = ["method", "runs"]
+    if "quoted" in study:  # measures that only the paper gives
+        measures = [m for m in SHOWN if m in measures or any(m in row["paper"] for row in rows)]
+    also = study.get("quoted", ())
+    head = ["method", *(["state"] if also else []), "runs"]
     for measure in measures:
         head += [measure, f"{measure}, paper"]
+    head += [f"{name}, paper" for name in also]
     body = []
     for row in rows:
-        cells = [row["method"] + (" (LEAKAGE)" if row["leakage"] else ""), str(row["runs"])]
+        number = lambda value: "" if value is None else f"{value:.2f}"
+        cells = [row["method"] + (" (LEAKAGE)" if row["leakage"] else ""), *([row["state"]] if also else [])]
+        cells.append(str(row["runs"]))
         for measure in measures:
-            paper = row.get(measure, {}).get("paper")
-            cells += [text_of(row.get(measure)), "" if paper is None else f"{paper:.2f}"]
+            cells += [text_of(row.get(measure)), number(row["paper"].get(measure))]
+        cells += [number(row["paper"].get(name)) for name in also]
         body.append(cells)
     kind = "folds (Nadeau-Bengio)" if folds > 1 else "fine-tuning seeds (Student)"
     note = (
@@ -259,7 +294,7 @@ def main():
     output.mkdir(parents=True, exist_ok=True)
     failed = execute(runs)
     folds = len(set(arguments.folds.split(",")))
-    write(study, collect(study, runs, folds), output, folds, arguments.preset)
+    write(study, collect(study, runs, folds, arguments), output, folds, arguments.preset)
     if failed:
         print(f"error: {len(failed)} run(s) failed: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)

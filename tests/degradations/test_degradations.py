@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deblur_mae_jax import lookup
-from deblur_mae_jax.degradations import blur, borders, contract, noise, parse, resample, speckle
+from deblur_mae_jax.degradations import blur, borders, contract, frequency, noise, parse, resample, speckle
 
 FACTORIES = parse.factories()
 SPACES = {2: (19, 23, 1), 3: (9, 10, 11, 1)}
@@ -30,7 +30,7 @@ def test_the_papers_degradations_are_all_there():
     expected = {
         "blur.gaussian", "blur.gaussian_levels", "blur.mean", "blur.median", "blur.motion",
         "blur.defocus", "speckle.srad", "noise.gaussian_noise", "contract.none",
-        "resample.down_up",
+        "resample.down_up", "frequency.band_stop",
     }  # fmt: skip
     assert expected <= set(FACTORIES)
 
@@ -329,3 +329,21 @@ def test_down_up_of_a_cube_is_the_published_disruption(golden):
 def test_noise_by_its_variance():
     noisy = run(noise.gaussian_noise(variance=0.1, clip=False), jnp.zeros((40, 40, 40, 1)))
     assert abs(float((noisy / 255).var()) - 0.1) < 0.002
+
+
+@pytest.mark.parametrize("shape", [(17, 24, 1), (6, 9, 8, 1)])
+def test_band_stop_equals_numpys_fourier_transform(shape):
+    image = 90.0 + 0.3 * speckled(shape)  # far from the ends of the gray scale, where the result is clipped
+    axes = range(len(shape) - 1)
+    frequency_of = [np.abs(np.fft.fftfreq(shape[axis])) * 2 for axis in axes]
+    radius = np.sqrt(sum(np.square(f) for f in np.meshgrid(*frequency_of, indexing="ij")))[..., None]
+    whole = np.fft.fftn(np.asarray(image, np.float64), axes=list(axes))
+    want = np.fft.ifftn(np.where((radius >= 0.3) & (radius < 0.7), 0, whole), axes=list(axes)).real
+    np.testing.assert_allclose(run(frequency.band_stop(0.3, 0.7), image), want, atol=2e-3)
+
+
+def test_an_empty_band_is_the_identity():
+    image = speckled((17, 24, 1))
+    np.testing.assert_array_equal(run(frequency.band_stop(0.4, 0.4), image), image)
+    limits = frequency.band_stop(0.1, 0.6, drawn=True).draw(jax.random.key(0))["limits"]
+    assert 0.1 <= limits[0] <= limits[1] <= 0.6
