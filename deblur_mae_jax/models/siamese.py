@@ -151,10 +151,10 @@ def inner(encoder: Any, rules: Any, head: str) -> Callable[[Flat, Any], tuple[Fl
     return take
 
 
-def adapt(fit: Callable[[Flat, Flat, Any, Any], Adapted], encoder: Any, head: str) -> Any:
+def adapt(rules: Any, encoder: Any, head: str) -> Any:
     """The rule of these networks: all from a network of the same kind, or the encoder from any that it fits.
 
-    fit: the rule of the encoder.
+    rules: the `Rules` of the encoder.
     encoder: `model -> encoder`.
     head: prefix of the projector's layers.
     """
@@ -163,7 +163,8 @@ def adapt(fit: Callable[[Flat, Flat, Any, Any], Adapted], encoder: Any, head: st
         if any(name.startswith(BASE) for name in weights):
             return Adapted(weights, lambda name: not name.startswith(BASE))
         own = {name.removeprefix(BASE): value for name, value in needed.items() if name.startswith(BASE)}
-        found = fit(weights, own, before, encoder(model))
+        weights = {name: value for name, value in weights.items() if not name.startswith(rules.heads)}
+        found = rules.adapt(weights, own, before, encoder(model))
         renamed = {BASE + name: value for name, value in found.weights.items()}
 
         def optional(name: str) -> bool:

@@ -78,5 +78,5 @@ def flops_per_image(model: SiameseResNet, mask_ratio: float = 0.0, training: boo
 RULES = Rules(
     stem=f"{siamese.BASE}conv1/kernel", shift=(f"{siamese.BASE}bn1/running_mean", -1.0),
     encodes=lambda name: name.startswith(siamese.BASE) and not name.startswith(siamese.BASE + HEAD),
-    adapt=siamese.adapt(resnet.RULES.adapt, encoder, HEAD), inner=siamese.inner(encoder, resnet.RULES, HEAD),
+    adapt=siamese.adapt(resnet.RULES, encoder, HEAD), inner=siamese.inner(encoder, resnet.RULES, HEAD),
 )  # fmt: skip

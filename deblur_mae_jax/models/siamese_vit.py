@@ -85,5 +85,5 @@ RULES = Rules(
     undecayed=vit.TOKENS, stem=f"{siamese.BASE}patch_embed/proj/kernel",
     shift=(f"{siamese.BASE}patch_embed/proj/bias", 1.0),
     encodes=lambda name: name.startswith(siamese.BASE) and not name.startswith(siamese.BASE + HEAD),
-    adapt=siamese.adapt(vit.adapt, encoder, HEAD), inner=siamese.inner(encoder, vit.RULES, HEAD),
+    adapt=siamese.adapt(vit.RULES, encoder, HEAD), inner=siamese.inner(encoder, vit.RULES, HEAD),
 )  # fmt: skip
