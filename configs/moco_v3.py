@@ -8,7 +8,7 @@ LEPset and 71.68 on MMOTU. They do not say for how many steps they pre-train.
     moco_v3.py                ViT-B/16, AdamW
     moco_v3.py:resnet         ResNet-50, LARS
     moco_v3.py:deblur         the network sees blurred views, its momentum copy the clean ones
-    moco_v3.py:upstream       batch 4096, as the published command
+    moco_v3.py:upstream       batch 4096 and 300 epochs, as the published command
 
 Expected cost: 280 GFLOP per image (two views) with one channel. Our batch is 1,024; the negatives are the images of the
 batch. With `config.optim.accum_steps` they are those of one share only. A crop of 8 % of an image may leave the lesion
@@ -19,9 +19,11 @@ from deblur_mae_jax.config import contrastive, pick
 
 
 def get_config(arguments=""):
-    """The paper's recipe; 3.2 million images are seen per 10,675 images and 300 epochs."""
+    """The paper's recipe, for as many images as the other pre-trainings; its own 300 epochs are for ImageNet."""
     network, input_, preset = pick(arguments, ("vit", "resnet"), ("clean", "deblur"), ("paper", "upstream"))
     config = contrastive("moco_v3", network, preset)
+    if preset == "paper":
+        config.optim.epochs = 12000.0
     if input_ == "deblur":
         config.task.degrade = "blur.gaussian(sigma=1.1)"
     return config

@@ -19,9 +19,11 @@ from deblur_mae_jax.config import contrastive, pick
 
 
 def get_config(arguments=""):
-    """The paper's recipe at batch 1,024."""
+    """The paper's recipe at batch 1,024, for as many images as the other pre-trainings."""
     network, input_, preset = pick(arguments, ("resnet", "vit"), ("clean", "deblur"), ("paper", "upstream"))
     config = contrastive("simclr", network, preset)
+    if preset == "paper":
+        config.optim.epochs = 12000.0
     if input_ == "deblur":
         config.task.degrade = "blur.gaussian(sigma=1.1)"
     return config
