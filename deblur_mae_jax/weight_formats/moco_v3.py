@@ -50,9 +50,10 @@ def infer(weights: Weights) -> Inferred:
     else:
         found = timm_backbones.infer(dataclasses.replace(weights, state=timm_backbones.to_ours(inner), header={}))
     values = fields.flat(fields.contrastive("moco_v3", kind))
-    values |= {k: v for k, v in found.values.items() if k in values and k not in ("task.name", "model.name")}
     kept = ("image_size", "model.", "data.")
-    values = {k: (found.values.get(k, v) if k.startswith(kept) and k != "model.name" else v) for k, v in values.items()}
+    values |= {
+        k: v for k, v in found.values.items() if k in values and k.startswith(kept) and k != "model.name"
+    }  # fmt: skip
     if kind == "vit" and values["model.embed_dim"] == 384:
         values["model.num_heads"] = 12  # MoCo v3's ViT-S, unlike others
     projector, last = _mlp(state, f"{vit.BASE}{HEADS[network]}")

@@ -32,7 +32,8 @@ def from_ours(network: dict[str, Any], state: State) -> Converted:
     if network.get("kind") == "contrast":
         return Converted(vit.encoder_of(state, "head"), [vit.NO_PROJECTOR])
     left = [] if network["task"] == "classify" else [
-        "the decoder: timm has no place for it (mae, hf and d2mae have)"
+        "the decoder: timm has no place for it"
+        + (" (mae, hf and d2mae have)" if network.get("model") != "vit_diffmae" else "")
     ]  # fmt: skip
     folded = vit.fold_probe(state)
     changed = [] if folded is state else [vit.PROBE_FOLDED]

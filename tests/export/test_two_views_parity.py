@@ -75,6 +75,18 @@ def test_both_formats_agree_and_come_back_bit_for_bit(tmp_path, name):
             np.testing.assert_array_equal(value, again[path], err_msg=path)
 
 
+def test_the_encoder_of_a_diffmae_goes_to_timm_and_back(tmp_path):
+    config = inherit.resolve(tiny.config("diffmae"))[0]
+    net = networks.build(config)
+    trained = trained_network.TrainedNetwork(Path(), config, net, jax.device_get(jax.jit(net.init)()), [])
+    folder = export.export(trained, "timm", tmp_path / "out")
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert certificate["agreement"]["outputs"]["encoder tokens"]["max_difference"] <= 2e-5
+    back = trained_network.load(folder / "model.safetensors")
+    assert back.config.model.name == "vit"
+    jax.tree.map(np.testing.assert_array_equal, back.params["blocks_0"], trained.params["blocks_0"])
+
+
 def test_a_checkpoint_of_moco_v3_is_read(tmp_path):
     """Its sizes, its encoder as timm computes it, and an encoder for fine-tuning."""
     state = load_file(GOLDEN)
