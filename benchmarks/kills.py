@@ -8,6 +8,9 @@ another order. A SIGKILL goes to all processes of a run, as when a machine is lo
 it. The moment is uniform over the time that a whole run takes, so it can be anywhere: imports, the check of the images,
 the blur search of the fine-tuning, the compilation, a step, a save, an evaluation, the report. What a run had reached
 by its log is counted.
+
+`--only=fine-tuning` repeats the series whose names contain these words; the others are kept from the file. Every series
+names its commit.
 """
 
 import argparse
@@ -26,6 +29,8 @@ from benchmarks.common import ROOT, write
 
 sys.path.insert(0, str(ROOT / "tests"))
 import tiny
+
+from deblur_mae_jax.workdir import run_folder
 
 STEPS, IMAGES, BATCH, SAVE_EVERY = 1200, 64, 8, 48
 FIELDS = {
@@ -128,7 +133,7 @@ def disturb(before, workdir, rng, signals, layouts, batch, life):
     """Start a run until it is finished; at a random moment of each start, send the last of `signals` and remove it."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     facts = Counter()
-    slowest, redone, codes = 0.0, 0, Counter()
+    waits, redone, codes = [], 0, Counter()
     while True:
         layout = layouts[facts["starts"] % len(layouts)]
         facts["starts"] += 1
@@ -150,7 +155,7 @@ def disturb(before, workdir, rng, signals, layouts, batch, life):
                 process.kill()
             wait(started, 60)
         if sent == signal.SIGTERM:
-            slowest = max(slowest, time.monotonic() - began)
+            waits.append(round(time.monotonic() - began, 2))
         codes.update(p.returncode for p in started)
         log = (workdir.parent / "log_0.txt").read_text()
         if "Traceback" in log and sent != signal.SIGKILL:
@@ -165,7 +170,7 @@ def disturb(before, workdir, rng, signals, layouts, batch, life):
         if sent is None:
             ended = all(p.returncode == 0 for p in started)
             assert ended, log[-3000:]
-            return dict(facts), slowest, redone, {str(k): v for k, v in codes.items()}
+            return dict(facts), waits, redone, {str(k): v for k, v in codes.items()}
 
 
 def results(workdir):
@@ -187,25 +192,26 @@ def series(name, rng, kills, terms, layouts, batch, exact, before=None):
         want, losses = results(undisturbed), logged(undisturbed)
         signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
         rng.shuffle(signals)
-        total, codes, slowest, redone, runs, differ, apart = Counter(), Counter(), 0.0, 0, 0, 0, 0.0
+        total, codes, waits, redone, runs, differ, apart = Counter(), Counter(), [], 0, 0, 0, 0.0
         while signals:
             workdir = place / f"run_{runs}" / "run"
-            facts, slow, again, ended = disturb(before, workdir, rng, signals, layouts, batch, life)
+            facts, waited, again, ended = disturb(before, workdir, rng, signals, layouts, batch, life)
             runs += 1
             total.update(facts)
             codes.update(ended)
-            slowest, redone = max(slowest, slow), max(redone, again)
+            waits, redone = sorted([*waits, *waited]), max(redone, again)
             own = logged(workdir)
             same = results(workdir) == want and own == losses
             apart = max(apart, max(abs(own[s] / losses[s] - 1) for s in losses) if own.keys() == losses.keys() else 1e9)
             differ += (not same) if exact else apart > 1e-3
-            print(name, runs, "runs", dict(total), f"{slowest:.1f} s", "redone", redone, "apart", apart, flush=True)
+            print(name, runs, "runs", dict(total), waits[-1:], "s; redone", redone, "apart", apart, flush=True)
     return {
         "kills": kills, "terms": terms, "runs": runs, "seconds_of_a_run": life, **total,
         "checkpoints lost": total["checkpoints lost"], "tracebacks": total["tracebacks"],
         "not in time": total["not in time"], "runs that differ": differ, "largest_relative_difference_of_a_loss": apart,
-        "most_steps_redone": redone, "save_every": SAVE_EVERY, "slowest_seconds_after_sigterm": slowest,
-        "exit_codes": dict(codes),
+        "most_steps_redone": redone, "save_every": SAVE_EVERY, "slowest_seconds_after_sigterm": max(waits, default=0),
+        "seconds_after_sigterm": waits,
+        "exit_codes": dict(codes), "git": run_folder.git_state(),
     }  # fmt: skip
 
 
@@ -216,9 +222,12 @@ def main():
     parser.add_argument("--terms", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="")
+    parser.add_argument("--only", default="")
     a = parser.parse_args()
-    rng = random.Random(a.seed)
     out = {}
+    if a.only and a.output and Path(a.output).exists():
+        kept = json.loads(Path(a.output).read_text())
+        out = {name: {"git": kept["environment"]["git"], **value} for name, value in kept.items() if ", " in name}
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "pretraining" / "run"
         whole(None, before, 1, 1, BATCH)
@@ -229,6 +238,9 @@ def main():
             ("fine-tuning, one process", ((1, 1),), BATCH, before),
             ("fine-tuning, 1 to 4 processes", LAYOUTS, 12, before),
         )):  # fmt: skip
+            if a.only not in name:
+                continue
+            rng = random.Random(a.seed + number)
             kills, terms = (a.kills + number) // 4, (a.terms + number) // 4
             if kills + terms:
                 out[name] = series(name, rng, kills, terms, layouts, batch, len(layouts) == 1, network)

@@ -12,20 +12,13 @@ Expected cost: 103 GFLOP per image with one channel; 115 million parameters.
 Fine-tune it with `configs/convvit.py`. Its weights, ConvMAE's and DeblurringMIM's are read by `init_from`.
 """
 
-from deblur_mae_jax.config import convmae, pick
+from deblur_mae_jax.config import convmae, deblurring, pick
 
 
 def get_config(arguments=""):
     """MAE's optimiser: base learning rate 1.5e-4, 40 epochs of warm-up, weight decay 0.05."""
     (input_,) = pick(arguments, ("clean", "deblur", "levels"))
-    config = convmae()
-    if input_ == "deblur":
-        config.task.degrade = "blur.gaussian(sigma=1.1)"
-    if input_ == "levels":
-        config.task.degrade = "blur.gaussian_levels(max_sigma=1.1, step=0.1)"
-        config.model.conditioning = "token"
+    config = deblurring(convmae(), input_)
     if input_ != "clean":
-        config.task.loss_on = "all"
-        config.task.norm_pix_loss = False
         config.optim.epochs = 800.0
     return config

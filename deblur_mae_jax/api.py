@@ -202,7 +202,7 @@ def reconstruct(
     _need_decoder(trained, "reconstruct")
     network = trained.network
     model, inputs = network.model, network.inputs
-    if not 0 <= mask_ratio < 1 or masking.num_kept(model.grid**2, mask_ratio) < 1:
+    if not 0 <= mask_ratio < 1 or masking.num_kept(model.mask_grid**2, mask_ratio) < 1:
         raise UserError(f"mask_ratio={mask_ratio} must be in [0, 1) and leave a patch visible")
     mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
 
@@ -212,7 +212,7 @@ def reconstruct(
     def program(params, examples, start):
         data, keys = _view(network, examples, start)
         keys = stream_keys(seed, 0, start + jnp.arange(examples["size"].shape[0]))["mask"]
-        noise = jax.vmap(lambda key: jax.random.uniform(key, (model.grid**2,)))(keys)
+        noise = jax.vmap(lambda key: jax.random.uniform(key, (model.mask_grid**2,)))(keys)
         pred, out = model.apply(
             {"params": params},
             data["inputs"],
@@ -220,18 +220,18 @@ def reconstruct(
             mask_ratio=mask_ratio,
             level=data.get("level"),
         )
-        goal = masking.patchify(data["targets"], model.patch_size)
+        goal = masking.patchify(data["targets"], model.mask_size)
         if network.task.norm_pix_loss:  # undo it with the true statistics
             average, spread = losses.patch_statistics(goal)
             pred = pred * spread + average
         degraded = gray(data["inputs"])
-        shown = masking.patchify(degraded, model.patch_size)
+        shown = masking.patchify(degraded, model.mask_size)
         hidden = jnp.where(out["mask"][..., None] > 0, 128.0, shown)
         return {
             "clean": gray(data["targets"]),
             "degraded": degraded,
-            "masked": masking.unpatchify(hidden, model.patch_size, model.in_chans),
-            "reconstructed": gray(masking.unpatchify(pred, model.patch_size, model.in_chans)),
+            "masked": masking.unpatchify(hidden, model.mask_size, model.in_chans),
+            "reconstructed": gray(masking.unpatchify(pred, model.mask_size, model.in_chans)),
             "mask": out["mask"],
         }
 

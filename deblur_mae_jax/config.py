@@ -1,7 +1,7 @@
 """Every field of a run's config: its default, its meaning, and the kinds of run that have it.
 
-A kind of run is a function below: `pretraining()`, `diffmae()`, `convmae()`, `finetuning()`, `convvit()`, `backbones()`, `linear_probe()`, `probe()`, `blur_search()`,
-`contrastive()`, `segmentation()`, `volumes()`, `pretext()`, `volume_segmentation()`. Each picks groups of fields and states the values in which it
+A kind of run is a function below: `pretraining()`, `diffmae()`, `convmae()`, `simmim()`, `finetuning()`, `convvit()`, `beit()`, `backbones()`, `linear_probe()`, `probe()`, `blur_search()`,
+`contrastive()`, `segmentation()`, `segmenter()`, `volumes()`, `pretext()`, `volume_segmentation()`. Each picks groups of fields and states the values in which it
 differs from their defaults. The files of `configs/` call one of them and change what their method needs; the command
 line changes the rest. `python -m deblur_mae_jax.config` prints the reference page.
 
@@ -51,6 +51,7 @@ MASKED_RECON: Group = {
     "loss_on": Field("all", "Patches that count in the loss: all | masked."),
     "mask_ratio": Field(0.75, "Share of the patches that are masked."),
     "norm_pix_loss": Field(False, "Normalise each target patch to mean 0 and standard deviation 1 (He et al. 2022)."),
+    "error": Field("squared", "Error of a pixel in the loss: squared | absolute (SimMIM)."),
 }  # fmt: skip
 DISRUPTED_RECON: Group = {
     "local_mask": Field(0.6, "Share of the patch embedding's channels that are set to zero."),
@@ -97,6 +98,8 @@ SEGMENT: Group = {
     "ce_weight": Field(1.0, "Weight of the cross-entropy term."),
 }  # fmt: skip
 
+SECOND_HEAD: Group = {"auxiliary_weight": Field(0.4, "Weight of the cross-entropy of a UPerNet's second head.")}
+
 COMPUTE: Group = {
     "dtype": Field("auto", "auto (bfloat16 on accelerators, float32 on CPUs) | bfloat16 | float32."),
     "remat": Field(False, "Recompute activations in the backward pass to save memory."),
@@ -129,6 +132,14 @@ VIT_DECODER: Group = {
     "decoder_num_heads": Field(16, "Attention heads of the decoder."),
     "decoder_level_token": Field(True, "Pass the blur token to the decoder."),
 }
+MIM: Group = {"mask_size": Field(32, "Side of the patches that are masked together, pixels.")}
+_LAYER_SCALE = "Initial factor of each branch of a BEiT's blocks. 0: no such factors."
+MIM_VIT: Group = {
+    **MIM,
+    "positions": Field("sincos", "Positions of the patches: sincos (MAE's fixed table) | relative_shared (a BEiT with one table for all blocks, SimMIM's)."),
+    "layer_scale": Field(0.1, _LAYER_SCALE),
+    "drop_path": Field(0.1, "Stochastic depth of the last block."),
+}  # fmt: skip
 DENOISER: Group = {
     **{name: VIT_DECODER[name] for name in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")},
     "decoder": Field("cross_self", "What the noisy patches attend to: cross_self (the visible ones, then each other) | cross (the visible ones) | joint (all together)."),
@@ -148,9 +159,21 @@ VIT_HEAD: Group = {
     "probe": Field(False, "BatchNorm without affine parameters before the head."),
     "head_init": Field(2e-5, "Standard deviation of the head's initial weights."),
 }  # fmt: skip
+BEIT_HEAD: Group = {
+    "positions": Field("relative", "Positions of the patches: relative (a table in every block) | relative_shared (one for all)."),
+    "layer_scale": Field(float, f"{_LAYER_SCALE} Unset: 0.1."),
+    **{name: VIT_HEAD[name] for name in ("pool", "drop_path")},
+    "head_init": Field(0.001, "Standard deviation of the head's initial weights."),
+}  # fmt: skip
 VIT_UNETR: Group = {"width": Field(16, "Channels of the segmentation decoder at full resolution.")}
+SEGMENTER: Group = {
+    "encoder": Field("resnet", "Encoder: resnet | convnext | swin2d | vit | beit | convvit."),
+    "decoder": Field("unetpp", "Decoder: unetpp (U-Net++) | upernet (UPerNet)."),
+    "decoder_width": Field(512, "Channels of a UPerNet's decoder."),
+    "drop_path": Field(0.1, "Stochastic depth of the encoder's last block."),
+}  # fmt: skip
 BACKBONE: Group = {
-    "name": Field("resnet", "Network: resnet | convnext | swin2d."),
+    "name": Field("resnet", "Network: resnet | convnext | swin2d, or one that contains it."),
     "variant": Field("", 'Size. ResNet: 50 | 101. ConvNeXt and Swin: T | S | B | L. "": the first of these.'),
     "width": Field(int, "Channels of the first stage. Unset: those of the variant."),
     "depths": Field(tuple, "Blocks of each stage. Unset: those of the variant."),
@@ -297,7 +320,7 @@ OPTIM: Group = {
     "scale_lr": Field(True, "Multiply `base_lr` by batch_size / 256."),
     "min_lr": Field(0.0, "Learning rate at the end."),
     "warmup_lr": Field(0.0, "With schedule=timm: learning rate at the start of the warm-up."),
-    "schedule": Field("cosine", "After the warm-up: cosine | constant | timm (DAE's code) | by_epoch (MONAI's)."),
+    "schedule": Field("cosine", "After the warm-up: cosine | constant | timm (DAE's code) | by_epoch (MONAI's) | multistep (SimMIM's: a tenth after 7/8 of the run)."),
     "b1": Field(0.9, "AdamW's decay of the first moment."),
     "b2": Field(0.95, "AdamW's decay of the second moment."),
     "eps": Field(1e-8, "AdamW's epsilon."),
@@ -403,9 +426,20 @@ GROUPS: dict[str, Groups] = {
 GROUPS["backbones"] = {**GROUPS["finetuning"], "model": (BACKBONE,)}
 GROUPS["swin2d"] = {**GROUPS["finetuning"], "model": (BACKBONE, WINDOWS)}
 GROUPS["diffmae"] = {**GROUPS["pretraining"], "task": (_TASK, DEGRADE, BLUR_SITE, DIFFMAE), "model": (VIT, DENOISER)}
+GROUPS["simmim_vit"] = {**GROUPS["pretraining"], "model": (VIT, MIM_VIT)}
 GROUPS["convmae"] = {**GROUPS["pretraining"], "model": (CONVVIT, VIT_DECODER)}
 _CONVVIT_HEAD: Group = {name: VIT_HEAD[name] for name in ("drop_path", "head_init")}
+GROUPS["beit"] = {**GROUPS["finetuning"], "model": (VIT, BEIT_HEAD)}
+GROUPS["simmim_swin2d"] = {**GROUPS["pretraining"], "model": (TRUNK, WINDOWS, MIM, {"drop_path": MIM_VIT["drop_path"]})}
 GROUPS["convvit"] = {**GROUPS["finetuning"], "model": (CONVVIT, _CONVVIT_HEAD)}
+_ENCODERS = {
+    "resnet": (TRUNK,), "convnext": (TRUNK,), "swin2d": (TRUNK, WINDOWS), "vit": (VIT,), "convvit": (CONVVIT,),
+    "beit": (VIT, {name: BEIT_HEAD[name] for name in ("positions", "layer_scale")}),
+}  # fmt: skip
+for _encoder, _fields in _ENCODERS.items():
+    GROUPS[f"segmenter_{_encoder}"] = {
+        **GROUPS["segmentation"], "task": (_TASK, DEGRADE, BLUR_SITE, SEGMENT, SECOND_HEAD), "model": (*_fields, SEGMENTER)
+    }  # fmt: skip
 _CONTRAST: Groups = {
     **_COMMON,
     "data": (SOURCE, IMAGES),
@@ -444,6 +478,7 @@ INHERITED_BY_VOLUMES = (
 INHERITS = {
     "finetuning": INHERITED_BY_IMAGES,
     "convvit": INHERITED_BY_CONVVIT,
+    "beit": (*INHERITED_BY_IMAGES, "model.layer_scale"),
     "backbones": INHERITED_BY_BACKBONES,
     "swin2d": INHERITED_BY_BACKBONES,
     "probe": INHERITED_BY_IMAGES,
@@ -451,6 +486,8 @@ INHERITS = {
     "segmentation": INHERITED_BY_IMAGES,
     "volume_segmentation": INHERITED_BY_VOLUMES,
 }
+_OF_ENCODER = {"vit": INHERITS["finetuning"], "beit": INHERITS["beit"], "convvit": INHERITED_BY_CONVVIT}
+INHERITS |= {f"segmenter_{name}": _OF_ENCODER.get(name, INHERITED_BY_BACKBONES) for name in _ENCODERS}
 FROM_SCRATCH = {
     "volume_segmentation": {
         "image_size": 96,
@@ -497,6 +534,19 @@ _SIMCLR = {
     "optim.epochs": 300.0,
     "optim.warmup_epochs": 10.0,
 }
+# SimMIM's commands: the rates are those of a batch of 512 images there, and of 256 here.
+_SIMMIM = {
+    "task.name": "masked_recon",
+    "task.loss_on": "masked",
+    "task.error": "absolute",
+    "task.mask_ratio": 0.6,
+    "data.crop_scale": (0.67, 1.0),
+    "optim.batch_size": 2048,
+    "optim.b2": 0.999,
+    "optim.clip_norm": 5.0,
+    "optim.decay_on": "weights",
+    "optim.warmup_epochs": 10.0,
+}
 _DAE = {
     "image_size": 96,
     "model.name": "swin_unetr",
@@ -541,6 +591,26 @@ VALUES: dict[str, dict[str, Any]] = {
         "optim.base_lr": 5e-4,
         "optim.layer_decay": 0.65,
     },
+    "simmim_vit": {"model.name": "vit_mim", **_SIMMIM, "optim.base_lr": 5e-5, "optim.schedule": "multistep"},
+    "simmim_swin2d": {
+        "model.name": "swin2d_mim",
+        **_SIMMIM,
+        "image_size": 192,
+        "model.window": 6,
+        "model.drop_path": 0.0,
+        "optim.base_lr": 1e-4,
+        "optim.min_lr": 4e-5,
+    },
+    # SimMIM's fine-tuning of a ViT; BEiT's and USFM's have the same rates.
+    "beit": {
+        "task.name": "classify",
+        "model.name": "beit",
+        **_LABELS,
+        "optim.base_lr": 6.25e-4,
+        "optim.min_lr": 2.5e-7,
+        "optim.warmup_epochs": 20.0,
+        "optim.layer_decay": 0.65,
+    },
     "backbones": {"task.name": "classify", **_LABELS, "optim.layer_decay": 1.0},
     "swin2d": {"task.name": "classify", "model.name": "swin2d", **_LABELS, "optim.layer_decay": 1.0},
     "probe": {"task.name": "probe", "model.name": "vit", **_LABELS},
@@ -580,6 +650,21 @@ VALUES: dict[str, dict[str, Any]] = {
         "data.test_split": "auto",
         "select.metric": "dice",
         "optim.batch_size": 32,
+    },
+    **{
+        f"segmenter_{encoder}": {
+            "task.name": "segment",
+            "model.name": "segmenter",
+            "model.encoder": encoder,
+            **_LABELS,
+            "data.crop_scale": (0.5, 1.0),
+            "data.val_split": "auto",
+            "data.test_split": "auto",
+            "select.metric": "dice",
+            "optim.batch_size": 16,
+            "optim.layer_decay": 1.0,
+        }
+        for encoder in _ENCODERS
     },
     "volumes": {"task.name": "disrupted_recon", **_DAE_PRETRAINING},
     "pretext": {
@@ -638,7 +723,12 @@ UPSTREAM: dict[str, dict[str, Any]] = {
 }
 
 
-UPSTREAM |= {"convvit": UPSTREAM["finetuning"], "backbones": UPSTREAM["finetuning"], "swin2d": UPSTREAM["finetuning"]}
+UPSTREAM |= {
+    "convvit": UPSTREAM["finetuning"],
+    "beit": UPSTREAM["finetuning"],
+    "backbones": UPSTREAM["finetuning"],
+    "swin2d": UPSTREAM["finetuning"],
+}
 # The published commands: batch 4096; the rate and weight decay of SimCLR's command for 100 epochs.
 UPSTREAM |= {name: {"optim.batch_size": 4096} for name in ("moco_v3_vit", "moco_v3_resnet")}
 UPSTREAM |= {
@@ -708,6 +798,19 @@ def convvit(preset: str = "paper") -> ConfigDict:
     return _make("convvit", "upstream" if preset == "repo" else preset)
 
 
+def simmim(network: str) -> ConfigDict:
+    """Masked pre-training of a ViT or a Swin on 2-D images with one linear layer as decoder (SimMIM).
+
+    network: "vit" or "swin2d".
+    """
+    return _make(f"simmim_{network}")
+
+
+def beit(preset: str = "paper") -> ConfigDict:
+    """Fine-tuning of a BEiT: SimMIM's recipe, or "upstream", DeblurringMIM's code."""
+    return _make("beit", "upstream" if preset == "repo" else preset)
+
+
 def linear_probe() -> ConfigDict:
     """A linear classifier on the frozen encoder (He et al. 2022, table 10): LARS, plain crops."""
     config = _make("finetuning")
@@ -751,6 +854,27 @@ def segmentation() -> ConfigDict:
     return _make("segmentation")
 
 
+def segmenter(encoder: str, decoder: str) -> ConfigDict:
+    """Segmentation of 2-D images by the encoder of a classifier with the decoder of a U-Net++ or a UPerNet.
+
+    encoder: "resnet", "convnext", "swin2d", "vit", "beit" or "convvit".
+    decoder: "unetpp", with a constant rate and the Dice loss, as in DeblurringMIM's code; or "upernet", with
+        cross-entropy and its second head, as in the UPerNets of Swin and BEiT.
+    """
+    config = _make(f"segmenter_{encoder}")
+    config.model.decoder = decoder
+    if decoder == "unetpp":
+        return change(config, {
+            "task.loss": "dice", "task.auxiliary_weight": 0.0, "optim.scale_lr": False, "optim.base_lr": 1e-4,
+            "optim.schedule": "constant", "optim.weight_decay": 0.0, "optim.warmup_epochs": 0.0,
+            "select.patience_epochs": 100.0, "model.drop_path": 0.2,
+        })  # fmt: skip
+    layer_decay = {"convnext": 0.8, "swin2d": 0.9, "vit": 0.75, "beit": 0.75, "convvit": 0.75}
+    return change(config, {
+        "task.loss": "ce", "optim.scale_lr": False, "optim.base_lr": 1e-4, "optim.layer_decay": layer_decay.get(encoder, 1.0),
+    })  # fmt: skip
+
+
 def volumes(preset: str = "paper") -> ConfigDict:
     """Pre-training with Disruptive Autoencoders (MIDL 2024) and all their disruptions.
 
@@ -770,6 +894,20 @@ def volume_segmentation(preset: str = "paper") -> ConfigDict:
     preset: "paper", or "upstream" for the settings of the published code.
     """
     return _make("volume_segmentation", preset)
+
+
+def deblurring(config: ConfigDict, input_: str) -> ConfigDict:
+    """Make a masked pre-training deblur: the loss is on all patches of the sharp image.
+
+    input_: "clean" for no change; "deblur", blurred with DeblurrMAE's sigma of 1.1; or "levels", D2MAE's blur levels
+        with a blur token.
+    """
+    values: dict[str, Any] = {"task.loss_on": "all", "task.norm_pix_loss": False}
+    if input_ == "deblur":
+        values["task.degrade"] = "blur.gaussian(sigma=1.1)"
+    if input_ == "levels":
+        values |= {"task.degrade": "blur.gaussian_levels(max_sigma=1.1, step=0.1)", "model.conditioning": "token"}
+    return change(config, values if input_ != "clean" else {})
 
 
 def on_organ(config: ConfigDict, organ: str) -> ConfigDict:
@@ -949,7 +1087,7 @@ def reference() -> str:
                     continue
                 seen[id(group)] = None
                 users = [k for k, g in GROUPS.items() if any(x is group for x in g.get(section, ()))]
-                lines += ["", f"In {', '.join(f'`{user}`' for user in users)}:", "", "| field | default | meaning |", "|---|---|---|"]  # fmt: skip
+                lines += ["", f"In {_kinds(users)}:", "", "| field | default | meaning |", "|---|---|---|"]  # fmt: skip
                 lines += [_row(section, name, field) for name, field in group.items()]
     lines += ["", "## Kinds of run", "", "The functions of `deblur_mae_jax/config.py`, and where each differs from the defaults."]  # fmt: skip
     for kind, values in VALUES.items():
@@ -959,6 +1097,15 @@ def reference() -> str:
         lines += [f"| `{name}` with preset `upstream` | `{value!r}` |" for name, value in UPSTREAM.get(kind, {}).items()]  # fmt: skip
         lines += ["", f"Unset, so inherited from `config.init_from`: {unset}."] if unset else []
     return "\n".join(lines).replace("|`", "| `") + "\n"
+
+
+def _kinds(users: list[str]) -> str:
+    """Kinds of run for the reference page, by those that are left out where these are fewer."""
+    others = [kind for kind in GROUPS if kind not in users]
+    listed = lambda names: ", ".join(f"`{name}`" for name in names)
+    if not others:
+        return "every kind of run"
+    return listed(users) if len(users) <= len(others) else f"every kind of run but {listed(others)}"
 
 
 def _row(section: str, name: str, field: Field) -> str:

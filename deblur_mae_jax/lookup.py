@@ -44,12 +44,14 @@ def call(function: Callable[..., Any], section: str, fields: dict[str, Any], **m
     """Call `function(**fields, **more)` after checking that `function` accepts each of the `fields`.
 
     section: section of the config that holds the fields, for the error message.
-    A function with `**fields` accepts the fields of the dataclass that it returns.
+    A function with `**fields` accepts the fields of the dataclass that it returns. One with `**passed_on` checks
+    further fields itself.
     Raises `UserError` with the name of the field.
     """
     accepted = _arguments(function)
+    checks_itself = "passed_on" in inspect.signature(function).parameters
     for name in fields:
-        if name not in accepted:
+        if name not in accepted and not checks_itself:
             choices: Iterable[str] = accepted - set(more)
             raise UserError(
                 f"{unknown(f'config.{section}', name, choices)} config.{section}.name chooses what takes these fields"

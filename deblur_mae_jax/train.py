@@ -63,12 +63,14 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, re
     run = experiment.build(config, None if dry_run else folder, source, progress.counters())
     run.notes[:0] = notes
     agreement.require(data=run.index.fingerprint)
+    requests.poll()
     _introduce(run, progress)
     state = run.make_state()
     if dry_run:
         compilation.dry_run(run, state, progress)
         return Result(0, False, Path(os.devnull), None, "", state.params)
     _list_skipped(run, folder)
+    requests.poll()
 
     # Restore its last checkpoint, if there is one.
     checkpoints = checkpoint.open_run(folder, config.checkpoint)

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from deblur_mae_jax.data import audit, image_folder, index, manifest, splits
+from deblur_mae_jax.data import audit, dataset, image_folder, index, manifest, splits
 from deblur_mae_jax.data.phantoms import Phantoms
 from deblur_mae_jax.data.source import subset
 from deblur_mae_jax.errors import UserError
@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import make_splits  # noqa: E402
 import study  # noqa: E402
+import tn3k_folds  # noqa: E402
 
 
 def write_set(folder, patients=20):
@@ -63,6 +64,34 @@ def test_splits_keep_patients_whole_and_never_change(tmp_path, capsys):
     assert (tmp_path / "a.html").exists()
     with pytest.raises(UserError, match="have no labels"):
         make_splits.make(make_splits.parse([f"--root={tmp_path / 'benign'}", f"--output={tmp_path / 'x.csv'}"]))
+
+
+def write_tn3k(folder):
+    """Five training and two test images in TN3K's folders, with one fold for all five numbers."""
+    for part, count in (("trainval", 5), ("test", 2)):
+        for number in range(count):
+            for kind, suffix in (("image", "jpg"), ("mask", "png")):
+                path = folder / f"{part}-{kind}" / f"{number:04d}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.zeros((40, 40), np.uint8)
+                pixels[10:20, 10 + number : 30] = 255
+                Image.fromarray(pixels).save(path)
+    for number in range(5):
+        listed = {"train": [n for n in range(5) if n != number], "val": [number]}
+        (folder / f"tn3k-trainval-fold{number}.json").write_text(json.dumps(listed))
+
+
+def test_the_folds_of_tn3k_become_manifests(tmp_path, capsys):
+    write_tn3k(tmp_path)
+    tn3k_folds.main([f"--root={tmp_path}"])
+    assert "fold4.csv: 4 train, 1 val, 2 test" in capsys.readouterr().out
+    config = tiny.resolved("segment_images", data__name="manifest", data__root=str(tmp_path / "fold3.csv"))
+    found = {split: dataset.load_source(config, split) for split in ("train", "val", "test")}
+    assert {split: len(source.names) for split, source in found.items()} == {"train": 4, "val": 1, "test": 2}
+    assert found["val"].names == ["trainval-image/0003.jpg"] and found["val"].masks(0).any()
+    (tmp_path / "tn3k-trainval-fold0.json").write_text(json.dumps({"train": [0, 1, 2, 3], "val": [3]}))
+    with pytest.raises(SystemExit, match="lists 5 images \\(4 different ones\\), and 'trainval-image' holds 5"):
+        tn3k_folds.main([f"--root={tmp_path}"])
 
 
 def test_every_fold_tests_once():

@@ -48,7 +48,9 @@ PROJECTION = {"model.projector": (16, 16, 8), "model.predictor": (16, 8)}
 BACKBONES = ("resnet", "convnext", "swin2d")
 CONVVIT = {"image_size": 32, "model.patch_size": 16, "model.stem_dims": (8, 12), "model.stem_depths": (1, 1)}
 # Networks that cannot start from a ViT.
-OTHERS = (*BACKBONES, "convvit")
+OTHERS = (*BACKBONES, "convvit", "beit")
+MIM = {"model.mask_size": 8}
+SWIN_MIM = {"image_size": 64, "model.width": 8, "model.depths": (1, 1, 2, 1), "model.mask_size": 32, "model.window": 2}
 BACKBONE = {"image_size": 32, "model.width": 8, "model.depths": (1, 1, 2, 1)}
 # What tests rely on, whatever the demo is tuned to.
 QUICKSTART = {
@@ -84,15 +86,22 @@ def changed(name, **overrides):
             projection = PROJECTION | {"model.predictor": ()}
         if "task.sampling_steps" in has:
             projection = {"task.sampling_steps": 3, "task.samples": 2}
-        own_sizes = {"siamese_resnet": BACKBONE, "convvit_mae": CONVVIT}.get(model.name, {})
+        own_sizes = {"siamese_resnet": BACKBONE, "convvit_mae": CONVVIT, "vit_mim": MIM, "swin2d_mim": SWIN_MIM}
+        own_sizes = own_sizes.get(model.name, {})
         shrunk = SHRINK | projection | own_sizes
         shrunk = {field: value for field, value in shrunk.items() if field in has}
         return shrunk | (QUICKSTART if name == "quickstart" else {}) | own
     out = {k: v for k, v in SHRINK.items() if not k.startswith(UNLABELLED)} | LABELS
-    if load(name).model.name in BACKBONES:
+    kind, segments = load(name).model.name, load(name).model.name == "segmenter"
+    if segments:
+        kind = load(name).model.encoder
+    if kind in BACKBONES:
         out = {k: v for k, v in out.items() if not k.startswith("model.")} | BACKBONE
-    if load(name).model.name == "convvit":
+    if kind == "convvit":
         out |= CONVVIT
+    if segments:
+        out |= {"model.decoder_width": 8, "image_size": 32 if kind in ("vit", "beit") else 64}
+        out = {k: v for k, v in out.items() if k in fields.flat(load(name))}
     if own.get("init_from"):
         out = {k: v for k, v in out.items() if not k.startswith(("image_size", "model."))}
     return out | own

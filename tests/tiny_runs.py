@@ -7,10 +7,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import jax
 import tiny
 
+from deblur_mae_jax import network as networks
 from deblur_mae_jax import train
 from deblur_mae_jax.commands.run import run as start
+from deblur_mae_jax.pretrained import inherit, trained_network
 
 
 def new_folder(name):
@@ -23,6 +26,15 @@ def pretraining(name="quickstart"):
     folder = new_folder(name)
     train.train_and_evaluate(tiny.config(name, optim__steps=4), folder)
     return folder
+
+
+@functools.cache
+def trained(name, **overrides):
+    """A network with fresh parameters, as if it had been trained."""
+    config = inherit.resolve(tiny.config(name, **overrides))[0]
+    classes = ["benign", "malignant"] if tiny.identity(name).supervised else []
+    net = networks.build(config, len(classes))
+    return trained_network.TrainedNetwork(Path(name), config, net, jax.device_get(jax.jit(net.init)()), classes)
 
 
 @functools.cache

@@ -59,7 +59,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         if task.norm_pix_loss:  # the network predicts normalised patches; undo it with the true statistics
             average, spread = losses.patch_statistics(goal)
             patches = patches * spread + average
-        images = masking.unpatchify(patches, model.patch_size, model.in_chans)
+        images = masking.unpatchify(patches, model.mask_size, model.in_chans)
         return jnp.clip(crop_resize.denormalise(images, mean, std), 0, 255)
 
     def evaluate(params, examples):
@@ -71,7 +71,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
             level = (num - 1 - (jnp.arange(count) * 3) % num).astype(jnp.int32) + 1
         batch = inputs.evaluate(examples, keys, level)
         per_image, out = task.loss(params, batch, keys)
-        goal = masking.patchify(batch["targets"], model.patch_size)
+        goal = masking.patchify(batch["targets"], model.mask_size)
         restored, more = model.apply({"params": params}, batch["inputs"], level=batch.get("level"))
         drawn = _drawings(task, params, batch, keys)
 
@@ -80,8 +80,8 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
             jnp.clip(crop_resize.denormalise(batch[name], mean, std), 0, 255) for name in ("targets", "inputs")
         )
         hidden = out["mask"][..., None]
-        shown = masking.patchify(degraded, model.patch_size)
-        masked = masking.unpatchify(jnp.where(hidden > 0, 128.0, shown), model.patch_size, model.in_chans)
+        shown = masking.patchify(degraded, model.mask_size)
+        masked = masking.unpatchify(jnp.where(hidden > 0, 128.0, shown), model.mask_size, model.in_chans)
         seen = {"degraded": degraded, "restored": pixels(drawn.get("restored", restored), goal)}
         if drawn:
             seen["sampled"] = pixels(drawn["sampled"], goal)
@@ -90,7 +90,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         measures |= {f"ssim_{name}": ssim(image, clean) for name, image in seen.items()}
         return _features(model, more) | measures | seen | {
             "loss": per_image,
-            "loss_of_mean": losses.patch_mse(flat, out["target"], out["counted"]),
+            "loss_of_mean": losses.patch_error(flat, out["target"], out["counted"], task.error),
             "level": batch.get("level", jnp.zeros(count, jnp.int32)),
             "clean": clean,
             "masked": masked,

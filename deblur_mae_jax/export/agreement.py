@@ -30,7 +30,7 @@ def fixed_inputs(trained: TrainedNetwork, count: int = 4) -> dict[str, Any]:
         "level": np.linspace(1, levels, count).round().astype(np.int32) if levels else None,
     }
     if trained.network.kind == "reconstruct":
-        data["noise"] = rng.random((count, trained.model.grid**2)).astype(np.float32)
+        data["noise"] = rng.random((count, trained.model.mask_grid**2)).astype(np.float32)
     return data
 
 

@@ -136,7 +136,7 @@ def make_losses(model: Any, inputs: ImageInputs, levels: np.ndarray, norm_pix_lo
             degraded.reshape(B * T, *degraded.shape[2:]),
             level=jnp.tile(jnp.asarray(levels), B),
         )
-        goal = masking.patchify(clean, model.patch_size)
+        goal = masking.patchify(clean, model.mask_size)
         if norm_pix_loss:
             goal = losses.normalise_patches(goal)
         return jnp.square(pred.reshape(B, T, *pred.shape[1:]) - goal[:, None]).mean(axis=(2, 3))

@@ -13,12 +13,13 @@ from deblur_mae_jax.errors import UserError, unknown
 
 MEASURES = {
     "dice": "Dice",
+    "iou": "IoU",
     "hd": "Hausdorff distance",
     "hd95": "95 % Hausdorff distance",
     "surface_distance": "mean surface distance",
     "surface_dice": "surface Dice",
 }
-HIGHER_IS_BETTER = {name: name in ("dice", "surface_dice") for name in MEASURES}
+HIGHER_IS_BETTER = {name: name in ("dice", "iou", "surface_dice") for name in MEASURES}
 # How a label is scored in a case in which the truth, the prediction or both lack it.
 EMPTY = ("skip", "count")
 
@@ -33,6 +34,11 @@ def dice(truth: np.ndarray, predicted: np.ndarray, empty: str = "skip") -> float
         return float("nan")
     size = int(truth.sum()) + int(predicted.sum())
     return 2.0 * int((truth & predicted).sum()) / size if size else 1.0
+
+
+def iou_of(dice: float) -> float:
+    """IoU (Jaccard index) |A B| / |A or B| of two masks with this Dice coefficient."""
+    return dice / (2.0 - dice)
 
 
 def surface(mask: np.ndarray) -> np.ndarray:
@@ -70,7 +76,8 @@ def measure(
     """
     if empty not in EMPTY:
         raise unknown("config.report.empty", empty, EMPTY)
-    out = {"dice": dice(truth, predicted, empty)}
+    overlap = dice(truth, predicted, empty)
+    out = {"dice": overlap, "iou": iou_of(overlap)}
     if truth.any() and predicted.any():
         forth, back = surface_distances(truth, predicted, spacing)
         joined = np.concatenate([forth, back])

@@ -24,7 +24,7 @@ truncated = nn.initializers.truncated_normal(0.02)
 
 
 class Backbone(nn.Module):
-    """The fields and the call that these networks share. A network has `_pooled(images, train, scales)`."""
+    """The fields and the calls that these networks share. A network has `maps`, `_pooled` and `_logits`."""
 
     image_size: int = 224
     in_chans: int = 1
@@ -37,23 +37,34 @@ class Backbone(nn.Module):
 
     def features(self, images, level=None, mix=None, drop_path_keys=None):
         """`(B, H, W, C)` -> features `(B, D)` float32, the input of the head. Levels are not used."""
-        return self._pooled(images, False, self._scales(drop_path_keys))[0]
+        return self._pooled(images, False, self.drop_path_scales(drop_path_keys))[0]
 
     def __call__(self, images, level=None, mix=None, drop_path_keys=None, train=False, frozen=False):
         """`(B, H, W, C)` -> logits `(B, num_classes)` float32.
 
         out: `assign`, the new running statistics in training. A frozen network uses those that it has.
         """
-        x, new = self._pooled(images, train and not frozen, self._scales(drop_path_keys))
+        x, new = self._pooled(images, train and not frozen, self.drop_path_scales(drop_path_keys))
         if frozen:
             x = jax.lax.stop_gradient(x)
         return self._logits(x), {"assign": new}
 
-    def _scales(self, keys: jax.Array | None) -> jax.Array | None:
+    def drop_path_scales(self, keys: jax.Array | None) -> jax.Array | None:
         """The factor of the branch of every block `(B, blocks)`, for stochastic depth."""
         if keys is None or self.drop_path == 0:
             return None
         return vit.drop_path_scales(keys, self.drop_path, sum(self.depths))[..., 0].astype(self.dtype)
+
+    def pyramid(self, images, level=None, train=False, drop_path_keys=None):
+        """`(B, H, W, C)` -> the map after each stage `(B, h, w, D)`, and the new running statistics in training."""
+        return self.maps(images, train, self.drop_path_scales(drop_path_keys))
+
+    def maps(self, images: jax.Array, train: bool = False, scales: Any = None) -> tuple[list[jax.Array], dict]:
+        """The map after each stage, and the new running statistics in training.
+
+        scales: the factor of the branch of every block `(B, blocks)`, for stochastic depth.
+        """
+        raise NotImplementedError
 
     def _pooled(self, images: jax.Array, train: bool, scales: jax.Array | None) -> tuple[jax.Array, dict[str, Any]]:
         raise NotImplementedError

@@ -9,21 +9,23 @@
                      for a task with labels, `num_classes`. Raises `UserError` for invalid values
     flops_per_image(model, mask_ratio, training=True) -> float
                      operations of its matrix products and convolutions, 2 per multiply-add
-    RULES            how its parameters are treated: a `Rules`
+    RULES            how its parameters are treated: a `Rules`, or a function `model -> Rules`
 
 Every network takes keywords after the images, `model.apply(variables, images, level=..., ...)`, and returns
 `(prediction, out)`, where `out` is a dict of further results. Every network accepts `level` `(B,)`, the blur level of
 each image, and ignores it if it is not conditioned. By kind, for images `(B, *space, C)`:
 
-    reconstruct, 2-D  also takes noise `(B, L)` and mask_ratio; predicts patches `(B, L, P*P*C)`;
-                      out has `mask` `(B, L)`, 1 = masked. Fields: `patch_size`, `in_chans`, `grid` (patches per side)
+    reconstruct, 2-D  also takes noise `(B, L)`, mask_ratio and drop_path_keys; predicts patches `(B, L, P*P*C)`;
+                      out has `mask` `(B, L)`, 1 = masked. Fields: `in_chans`, `mask_size` (P), and `mask_grid`
+                      (such patches along one side)
     reconstruct, 3-D  also takes disrupt and masked; predicts `(B, D, H, W, C)`;
                       out has `hidden`, the states of the stages
     pretext           predicts the rebuilt volume, or None; out has `rotation` `(B, 4)` and `embedding` `(B, E)`
     contrast, 2-D     also takes train; predicts embeddings `(B, E)`; out has `assign`, new values of running statistics
     classify          also takes mix, drop_path_keys, train and frozen; predicts logits `(B, K)`;
                       out may have `assign`, new values of running statistics. Field: `num_classes`
-    segment           predicts logits `(B, *space, K)`
+    segment           also takes train and drop_path_keys; predicts logits `(B, *space, K)`; out may have `assign`, and
+                      `auxiliary`, logits of a second head
 
 Networks that `encode` and the classification reports use have a method `features(images, level, ...)`, which returns
 `(B, D)`.

@@ -86,12 +86,17 @@ class ConvNeXt(backbone.Backbone):
         ]
         self.head = Head(self.num_classes, self.head_init)
 
-    def _pooled(self, images, train, scales):
+    def maps(self, images, train=False, scales=None):
         x = self.stem_1(self.stem_0(images.astype(self.dtype)))
-        done = 0
+        out, done = [], 0
         for stage, depth in zip(self.stages, self.depths, strict=True):
             x = stage(x, None if scales is None else scales[:, done : done + depth])
             done += depth
+            out.append(x)
+        return out, {}
+
+    def _pooled(self, images, train, scales):
+        x = self.maps(images, scales=scales)[0][-1]
         return self.head.norm(x.astype(jnp.float32).mean(axis=(1, 2))), {}
 
     def _logits(self, features):

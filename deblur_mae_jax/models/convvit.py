@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.models import backbone, embed, layers, position, swin, vit
+from deblur_mae_jax.models import backbone, embed, layers, masking, position, swin, vit
 from deblur_mae_jax.models.contract import Adapted, Flat, Rules
 
 KINDS = ("classify",)
@@ -120,11 +120,8 @@ class Hybrid(vit.Encoder):
     def _encoder(self, learned_positions: bool, init: Any = embed.token_init) -> None:
         if learned_positions:
             shape = (1, self.num_prefix + self.grid**2, self.embed_dim)
-            self.pos_embed = self.param("pos_embed", lambda key, shape: jnp.asarray(self.positions())[None], shape)
-        if self.conditioning != "none":
-            if self.level_code == "learned":
-                self.blur_token = self.param("blur_token", init, (1, 1, self.embed_dim))
-            self.level_embed = embed.LevelCode(self.embed_dim, self.level_code, self.num_levels)
+            self.pos_embed = self.param("pos_embed", lambda key, shape: jnp.asarray(self.position_table())[None], shape)
+        self._level_code()
         block = nn.remat(ConvBlock) if self.remat else ConvBlock
         for stage, (width, depth) in enumerate(zip(self.stem_dims, self.stem_depths, strict=True), start=1):
             setattr(self, f"patch_embed{stage}", Embedding(width, STEPS[stage - 1], self.dtype))
@@ -145,19 +142,13 @@ class Hybrid(vit.Encoder):
         x, maps, done = images.astype(self.dtype), [], 0
         for stage, side in enumerate(SIDES, start=1):
             x = getattr(self, f"patch_embed{stage}")(x)
-            seen = None if visible is None else spread(visible, self.grid, PATCH // side)
+            seen = None if visible is None else masking.spread(visible, self.grid, PATCH // side)
             for number, block in enumerate(getattr(self, f"blocks{stage}")):
                 x = block(x, seen, None if scales is None else scales[:, done + number])
             done += self.stem_depths[stage - 1]
             maps.append(x)
         x = self.patch_embed3(x)
         return maps, self.patch_embed4(x.reshape(x.shape[0], -1, x.shape[-1]))
-
-
-def spread(visible: jax.Array, grid: int, times: int) -> jax.Array:
-    """A mask of patches `(B, L)` for a map with `times` as many places along each side, `(B, H, W, 1)`."""
-    square = visible.reshape(-1, grid, 1, grid, 1)
-    return jnp.broadcast_to(square, (len(visible), grid, times, grid, times)).reshape(-1, grid * times, grid * times, 1)
 
 
 class ConvViT(Hybrid):
@@ -172,12 +163,22 @@ class ConvViT(Hybrid):
         self.fc_norm = layers.layer_norm(None, jnp.float32)
         self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(self.head_init))
 
+    def pyramid(self, images, level=None, train=False, drop_path_keys=None):
+        """`(B, H, W, C)` -> the maps of the three stages `(B, h, w, D)`, and {}."""
+        maps, x = self._encoded(images, level, None, drop_path_keys)
+        return [*maps, x[:, self.num_prefix :].reshape(len(x), self.grid, self.grid, -1)], {}
+
     def features(self, images, level=None, mix=None, drop_path_keys=None):
         """`(B, H, W, C)` -> features `(B, D)` float32, the input of the head; arguments as of `vit.ViT.hidden`."""
+        x = self._encoded(images, level, mix, drop_path_keys)[1]
+        return self.fc_norm(x[:, self.num_prefix :].astype(jnp.float32).mean(axis=1))
+
+    def _encoded(self, images, level, mix, drop_path_keys):
+        """The maps of the convolutional stages, and the tokens after the last block `(B, num_prefix + L, D)`."""
         scales, before = None, sum(self.stem_depths)
         if drop_path_keys is not None and self.drop_path > 0:
             scales = vit.drop_path_scales(drop_path_keys, self.drop_path, before + self.depth).astype(self.dtype)
-        x = self.stem(images, scales=scales)[1]
+        maps, x = self.stem(images, scales=scales)
         if self.conditioning != "none":
             code = self._code(level)
             if mix is not None:
@@ -188,7 +189,7 @@ class ConvViT(Hybrid):
         x = x + self.pos_embed.astype(self.dtype)
         for number, block in enumerate(self.blocks3):
             x = block(x) if scales is None else block(x, scales[:, before + number])
-        return self.fc_norm(x[:, self.num_prefix :].astype(jnp.float32).mean(axis=1))
+        return maps, x
 
     def __call__(self, images, level=None, mix=None, drop_path_keys=None, train=False, frozen=False):
         """`(B, H, W, C)` -> logits `(B, num_classes)` float32."""

@@ -44,6 +44,12 @@ def random_masking(noise: jax.Array, mask_ratio: float) -> tuple[jax.Array, jax.
     return ids_shuffle[:, :keep], mask, ids_restore
 
 
+def spread(mask: jax.Array, grid: int, times: int) -> jax.Array:
+    """A mask of patches `(B, grid * grid)` for a map with `times` as many places along each side, `(B, H, W, 1)`."""
+    square = mask.reshape(-1, grid, 1, grid, 1)
+    return jnp.broadcast_to(square, (len(mask), grid, times, grid, times)).reshape(-1, grid * times, grid * times, 1)
+
+
 def take_patches(tokens: jax.Array, ids: jax.Array) -> jax.Array:
     """Pick `(B, K)` positions of `(B, L, D)` tokens."""
     return jnp.take_along_axis(tokens, ids[:, :, None], axis=1)

@@ -70,15 +70,22 @@ class ResNet(backbone.Backbone):
                 setattr(self, f"layer{stage + 1}_{number}", block(self.widths[stage], stride, number == 0, self.dtype))
         self.fc = backbone.head(self.num_classes, self.head_init)
 
-    def _pooled(self, images, train, scales):
+    def maps(self, images, train=False, scales=None):
         x, first = self.bn1(self.conv1(images.astype(self.dtype)), train)
         new = {"bn1": first}
         # Padded with -inf, so that the border does not win where all values are negative.
         x = nn.max_pool(nn.relu(x.astype(self.dtype)), (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        names = [f"layer{stage + 1}_{n}" for stage, depth in enumerate(self.depths) for n in range(depth)]
-        for number, name in enumerate(names):
-            x, new[name] = getattr(self, name)(x, train, None if scales is None else scales[:, number])
-        return x.astype(jnp.float32).mean(axis=(1, 2)), new if train else {}
+        out, number = [], 0
+        for stage, depth in enumerate(self.depths):
+            for name in (f"layer{stage + 1}_{n}" for n in range(depth)):
+                x, new[name] = getattr(self, name)(x, train, None if scales is None else scales[:, number])
+                number += 1
+            out.append(x)
+        return out, new if train else {}
+
+    def _pooled(self, images, train, scales):
+        maps, new = self.maps(images, train, scales)
+        return maps[-1].astype(jnp.float32).mean(axis=(1, 2)), new
 
     def _logits(self, features):
         return self.fc(features)

@@ -6,7 +6,7 @@ Parameter names are those of MoCo v3's code (Chen et al. 2021): `base_encoder` w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.models import layers
-from deblur_mae_jax.models.contract import Adapted, Flat
 
 KINDS = ("contrast",)
 AXES = 2
@@ -134,43 +133,3 @@ def moved(momentum: Any, base: Any, keep: Any) -> Any:
 def mlp_flops(width: int, widths: Sequence[int]) -> float:
     """Operations of an MLP for one image (2 per multiply-add)."""
     return float(sum(2 * a * b for a, b in zip((width, *widths), widths, strict=False)))
-
-
-def inner(encoder: Any, rules: Any, head: str) -> Callable[[Flat, Any], tuple[Flat, Any, Any]]:
-    """The rule that takes the encoder out of one of these networks, for one that trains it further.
-
-    encoder: `model -> encoder`.
-    rules: the `Rules` of the encoder.
-    head: prefix of the projector's layers.
-    """
-
-    def take(weights: Flat, model: Any) -> tuple[Flat, Any, Any]:
-        own = {name.removeprefix(BASE): value for name, value in weights.items() if name.startswith(BASE)}
-        return {name: value for name, value in own.items() if not name.startswith(head)}, encoder(model), rules
-
-    return take
-
-
-def adapt(rules: Any, encoder: Any, head: str) -> Any:
-    """The rule of these networks: all from a network of the same kind, or the encoder from any that it fits.
-
-    rules: the `Rules` of the encoder.
-    encoder: `model -> encoder`.
-    head: prefix of the projector's layers.
-    """
-
-    def take(weights: Flat, needed: Flat, before: Any, model: Any) -> Adapted:
-        if any(name.startswith(BASE) for name in weights):
-            return Adapted(weights, lambda name: not name.startswith(BASE))
-        own = {name.removeprefix(BASE): value for name, value in needed.items() if name.startswith(BASE)}
-        weights = {name: value for name, value in weights.items() if not name.startswith(rules.heads)}
-        found = rules.adapt(weights, own, before, encoder(model))
-        renamed = {BASE + name: value for name, value in found.weights.items()}
-
-        def optional(name: str) -> bool:
-            inside = name.removeprefix(BASE)
-            return inside == name or inside.startswith(head) or found.optional(inside)
-
-        return Adapted(renamed, optional, found.resized)
-
-    return take

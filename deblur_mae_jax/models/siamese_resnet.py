@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from deblur_mae_jax.models import backbone, resnet, siamese
+from deblur_mae_jax.models import backbone, resnet, siamese, wrapping
 from deblur_mae_jax.models.contract import Rules
 from deblur_mae_jax.models.siamese import AXES, KINDS
 
@@ -75,8 +75,12 @@ def flops_per_image(model: SiameseResNet, mask_ratio: float = 0.0, training: boo
     return 6 * (encoding + predicting) + (2 * encoding if model.momentum else 0)
 
 
+def _wrapped(model: Any) -> tuple[Any, Rules]:
+    return encoder(model), resnet.RULES
+
+
 RULES = Rules(
     stem=f"{siamese.BASE}conv1/kernel", shift=(f"{siamese.BASE}bn1/running_mean", -1.0),
     encodes=lambda name: name.startswith(siamese.BASE) and not name.startswith(siamese.BASE + HEAD),
-    adapt=siamese.adapt(resnet.RULES, encoder, HEAD), inner=siamese.inner(encoder, resnet.RULES, HEAD),
+    adapt=wrapping.adapt(siamese.BASE, _wrapped, (HEAD,)), inner=wrapping.inner(siamese.BASE, _wrapped, (HEAD,)),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from deblur_mae_jax.models import embed, layers, position, siamese, vit
+from deblur_mae_jax.models import embed, layers, position, siamese, vit, wrapping
 from deblur_mae_jax.models.contract import Rules
 from deblur_mae_jax.models.siamese import AXES, KINDS
 
@@ -31,7 +31,7 @@ class ProjectingViT(vit.ViT):
     projector: Sequence[int] = (4096, 4096, 256)
     projector_last: str = "plain"
 
-    def positions(self):
+    def position_table(self):
         return position.sincos_2d_quarters(self.embed_dim, self.grid, self.num_prefix)
 
     def _block(self):
@@ -81,9 +81,13 @@ def flops_per_image(model: SiameseViT, mask_ratio: float = 0.0, training: bool =
     return 6 * (encoding + predicting) + (2 * encoding if model.momentum else 0)
 
 
+def _wrapped(model: Any) -> tuple[Any, Rules]:
+    return encoder(model), vit.RULES
+
+
 RULES = Rules(
     undecayed=vit.TOKENS, stem=f"{siamese.BASE}patch_embed/proj/kernel",
     shift=(f"{siamese.BASE}patch_embed/proj/bias", 1.0),
     encodes=lambda name: name.startswith(siamese.BASE) and not name.startswith(siamese.BASE + HEAD),
-    adapt=siamese.adapt(vit.RULES, encoder, HEAD), inner=siamese.inner(encoder, vit.RULES, HEAD),
+    adapt=wrapping.adapt(siamese.BASE, _wrapped, (HEAD,)), inner=wrapping.inner(siamese.BASE, _wrapped, (HEAD,)),
 )  # fmt: skip

@@ -175,12 +175,22 @@ class Swin(backbone.Backbone):
         self.norm = swin.layer_norm(jnp.float32, None)
         self.head = Head(self.num_classes, self.head_init)
 
-    def _pooled(self, images, train, scales):
+    def maps(self, images, train=False, scales=None, hide=None):
+        """As of `Backbone`.
+
+        hide: a function that is applied to the embedded patches `(B, H / 4, W / 4, D)`.
+        """
         x = self.patch_embed(images.astype(self.dtype))
-        done = 0
+        x = x if hide is None else hide(x)
+        out, done = [], 0
         for stage, depth in zip(self.layers, self.depths, strict=True):
             x = stage(x, None if scales is None else scales[:, done : done + depth])
             done += depth
+            out.append(x)
+        return out, {}
+
+    def _pooled(self, images, train, scales):
+        x = self.maps(images, scales=scales)[0][-1]
         return self.norm(x.astype(jnp.float32)).mean(axis=(1, 2)), {}
 
     def _logits(self, features):
@@ -235,6 +245,7 @@ def resized(table: np.ndarray, side: int) -> np.ndarray:
 
     The old offsets are placed at distances that grow geometrically from the centre, so that those near it keep their
     distance of one token; the values at the new offsets are interpolated linearly (BEiT's code: by cubic splines).
+    Offsets beyond the last place have its value.
     """
     old = round(table.shape[0] ** 0.5)
     half, reach = old // 2, side // 2
@@ -245,7 +256,8 @@ def resized(table: np.ndarray, side: int) -> np.ndarray:
     steps = np.cumsum(ratio ** np.arange(half))
     places, wanted = np.concatenate([-steps[::-1], [0.0], steps]), np.arange(-reach, reach + 1.0)
     grid = table.astype(np.float64).reshape(old, old, -1)
-    read = interpolate.RegularGridInterpolator((places, places), grid, bounds_error=False, fill_value=None)
+    read = interpolate.RegularGridInterpolator((places, places), grid)
+    wanted = np.clip(wanted, places[0], places[-1])
     at = np.stack(np.meshgrid(wanted, wanted, indexing="ij"), axis=-1)
     return read(at).reshape(side * side, -1).astype(np.float32)
 

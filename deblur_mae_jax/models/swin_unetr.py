@@ -151,12 +151,12 @@ class SwinUNETR(nn.Module):
         skip = None if self.skip_input == "none" else self.encoder1(x.astype(self.dtype))
         return self.out(self.decoder1(y, skip))
 
-    def __call__(self, x, disrupt=None, masked=None, level=None):
+    def __call__(self, x, disrupt=None, masked=None, level=None, train=False, drop_path_keys=None):
         """`(B, D, H, W, C)` -> output `(B, D, H, W, out_chans)` float32; out: `hidden`, the states of the stages.
 
         disrupt: a function of the patch embedding `(B, D/2, H/2, W/2, C)`, for local masking.
         masked: `(B, D/2, H/2, W/2, 1)`, 1 where the mask token replaces the embedding.
-        level: not used.
+        level, train, drop_path_keys: not used.
         """
         hidden = self.encode(x, disrupt, masked)
         return self.decode(x, hidden), {"hidden": hidden}

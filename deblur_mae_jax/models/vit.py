@@ -53,6 +53,16 @@ class Encoder(nn.Module):
         return self.image_size // self.patch_size
 
     @property
+    def mask_size(self) -> int:
+        """Side of the patches that are masked, pixels."""
+        return self.patch_size
+
+    @property
+    def mask_grid(self) -> int:
+        """Such patches along one side."""
+        return self.image_size // self.mask_size
+
+    @property
     def num_prefix(self) -> int:
         """Tokens before the patches: cls, and the blur token."""
         return 2 if self.conditioning == "token" else 1
@@ -60,7 +70,7 @@ class Encoder(nn.Module):
     def _block(self) -> Callable[..., Any]:
         return nn.remat(layers.Block) if self.remat else layers.Block
 
-    def positions(self) -> np.ndarray:
+    def position_table(self) -> np.ndarray:
         """The table of positions `(num_prefix + L, D)` before training."""
         return position.sincos_2d(self.embed_dim, self.grid, self.num_prefix)
 
@@ -73,17 +83,21 @@ class Encoder(nn.Module):
         if learned_positions:
 
             def table(key, shape):
-                return jnp.asarray(self.positions())[None]
+                return jnp.asarray(self.position_table())[None]
 
             shape = (1, self.num_prefix + self.grid**2, self.embed_dim)
             self.pos_embed = self.param("pos_embed", table, shape)
+        self._level_code()
+        self.patch_embed = embed.PatchEmbed(self.patch_size, self.in_chans, self.embed_dim, self.dtype)
+        block = self._block()
+        self.blocks = [block(self.num_heads, self.mlp_ratio, self.dtype, self.attention) for _ in range(self.depth)]
+
+    def _level_code(self) -> None:
+        """Create the parameters of the code of the blur level, if the model is conditioned."""
         if self.conditioning != "none":
             if self.level_code == "learned":
                 self.blur_token = self.param("blur_token", embed.token_init, (1, 1, self.embed_dim))
             self.level_embed = embed.LevelCode(self.embed_dim, self.level_code, self.num_levels)
-        self.patch_embed = embed.PatchEmbed(self.patch_size, self.in_chans, self.embed_dim, self.dtype)
-        block = self._block()
-        self.blocks = [block(self.num_heads, self.mlp_ratio, self.dtype, self.attention) for _ in range(self.depth)]
 
     def _cls(self, count: int) -> jax.Array:
         """The cls token of `count` images `(B, 1, D)`."""
@@ -135,15 +149,10 @@ class ViT(Encoder):
         else:
             self.head = head
 
-    def hidden(self, images, level=None, mix=None, drop_path_keys=None):
-        """`(B, H, W, C)` -> the tokens after each block, a list of `(B, num_prefix + L, D)`.
-
-        level: blur level of each image `(B,)`, required if the model is conditioned.
-        mix: `(levels (B,), weights (B,))`: the levels of the images mixed into these, and the weights of these
-            images. The level codes are mixed in the same way.
-        drop_path_keys: random keys `(B,)` for stochastic depth, in training.
-        """
+    def _tokens(self, images, level, mix, hide):
+        """The tokens before positions are added `(B, num_prefix + L, D)`; arguments as of `hidden`."""
         x = self.patch_embed(masking.patchify(images, self.patch_size))
+        x = x if hide is None else hide(x)
         prefix = [self._cls(images.shape[0])]
         if self.conditioning != "none":
             code = self._code(level)
@@ -155,16 +164,36 @@ class ViT(Encoder):
                 x = x + code
             else:
                 prefix.append(code)
-        x = jnp.concatenate([*prefix, x], axis=1) + self.pos_embed.astype(self.dtype)
-        scales = None
-        if drop_path_keys is not None and self.drop_path > 0:
-            scales = drop_path_scales(drop_path_keys, self.drop_path, self.depth)
-            scales = scales.astype(self.dtype)
+        return jnp.concatenate([*prefix, x], axis=1)
+
+    def _scales(self, keys):
+        """The factors of the branches of every block, a list of `(B, 2)`, or of None without stochastic depth."""
+        if keys is None or self.drop_path == 0:
+            return [None] * self.depth
+        scales = drop_path_scales(keys, self.drop_path, self.depth).astype(self.dtype)
+        return [scales[:, number] for number in range(self.depth)]
+
+    def hidden(self, images, level=None, mix=None, drop_path_keys=None, hide=None):
+        """`(B, H, W, C)` -> the tokens after each block, a list of `(B, num_prefix + L, D)`.
+
+        level: blur level of each image `(B,)`, required if the model is conditioned.
+        mix: `(levels (B,), weights (B,))`: the levels of the images mixed into these, and the weights of these
+            images. The level codes are mixed in the same way.
+        drop_path_keys: random keys `(B,)` for stochastic depth, in training.
+        hide: a function that is applied to the embedded patches `(B, L, D)`.
+        """
+        x = self._tokens(images, level, mix, hide) + self.pos_embed.astype(self.dtype)
         states = []
-        for number, block in enumerate(self.blocks):
-            x = block(x) if scales is None else block(x, scales[:, number])
+        for block, scale in zip(self.blocks, self._scales(drop_path_keys), strict=True):
+            x = block(x, scale)
             states.append(x)
         return states
+
+    def pyramid(self, images, level=None, train=False, drop_path_keys=None):
+        """`(B, H, W, C)` -> four maps `(B, h, w, D)` of the same sides, after each quarter of the blocks; and {}."""
+        states = self.hidden(images, level, None, drop_path_keys)
+        chosen = [states[max(1, round(self.depth * quarter / 4)) - 1] for quarter in range(1, 5)]
+        return [x[:, self.num_prefix :].reshape(len(x), self.grid, self.grid, -1) for x in chosen], {}
 
     def features(self, images, level=None, mix=None, drop_path_keys=None):
         """`(B, H, W, C)` -> pooled and normalised features `(B, D)` float32; arguments as of `hidden`."""

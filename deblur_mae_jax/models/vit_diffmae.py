@@ -121,7 +121,7 @@ class ViTDiffMAE(vit.Encoder):
         level: blur level of each image `(B,)`, required if the model is conditioned.
         """
         patches = masking.patchify(images, self.patch_size)
-        table = jnp.asarray(self.positions()[self.num_prefix :], self.dtype)
+        table = jnp.asarray(self.position_table()[self.num_prefix :], self.dtype)
         if ids_keep is not None:
             patches, table = masking.take_patches(patches, ids_keep), jnp.take(table, ids_keep, axis=0)
         x = self.patch_embed(patches) + table
@@ -230,7 +230,7 @@ def flops_per_image(model: ViTDiffMAE, mask_ratio: float, training: bool = True)
 
 def tables(model: ViTDiffMAE) -> dict[str, np.ndarray]:
     """The fixed position table of the encoder."""
-    return {"pos_embed": model.positions()[None]}
+    return {"pos_embed": model.position_table()[None]}
 
 
 RULES = Rules(

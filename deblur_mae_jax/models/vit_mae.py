@@ -95,12 +95,13 @@ class ViTMAE(vit.Encoder):
             return x
         return x[:, self.num_prefix :].mean(axis=1) if pool == "mean" else x[:, 0]
 
-    def __call__(self, images, noise=None, mask_ratio: float = 0.0, level=None):
+    def __call__(self, images, noise=None, mask_ratio: float = 0.0, level=None, drop_path_keys=None):
         """Reconstruct `(B, H, W, C)` normalised images: predicted patches `(B, L, P*P*C)`.
 
         noise: `(B, L)`, uniform draws that choose the masked patches; not needed at mask_ratio 0.
         mask_ratio: share of the patches that are masked.
         level: as in `encode`.
+        drop_path_keys: not used.
         out: `latent`, `mask` `(B, L)` (1 = masked) and `ids_restore`.
         """
         if mask_ratio == 0:

@@ -104,12 +104,14 @@ class ViTUNETR(vit.ViT):
         x = self.norm(self.hidden(images, level, mix, drop_path_keys)[-1])
         return x[:, self.num_prefix :].astype(jnp.float32).mean(axis=1)
 
-    def __call__(self, images, level=None):  # type: ignore[override]
+    def __call__(self, images, level=None, train=False, drop_path_keys=None):  # type: ignore[override]
         """`(B, S, S, C)` -> logits `(B, S, S, K)` float32.
 
         level: blur level of each image `(B,)`, required if the model is conditioned.
+        train: not used.
+        drop_path_keys: random keys `(B,)` for stochastic depth, in training.
         """
-        states = self.hidden(images, level)
+        states = self.hidden(images, level, None, drop_path_keys)
         wanted = len(factors(self.patch_size))
         chosen = [max(1, round(self.depth * (wanted - i) / wanted)) - 1 for i in range(wanted)]
         states_used = [self.norm(states[-1]), *(states[number] for number in chosen[1:])]

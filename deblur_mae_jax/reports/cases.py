@@ -87,8 +87,12 @@ def read(path: Path) -> Cases:
             columns = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read '{path}': {error}") from error
-    if not rows or not {*_BEFORE, *segmentation.MEASURES, *_AFTER} <= set(columns):
+    # Earlier versions wrote no IoU, which follows from the Dice.
+    if not rows or not {*_BEFORE, *segmentation.MEASURES, *_AFTER} - {"iou"} <= set(columns):
         raise UserError(f"'{path}' is not a table of segmentations: its columns are {columns}")
+    if "iou" not in columns:
+        for row in rows:
+            row["iou"] = repr(segmentation.iou_of(float(row["dice"])))
     labels = list(dict.fromkeys(row["label"] for row in rows))
     first = rows[:: len(labels)]
 

@@ -47,6 +47,7 @@ class Task(NamedTuple):
     begin: `params -> params`, applied before the first step, after weights were taken from `init_from`.
     mask_ratio: share of the patches that the encoder does not process, for counting operations.
     norm_pix_loss: whether the network predicts normalised patches.
+    error: the error of a pixel in the loss, one of `losses.ERRORS`.
     sample: `(params, batch, keys, number) -> patches (B, L, P*P*C)`, of a generative network: a drawing of the image
         from its visible patches, which reports show. Such a network does not reconstruct unmasked images.
     samples: number of drawings whose mean is measured too.
@@ -57,6 +58,7 @@ class Task(NamedTuple):
     begin: Callable[[Any], Any] | None = None
     mask_ratio: float = 0.0
     norm_pix_loss: bool = False
+    error: str = "squared"
     sample: Callable[..., jax.Array] | None = None
     samples: int = 0
 

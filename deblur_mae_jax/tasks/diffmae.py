@@ -100,7 +100,7 @@ def make(
             {"params": params}, batch["inputs"], noise=masks(keys), mask_ratio=mask_ratio, level=batch.get("level"),
             noisy=noisy, step=step,
         )  # fmt: skip
-        error = losses.patch_mse(pred, goal, out["mask"])
+        error = losses.patch_error(pred, goal, out["mask"])
         return error, {"pred": pred, "target": goal, "mask": out["mask"], "counted": out["mask"]}
 
     def sample(params, batch, keys, number=0):

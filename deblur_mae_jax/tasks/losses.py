@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -24,17 +26,23 @@ def normalise_patches(patches: jax.Array) -> jax.Array:
     return (patches - average) / std
 
 
-def patch_mse(pred: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> jax.Array:
-    """Mean squared error of `(B, L, P*P*C)` patches, one number per image `(B,)`.
+ERRORS: dict[str, Callable[[jax.Array], jax.Array]] = {"squared": jnp.square, "absolute": jnp.abs}
 
+
+def patch_error(
+    pred: jax.Array, target: jax.Array, weight: jax.Array | None = None, error: str = "squared"
+) -> jax.Array:  # fmt: skip
+    """Mean error of `(B, L, P*P*C)` patches, one number per image `(B,)`.
+
+    error: of a pixel, "squared" or "absolute" (SimMIM, Xie et al. 2022).
     weight `(B, L)`: 1 for the patches that count (MAE's mask); `None` counts all of them
     (DeblurrMAE eq. 4, D2MAE eq. 3). With equally many masked patches in every image the mean over
     the batch is the mean over all of them.
     """
-    error = jnp.square(pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=-1)
+    of_patch = ERRORS[error](pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=-1)
     if weight is None:
-        return error.mean(axis=1)
-    return (error * weight).sum(axis=1) / weight.sum(axis=1)
+        return of_patch.mean(axis=1)
+    return (of_patch * weight).sum(axis=1) / weight.sum(axis=1)
 
 
 CONTRASTS = ("paper", "bce", "code", "none")

@@ -1,4 +1,4 @@
-"""Masked reconstruction: MAE, denoising MAE, DeblurrMAE and D2MAE, which differ only in settings.
+"""Masked reconstruction: MAE, denoising MAE, DeblurrMAE, D2MAE and SimMIM, which differ only in settings and network.
 
 | method | degrade | loss_on | model.conditioning |
 |---|---|---|---|
@@ -6,6 +6,7 @@
 | denoising MAE | noise.gaussian_noise | all | none |
 | DeblurrMAE | blur.gaussian, speckle.srad, ... | all | none |
 | D2MAE | blur.gaussian_levels | all | token |
+| SimMIM | none | masked, error=absolute | none |
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def make(
     mask_ratio: float = 0.75,
     loss_on: str = "all",
     norm_pix_loss: bool = False,
+    error: str = "squared",
     target: str = "clean",
 ) -> Task:
     """Reconstruct the clean image from the visible patches of the degraded one.
@@ -37,6 +39,7 @@ def make(
     mask_ratio: share of the patches that are masked.
     loss_on: "all" patches count, or the "masked" ones.
     norm_pix_loss: predict patches of mean 0 and standard deviation 1.
+    error: of a pixel, "squared" or "absolute".
     target: "clean" is the papers' deblurring; "degraded" reconstructs the input, a control.
 
     The loss takes `inputs`, `targets` `(B, S, S, C)` and, for a conditioned model, `level` `(B,)`. Its `out` has the
@@ -45,11 +48,13 @@ def make(
     """
     if loss_on not in LOSS_ON:
         raise unknown("config.task.loss_on", loss_on, LOSS_ON)
+    if error not in losses.ERRORS:
+        raise unknown("config.task.error", error, losses.ERRORS)
     if target not in TARGETS:
         raise unknown("config.task.target", target, TARGETS)
     if not 0 <= mask_ratio < 1:
         raise UserError(f"config.task.mask_ratio={mask_ratio} must be in [0, 1)")
-    num_patches = model.grid**2
+    num_patches = model.mask_grid**2
     if masking.num_kept(num_patches, mask_ratio) < 1:
         raise UserError(f"config.task.mask_ratio={mask_ratio} leaves none of the {num_patches} patches visible")
     if loss_on == "masked" and masking.num_kept(num_patches, mask_ratio) == num_patches:
@@ -66,13 +71,14 @@ def make(
             noise=noise,
             mask_ratio=mask_ratio,
             level=batch.get("level"),
+            drop_path_keys=keys["drop_path"] if "progress" in batch else None,
         )
         goal = batch["targets"] if target == "clean" else batch["inputs"]
-        goal = masking.patchify(goal, model.patch_size)
+        goal = masking.patchify(goal, model.mask_size)
         if norm_pix_loss:
             goal = losses.normalise_patches(goal)
         counted = out["mask"] if loss_on == "masked" else None
-        per_image = losses.patch_mse(pred, goal, counted)
+        per_image = losses.patch_error(pred, goal, counted, error)
         return per_image, {"pred": pred, "target": goal, "mask": out["mask"], "counted": counted}
 
-    return Task(loss, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss)
+    return Task(loss, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss, error=error)

@@ -21,12 +21,14 @@ def make(
     include_background: bool = True,
     dice_weight: float = 1.0,
     ce_weight: float = 1.0,
+    auxiliary_weight: float = 0.0,
 ) -> Task:
     """Dice and cross-entropy.
 
     loss: "dice_ce" (the published code), "dice" (the paper's words) or "ce".
     include_background: count class 0 in the Dice term.
     dice_weight, ce_weight: of the two terms.
+    auxiliary_weight: weight of the cross-entropy of the network's second head, if it has one.
 
     The loss takes `inputs` `(B, *space, C)`, `mask` `(B, *space)` class numbers and, for a conditioned model, `level`
     `(B,)`.
@@ -34,17 +36,22 @@ def make(
     """
     if loss not in LOSSES:
         raise unknown("config.task.loss", loss, LOSSES)
-    for name, value in (("dice_weight", dice_weight), ("ce_weight", ce_weight)):
+    weights = {"dice_weight": dice_weight, "ce_weight": ce_weight, "auxiliary_weight": auxiliary_weight}
+    for name, value in weights.items():
         if value < 0:
             raise UserError(f"config.task.{name}={value} must be 0 or greater")
 
     def compute(params: Any, batch: dict[str, jax.Array], keys: Any) -> tuple[jax.Array, dict]:
-        logits, _ = model.apply({"params": params}, batch["inputs"], level=batch.get("level"))
+        logits, out = model.apply(
+            {"params": params}, batch["inputs"], level=batch.get("level"), train=True, drop_path_keys=keys["drop_path"]
+        )
         total: Any = 0.0
         if loss != "ce":
             total += dice_weight * losses.dice(logits, batch["mask"], include_background=include_background)
         if loss != "dice":
             total += ce_weight * losses.voxel_cross_entropy(logits, batch["mask"])
-        return total, {"logits": logits}
+        if "auxiliary" in out and auxiliary_weight:
+            total += auxiliary_weight * losses.voxel_cross_entropy(out["auxiliary"], batch["mask"])
+        return total, {"logits": logits, "assign": out.get("assign", {})}
 
     return Task(compute)

@@ -27,7 +27,7 @@ from deblur_mae_jax.pretrained import warm_start
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.sharding import Division
 from deblur_mae_jax.tasks.contract import merged
-from deblur_mae_jax.training import checks, optimizer, schedule, supervision, train_step
+from deblur_mae_jax.training import checks, optimizer, schedule, stop, supervision, train_step
 from deblur_mae_jax.training.schedule import Lengths
 from deblur_mae_jax.training.supervision import Progress, Supervision
 from deblur_mae_jax.training.train_step import TrainState
@@ -195,6 +195,7 @@ def _images(
 
 
 def _store(config: ConfigDict, network: Network, images: _Images, mesh: Mesh) -> stores.Resident | stores.Streaming:
+    stop.poll()
     data, inputs = config.data, network.inputs
     return stores.make(
         data.store,

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: those of MAE, timm (DAE's code) and MONAI, and the choice among them."""
+"""Learning-rate schedules: those of MAE, timm (DAE's code), MONAI and SimMIM, and the choice among them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from deblur_mae_jax.errors import UserError, unknown
 
 # step -> learning rate
 Schedule = Callable[[Any], Any]
-SCHEDULES = ("cosine", "constant", "timm", "by_epoch")
+SCHEDULES = ("cosine", "constant", "timm", "by_epoch", "multistep")
+# SimMIM's multi-step schedule: epoch 700 of 800, and the factor from there on.
+MILESTONE, FACTOR = 7 / 8, 0.1
 
 
 class Lengths(NamedTuple):
@@ -68,7 +70,10 @@ def make(optim: ConfigDict, length: Lengths) -> Schedule:
     def cosine(step):
         return mae_learning_rate(step / per_epoch, lr, optim.min_lr, warmup, epochs)
 
-    schedules = dict(zip(SCHEDULES, (cosine, constant, timm, by_epoch), strict=True))
+    def multistep(step):
+        return jnp.where(step < MILESTONE * steps, 1.0, FACTOR) * constant(step)
+
+    schedules = dict(zip(SCHEDULES, (cosine, constant, timm, by_epoch, multistep), strict=True))
     if optim.schedule not in schedules:
         raise unknown("config.optim.schedule", optim.schedule, schedules)
     return schedules[optim.schedule]

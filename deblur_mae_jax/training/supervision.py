@@ -20,6 +20,7 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search
 from deblur_mae_jax.network import Identity, Network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.training import stop
 
 MAX_CLASSES = 64
 Progress = Callable[[int, int], None]
@@ -96,6 +97,11 @@ def prepare(
     value = f" {setting.value:g}" if setting.value else ""
     supervision.lines.append(f"blur of the images: {setting.kind}{value}{why}")
 
+    def show(done: int, total: int) -> None:
+        stop.poll()
+        if progress[1] is not None:
+            progress[1](done, total)
+
     def run_search(step: int) -> blur_search.Table:
         assert source is not None
         return blur_search.search(
@@ -106,7 +112,7 @@ def prepare(
             batch_size=config.search.batch_size,
             cache=config.search.cache,
             num_threads=config.data.num_threads,
-            show=progress[1],
+            show=show,
         )
 
     degradation = parse.degradation(config.task.degrade)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,14 +54,14 @@ def infer(weights: Weights) -> Inferred:
     values |= {
         "image_size": grid * convvit.PATCH, "model.in_chans": kernel.shape[1], "model.patch_size": convvit.PATCH,
         "model.stem_dims": tuple(int(state[f"patch_embed{n}.proj.weight"].shape[0]) for n in (1, 2)),
-        "model.stem_depths": (_depth(state, "blocks1"), _depth(state, "blocks2")), "model.embed_dim": width,
-        "model.depth": _depth(state, "blocks3"), "model.num_heads": _heads(width, HEADS, 64, notes),
+        "model.stem_depths": (vit.depth_of(state, "blocks1"), vit.depth_of(state, "blocks2")), "model.embed_dim": width,
+        "model.depth": vit.depth_of(state, "blocks3"), "model.num_heads": _heads(width, HEADS, 64, notes),
         "model.attention": "xla",
     }  # fmt: skip
     if decodes:
         inner = state["decoder_pred.weight"].shape[1]
         values |= {
-            "model.decoder_embed_dim": inner, "model.decoder_depth": _depth(state, "decoder_blocks"),
+            "model.decoder_embed_dim": inner, "model.decoder_depth": vit.depth_of(state, "decoder_blocks"),
             "model.decoder_num_heads": _heads(inner, DECODER_HEADS, 32, notes),
             "task.norm_pix_loss": bool(weights.arguments.get("norm_pix_loss", True)),
         }  # fmt: skip
@@ -73,13 +72,6 @@ def infer(weights: Weights) -> Inferred:
         values["task.degrade"] = "blur.gaussian(sigma=1.1)"
         notes.append("its training arguments say that it learned to deblur: degradation blur.gaussian(sigma=1.1)")
     return Inferred(values, vit.classes_of(state.get("head.weight"), weights.config), notes)
-
-
-def _depth(state: State, stem: str) -> int:
-    numbers = {int(found[1]) for name in state if (found := re.match(rf"{stem}\.(\d+)\.", name))}
-    if numbers != set(range(len(numbers))) or not numbers:
-        raise UserError(f"of {stem} it holds only the numbers {sorted(numbers)}")
-    return len(numbers)
 
 
 def _heads(width: int, usual: dict[int, int], of_one: int, notes: list[str]) -> int:

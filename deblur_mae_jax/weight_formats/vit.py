@@ -21,6 +21,7 @@ _KNOWN = re.compile(
     r"|head\.0\.(running_mean|running_var|num_batches_tracked)"
     r"|(decoder_)?blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias))$"
 )
+TABLE = "relative_position_bias_table"
 DECODER = re.compile(r"^(decoder_|mask_token)")
 # Weights do not record the number of attention heads; these widths have a usual number.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
@@ -38,9 +39,14 @@ _EXPECTED = {
 def plain(names: Iterable[str]) -> bool:
     """Whether these are the names of a ViT in MAE's or timm's code."""
     names = set(names)
-    return any(n.startswith("patch_embed.proj.") for n in names) and any(
-        n.startswith("blocks.0.attn.qkv.") for n in names
-    )
+    embeds = any(n.startswith("patch_embed.proj.") for n in names)
+    return embeds and any(n.startswith("blocks.0.attn.qkv.") for n in names) and not relative(names)
+
+
+def relative(names: Iterable[str]) -> bool:
+    """Whether these are the names of a ViT with relative positions, as BEiT's code has them."""
+    tables = (f"rel_pos_bias.{TABLE}", f"blocks.0.attn.{TABLE}")
+    return not set(tables).isdisjoint(names)
 
 
 def has_levels(names: Iterable[str]) -> bool:
@@ -153,7 +159,7 @@ def _from_shapes(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]
         "model.patch_size": patch,
         "model.in_chans": chans,
         "model.embed_dim": width,
-        "model.depth": _depth(state, "blocks"),
+        "model.depth": depth_of(state, "blocks"),
         "model.num_heads": _heads(config, "num_attention_heads", _HEADS, width, 64, notes),
         "model.attention": "xla",
     }
@@ -166,7 +172,7 @@ def _from_shapes(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]
         values |= {
             "task.norm_pix_loss": bool(norm),
             "model.decoder_embed_dim": inner,
-            "model.decoder_depth": _depth(state, "decoder_blocks"),
+            "model.decoder_depth": depth_of(state, "decoder_blocks"),
             "model.decoder_num_heads": _heads(config, "decoder_num_attention_heads", _DECODER_HEADS, inner, 32, notes),
         }
     else:
@@ -185,7 +191,8 @@ def _from_shapes(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]
     return values, classes, notes
 
 
-def _depth(state: State, stem: str) -> int:
+def depth_of(state: State, stem: str) -> int:
+    """The number of blocks under this name. Raises `UserError` if some are missing."""
     numbers = {int(m[1]) for name in state if (m := re.match(rf"{stem}\.(\d+)\.", name))}
     if numbers != set(range(len(numbers))) or not numbers:
         raise UserError(f"of {stem} it holds only the numbers {sorted(numbers)}")

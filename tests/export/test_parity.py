@@ -72,7 +72,7 @@ def loss_of(model, batch):
             jnp.asarray(batch["level"]),
         )  # fmt: skip
         goal = masking.patchify(jnp.asarray(batch["targets"]), model.patch_size)
-        return losses.patch_mse(pred, goal).mean()
+        return losses.patch_error(pred, goal).mean()
 
     return loss
 

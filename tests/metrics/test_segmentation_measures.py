@@ -12,6 +12,7 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import sliding_window
 from deblur_mae_jax.input_pipeline import volumes
 from deblur_mae_jax.metrics import segmentation, similarity
+from deblur_mae_jax.reports import cases
 from deblur_mae_jax.tasks import losses
 from deblur_mae_jax.training import schedule
 
@@ -84,6 +85,25 @@ def test_empty_masks_have_a_policy():
         np.testing.assert_allclose([count["dice"], count["hd95"]], [counted_dice, counted_hd])
     with pytest.raises(UserError, match=r"config.report.empty: unknown name 'ignore'. Choices: count, skip"):
         segmentation.measure(some, some, (1, 1, 1), empty="ignore")
+
+
+def test_the_iou_is_the_share_of_the_union():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        truth, predicted = rng.random((2, 9, 9)) < 0.4
+        got = segmentation.measure(truth, predicted, (1.0, 1.0))["iou"]
+        assert abs(got - (truth & predicted).sum() / (truth | predicted).sum()) < 1e-12
+    assert segmentation.measure(truth & False, truth & False, (1.0, 1.0), empty="count")["iou"] == 1.0
+
+
+def test_a_table_of_an_earlier_version_gets_its_iou(tmp_path):
+    """It follows from the Dice: 0.5 / (2 - 0.5)."""
+    columns = "image,group,split,label,dice,hd,hd95,surface_distance,surface_dice,truth_size,predicted_size,unit"
+    (tmp_path / "old.csv").write_text(f"{columns}\na,p,test,organ,0.5,3,2,1,0.4,10,12,mm\n")
+    table = cases.read(tmp_path / "old.csv")
+    np.testing.assert_allclose(table.values["iou"], [[1 / 3]])
+    table.write(tmp_path / "new.csv")
+    np.testing.assert_allclose(cases.read(tmp_path / "new.csv").values["iou"], [[1 / 3]])
 
 
 def test_the_surface_dice_of_a_shift():

@@ -64,7 +64,7 @@ def loss_of(model, params, inputs, clean, on, norm):
     pred, out = model.apply({"params": params}, inputs, noise=jnp.asarray(WANT["noise"]), mask_ratio=0.75)
     goal = masking.patchify(jnp.asarray(clean), model.patch_size)
     goal = losses.normalise_patches(goal) if norm else goal
-    return losses.patch_mse(pred, goal, out["mask"] if on == "masked" else None).mean()
+    return losses.patch_error(pred, goal, out["mask"] if on == "masked" else None).mean()
 
 
 def test_the_losses_of_convmae_and_deblurring_convmae(networks):

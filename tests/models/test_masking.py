@@ -64,8 +64,8 @@ def test_unpatchify_undoes_patchify(grid, patch, channels):
 
 def test_loss_counts_the_patches_it_is_told_to():
     pred, target = jnp.zeros((1, 4, 2)), jnp.asarray([[[1.0, 1], [2, 2], [3, 3], [4, 4]]])
-    np.testing.assert_allclose(losses.patch_mse(pred, target), [7.5])
-    np.testing.assert_allclose(losses.patch_mse(pred, target, jnp.asarray([[0, 0, 1, 1.0]])), [12.5])
+    np.testing.assert_allclose(losses.patch_error(pred, target), [7.5])
+    np.testing.assert_allclose(losses.patch_error(pred, target, jnp.asarray([[0, 0, 1, 1.0]])), [12.5])
     normal = losses.normalise_patches(jnp.asarray(np.random.default_rng(0).normal(3, 2, (2, 3, 64))))
     np.testing.assert_allclose(normal.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(normal.std(-1, ddof=1), 1, atol=1e-5)

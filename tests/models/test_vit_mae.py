@@ -84,7 +84,7 @@ def test_losses_and_all_gradients(case, name):
     @jax.value_and_grad
     def loss(params):
         pred, out = case.forward(params, getattr(case, source))
-        return losses.patch_mse(pred, target, out["mask"] if only_masked else None).mean()
+        return losses.patch_error(pred, target, out["mask"] if only_masked else None).mean()
 
     value, grads = loss(case.params)
     np.testing.assert_allclose(value, case.z[f"loss_{name}"], atol=3e-6)
@@ -109,7 +109,7 @@ def test_three_adamw_steps(golden):
     def step(params, state, noise):
         def loss(params):
             pred, _ = case.forward(params, case.blurred, noise=noise)
-            return losses.patch_mse(pred, case.target).mean()
+            return losses.patch_error(pred, case.target).mean()
 
         value, grads = jax.value_and_grad(loss)(params)
         updates, state = tx.update(grads, state, params)
@@ -301,7 +301,7 @@ def test_full_size_vit_b(golden):
     np.testing.assert_allclose(out["latent"][:, ::3, ::8], z["latent_sub"], atol=2e-5)
     np.testing.assert_allclose(pred[:, ::7, ::8], z["pred_sub"], atol=2e-5)
     target = masking.patchify(clean, 16)
-    masked = losses.patch_mse(pred, target, out["mask"]).mean()
+    masked = losses.patch_error(pred, target, out["mask"]).mean()
     np.testing.assert_allclose(masked, z["loss_masked"], atol=3e-6)
     pred, _ = model.apply({"params": params}, blurred, noise, 0.75)
-    np.testing.assert_allclose(losses.patch_mse(pred, target).mean(), z["loss_all"], atol=3e-6)
+    np.testing.assert_allclose(losses.patch_error(pred, target).mean(), z["loss_all"], atol=3e-6)

@@ -1,27 +1,18 @@
 """Networks for contrastive learning start from other networks, and others start from their encoder."""
 
-import functools
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
-import tiny
-from tiny_runs import go, pretraining
+from tiny_runs import go, pretraining, trained
 
-from deblur_mae_jax import network as networks
-from deblur_mae_jax.pretrained import inherit, trained_network, warm_start
-
-CLASSES = ["benign", "malignant"]
+from deblur_mae_jax.pretrained import warm_start
 
 
-@functools.cache
-def trained(name, **overrides):
-    """A network with fresh parameters, as if it had been trained."""
-    config = inherit.resolve(tiny.config(name, **overrides))[0]
-    classes = CLASSES if tiny.identity(name).supervised else []
-    net = networks.build(config, len(classes))
-    return trained_network.TrainedNetwork(Path(name), config, net, jax.device_get(jax.jit(net.init)()), classes)
+def without_tables(tree):
+    """Without tables of biases, which are resized, or copied from one to all blocks."""
+    if not isinstance(tree, dict):
+        return tree
+    return {k: without_tables(v) for k, v in tree.items() if k != "relative_position_bias_table"}
 
 
 @pytest.mark.parametrize(
@@ -30,6 +21,9 @@ def trained(name, **overrides):
         ("mae_thyroid", "moco_v3", "", "base_encoder"), ("from_scratch", "moco_v3", "", "base_encoder"),
         ("resnet", "simclr", "", "base_encoder"), ("moco_v3", "from_scratch", "base_encoder", ""),
         ("moco_v3", "mae_thyroid", "base_encoder", ""), ("simclr", "resnet", "base_encoder", ""),
+        ("simmim", "from_scratch", "encoder", ""), ("simmim:beit", "beit", "encoder", ""),
+        ("mae_thyroid", "simmim", "", "encoder"), ("moco_v3", "simmim", "base_encoder", "encoder"),
+        ("simmim_swin", "swin", "encoder", ""),
         ("diffmae", "from_scratch", "", ""), ("convmae", "convvit", "", ""), ("convvit", "convmae", "", ""),
     ],
 )  # fmt: skip
@@ -42,11 +36,24 @@ def test_the_encoder_is_taken_over(source, target, inside, outside):
     fit = warm_start.fit(before, shapes, after.network, classes=classes)
     old = before.params[inside] if inside else before.params
     new = fit.params[outside] if outside else fit.params
-    names = [name for name in old if name.startswith(("blocks", "patch_embed", "conv1", "layer", "cls_token"))]
+    old, new = ({name: without_tables(value) for name, value in tree.items()} for tree in (old, new))
+    names = [
+        name for name in old if name.startswith(("blocks", "patch_embed", "conv1", "layers", "layer", "cls_token"))
+    ]
     assert len(names) >= 3
     for name in names:
         jax.tree.map(np.testing.assert_array_equal, old[name], new[name])
     assert "taken" in "\n".join(fit.table(before))
+
+
+def test_one_table_for_all_blocks_is_copied_to_every_block():
+    before, after = trained("simmim:beit", model__depth=3), trained("beit", model__depth=3)
+    table = np.random.default_rng(0).standard_normal((52, 4)).astype(np.float32)  # 4 x 4 patches, 4 heads
+    before.params["encoder"]["rel_pos_bias"]["relative_position_bias_table"] = table
+    fit = warm_start.fit(before, jax.eval_shape(after.network.init), after.network, classes=after.classes)
+    for number in range(3):
+        taken = fit.params[f"blocks_{number}"]["attn"]["relative_position_bias_table"]
+        np.testing.assert_array_equal(taken, table)
 
 
 def test_a_network_of_the_same_kind_is_taken_over_whole():
@@ -57,7 +64,7 @@ def test_a_network_of_the_same_kind_is_taken_over_whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["moco_v3", "simclr", "diffmae", "convmae"])
+@pytest.mark.parametrize("name", ["moco_v3", "simclr", "diffmae", "convmae", "simmim", "simmim_swin"])
 def test_nearest_neighbours_judge_every_pre_training(tmp_path, name):
     result = go(tmp_path, "knn_probe", init_from=str(pretraining(name)), probe__neighbours=(1, 3))
     assert 0 <= result["splits"]["test"]["per_image"]["accuracy"]["value"] <= 1
