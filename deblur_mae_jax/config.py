@@ -356,6 +356,11 @@ REPORT_RECONSTRUCTION: Group = {
         "", 'Split to measure on; "unseen": simulated images that are not trained on. "": images of the training set.'
     ),
 }
+MONITOR: Group = {
+    "monitor_root": Field("", 'Labelled images, one sub-folder per class or a CSV, on which nearest neighbours and a linear probe judge the frozen features during pre-training. "": none.'),
+    "monitor_images": Field(200, "Most of these images that are used."),
+    "monitor_share": Field(0.02, "Largest share of the run's time that this takes, after the first judgement."),
+}  # fmt: skip
 REPORT_LABELS: Group = {
     "bootstrap": Field(1000, "Resamples of the confidence intervals."),
     "audit": Field("near", "Search for copies across splits: near (perceptual hashes too) | identical."),
@@ -379,7 +384,7 @@ GROUPS: dict[str, Groups] = {
         "task": (_TASK, DEGRADE, BLUR_SITE, MASKED_RECON),
         "model": (VIT, VIT_DECODER),
         "data": (SOURCE, IMAGES),
-        "report": (REPORT, REPORT_RECONSTRUCTION),
+        "report": (REPORT, REPORT_RECONSTRUCTION, MONITOR),
     },
     "finetuning": {
         **_VIT_LABELS,
@@ -444,7 +449,7 @@ _CONTRAST: Groups = {
     **_COMMON,
     "data": (SOURCE, IMAGES),
     "augment": (AUGMENT_VIEWS,),
-    "report": (REPORT, REPORT_RECONSTRUCTION),
+    "report": (REPORT, REPORT_RECONSTRUCTION, MONITOR),
 }
 _TASKS_OF_CONTRAST = {"moco_v3": (_TASK, DEGRADE, BLUR_SITE, MOCO), "simclr": (_TASK, DEGRADE, BLUR_SITE, SIMCLR)}
 _NETWORKS_OF_CONTRAST = {"vit": (VIT, PROJECTION), "resnet": (TRUNK, PROJECTION)}

@@ -61,6 +61,26 @@ def preset(name: str) -> dict:
     return {"pretrain": {}, "finetune": {}, "scratch": {}, "seeds": (0, 1, 2, 3, 4)}
 
 
+def gaussian(preset_name: str, sigma: float = 1.1) -> str:
+    """DeblurrMAE's degradation; the `cpu` preset doubles sigma and does not round the kernel to 8 bits."""
+    if preset_name == "cpu":
+        return f"blur.gaussian(sigma={2 * sigma:g}, kernel='opencv_float')"
+    return f"blur.gaussian(sigma={sigma:g})"
+
+
+def ablation(preset_name: str, title: str, rows: dict, config: str = "deblur_mae_thyroid") -> dict:
+    """A study of one pre-training config with other values of some fields.
+
+    rows: by name, the fields that differ from DeblurrMAE with a Gaussian of sigma 1.1.
+    """
+    study = preset(preset_name)
+    usual = {"task.degrade": gaussian(preset_name)}
+    study["methods"] = {
+        name: {"pretrain": config, "pretrain_overrides": usual | fields, "paper": {}} for name, fields in rows.items()
+    }
+    return study | {"title": title}
+
+
 def levels(preset_name: str, max_sigma: float = 1.1, step: float = 0.1) -> str:
     """D2MAE's degradation; the `cpu` preset doubles sigma and does not round the kernel to 8 bits."""
     if preset_name == "cpu":

@@ -12,7 +12,6 @@ from studies import common
 def get_study(preset):
     """Methods, each with its pre-training and fine-tuning run."""
     study = common.preset(preset)
-    gaussian = "blur.gaussian(sigma=2.2, kernel='opencv_float')" if preset == "cpu" else "blur.gaussian(sigma=1.1)"
 
     def method(config, paper, **pretrain):
         return {"pretrain": config, "pretrain_overrides": pretrain, "paper": paper}
@@ -24,7 +23,7 @@ def get_study(preset):
         "DeblurrMAE, Gaussian": method(
             "deblur_mae_thyroid",
             {"accuracy": 90.19, "f1_binary": 88.48, "auroc": 96.08},
-            **{"task.degrade": gaussian},
+            **{"task.degrade": common.gaussian(preset)},
         ),
         "DeblurrMAE, SRAD": method(
             "deblur_mae_thyroid",

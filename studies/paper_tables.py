@@ -60,7 +60,7 @@ def get_study(preset):
     """All rows. Rows that can only be quoted have `quoted`."""
     study = common.preset(preset)
     small = preset == "cpu"
-    gaussian = "blur.gaussian(sigma=2.2, kernel='opencv_float')" if small else "blur.gaussian(sigma=1.1)"
+    gaussian = common.gaussian(preset)
     quoted = lambda **paper: {"quoted": True, "paper": _paper(**paper)}
     contrast = {"optim.batch_size": 64, "optim.base_lr": 3e-3} if small else {}
     swin = {"accuracy": 87.43, "f1": 84.92, "auroc": 92.83, "lepset": 82.66, "mmotu": 68.58}

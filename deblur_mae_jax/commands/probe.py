@@ -8,10 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
 
 from deblur_mae_jax import api, sharding
 from deblur_mae_jax import network as networks
@@ -22,7 +18,7 @@ from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.inference import blur_search
-from deblur_mae_jax.metrics import classification
+from deblur_mae_jax.metrics import classification, probes
 from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.reports import classification as report
@@ -39,25 +35,9 @@ KINDS = ("knn", "logistic")
 def candidates(kind: str, config: ConfigDict, train: int) -> dict[str, Any]:
     """The classifiers to choose from on the validation images, by name."""
     if kind == "knn":
-        return {
-            f"k = {k}": make_pipeline(
-                Normalizer(),  # after this, Euclidean and cosine neighbours are the same
-                KNeighborsClassifier(k, weights="distance"),
-            )
-            for k in config.probe.neighbours
-            if k <= train
-        }
-    return {
-        f"C = {c:g}": make_pipeline(
-            StandardScaler(),
-            LogisticRegression(
-                C=c,
-                max_iter=2000,
-                class_weight="balanced" if config.data.balance != "none" else None,
-            ),
-        )
-        for c in config.probe.strengths
-    }
+        return {f"k = {k}": probes.nearest(k) for k in config.probe.neighbours if k <= train}
+    balanced = config.data.balance != "none"
+    return {f"C = {c:g}": probes.linear(c, balanced) for c in config.probe.strengths}
 
 
 def run(config: ConfigDict, workdir: str | Path, dry_run: bool = False) -> dict[str, Any]:
@@ -136,7 +116,7 @@ def _choose(config: ConfigDict, labels: Supervision, x: np.ndarray) -> tuple[str
     best: tuple[float, str, Any] | None = None
     for name, model in candidates(config.probe.kind, config, len(train)).items():
         model.fit(x[train], labels.labels[train])
-        p = probabilities(model, x[val], len(labels.classes))
+        p = probes.probabilities(model, x[val], len(labels.classes))
         score = classification.METRICS[config.select.metric](labels.labels[val], p)
         score = score if classification.HIGHER_IS_BETTER[config.select.metric] else -score
         if best is None or score > best[0]:
@@ -167,7 +147,7 @@ def _judge(
             index,
             labels,
             name,
-            probabilities(model, x[indices[name]], len(labels.classes)),
+            probes.probabilities(model, x[indices[name]], len(labels.classes)),
             labels.levels,
             sigmas,
         )
@@ -188,10 +168,3 @@ def _judge(
         train_counts=np.bincount(train, minlength=len(labels.classes)),
     )
     return report.write(workdir, predictions.concatenate(tables), index, indices, notes)
-
-
-def probabilities(model: Any, x: np.ndarray, num_classes: int) -> np.ndarray:
-    """Probabilities `(N, num_classes)`; zero for classes without training images."""
-    out = np.zeros((len(x), num_classes))
-    out[:, model.classes_] = model.predict_proba(x)
-    return out

@@ -12,7 +12,7 @@ from deblur_mae_jax import config as fields
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data import dataset
 from deblur_mae_jax.data.loader import Loader
-from deblur_mae_jax.evaluators import image_reconstruction, two_views, volume_reconstruction
+from deblur_mae_jax.evaluators import image_reconstruction, monitor, two_views, volume_reconstruction
 from deblur_mae_jax.metrics import representation
 from deblur_mae_jax.reports import contrast, page, reconstruction
 from deblur_mae_jax.training.evaluator import Conclusion, Judgement
@@ -47,6 +47,7 @@ class Evaluator:
         self.examples = {
             name: jax.make_array_from_callback(v.shape, everywhere, v.__getitem__) for name, v in examples.items()
         }
+        self.monitor = monitor.make(run) if run.network.axes == 2 else None
         self._evaluate = jax.jit(self.kind.make(run.network), out_shardings=everywhere)
 
     def _examples(self) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -80,6 +81,8 @@ class Evaluator:
         degradation = self.run.network.inputs.degradation
         self.latest = self.kind.summary(arrays)
         self.by_level = self.kind.by_level(arrays, degradation)
+        if self.monitor is not None:
+            self.latest |= self.monitor.judge(params)
         self._warn()
         images = {}
         if jax.process_index() == 0:

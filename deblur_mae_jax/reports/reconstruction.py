@@ -20,6 +20,12 @@ FEATURES = {
     "effective_rank": "effective rank of the features of these images (RankMe)",
     "uniformity": "uniformity of the features (0: collapsed, about -4: uniform)",
 }
+PROBES = {
+    "knn_balanced_accuracy": "balanced accuracy of nearest neighbours on the labelled images, features frozen",
+    "knn_auroc": "AUROC of the same",
+    "linear_balanced_accuracy": "balanced accuracy of a linear probe on the labelled images, features frozen",
+    "linear_auroc": "AUROC of the same",
+}
 MEANING = {
     "eval_loss": "loss on the evaluation images",
     "eval_loss_of_mean": "loss of predicting each image by its mean (baseline)",
@@ -106,6 +112,20 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     return drawing
 
 
+def probe_figure(lines: list[dict[str, Any]]) -> Figure:
+    """Measures of frozen features on labelled images, and signs of a collapse, against the step."""
+    drawing = Figure(figsize=(10, 3.2), layout="constrained")
+    left, middle, right = drawing.subplots(1, 3)
+    for axis, measure in ((left, "balanced_accuracy"), (middle, "auroc")):
+        for probe, colour in (("knn", "tab:blue"), ("linear", "tab:orange")):
+            curve(axis, lines, f"{probe}_{measure}", marker="o", ms=3, color=colour)
+        axis.set(title=f"{'AUROC' if measure == 'auroc' else 'balanced accuracy'}, labelled images", xlabel="step")
+    curve(right, lines, "effective_rank", marker="o", ms=3, color="tab:green")
+    right.set(title="effective rank of the features (RankMe)", xlabel="step", ylim=(0, None))
+    finish(left, middle, right)
+    return drawing
+
+
 def level_table(rows: list[dict[str, float]]) -> str:
     """Table of PSNR and SSIM of the blurred input and of its unmasked reconstruction, one row per level."""
     measures = [f"{measure}, {of}" for measure in ("PSNR (dB)", "SSIM") for of in ("blurred", "reconstructed")]
@@ -165,16 +185,20 @@ def write(
     if len(sheets) > MAX_SHEETS:  # the newest, and earlier ones evenly spaced
         chosen = np.linspace(0, len(sheets) - 1, MAX_SHEETS).round().astype(int)
         sheets = [sheets[i] for i in chosen]
-    curves = page.figures(folder, {"loss.png": look.figure(lines)})["loss.png"]
+    monitored = any(line.get(name) is not None for line in lines for name in PROBES)
+    figures = {"loss.png": look.figure(lines)} | ({"probes.png": probe_figure(lines)} if monitored else {})
+    curves = page.figures(folder, figures)
     sections = [page.table_of(facts)]
     if skipped:
         sections.append(f"<p>{skipped} files were not used: see <code>skipped.csv</code>.</p>")
     if latest:
-        named = {look.meaning.get(k, k): f"{v:.4f}" for k, v in latest.items()}
+        named = {(look.meaning | PROBES).get(k, k): f"{v:.4f}" for k, v in latest.items()}
         sections += ["<h2>Evaluation</h2>", page.table_of(named)]
     if by_level:
         sections += ["<h2>By blur level</h2>", level_table(by_level)]
-    sections += ["<h2>Curves</h2>", page.embedded(curves, "curves of the run")]
+    sections += ["<h2>Curves</h2>", page.embedded(curves["loss.png"], "curves of the run")]
+    if monitored:
+        sections.append(page.embedded(curves["probes.png"], "frozen features on labelled images"))
     for number, (step, path) in enumerate(reversed(sheets)):
         sheet = page.embedded(path.read_bytes(), f"{look.heading} at step {step}")
         heading = f"{look.heading} at step {step}"
