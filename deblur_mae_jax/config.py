@@ -1,7 +1,7 @@
 """Every field of a run's config: its default, its meaning, and the kinds of run that have it.
 
 A kind of run is a function below: `pretraining()`, `diffmae()`, `convmae()`, `simmim()`, `finetuning()`, `convvit()`, `beit()`, `backbones()`, `linear_probe()`, `probe()`, `blur_search()`,
-`contrastive()`, `segmentation()`, `segmenter()`, `volumes()`, `pretext()`, `volume_segmentation()`. Each picks groups of fields and states the values in which it
+`contrastive()`, `dino_v2()`, `segmentation()`, `segmenter()`, `volumes()`, `pretext()`, `volume_segmentation()`. Each picks groups of fields and states the values in which it
 differs from their defaults. The files of `configs/` call one of them and change what their method needs; the command
 line changes the rest. `python -m deblur_mae_jax.config` prints the reference page.
 
@@ -82,6 +82,15 @@ MOCO: Group = {
     "momentum": Field(0.99, "Weight of the momentum encoder's own parameters in its update, at the start; it rises to 1."),
     "freeze_patch_embed": Field(True, "Do not train the patch embedding of a ViT."),
 }  # fmt: skip
+DINO: Group = {
+    "momentum": Field(0.992, "Weight of the teacher's own parameters in its update, at the start; it rises to 1."),
+    "teacher_temperature": Field((0.04, 0.07), "Temperature of the teacher, at the start and after its warm-up."),
+    "warmup_share": Field(0.06, "Length of this warm-up, as a share of the run."),
+    "mask_probability": Field(0.5, "Probability that patches of a large crop are masked."),
+    "mask_range": Field((0.1, 0.5), "Range of the share of the patches that are masked."),
+    "ibot_weight": Field(1.0, "Weight of the loss of masked patches (iBOT). 0: off."),
+    "koleo_weight": Field(0.1, "Weight of the term that keeps the features of a batch apart (KoLeo). 0: off."),
+}  # fmt: skip
 SIMCLR: Group = {"temperature": Field(0.1, "Temperature of the contrast.")}
 CLASSIFY: Group = {
     "frozen": Field(False, "Train the head only."),
@@ -153,6 +162,12 @@ PROJECTION: Group = {
     "projector_last": Field("plain", "After the last layer of the projector: plain (BatchNorm without parameters) | scale (BatchNorm with a scale) | none."),
     "predictor_last": Field("plain", "The same for the predictor."),
 }  # fmt: skip
+PROTOTYPES: Group = {
+    "prototypes": Field(4096, "Prototypes of each head."),
+    "head_hidden": Field(2048, "Width of the hidden layers of the heads."),
+    "head_bottleneck": Field(256, "Width of the bottleneck of the heads."),
+    "drop_path": Field(0.1, "Stochastic depth of the last block, in the student."),
+}
 VIT_HEAD: Group = {
     "pool": Field("mean", "Features for the head: mean (of the patch tokens, then `fc_norm`) | cls (the cls token after `norm`)."),
     "drop_path": Field(0.1, "Stochastic depth of the last block; 0.2 for ViT-H."),
@@ -277,6 +292,11 @@ AUGMENT_VIEWS: Group = {
     "view_blur_sigma": Field((0.1, 2.0), "Range of the sigma of this blur, pixels of the view."),
     "solarize_probability": Field((0.0, 0.2), "Probability that gray levels of 128 and more are inverted, for each of the two views."),
 }  # fmt: skip
+AUGMENT_LOCAL: Group = {
+    "local_crops": Field(8, "Small crops of each image beside the two large ones. 0: none."),
+    "local_size": Field(96, "Side of the small crops, pixels."),
+    "local_scale": Field((0.05, 0.32), "Range of the area of a small crop, as a share of the image."),
+}
 AUGMENT_INTENSITY: Group = {
     "intensity_scale": Field(0.1, "Largest relative change of the intensities."),
     "intensity_shift": Field(0.1, "Largest shift of the intensities."),
@@ -456,6 +476,9 @@ _NETWORKS_OF_CONTRAST = {"vit": (VIT, PROJECTION), "resnet": (TRUNK, PROJECTION)
 for _method, _task in _TASKS_OF_CONTRAST.items():
     for _network, _model in _NETWORKS_OF_CONTRAST.items():
         GROUPS[f"{_method}_{_network}"] = {**_CONTRAST, "task": _task, "model": _model}
+GROUPS["dino_v2"] = {
+    **_CONTRAST, "augment": (AUGMENT_VIEWS, AUGMENT_LOCAL), "task": (_TASK, DEGRADE, BLUR_SITE, DINO), "model": (VIT, PROTOTYPES)
+}  # fmt: skip
 GROUPS["probe"] = {**GROUPS["finetuning"], "task": (_TASK, DEGRADE, BLUR_SITE), "probe": (PROBE,)}
 GROUPS["blur_search"] = {**GROUPS["finetuning"], "task": (_TASK, DEGRADE, BLUR_SITE)}
 
@@ -639,6 +662,21 @@ VALUES: dict[str, dict[str, Any]] = {
         "optim.weight_decay": 1e-6,
         "optim.warmup_epochs": 10.0,
     },
+    "dino_v2": {
+        "task.name": "dino_v2",
+        "model.name": "vit_dino",
+        "data.crop_scale": (0.32, 1.0),
+        "optim.batch_size": 1024,
+        "optim.epochs": 500.0,
+        "optim.warmup_epochs": 10.0,
+        "optim.scale_lr": False,
+        "optim.base_lr": 4e-3,
+        "optim.min_lr": 1e-6,
+        "optim.b2": 0.999,
+        "optim.weight_decay": 0.1,
+        "optim.decay_on": "weights",
+        "optim.clip_norm": 3.0,
+    },
     "simclr_vit": {"task.name": "simclr", "model.name": "siamese_vit", **_SIMCLR, "model.projector": (2048, 2048, 128)},
     "simclr_resnet": {
         "task.name": "simclr",
@@ -786,6 +824,11 @@ def contrastive(method: str, network: str, preset: str = "paper") -> ConfigDict:
     preset: "paper", or "upstream" for the published commands.
     """
     return _make(f"{method}_{network}", preset)
+
+
+def dino_v2() -> ConfigDict:
+    """Self-distillation of a ViT on 2-D images from large and small crops of each (DINOv2, without layer scale)."""
+    return _make("dino_v2")
 
 
 def diffmae() -> ConfigDict:

@@ -84,6 +84,9 @@ def changed(name, **overrides):
         projection = PROJECTION if "model.projector" in has else {}
         if projection and not model.predictor:
             projection = PROJECTION | {"model.predictor": ()}
+        if "augment.local_crops" in has:
+            projection = {"augment.local_crops": 2, "augment.local_size": 8, "model.prototypes": 12,
+                          "model.head_hidden": 16, "model.head_bottleneck": 8}  # fmt: skip
         if "task.sampling_steps" in has:
             projection = {"task.sampling_steps": 3, "task.samples": 2}
         own_sizes = {"siamese_resnet": BACKBONE, "convvit_mae": CONVVIT, "vit_mim": MIM, "swin2d_mim": SWIN_MIM}

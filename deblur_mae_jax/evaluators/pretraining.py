@@ -29,9 +29,10 @@ KINDS: dict[tuple[str, int], Any] = {
     ("reconstruct", 3): volume_reconstruction,
     ("pretext", 3): volume_reconstruction,
     ("contrast", 2): two_views,
+    ("distill", 2): two_views,
 }
 GENERATIVE = reconstruction.Look(meaning=reconstruction.GENERATIVE)
-LOOKS = {"contrast": contrast.LOOK}
+LOOKS = {"contrast": contrast.LOOK, "distill": contrast.LOOK}
 
 
 class Evaluator:

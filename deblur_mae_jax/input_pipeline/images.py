@@ -43,6 +43,8 @@ class ImageInputs:
     intensity: `(key, image) -> image`, in training, after `erase`.
     views: `(key, image (S, S, C)) -> image` of each of two views, in training, between degradation and normalisation.
         A batch then has, for the second view, `other_inputs`, `other_targets` and `other_level`.
+    local: small crops beside the two views, in training. A batch then has `local_inputs` `(B, N, s, s, C)` and
+        `local_level` `(B, N)`.
     """
 
     degradation: Degradation
@@ -60,6 +62,7 @@ class ImageInputs:
     erase: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     intensity: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     views: tuple[Callable[[jax.Array, jax.Array], jax.Array], ...] = ()
+    local: two_views.LocalCrops | None = None
 
     @classmethod
     def from_config(cls, config: ConfigDict, degradation: Degradation, kind: str) -> ImageInputs:
@@ -77,8 +80,10 @@ class ImageInputs:
                 views["erase"] = augment.RandomErasing(config.augment.erase_probability)
         if kind == "segment":
             views["intensity"] = augment.intensity_of(config.augment)
-        if kind == "contrast":
+        if kind in ("contrast", "distill"):
             views["views"] = two_views.from_config(config.augment)
+        if kind == "distill":
+            views["local"] = two_views.local_of(config.augment, config.image_size, config.model.patch_size)
         return cls(
             degradation,
             image_size=config.image_size,
@@ -194,7 +199,20 @@ class ImageInputs:
             prefix = "other_" if number else ""
             changed = {f"{prefix}{name}": one.pop(name) for name in ("inputs", "targets", "level") if name in one}
             out |= one | changed
+        if self.local is not None:
+            out |= self._local_crops(self.local, examples, keys)
         return out
+
+    def _local_crops(self, local: two_views.LocalCrops, examples: Batch, keys: dict[str, jax.Array]) -> Batch:
+        """The small crops of every image."""
+        smaller = dataclasses.replace(self, image_size=local.size, crop_scale=local.scale, views=(), local=None)
+
+        def crop(number: jax.Array) -> Batch:
+            own = {name: jax.vmap(jax.random.fold_in, (0, None))(key, 2 + number) for name, key in keys.items()}
+            made = smaller._random(examples, own, view=local.view)
+            return {f"local_{name}": made[name] for name in ("inputs", "level") if name in made}
+
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), jax.vmap(crop)(jnp.arange(local.count)))
 
     def _random(
         self, examples: Batch, keys: dict[str, jax.Array], choose_level: ChooseLevel | None = None, view: Any = None

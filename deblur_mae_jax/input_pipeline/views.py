@@ -142,6 +142,38 @@ def blur(image: jax.Array, sigma: jax.Array, largest: float) -> jax.Array:
     return crop_resize.render(image, inside, inside)
 
 
+@dataclasses.dataclass(frozen=True)
+class LocalCrops:
+    """Small crops of every image (multi-crop, Caron et al. 2020).
+
+    count: their number.
+    size: their side, pixels.
+    scale: range of their area, as a share of the image.
+    view: what is drawn for each.
+    """
+
+    count: int
+    size: int
+    scale: tuple[float, float]
+    view: View
+
+
+def local_of(augment: ConfigDict, image_size: int, patch_size: int) -> LocalCrops | None:
+    """The small crops that `config.augment` describes, or None. Raises `UserError`."""
+    count, size, scale = augment.local_crops, augment.local_size, tuple(augment.local_scale)
+    if count < 0:
+        raise UserError(f"config.augment.local_crops={count} must be 0 (none) or greater")
+    if size < 1 or size % patch_size or size > image_size:
+        raise UserError(
+            f"config.augment.local_size={size} must be a multiple of config.model.patch_size={patch_size}, and at most "
+            f"config.image_size={image_size}"
+        )
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(f"config.augment.local_scale={scale} must be a range in (0, 1]")
+    view = dataclasses.replace(from_config(augment)[0], blur_probability=0.5, solarise_probability=0.0)
+    return LocalCrops(count, size, scale, view) if count else None
+
+
 def from_config(augment: ConfigDict) -> tuple[View, View]:
     """The two views that `config.augment` describes. Raises `UserError`."""
     probabilities = {

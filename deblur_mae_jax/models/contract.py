@@ -2,7 +2,8 @@
 
 `config.model.name=<name>` selects the file `deblur_mae_jax/models/<name>.py`. It has
 
-    KINDS            kinds of task that it supports: "reconstruct", "pretext", "contrast", "classify", "segment"
+    KINDS            kinds of task that it supports: "reconstruct", "pretext", "contrast", "distill", "classify",
+                     "segment"
     AXES             2 for 2-D images, 3 for volumes
     Model(variant, **fields) -> flax.linen.Module
                      the network; `fields` are those of `config.model`, and `image_size`, `num_levels` (of blur) and,
@@ -22,6 +23,8 @@ each image, and ignores it if it is not conditioned. By kind, for images `(B, *s
                       out has `hidden`, the states of the stages
     pretext           predicts the rebuilt volume, or None; out has `rotation` `(B, 4)` and `embedding` `(B, E)`
     contrast, 2-D     also takes train; predicts embeddings `(B, E)`; out has `assign`, new values of running statistics
+    distill, 2-D      also takes mask `(B, L)` and drop_path_keys; predicts the student's features `(B, D)`; has methods
+                      `local` and `target`
     classify          also takes mix, drop_path_keys, train and frozen; predicts logits `(B, K)`;
                       out may have `assign`, new values of running statistics. Field: `num_classes`
     segment           also takes train and drop_path_keys; predicts logits `(B, *space, K)`; out may have `assign`, and

@@ -22,7 +22,8 @@ Loss = Callable[[Any, dict[str, jax.Array], dict[str, jax.Array]], tuple[jax.Arr
 class Kind(NamedTuple):
     """The properties of a task that do not depend on the network.
 
-    name: "reconstruct", "pretext", "contrast", "classify" or "segment". A network fits if it lists the name in `KINDS`.
+    name: "reconstruct", "pretext", "contrast", "distill", "classify" or "segment". A network fits if it lists the name
+        in `KINDS`.
     axes: spatial axes of the images that the task supports: 2, 3 or both.
     evaluator: name of the module in `deblur_mae_jax/evaluators` that evaluates the network during training.
     supervised: whether the task learns from labels, of images or of voxels.

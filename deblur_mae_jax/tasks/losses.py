@@ -161,6 +161,18 @@ def info_nce(queries: jax.Array, keys: jax.Array, temperature: float = 0.2) -> t
     return own * (2.0 * temperature), right
 
 
+def koleo(features: jax.Array) -> jax.Array:
+    """KoLeo's regulariser (Sablayrolles et al. 2019), per example `(B,)`: minus the log of the distance to the nearest.
+
+    features: `(B, D)`, of any length; those of the global batch are compared.
+    """
+    z = _unit(features)
+    scores = jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST)
+    other = jnp.argmax(jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, scores), axis=1)
+    distance = jnp.sqrt(jnp.square(z - z[other]).sum(axis=1) + 1e-16)
+    return -jnp.log(distance + 1e-8)
+
+
 def nearest(a: jax.Array, b: jax.Array) -> jax.Array:
     """Of every pair of embeddings `(B, D)`, the share of the two that is nearest to the other among all `(B,)`."""
     z = jnp.concatenate([_unit(a), _unit(b)])

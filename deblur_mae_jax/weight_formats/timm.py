@@ -12,7 +12,7 @@ from deblur_mae_jax.workdir import run_folder
 
 NAME = "timm"
 TITLE = "timm"
-MODELS = (*vit.MODELS, "siamese_vit", "vit_diffmae")
+MODELS = (*vit.MODELS, "siamese_vit", "vit_diffmae", "vit_dino")
 NEEDS = ("torch", "timm")
 infer: Callable[..., Any] = vit.infer
 to_ours: Callable[[State], State] = vit.checked
@@ -31,6 +31,8 @@ def from_ours(network: dict[str, Any], state: State) -> Converted:
     vit.without_levels(network, NAME)
     if network.get("kind") == "contrast":
         return Converted(vit.encoder_of(state, "head"), [vit.NO_PROJECTOR])
+    if network.get("kind") == "distill":
+        return Converted(vit.encoder_of(state, "mask_token", "teacher.backbone."), [vit.NO_HEADS])
     left = [] if network["task"] == "classify" else [
         "the decoder: timm has no place for it"
         + (" (mae, hf and d2mae have)" if network.get("model") != "vit_diffmae" else "")
@@ -119,7 +121,7 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
     model.eval()
     layers = {n: module for n, module in model.named_modules() if torch_calls.is_layer(n)}
     functions: dict[str, Any] = {"tokens": lambda x, level: model.forward_features(x)}
-    if certificate["network"].get("kind") == "contrast":
+    if certificate["network"].get("kind") in ("contrast", "distill"):
         functions = {"features": lambda x, level: model.forward_head(model.forward_features(x), pre_logits=True)}
     if opens["arguments"]["num_classes"]:
         functions = {

@@ -90,17 +90,19 @@ def fold_probe(state: State, epsilon: float = 1e-6) -> State:
     }
 
 
+NO_HEADS = "student, heads and mask token: timm has no place for them"
 NO_PROJECTOR = "projector, predictor and momentum encoder: timm has no place for them (moco_v3 has)"
 BASE = "base_encoder."
 
 
-def encoder_of(state: State, head: str) -> State:
-    """The encoder of a network for contrastive learning, under its own names and without its projector.
+def encoder_of(state: State, extra: str, base: str = BASE) -> State:
+    """The encoder inside of a network, under its own names.
 
-    head: the projector's name in the encoder.
+    extra: what it does not have on its own: the projector's name, or the mask token.
+    base: the encoder's prefix.
     """
-    own = {name.removeprefix(BASE): value for name, value in state.items() if name.startswith(BASE)}
-    return {name: value for name, value in own.items() if not name.startswith(f"{head}.")}
+    own = {name.removeprefix(base): value for name, value in state.items() if name.startswith(base)}
+    return {name: value for name, value in own.items() if name.split(".")[0] != extra}
 
 
 PROBE_FOLDED = "the BatchNorm of the linear probe is folded into the linear layer"
@@ -124,7 +126,7 @@ def infer(weights: Weights) -> Inferred:
     has_decoder = "decoder_pred.weight" in weights.state
     if saved is not None:
         saved = fields.upgrade(saved)
-        if saved["model.name"] not in ("vit_mae", "siamese_vit", "vit_diffmae") or has_decoder:
+        if saved["model.name"] not in ("vit_mae", "siamese_vit", "vit_diffmae", "vit_dino") or has_decoder:
             return Inferred(saved, classes, [])
     values, classes, notes = _from_shapes(weights)
     if saved is not None:  # an exported encoder without its decoder or its projector

@@ -145,3 +145,20 @@ def test_colour_jitter_is_torchvisions(ours, their, factor):
     want = their(torch.tensor(image), factor).numpy()
     got = ours(jnp.asarray(255 * image.transpose(1, 2, 0)), jnp.float32(factor)).transpose(2, 0, 1) / 255
     np.testing.assert_allclose(got, want, atol=3e-5)  # it rounds the weight of red to 0.2989
+
+
+def test_the_teacher_of_a_dino_goes_to_timm_and_back(tmp_path):
+    config = inherit.resolve(tiny.config("dino_v2"))[0]
+    net, rng = networks.build(config), np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: (np.asarray(x) + 0.05 * rng.standard_normal(x.shape)).astype(np.float32), jax.jit(net.init)()
+    )
+    trained = trained_network.TrainedNetwork(Path(), config, net, params, [])
+    folder = export.export(trained, "timm", tmp_path / "out")
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert certificate["agreement"]["outputs"]["features"]["max_difference"] <= 2e-5
+    back = trained_network.load(folder / "model.safetensors")
+    assert back.config.model.name == "vit"
+    for name, part in back.params.items():
+        if name in params["teacher"]["backbone"]:
+            jax.tree.map(np.testing.assert_array_equal, part, params["teacher"]["backbone"][name])

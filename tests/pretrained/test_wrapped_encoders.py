@@ -64,7 +64,7 @@ def test_a_network_of_the_same_kind_is_taken_over_whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["moco_v3", "simclr", "diffmae", "convmae", "simmim", "simmim_swin"])
+@pytest.mark.parametrize("name", ["moco_v3", "simclr", "diffmae", "convmae", "simmim", "simmim_swin", "dino_v2"])
 def test_nearest_neighbours_judge_every_pre_training(tmp_path, name):
     result = go(tmp_path, "knn_probe", init_from=str(pretraining(name)), probe__neighbours=(1, 3))
     assert 0 <= result["splits"]["test"]["per_image"]["accuracy"]["value"] <= 1

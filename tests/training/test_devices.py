@@ -73,7 +73,8 @@ print(json.dumps(out))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["moco_v3:deblur", "simclr", "diffmae", "convmae:levels", "simmim:beit", "simmim_swin:deblur"]
+    "name",
+    ["moco_v3:deblur", "simclr", "diffmae", "convmae:levels", "simmim:beit", "simmim_swin:deblur", "dino_v2:deblur"],
 )
 def test_a_step_of_every_objective_is_the_same_on_four_devices(name):
     """Contrasts see the whole batch, and the statistics of BatchNorm are those of the whole batch."""
