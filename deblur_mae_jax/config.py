@@ -778,6 +778,20 @@ UPSTREAM |= {
     name: {"optim.batch_size": 4096, "optim.epochs": 100.0, "optim.weight_decay": 1e-4}
     for name in ("simclr_vit", "simclr_resnet")
 }
+# For small networks and sets of some hundred to a few thousand images: no mixing, mild crops, a short run.
+SMALL: dict[str, Any] = {
+    "task.mixup": 0.0,
+    "task.cutmix": 0.0,
+    "data.crop_scale": (0.6, 1.0),
+    "model.drop_path": 0.0,
+    "augment.rand_augment": "",
+    "augment.erase_probability": 0.0,
+    "select.metric": "auroc",
+    "optim.batch_size": 32,
+    "optim.base_lr": 8e-3,
+    "optim.epochs": 15.0,
+    "optim.warmup_epochs": 1.0,
+}
 # Where the fine-tuning recipes of the networks' own papers differ.
 OWN_RECIPES: dict[str, dict[str, Any]] = {
     "convnext": {"optim.layer_decay": 0.8, "model.drop_path": 0.2},
@@ -794,10 +808,11 @@ def pretraining() -> ConfigDict:
 def finetuning(preset: str = "paper") -> ConfigDict:
     """Fine-tuning of a classifier.
 
-    preset: "paper", the MAE recipe (He et al. 2022, table 9) that DeblurrMAE and D2MAE use; or "upstream", the
-        published code.
+    preset: "paper", the MAE recipe (He et al. 2022, table 9) that DeblurrMAE and D2MAE use; "upstream", the
+        published code; or "small", for small networks and small sets.
     """
-    return _make("finetuning", "upstream" if preset == "repo" else preset)  # its name in 0.1
+    config = _make("finetuning", {"repo": "upstream", "small": "paper"}.get(preset, preset))  # "repo": its name in 0.1
+    return change(config, SMALL if preset == "small" else {})
 
 
 def backbones(network: str, variant: str = "", preset: str = "paper") -> ConfigDict:

@@ -87,6 +87,7 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, re
     progress.update("compiling the training step", force=True)
     with clock.part("compile"):
         program = compilation.compile_step(run, state, first)
+        checkpoint.meet("the training step is compiled")
     requests.poll()
     progress.update(f"compiled in {program.seconds:.1f} s", force=True)
     main = jax.process_index() == 0

@@ -54,6 +54,9 @@ def write(
     numbers = predictions.summarise(table, notes.config["report.bootstrap"], notes.config["seed"])
     numbers["n_train"] = int(notes.train_counts.sum())
     numbers |= {"best_step": notes.best_step, "setting": notes.setting}
+    judged = table.where(table.split == numbers["judged_on"])
+    trains = notes.best_step is not None
+    numbers["doubts"] = doubts(judged, notes.curves, notes.config["select.metric"]) if trains else []
     leaks = audit.compare(
         index,
         indices,
@@ -68,7 +71,11 @@ def write(
 
 
 def verdict(numbers: dict[str, Any]) -> str:
-    """One sentence that compares the balanced accuracy and its interval with chance."""
+    """The balanced accuracy and its interval, compared with chance, and a doubt if there is one."""
+    return " ".join([_against_chance(numbers), *numbers["doubts"]])
+
+
+def _against_chance(numbers: dict[str, Any]) -> str:
     judged = numbers["splits"][numbers["judged_on"]]
     entry = judged["per_image"]["balanced_accuracy"]
     present = sum(n > 0 for n in judged["per_class"].values())
@@ -86,6 +93,31 @@ def verdict(numbers: dict[str, Any]) -> str:
         else "does not differ significantly from chance"
     )
     return f"Balanced accuracy {page.cell(entry)} {difference} ({chance:.3f}) {images}."
+
+
+ADVICE = (
+    "Try configs/finetune.py:small, which is for small networks and small sets; more epochs "
+    "(--config.optim.epochs); or another learning rate (--config.optim.base_lr)"
+)
+
+
+def doubts(judged: Predictions, curves: list[dict[str, Any]], metric: str) -> list[str]:
+    """Lines that say that the network has not learned to tell the classes apart, and what to try; [] if it has.
+
+    judged: the predictions of the judged images.
+    curves: lines of `metrics.jsonl`.
+    metric: measure that selected the weights on the validation images.
+    """
+    predicted = judged.probabilities.argmax(axis=1)
+    known = judged.labels >= 0
+    if len(np.unique(judged.labels[known])) > 1 and len(np.unique(predicted)) == 1:
+        always = judged.classes[int(predicted[0])]
+        return [f"All {len(judged)} judged images are predicted as '{always}': it did not learn the classes. {ADVICE}."]
+    values = [line[f"val_{metric}"] for line in curves if line.get(f"val_{metric}") is not None]
+    sign = 1 if classification.HIGHER_IS_BETTER[metric] else -1
+    if len(values) > 2 and max(sign * value for value in values[1:]) <= sign * values[0]:
+        return [f"The validation {metric.replace('_', ' ')} never improved on its first value. {ADVICE}."]
+    return []
 
 
 def measures(numbers: dict[str, Any]) -> str:
@@ -133,6 +165,7 @@ def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: 
         warnings.append(
             "The blur level of each judged image was chosen with its label: the numbers are an upper bound."
         )
+    warnings += numbers["doubts"]
     warnings += page.no_test_split(numbers["judged_on"])
     warnings += [f"Leakage: {line}." for line in leaks.lines()]
     warnings += [line for line in notes.lines if "no image of class" in line]
@@ -144,7 +177,7 @@ def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: 
         "blur setting": numbers["setting"] or "none",
     }
     shown = "loss, learning rate, validation measures"
-    page.judged(folder, notes, verdict(numbers), warnings, facts, {
+    page.judged(folder, notes, _against_chance(numbers), warnings, facts, {
         "Measures": measures(numbers),
         "Images": counts(numbers, notes.train_counts),
         "Curves of the judgement": page.embedded(

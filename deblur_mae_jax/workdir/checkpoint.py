@@ -28,6 +28,8 @@ def _one_line(error: Exception) -> str:
 CHECKSUMS = "checksums.json"
 # With `config.checkpoint.commit=file`, written into a checkpoint when it is complete.
 COMMITTED = "commit_success.txt"
+# How long `meet` waits, hours.
+MEETING_HOURS = 2
 WRITES = ("auto", "on", "off")
 COMMITS = {"rename": ocp.options.AtomicityMode.AUTO, "file": ocp.options.AtomicityMode.COMMIT_FILE}
 
@@ -256,6 +258,18 @@ class Checkpoints:
         """Wait for pending saves."""
         self.flush()
         self._manager.close()
+
+
+def meet(what: str) -> None:
+    """Wait until all processes of the run are here, without using a device or a processor.
+
+    A process that waits for the others inside of a compiled program may use all processors of its machine, which the
+    others still need.
+
+    what: a name for this place, different from those of others.
+    """
+    # Orbax adds a number to each key, so a place can be reached again.
+    ocp.multihost.get_barrier_sync_fn()(key=what.replace(" ", "_"), timeout_ms=MEETING_HOURS * 3_600_000)
 
 
 def open_run(workdir: Workdir, settings: ConfigDict) -> Checkpoints:
