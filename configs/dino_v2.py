@@ -8,8 +8,9 @@
 Fine-tune it with `configs/finetune.py`, which takes the teacher's encoder.
 Deviations: 4,096 prototypes instead of 65,536; no layer scale; constant weight decay of 0.1 instead of 0.04 to 0.4;
 random masked patches instead of blocks; the last layers of the heads are trained from the first epoch; the same
-learning rate for the patch embedding as for the rest. As in DINOv2's large networks, the teacher's prototypes are
+learning rate for the patch embedding and all blocks as for the rest; drop path 0.1. As in DINOv2's large networks, the teacher's prototypes are
 balanced by Sinkhorn and Knopp's iteration.
+The learning rate is that of batch 1,024 and does not follow the batch: DINOv2 scales it by the root of batch / 1,024.
 Cost: a step takes about as much as three of MoCo v3.
 """
 

@@ -10,8 +10,10 @@
 The folder is as for `segment_images.py`. Published for TN3K (614 test images): IoU 74.40 with ConvMAE and 74.96 with
 Deblurring ConvMAE. Each image is evaluated as a whole at its original size; the published code evaluates at 256
 pixels.
-Deviations: AdamW without weight decay for Adam; the Dice loss of each image, not of the whole batch; crops and flips
-for its augmentation; no relative positions in the blocks of the ConvViT.
+The published network takes images of 512 pixels: --config.image_size=512 (else the size is that of `init_from`).
+Deviations: AdamW without weight decay for Adam; the Dice loss of background and lesion for each image, not of the
+lesion for the whole batch (--config.task.include_background=False counts the lesion alone); crops and flips for its
+augmentation; a norm on each map; no relative positions and no layer scale in the blocks of the ConvViT.
 """
 
 from deblur_mae_jax.config import pick, segmenter

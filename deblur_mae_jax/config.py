@@ -36,7 +36,7 @@ RUN: Group = {
     "image_size": Field(224, "Side of the network's input: pixels, or voxels of a cube."),
     "compilation_cache": Field("auto", 'Folder that keeps compiled programs between runs. "auto": the user\'s cache folder. "": none.'),
     "hang_minutes": Field(10.0, "Minutes after which a training step that does not end ends the run, with exit code 124 and the stack of every thread. At least 20 typical steps. 0: never."),
-    "init_from": Field("", 'Weights to start from: the workdir of a run, or a weight file of this library, MAE, DeblurringMIM, timm, Hugging Face, MONAI or DAE. "": from scratch.'),
+    "init_from": Field("", 'Weights to start from: the workdir of a run, or a weight file of this library, MAE, DeblurringMIM, ConvMAE, MoCo v3, SimMIM, BEiT, USFM, timm, torchvision, Hugging Face, MONAI or DAE. "": from scratch.'),
     "init_strict": Field(True, "Refuse weights that do not fit the network. False: take what fits."),
     "init_parts": Field("both", "Parts of `init_from` to take: both | encoder | decoder."),
 }  # fmt: skip
@@ -200,7 +200,9 @@ BACKBONE: Group = {
 }  # fmt: skip
 # A backbone without head.
 TRUNK: Group = {name: field for name, field in BACKBONE.items() if name not in ("drop_path", "head_init")}
-WINDOWS: Group = {"window": Field(7, "Side of a window, tokens: 7 | 12 (for images of 384 pixels).")}
+WINDOWS: Group = {
+    "window": Field(7, "Side of a window, tokens, 2 or more: 7, or 12 for images of 384 pixels, 6 for 192.")
+}
 SWIN: Group = {
     "name": Field("swin_unetr", "Network: a file of `deblur_mae_jax/models`."),
     "variant": Field("48", "Channels of the first stage: 12 | 24 | 48."),
@@ -627,7 +629,6 @@ VALUES: dict[str, dict[str, Any]] = {
         "model.window": 6,
         "model.drop_path": 0.0,
         "optim.base_lr": 1e-4,
-        "optim.min_lr": 4e-5,
     },
     # SimMIM's fine-tuning of a ViT; BEiT's and USFM's have the same rates.
     "beit": {
@@ -1117,6 +1118,8 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     kind = _KIND_OF_TASK.get(str(task))
     if task == "segment":
         kind = "volume_segmentation" if "data.ct_window" in values else "segmentation"
+        if values.get("model.name") == "segmenter":
+            kind = f"segmenter_{values['model.encoder']}"
     if kind is None:
         return values
     own_model = VALUES[kind].get("model.name", VIT["name"].default)

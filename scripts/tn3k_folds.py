@@ -7,7 +7,8 @@
 `--root` holds `trainval-image`, `trainval-mask`, `test-image`, `test-mask` and `tn3k-trainval-fold0.json` to
 `fold4.json`, as published. Each JSON file lists the numbers of training and validation images; the 614 test images
 are the same in every fold. The CSVs `fold0.csv` to `fold4.csv` have the columns path, mask and split.
-TN3K does not say which images are of one patient.
+If masks have other values than 0 and 255, as after JPEG compression, add
+--config.data.mask_values="0-127=background,128-255=lesion". TN3K does not say which images are of one patient.
 """
 
 import argparse

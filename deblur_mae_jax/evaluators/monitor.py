@@ -53,8 +53,8 @@ class Monitor:
         self.classes = labels.classes
         judged = np.concatenate([numbers for name, numbers in labels.indices.items() if name != "train"])
         most = config.report.monitor_images
-        self.train = _some(labels.indices["train"], round(0.6 * most))
-        self.judged = _some(judged, most - round(0.6 * most))
+        self.train = _some(labels.indices["train"], labels.labels, round(0.6 * most))
+        self.judged = _some(judged, labels.labels, most - round(0.6 * most))
         self.labels = {
             name: labels.labels[numbers] for name, numbers in (("train", self.train), ("judged", self.judged))
         }
@@ -64,6 +64,7 @@ class Monitor:
         self.spent += time.monotonic() - started
         if jax.process_index() == 0:
             counted = f"{len(self.train)} images fit the probes, {len(self.judged)} judge them"
+            counted += "" if index.source.groups else "; their patients are unknown"
             skipped = f"; {len(index.skipped)} cannot be used" if index.skipped else ""
             Progress().print(f"monitored  {config.report.monitor_root}: {', '.join(self.classes)}; {counted}{skipped}")
 
@@ -141,7 +142,20 @@ def _config_of(config: ConfigDict) -> ConfigDict:
     root = str(config.report.monitor_root)
     name = "manifest" if root.lower().endswith(".csv") else "image_folder"
     same = {
-        f"data.{key}": config.data[key] for key in ("mean", "std", "max_side", "bits16", "window", "crop", "frames")
+        f"data.{key}": config.data[key]
+        for key in (
+            "mean",
+            "std",
+            "max_side",
+            "bits16",
+            "window",
+            "crop",
+            "frames",
+            "columns",
+            "group_pattern",
+            "labels",
+            "allow_burned_in",
+        )
     }
     return fields.copy(fields.on_organ(fields.finetuning(), "folder"), {
         **{k: v for k, v in fields.without_source(2).items()}, **same, "image_size": config.image_size,
@@ -150,8 +164,12 @@ def _config_of(config: ConfigDict) -> ConfigDict:
     })  # fmt: skip
 
 
-def _some(numbers: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of these, the same in every start."""
+def _some(numbers: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
+    """About so many of these at most, at least one of every class, the same in every start."""
     if len(numbers) <= most:
         return numbers
-    return np.sort(np.random.default_rng(0).permutation(numbers)[:most])
+    rng, chosen = np.random.default_rng(0), []
+    for label in np.unique(labels[numbers]):
+        own = numbers[labels[numbers] == label]
+        chosen.append(rng.permutation(own)[: max(1, most * len(own) // len(numbers))])
+    return np.sort(np.concatenate(chosen))

@@ -30,7 +30,8 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 
 NOT_MEASURED = "not measured"
 # Fields of a config that hold paths.
-_PRIVATE = ("data.root", "data.tfds_name", "init_from", "compilation_cache", "search.cache")
+_PRIVATE = ("data.root", "data.tfds_name", "data.labels", "report.monitor_root", "init_from", "compilation_cache",
+            "search.cache")  # fmt: skip
 # Fields of parts of the model that a format leaves out or merges into another layer.
 _LEFT_OUT = {"model.mask_token": ("monai", "dae"), "model.probe": ("timm", "hf")}
 
@@ -230,6 +231,12 @@ def _write_searcher(folder: Path, trained: TrainedNetwork, network: dict[str, An
     if network["kind"] != "classify" or network["setting"][0] != "search":
         return
     assert trained.searcher is not None
+    name = trained.searcher.config.model.name
+    if name not in d2mae.MODELS:
+        raise UserError(
+            f"--format={d2mae.NAME}: the blur of a new image is searched with a {name}, which its file cannot hold. "
+            "Fine-tune with --config.search.setting=none or fixed(SIGMA) to export the classifier"
+        )
     searcher, _ = _with_channels(trained.searcher, in_chans)
     weights, config = d2mae.SEARCHER
     _write_weights(folder / weights, state_of(searcher), searcher, d2mae.NAME)

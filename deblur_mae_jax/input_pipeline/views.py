@@ -163,6 +163,8 @@ def local_of(augment: ConfigDict, image_size: int, patch_size: int) -> LocalCrop
     count, size, scale = augment.local_crops, augment.local_size, tuple(augment.local_scale)
     if count < 0:
         raise UserError(f"config.augment.local_crops={count} must be 0 (none) or greater")
+    if not count:
+        return None
     if size < 1 or size % patch_size or size > image_size:
         raise UserError(
             f"config.augment.local_size={size} must be a multiple of config.model.patch_size={patch_size}, and at most "
@@ -171,7 +173,7 @@ def local_of(augment: ConfigDict, image_size: int, patch_size: int) -> LocalCrop
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(f"config.augment.local_scale={scale} must be a range in (0, 1]")
     view = dataclasses.replace(from_config(augment)[0], blur_probability=0.5, solarise_probability=0.0)
-    return LocalCrops(count, size, scale, view) if count else None
+    return LocalCrops(count, size, scale, view)
 
 
 def from_config(augment: ConfigDict) -> tuple[View, View]:

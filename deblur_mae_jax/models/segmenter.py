@@ -147,7 +147,13 @@ def Model(
         raise unknown("config.model.decoder", decoder, DECODERS)
     if variant:
         passed_on["variant"] = variant
-    inside = lookup.call(ENCODERS[encoder].Model, "model", passed_on)
+    try:
+        inside = lookup.call(ENCODERS[encoder].Model, "model", passed_on)
+    except UserError as error:
+        raise UserError(
+            f"config.model.encoder={encoder}: {error}. The word after the config, as in configs/unetpp.py:{encoder}, "
+            "brings the fields of an encoder"
+        ) from error
     size = inside.image_size
     if size % 32 and encoder not in ("vit", "beit"):
         raise UserError(f"config.image_size={size} must be a multiple of 32 for config.model.encoder={encoder}")
@@ -156,6 +162,8 @@ def Model(
             f"config.image_size={size}: the number of patches along a side, {inside.grid}, must be even for "
             f"config.model.encoder={encoder}"
         )
+    if decoder == "unetpp" and decoder_width != upernet.WIDTH:
+        raise UserError(f"config.model.decoder_width={decoder_width} is the width of a UPerNet, not of a U-Net++")
     if decoder_width < 1:
         raise UserError(f"config.model.decoder_width={decoder_width} must be at least 1")
     return Segmenter(

@@ -270,7 +270,7 @@ def adapt(weights: Flat, needed: Flat, before: Swin, model: Swin) -> Adapted:
             out[name] = resized(np.asarray(value), round(needed[name].shape[0] ** 0.5))
             changed += 1
     note = f"{changed} relative_position_bias_table" if changed else ""
-    return Adapted(out, lambda name: name.startswith("head/"), note)
+    return Adapted(out, lambda name: name.startswith(("head/", "norm/")), note)
 
 
 HEADS = ("head/",)

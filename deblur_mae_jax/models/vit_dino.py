@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models import backbone, embed, layers, mim, position, vit, wrapping
-from deblur_mae_jax.models.contract import Rules
+from deblur_mae_jax.models.contract import Adapted, Flat, Rules
 
 KINDS = ("distill",)
 AXES = 2
@@ -174,10 +174,20 @@ def _wrapped(model: ViTDINO) -> tuple[Any, Rules]:
     return encoder(model), vit.RULES
 
 
+def adapt(weights: Flat, needed: Flat, before: Any, model: ViTDINO) -> Adapted:
+    """The encoder of any ViT for the student. From a network of this kind the teacher's parameters, as the better ones.
+
+    The teacher starts as a copy of the student (`tasks/dino_v2.py`).
+    """
+    teacher = {name.removeprefix(TEACHER): value for name, value in weights.items() if name.startswith(TEACHER)}
+    weights = {STUDENT + name: value for name, value in teacher.items()} if teacher else weights
+    return wrapping.adapt(f"{STUDENT}backbone/", _wrapped, (mim.MASK_TOKEN,))(weights, needed, before, model)
+
+
 RULES = Rules(
     undecayed=(*vit.TOKENS, "last_layer"), stem=f"{ENCODER}patch_embed/proj/kernel",
     shift=(f"{ENCODER}patch_embed/proj/bias", 1.0),
     encodes=lambda name: name.startswith(ENCODER) and not name.startswith(ENCODER + mim.MASK_TOKEN),
-    adapt=wrapping.adapt(f"{STUDENT}backbone/", _wrapped, (mim.MASK_TOKEN,)),
+    adapt=adapt,
     inner=wrapping.inner(ENCODER, _wrapped, (mim.MASK_TOKEN,)),
 )  # fmt: skip

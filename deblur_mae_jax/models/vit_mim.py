@@ -90,6 +90,8 @@ def Model(variant: str = "B", *, positions: str = "sincos", **fields: Any) -> Vi
         raise UserError(f"config.model.drop_path={fields['drop_path']} must be in [0, 1)")
     if positions != "sincos":
         beit.check(fields)
+    elif fields.get("layer_scale", beit.LAYER_SCALE) != beit.LAYER_SCALE:
+        raise UserError("config.model.layer_scale needs config.model.positions=relative_shared: only a BEiT has it")
     return mim.check(embed.build(ViTMIM, variant, fields | {"positions": positions}))
 
 

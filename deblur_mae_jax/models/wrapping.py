@@ -34,10 +34,16 @@ def adapt(
     """
 
     def take(weights: Flat, needed: Flat, before: Any, model: Any) -> Adapted:
-        if any(name.startswith(prefix) for name in weights):
-            return Adapted(weights, lambda name: not name.startswith(prefix))
         encoder, rules = wrapped(model)
         own = {name.removeprefix(prefix): value for name, value in needed.items() if name.startswith(prefix)}
+        inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        if inside:  # a network of the same kind, whose encoder may have another size
+            kept = {name: value for name, value in inside.items() if name.startswith(extra)}
+            rest = {name: value for name, value in inside.items() if name not in kept}
+            found = rules.adapt(rest, own, wrapped(before)[0], encoder)
+            others = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+            renamed = {prefix + name: value for name, value in (found.weights | kept).items()}
+            return Adapted(others | renamed, lambda name: not name.startswith(prefix), found.resized)
         weights = {name: value for name, value in weights.items() if not name.startswith((*rules.heads, *unused))}
         found = rules.adapt(weights, own, before, encoder)
         renamed = {prefix + name: value for name, value in found.weights.items()}

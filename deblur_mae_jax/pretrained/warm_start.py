@@ -64,7 +64,7 @@ def fit(
     if source.classes != (classes or []):
         weights = {k: v for k, v in weights.items() if not k.startswith(rules.heads)}
     if parts != "both":
-        weights = {k: v for k, v in weights.items() if rules.encodes(k) == (parts == "encoder")}
+        weights = {k: v for k, v in weights.items() if own.encodes(k) == (parts == "encoder")}
     weights, optional, resized = rules.adapt(weights, needed, model, network.model)
     if parts == "decoder":  # the adapted weights must not include the encoder
         weights = {k: v for k, v in weights.items() if not rules.encodes(k)}
@@ -122,7 +122,7 @@ def _same_channels(weights: Flat, source: TrainedNetwork, network: Network, own:
         return weights, ""
     norm_pix = source.network.task.norm_pix_loss
     tree = channels.convert(traverse_util.unflatten_dict(weights, sep="/"), before, after, norm_pix, own)
-    names = [name for name in (top(own.stem), "decoder_pred") if name in tree]
+    names = [name for name in (top(own.stem), *channels.DECODERS) if name in tree]
     text = f"{', '.join(names)} from {before.in_chans} channels to {after.in_chans}"
     return traverse_util.flatten_dict(tree, sep="/"), text
 

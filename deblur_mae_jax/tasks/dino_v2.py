@@ -51,7 +51,7 @@ def make(
     _check(momentum, teacher_temperature, warmup_share, mask_probability, mask_range, ibot_weight, koleo_weight)
 
     def loss(params, batch, keys):
-        progress = batch.get("progress", 0.0)
+        progress = batch.get("progress", 1.0)  # evaluations take the later temperature
         keep = schedule(momentum, progress) if "progress" in batch else 1.0
         teacher = siamese.moved(params["teacher"], params["student"], keep)
         variables = {"params": {"student": params["student"], "teacher": jax.lax.stop_gradient(teacher)}}
@@ -73,10 +73,12 @@ def make(
         goals = _balanced(goals, temperature)
         terms = [_cross(out["prototypes"][1 - view], goals[view]) for view in range(2)]
         if "local_inputs" in batch:
+            small = batch["local_inputs"].shape[1]
+            crops = jnp.stack([_folded(keys["drop_path"], 2 + number) for number in range(small)])
             local = jax.vmap(
                 lambda x, level, key: model.apply(variables, x, level=level, drop_path_keys=key, method=model.local),
-                in_axes=(1, 1, None),
-            )(batch["local_inputs"], batch.get("local_level"), keys["drop_path"] if training else None)
+                in_axes=(1, 1, 0),
+            )(batch["local_inputs"], batch.get("local_level"), crops if training else None)
             terms += [_cross(local, goal).sum(axis=0) for goal in goals]
         count = 2 + 2 * (batch["local_inputs"].shape[1] if "local_inputs" in batch else 0)
         total = sum(terms) / count

@@ -50,7 +50,12 @@ def make(
             total += dice_weight * losses.dice(logits, batch["mask"], include_background=include_background)
         if loss != "dice":
             total += ce_weight * losses.voxel_cross_entropy(logits, batch["mask"])
-        if "auxiliary" in out and auxiliary_weight:
+        if auxiliary_weight and "auxiliary" not in out:
+            raise UserError(
+                f"config.task.auxiliary_weight={auxiliary_weight}: this network has no second head. Choices: 0; "
+                "config.model.decoder=upernet"
+            )
+        if auxiliary_weight:
             total += auxiliary_weight * losses.voxel_cross_entropy(out["auxiliary"], batch["mask"])
         return total, {"logits": logits, "assign": out.get("assign", {})}
 

@@ -20,6 +20,9 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline.images import ImageInputs
 from deblur_mae_jax.models.contract import Rules
 
+# Layers that predict pixels: MAE's, and SimMIM's, whose results are sorted by channel first.
+DECODERS, CHANNELS_FIRST = ("decoder_pred", "decoder_0"), ("decoder_0",)
+
 
 def convert(params: Any, old: ImageInputs, new: ImageInputs, norm_pix: bool, rules: Rules | None = None) -> Any:
     """Convert a parameter tree from the channels of `old` to those of `new`.
@@ -47,16 +50,22 @@ def convert(params: Any, old: ImageInputs, new: ImageInputs, norm_pix: bool, rul
     shift = (per_level * (new_mean.mean() - mean)[:, None]).sum(axis=(0, 1, 2))
     flat[shifted] = _float32(flat[shifted] + sign * shift)
 
-    if "decoder_pred/kernel" in flat:
-        for name in ("decoder_pred/kernel", "decoder_pred/bias"):
+    for layer in DECODERS:
+        for name in (f"{layer}/kernel", f"{layer}/bias"):
+            if name not in flat:
+                continue
             value = np.asarray(flat[name], np.float64)
-            value = value.reshape(*value.shape[:-1], -1, before)
+            if layer in CHANNELS_FIRST:
+                value = np.moveaxis(value.reshape(*value.shape[:-1], before, -1), -2, -1)
+            else:
+                value = value.reshape(*value.shape[:-1], -1, before)
             if norm_pix:
                 level = np.repeat(value.mean(axis=-1, keepdims=True), after, axis=-1)
             else:
                 offset = name.endswith("bias")
                 gray = (value * std + mean * offset).mean(axis=-1, keepdims=True)
                 level = (gray - new_mean * offset) / new_std
+            level = np.moveaxis(level, -1, -2) if layer in CHANNELS_FIRST else level
             flat[name] = _float32(level.reshape(*level.shape[:-2], -1))
     return traverse_util.unflatten_dict(flat, sep="/")
 

@@ -112,7 +112,8 @@ def without_levels(network: dict[str, Any], format: str) -> None:
     """Raise `UserError` for a network with a blur token."""
     if network["conditioning"] != "none":
         raise UserError(
-            f"--format={format}: the network has a blur token, for which {format} has no place. Choices: d2mae"
+            f"--format={format}: the network has a blur token, for which {format} has no place. "
+            + ("Choices: d2mae" if network["model"] in MODELS else "No format has one for this network; fine-tune it")
         )
 
 
@@ -126,6 +127,8 @@ def infer(weights: Weights) -> Inferred:
     has_decoder = "decoder_pred.weight" in weights.state
     if saved is not None:
         saved = fields.upgrade(saved)
+        if weights.format is None:  # under this library's own names: the whole network
+            return Inferred(saved, classes, [])
         if saved["model.name"] not in ("vit_mae", "siamese_vit", "vit_diffmae", "vit_dino") or has_decoder:
             return Inferred(saved, classes, [])
     values, classes, notes = _from_shapes(weights)

@@ -124,9 +124,11 @@ def test_adaptive_pooling_takes_the_bins_of_pytorch(size, bins):
     [
         ("unetpp", {"model__encoder": "unet"}, "config.model.encoder.*unet"),
         ("unetpp", {"model__decoder": "fpn"}, "config.model.decoder.*Choices: unetpp, upernet"),
+        ("unetpp", {"model__decoder_width": 64}, "decoder_width=64 is the width of a UPerNet"),
         ("unetpp", {"image_size": 48}, "config.image_size=48 must be a multiple of 32"),
         ("upernet:vit", {"image_size": 20}, "the number of patches along a side, 5, must be even"),
-        ("unetpp", {"model__encoder": "vit"}, "config.model: unknown name 'depths'"),
+        ("unetpp", {"model__encoder": "vit"},
+         "config.model.encoder=vit: config.model: unknown name 'depths'.*configs/unetpp.py:vit"),
         ("unetpp", {"model__conditioning": "token", "task__degrade": "blur.gaussian_levels(max_sigma=1, step=0.5)"},
          "a ResNet has no tokens"),
     ],
