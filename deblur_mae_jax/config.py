@@ -789,7 +789,8 @@ SMALL: dict[str, Any] = {
     "augment.erase_probability": 0.0,
     "select.metric": "auroc",
     "optim.batch_size": 32,
-    "optim.base_lr": 8e-3,
+    "optim.base_lr": 4e-3,
+    "optim.layer_decay": 1.0,
     "optim.epochs": 15.0,
     "optim.warmup_epochs": 1.0,
 }
