@@ -237,7 +237,8 @@ def views(stems: Sequence[str]) -> tuple[str, int] | None:
         return None
     shapes = Counter(re.sub(r"\d+", "0", i) for i in ids if i)
     shape, _ = shapes.most_common(1)[0]
-    pattern = "^(" + re.sub("0", r"\\d+", re.escape(shape).replace(r"\ ", " ").replace(r"\-", "-")) + ")"
+    # The names that the pattern is for have folders before them.
+    pattern = "(?:^|/)(" + re.sub("0", r"\\d+", re.escape(shape).replace(r"\ ", " ").replace(r"\-", "-")) + ")"
     try:
         matches = [found[1] if (found := re.search(pattern, stem)) else stem for stem in stems]
     except re.error:  # pragma: no cover, an escaped text is always a valid pattern

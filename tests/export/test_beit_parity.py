@@ -138,6 +138,26 @@ def test_the_file_agrees_comes_back_bit_for_bit_and_opens_as_its_card_says(tmp_p
     exec("\n".join(lines), {})
 
 
+@pytest.mark.parametrize("name", ["simmim", "simmim_swin"])
+def test_one_channel_becomes_three_with_the_same_reconstruction(tmp_path, name):
+    trained = stirred(name, **({"model__mask_size": 4} if name == "simmim" else {"image_size": 128}))
+    folder = export.export(trained, "simmim", tmp_path / "out", 3)
+    outputs = json.loads((folder / "certificate.json").read_text())["agreement"]["outputs"]
+    for what, item in outputs.items():
+        assert item["max_difference"] <= 2e-5, (what, item)
+    back = trained_network.load(folder / "model.safetensors")
+    side, mean, std = trained.config.image_size, back.network.inputs.mean, back.network.inputs.std
+    gray = np.random.default_rng(0).random((2, side, side, 1)).astype(np.float32)
+    ours = [(gray - network.inputs.mean) / network.inputs.std for network in (trained.network, back.network)]
+    levels = []
+    for one, images in zip((trained, back), ours, strict=True):
+        pred, _ = one.model.apply({"params": one.params}, images.astype(np.float32))
+        pixels = np.asarray(pred).reshape(*pred.shape[:2], -1, one.model.in_chans)
+        levels.append(pixels * np.asarray(one.network.inputs.std) + np.asarray(one.network.inputs.mean))
+    np.testing.assert_allclose(np.broadcast_to(levels[0], levels[1].shape), levels[1], atol=2e-5)
+    assert len(mean) == len(std) == 3
+
+
 @pytest.mark.parametrize("name", ["simmim:beit", "simmim_swin"])
 def test_a_checkpoint_of_simmims_code_is_fine_tuned(tmp_path, name):
     """A `.pth` of training with Microsoft's constants and no header, then another image size."""

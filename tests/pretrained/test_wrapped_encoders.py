@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
+import tiny
 from tiny_runs import go, pretraining, trained
 
+from deblur_mae_jax import train
 from deblur_mae_jax.pretrained import warm_start
 
 
@@ -69,3 +71,32 @@ def test_nearest_neighbours_judge_every_pre_training(tmp_path, name):
     result = go(tmp_path, "knn_probe", init_from=str(pretraining(name)), probe__neighbours=(1, 3))
     assert 0 <= result["splits"]["test"]["per_image"]["accuracy"]["value"] <= 1
     assert (tmp_path / "report" / "index.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "target"), [("dino_v2", "finetune"), ("moco_v3", "finetune"), ("simmim", "upernet:vit")]
+)
+def test_a_run_goes_on_from_its_copy_of_the_network_that_it_started_from(tmp_path, source, target):
+    config = tiny.config(target, init_from=str(pretraining(source)), optim__epochs=1.0)
+    first = train.train_and_evaluate(config, tmp_path / "run")
+    again = train.train_and_evaluate(config, tmp_path / "run")
+    assert first.finished and again.finished and again.step == first.step
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+
+
+def test_two_networks_of_one_kind_may_have_other_image_sizes():
+    before, after = trained("upernet:vit"), trained("upernet:vit", seed=1, image_size=48)
+    fit = warm_start.fit(before, jax.eval_shape(after.network.init), after.network, classes=before.classes)
+    assert fit.params["encoder"]["pos_embed"].shape == after.params["encoder"]["pos_embed"].shape
+    jax.tree.map(np.testing.assert_array_equal, fit.params["decode_head"], before.params["decode_head"])
+
+
+@pytest.mark.parametrize("target", ["upernet:vit", "simmim", "dino_v2", "moco_v3"])
+def test_the_encoder_alone_is_taken_over(target):
+    before, after = trained("mae_thyroid"), trained(target, seed=1)
+    fit = warm_start.fit(before, jax.eval_shape(after.network.init), after.network, classes=[], parts="encoder")
+    new = fit.params
+    for name in {"dino_v2": ("student", "backbone"), "moco_v3": ("base_encoder",)}.get(target, ("encoder",)):
+        new = new[name]
+    jax.tree.map(np.testing.assert_array_equal, new["blocks_0"], before.params["blocks_0"])
