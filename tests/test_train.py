@@ -164,7 +164,7 @@ def test_a_stopped_run_resumes_bit_exactly(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["moco_v3", "simclr", "diffmae", "convmae", "simmim", "simmim_swin", "dino_v2", "unetpp:vit"]
+    "name", ["moco_v3", "simclr", "diffmae", "convmae", "simmim", "simmim_swin", "dino_v2", "upernet"]
 )
 def test_a_killed_run_of_every_objective_goes_on_bit_exactly(tmp_path, name):
     # The three processes run the same programs, so only the first one compiles them.
