@@ -107,7 +107,9 @@ SEGMENT: Group = {
     "ce_weight": Field(1.0, "Weight of the cross-entropy term."),
 }  # fmt: skip
 
-SECOND_HEAD: Group = {"auxiliary_weight": Field(0.4, "Weight of the cross-entropy of a UPerNet's second head.")}
+SECOND_HEAD: Group = {
+    "auxiliary_weight": Field(0.0, "Weight of the cross-entropy of a UPerNet's second head; `upernet.py` has 0.4.")
+}
 
 COMPUTE: Group = {
     "dtype": Field("auto", "auto (bfloat16 on accelerators, float32 on CPUs) | bfloat16 | float32."),
@@ -930,13 +932,13 @@ def segmenter(encoder: str, decoder: str) -> ConfigDict:
     config.model.decoder = decoder
     if decoder == "unetpp":
         return change(config, {
-            "task.loss": "dice", "task.auxiliary_weight": 0.0, "optim.scale_lr": False, "optim.base_lr": 1e-4,
+            "task.loss": "dice", "optim.scale_lr": False, "optim.base_lr": 1e-4,
             "optim.schedule": "constant", "optim.weight_decay": 0.0, "optim.warmup_epochs": 0.0,
             "select.patience_epochs": 100.0, "model.drop_path": 0.2,
         })  # fmt: skip
     layer_decay = {"convnext": 0.8, "swin2d": 0.9, "vit": 0.75, "beit": 0.75, "convvit": 0.75}
     return change(config, {
-        "task.loss": "ce", "optim.scale_lr": False, "optim.base_lr": 1e-4, "optim.layer_decay": layer_decay.get(encoder, 1.0),
+        "task.loss": "ce", "task.auxiliary_weight": 0.4, "optim.scale_lr": False, "optim.base_lr": 1e-4, "optim.layer_decay": layer_decay.get(encoder, 1.0),
     })  # fmt: skip
 
 

@@ -70,7 +70,6 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, re
         compilation.dry_run(run, state, progress)
         return Result(0, False, Path(os.devnull), None, "", state.params)
     _list_skipped(run, folder)
-    requests.poll()
 
     # Restore its last checkpoint, if there is one.
     checkpoints = checkpoint.open_run(folder, config.checkpoint)

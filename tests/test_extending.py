@@ -36,8 +36,12 @@ class Toy(nn.Module):
     dtype: str = "float32"
 
     @property
-    def grid(self):
+    def mask_grid(self):
         return self.image_size // self.patch_size
+
+    @property
+    def mask_size(self):
+        return self.patch_size
 
     def setup(self):
         self.embed = nn.Dense(self.width)
@@ -55,7 +59,7 @@ class Toy(nn.Module):
     def __call__(self, images, level=None, **options):
         if self.num_classes:
             return self.head(self.features(images)), {}
-        mask = jnp.zeros((images.shape[0], self.grid**2))
+        mask = jnp.zeros((images.shape[0], self.mask_grid**2))
         return self.paint(self._tokens(images)), {"mask": mask}
 
 

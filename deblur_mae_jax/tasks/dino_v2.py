@@ -48,17 +48,17 @@ def make(
     In its `out`, `accuracy` `(B,)` is the share of the two crops whose cls token is nearest to the teacher's of the
     other crop.
     """
-    _check(momentum, teacher_temperature, warmup_share, mask_probability, mask_range, ibot_weight, koleo_weight)
+    _check({"momentum": momentum, "warmup_share": warmup_share, "mask_probability": mask_probability},
+           {"ibot_weight": ibot_weight, "koleo_weight": koleo_weight}, teacher_temperature, mask_range)  # fmt: skip
 
     def loss(params, batch, keys):
-        progress = batch.get("progress", 1.0)  # evaluations take the later temperature
-        keep = schedule(momentum, progress) if "progress" in batch else 1.0
+        training, progress = "progress" in batch, batch.get("progress", 1.0)  # evaluations take the later temperature
+        keep = schedule(momentum, progress) if training else 1.0
         teacher = siamese.moved(params["teacher"], params["student"], keep)
         variables = {"params": {"student": params["student"], "teacher": jax.lax.stop_gradient(teacher)}}
-        low, high = teacher_temperature
-        temperature = low + (high - low) * jnp.minimum(1.0, progress / max(warmup_share, 1e-9))
-        training = "progress" in batch
-
+        temperature = jnp.interp(
+            progress / max(warmup_share, 1e-9), jnp.array([0.0, 1.0]), jnp.array(teacher_temperature)
+        )
         both = {name: _stacked(batch, name) for name in ("inputs", "targets", "level")}
         clean = None if both["level"] is None else jnp.ones_like(both["level"])
         teach = jax.vmap(lambda x, level: model.apply(variables, x, level=level, method=model.target))
@@ -72,40 +72,47 @@ def make(
 
         goals = _balanced(goals, temperature)
         terms = [_cross(out["prototypes"][1 - view], goals[view]) for view in range(2)]
-        if "local_inputs" in batch:
-            small = batch["local_inputs"].shape[1]
-            crops = jnp.stack([_folded(keys["drop_path"], 2 + number) for number in range(small)])
-            local = jax.vmap(
-                lambda x, level, key: model.apply(variables, x, level=level, drop_path_keys=key, method=model.local),
-                in_axes=(1, 1, 0),
-            )(batch["local_inputs"], batch.get("local_level"), crops if training else None)
-            terms += [_cross(local, goal).sum(axis=0) for goal in goals]
-        count = 2 + 2 * (batch["local_inputs"].shape[1] if "local_inputs" in batch else 0)
-        total = sum(terms) / count
+        terms += _of_small_crops(model, variables, batch, keys["drop_path"] if training else None, goals)
+        total = sum(terms) / len(terms)
         each = _cross(out["of_patches"], _balanced(of_patches, temperature, masks))
         total += ibot_weight * ((each * masks).sum(axis=2) / jnp.maximum(masks.sum(axis=2), 1.0)).mean(axis=0)
         total += koleo_weight * sum(losses.koleo(view) for view in cls)
         right = (losses.nearest(cls[0], theirs[1]) + losses.nearest(cls[1], theirs[0])) / 2
         return total, {"assign": {"teacher": jax.lax.stop_gradient(teacher)}, "accuracy": right}
 
-    def begin(params):
-        return params | {"teacher": jax.tree.map(jnp.array, params["student"])}
-
-    return Task(loss, trains=lambda name: not name.startswith(vit_dino.TEACHER), begin=begin)
+    return Task(loss, trains=lambda name: not name.startswith(vit_dino.TEACHER), begin=_begin)
 
 
-def _check(momentum, temperatures, warmup_share, probability, mask_range, ibot_weight, koleo_weight):
+def _begin(params: Any) -> Any:
+    """The teacher starts as a copy of the student."""
+    return params | {"teacher": jax.tree.map(jnp.array, params["student"])}
+
+
+def _check(shares, weights, temperatures, mask_range):
     """Raise `UserError` for settings that are impossible."""
-    for name, value in (("momentum", momentum), ("warmup_share", warmup_share), ("mask_probability", probability)):
+    for name, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"config.task.{name}={value} must be in [0, 1]")
     if len(temperatures) != 2 or min(temperatures) <= 0:
         raise UserError(f"config.task.teacher_temperature={temperatures} must be two numbers above 0")
     if len(mask_range) != 2 or not 0 <= mask_range[0] <= mask_range[1] <= 1:
         raise UserError(f"config.task.mask_range={mask_range} must be a range in [0, 1]")
-    for name, value in (("ibot_weight", ibot_weight), ("koleo_weight", koleo_weight)):
+    for name, value in weights.items():
         if value < 0:
             raise UserError(f"config.task.{name}={value} must be 0 or greater")
+
+
+def _of_small_crops(model: Any, variables: Any, batch: Any, keys: Any, goals: jax.Array) -> list[jax.Array]:
+    """The cross-entropy `(B,)` of every small crop with the teacher's assignment of both large ones."""
+    if "local_inputs" not in batch:
+        return []
+    small = batch["local_inputs"].shape[1]
+    own = None if keys is None else jnp.stack([_folded(keys, 2 + number) for number in range(small)])
+    local = jax.vmap(
+        lambda x, level, key: model.apply(variables, x, level=level, drop_path_keys=key, method=model.local),
+        in_axes=(1, 1, 0),
+    )(batch["local_inputs"], batch.get("local_level"), own)
+    return [term for goal in goals for term in _cross(local, goal)]
 
 
 def _stacked(batch: dict[str, jax.Array], name: str) -> jax.Array | None:

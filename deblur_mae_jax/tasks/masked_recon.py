@@ -71,7 +71,7 @@ def make(
             noise=noise,
             mask_ratio=mask_ratio,
             level=batch.get("level"),
-            drop_path_keys=keys["drop_path"] if "progress" in batch else None,
+            drop_path_keys=keys.get("drop_path") if "progress" in batch else None,
         )
         goal = batch["targets"] if target == "clean" else batch["inputs"]
         goal = masking.patchify(goal, model.mask_size)

@@ -43,7 +43,11 @@ def make(
 
     def compute(params: Any, batch: dict[str, jax.Array], keys: Any) -> tuple[jax.Array, dict]:
         logits, out = model.apply(
-            {"params": params}, batch["inputs"], level=batch.get("level"), train=True, drop_path_keys=keys["drop_path"]
+            {"params": params},
+            batch["inputs"],
+            level=batch.get("level"),
+            train=True,
+            drop_path_keys=keys.get("drop_path"),
         )
         total: Any = 0.0
         if loss != "ce":
