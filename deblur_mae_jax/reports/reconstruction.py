@@ -120,8 +120,10 @@ def probe_figure(lines: list[dict[str, Any]]) -> Figure:
         for probe, colour in (("knn", "tab:blue"), ("linear", "tab:orange")):
             curve(axis, lines, f"{probe}_{measure}", marker="o", ms=3, color=colour)
         axis.set(title=f"{'AUROC' if measure == 'auroc' else 'balanced accuracy'}, labelled images", xlabel="step")
+        axis.set_ylim(0, 1.05)
     curve(right, lines, "effective_rank", marker="o", ms=3, color="tab:green")
-    right.set(title="effective rank of the features (RankMe)", xlabel="step", ylim=(0, None))
+    right.set(title="effective rank (RankMe)", xlabel="step")
+    right.set_ylim(0, 1.1 * right.get_ylim()[1])
     finish(left, middle, right)
     return drawing
 
