@@ -293,10 +293,10 @@ def test_features_of_a_classifier_follow_its_setting(tmp_path):
 def test_a_probe_gives_classes_that_it_has_not_seen_no_chance():
     from sklearn.linear_model import LogisticRegression
 
-    from deblur_mae_jax.commands import probe
+    from deblur_mae_jax.metrics import probes
 
     x, y = np.random.default_rng(0).normal(size=(30, 3)), np.array([0, 2] * 15)
-    p = probe.probabilities(LogisticRegression().fit(x, y), x, 4)
+    p = probes.probabilities(LogisticRegression().fit(x, y), x, 4)
     assert p.shape == (30, 4) and (p[:, [1, 3]] == 0).all()
     np.testing.assert_allclose(p.sum(axis=1), 1)
 
