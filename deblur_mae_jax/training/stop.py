@@ -68,7 +68,7 @@ class Stop:
             with contextlib.suppress(OSError, RuntimeError, ValueError):  # a pipe that the same Ctrl-C has closed
                 print(f"stopping {after}{quit_now}", file=sys.stderr, flush=True)
         raises = not self._deferred and not _several()
-        if raises and _swallows(frame):
+        if raises and _must_end(frame):
             self._repeat(number)
             return
         if number == signal.SIGINT:  # a second Ctrl-C stops at once
@@ -79,7 +79,7 @@ class Stop:
             raise Stopped(number)
 
     def _repeat(self, number: int) -> None:
-        """Send the signal again, when the code that would swallow an exception has ended."""
+        """Send the signal again, when the code that must end may have ended."""
 
         def send() -> None:
             if self in _current:
@@ -120,10 +120,16 @@ class Stop:
 _current: list[Stop] = []
 
 
-def _swallows(frame: Any) -> bool:
-    """Whether an exception raised in `frame` is lost: Python ignores those of garbage collection."""
+def _must_end(frame: Any) -> bool:
+    """Whether an exception raised in `frame` would be lost or do harm.
+
+    Python ignores those of garbage collection. Within an event loop, in which checkpoints are read and written, it
+    would close the loop, to which the threads that read and write still report.
+    """
     while frame is not None:
         if frame.f_code.co_name in ("__del__", "_xla_gc_callback"):
+            return True
+        if str(frame.f_globals.get("__name__")).startswith(("asyncio.", "orbax.")):
             return True
         frame = frame.f_back
     return False

@@ -1,5 +1,6 @@
 """Requests to stop, runs that hang, and the record of where the time went."""
 
+import asyncio
 import json
 import os
 import signal
@@ -39,6 +40,22 @@ def test_a_request_in_garbage_collection_is_not_lost(capsys, number):
         time.sleep(5)
     assert caught.value.number == number
     assert "Exception ignored" not in capsys.readouterr().err
+
+
+def test_a_request_while_a_checkpoint_is_read_or_written_waits_for_its_end():
+    """TensorStore reports to an event loop from its own threads; a loop that is closed too early raises there."""
+    ended = []
+
+    async def write():
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        ended.append(True)
+
+    with pytest.raises(stop.Stopped), stop.handling():
+        asyncio.run(write())
+        time.sleep(5)
+    assert ended
 
 
 def test_inside_of_the_loop_it_waits():
