@@ -1,7 +1,8 @@
 """Requests to stop: SIGTERM, Ctrl-C, and the end of `--max_hours`.
 
 In the training loop a request takes effect between two steps, after which the state is saved. Elsewhere (checking
-images, searching, compiling, writing a report) nothing of the state can be lost, so it takes effect at once.
+images, searching, compiling, writing a report) nothing of the state can be lost, so it takes effect at once; with
+several processes within seconds (`patience`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+
+from deblur_mae_jax.training import patience
 
 
 class Stopped(KeyboardInterrupt):
@@ -46,6 +49,7 @@ class Stop:
         self._deferred = False
         self._before: dict[int, Any] = {}
         self._polls = 0
+        self._patience: patience.Patience | None = None
 
     def install(self) -> None:
         """Handle the signals. With several processes, SIGTERM is left to JAX, which tells all of them."""
@@ -54,9 +58,15 @@ class Stop:
         numbers = (signal.SIGINT,) if _several() else (signal.SIGTERM, signal.SIGINT)
         for number in numbers:
             self._before[number] = signal.signal(number, self._note)
+        if _several():
+            own = patience.SECONDS + (patience.LEADING if jax.process_index() == 0 else 0.0)
+            self._patience = patience.Patience(lambda: not self._deferred, own)
+            self._patience.start()
 
     def remove(self) -> None:
         """Restore the handlers that were there before."""
+        if self._patience is not None:
+            self._patience.stop()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -58,6 +58,33 @@ def test_a_request_while_a_checkpoint_is_read_or_written_waits_for_its_end():
     assert ended
 
 
+BUSY = """
+import hashlib, os, signal, sys, threading, time
+from deblur_mae_jax.training import patience
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # in place of JAX's handler
+found = patience.Patience(lambda: "save" not in sys.argv, 0.3)
+found.start()
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+if "stop" in sys.argv:
+    found.stop()
+began = time.monotonic()
+while time.monotonic() < began + 2:  # one call that does not return to Python, as a compilation
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 40_000_000 if len(sys.argv) == 1 else 100_000)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(("argument", "code"), [("", 143), ("save", 0), ("stop", 0)])
+def test_a_process_that_is_busy_ends_in_time_if_there_is_nothing_to_save(argument, code):
+    began = time.monotonic()
+    program = [sys.executable, "-c", BUSY, *([argument] if argument else [])]
+    done = subprocess.run(program, cwd=tiny.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert ("stopped on request (SIGTERM)" in done.stderr) == (code != 0)
+    assert ("went on" in done.stdout) == (code == 0)
+    assert time.monotonic() - began < 15
+
+
 def test_inside_of_the_loop_it_waits():
     with stop.handling() as requests:
         with stop.handling() as inner, requests.deferred():
