@@ -16,6 +16,7 @@ iterable of images of different sizes. Values are uint8, or float between 0 and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def _view(network: Network, examples: Any, start: jax.Array) -> tuple[Any, Any]:
 
 
 def prepare(trained: TrainedNetwork, images: Images, *, level: Any = None, batch: int = BATCH) -> np.ndarray:
-    """The network's inputs: degraded, resized, cropped and normalised views `(N, S, S, C)` float32.
+    """The network's inputs: degraded, resized, cropped and normalised views `(N, H, W, C)` float32.
 
     level: blur level, as for `encode`.
     batch: images per forward pass.
@@ -196,13 +197,13 @@ def reconstruct(
     seed: seed of the masks.
     batch: images per forward pass.
 
-    Returns a dict of gray levels 0..255 `(N, S, S, C)` of the central view, `clean`, `degraded`, `masked` (masked
+    Returns a dict of gray levels 0..255 `(N, H, W, C)` of the central view, `clean`, `degraded`, `masked` (masked
     patches in gray) and `reconstructed`, with `mask` `(N, L)`, 1 for masked patches.
     """
     _need_decoder(trained, "reconstruct")
     network = trained.network
     model, inputs = network.model, network.inputs
-    if not 0 <= mask_ratio < 1 or masking.num_kept(model.mask_grid**2, mask_ratio) < 1:
+    if not 0 <= mask_ratio < 1 or masking.num_kept(math.prod(model.mask_grid), mask_ratio) < 1:
         raise UserError(f"mask_ratio={mask_ratio} must be in [0, 1) and leave a patch visible")
     mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
 
@@ -212,7 +213,7 @@ def reconstruct(
     def program(params, examples, start):
         data, keys = _view(network, examples, start)
         keys = stream_keys(seed, 0, start + jnp.arange(examples["size"].shape[0]))["mask"]
-        noise = jax.vmap(lambda key: jax.random.uniform(key, (model.mask_grid**2,)))(keys)
+        noise = jax.vmap(lambda key: jax.random.uniform(key, (math.prod(model.mask_grid),)))(keys)
         pred, out = model.apply(
             {"params": params},
             data["inputs"],
@@ -230,8 +231,8 @@ def reconstruct(
         return {
             "clean": gray(data["targets"]),
             "degraded": degraded,
-            "masked": masking.unpatchify(hidden, model.mask_size, model.in_chans),
-            "reconstructed": gray(masking.unpatchify(pred, model.mask_size, model.in_chans)),
+            "masked": masking.unpatchify(hidden, model.mask_size, model.in_chans, model.mask_grid),
+            "reconstructed": gray(masking.unpatchify(pred, model.mask_size, model.in_chans, model.mask_grid)),
             "mask": out["mask"],
         }
 

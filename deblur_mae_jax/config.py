@@ -23,17 +23,19 @@ class Field(NamedTuple):
 
     default: the value, or a type if the field is unset by default.
     meaning: one line for the reference page.
+    kind: type of the values, if that of the default is not the only one.
     """
 
     default: Any
     meaning: str
+    kind: type | None = None
 
 
 Group = dict[str, Field]
 
 RUN: Group = {
     "seed": Field(0, "Seed of every random number of the run."),
-    "image_size": Field(224, "Side of the network's input: pixels, or voxels of a cube."),
+    "image_size": Field(224, "Side of the network's input: pixels, or voxels of a cube. One number per axis for other shapes: (160, 256) is (height, width); a volume's axes are those of `data.spacing`, as in (96, 96, 32).", object),
     "compilation_cache": Field("auto", 'Folder that keeps compiled programs between runs. "auto": the user\'s cache folder. "": none.'),
     "hang_minutes": Field(10.0, "Minutes after which a training step that does not end ends the run, with exit code 124 and the stack of every thread. At least 20 typical steps. 0: never."),
     "init_from": Field("", 'Weights to start from: the workdir of a run, or a weight file of this library, MAE, DeblurringMIM, ConvMAE, MoCo v3, SimMIM, BEiT, USFM, timm, torchvision, Hugging Face, MONAI or DAE. "": from scratch.'),
@@ -250,7 +252,7 @@ IMAGES: Group = {
     "mean": Field((), "Mean of the 0..1 gray scale, one value per channel. (): ImageNet's, averaged over the colours for one channel."),
     "std": Field((), "Standard deviation of the 0..1 gray scale; like `mean`."),
     "crop_scale": Field((0.2, 1.0), "Range of the area of a random crop, as a share of the image."),
-    "crop_ratio": Field((3 / 4, 4 / 3), "Range of the aspect ratio of a random crop."),
+    "crop_ratio": Field((3 / 4, 4 / 3), "Range of the width / height of a random crop, relative to that of `image_size`."),
     "crop_rejection": Field(True, "Draw crops that do not fit the image again. False: cut them to the image (linear probe)."),
     "flip": Field(True, "Flip left and right at random."),
     "gray_target": Field(False, "With three channels: make the target gray too."),
@@ -262,7 +264,10 @@ IMAGES: Group = {
     "bits16": Field("minmax", "How 16-bit gray levels become 8-bit: minmax (the image's own range) | full."),
 }  # fmt: skip
 VOLUMES: Group = {
-    "spacing": Field((), "Resample to this voxel size, mm, such as (2.0, 2.0, 2.0). (): keep the file's."),
+    "spacing": Field(
+        (),
+        "Resample to this voxel size, mm, such as (2.0, 2.0, 2.0), along the axes left to right, back to front, feet to head. (): keep the file's.",
+    ),
     "ct_window": Field((-1000.0, 1000.0), "Range of CT values, HU, that is mapped to 0..1."),
     "decoded": Field("", 'Folder that keeps decoded volumes between epochs and runs. "": none.'),
 }
@@ -1020,6 +1025,8 @@ def _make(kind: str, preset: str = "paper") -> ConfigDict:
 
 
 def _default(field: Field) -> Any:
+    if field.kind is not None:
+        return config_dict.FieldReference(field.default, field_type=field.kind)
     return config_dict.placeholder(field.default) if isinstance(field.default, type) else field.default
 
 

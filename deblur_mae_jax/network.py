@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import lookup
+from deblur_mae_jax import lookup, sides
 from deblur_mae_jax.data import dataset
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError, unknown
@@ -94,8 +94,7 @@ class Network:
         """Fresh parameters, from the config's seed; jittable."""
         # No run reaches this step number, so no training step uses the same random numbers.
         key = jax.random.fold_in(jax.random.key(self.seed), 0xFFFFFFFF)
-        size, axes = self.inputs.image_size, self.axes
-        images = jnp.zeros((1, *(size,) * axes, self.inputs.in_chans))
+        images = jnp.zeros((1, *sides.of(self.inputs.image_size, self.axes), self.inputs.in_chans))
         return self.model.init(key, images, level=jnp.ones((1,), jnp.int32))["params"]
 
 
@@ -162,7 +161,8 @@ def build(config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, 
         raise unknown("config.model.dtype", fields["dtype"], DTYPES)
     if fields["dtype"] == "auto":
         fields["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    more = {"image_size": config.image_size, "num_levels": degradation.num_levels}
+    size = sides.checked(config.image_size, identity.axes)
+    more = {"image_size": size, "num_levels": degradation.num_levels}
     if identity.supervised:
         more["num_classes"] = num_classes
     model = lookup.call(module.Model, "model", fields, **more)

@@ -32,6 +32,7 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.export import agreement
 from deblur_mae_jax.export.export import export
 from deblur_mae_jax.export.opened import missing, open_export
+from deblur_mae_jax.models import masking
 from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.weight_formats.contract import named, titles
 from deblur_mae_jax.weight_formats.torch_calls import EXTRA
@@ -69,10 +70,9 @@ def prepare(trained, images):
 
 
 def pixels(trained, patches):
-    """Predicted patches as gray levels `(B, S, S)`."""
+    """Predicted patches as gray levels `(B, H, W)`."""
     model, inputs = trained.network.model, trained.network.inputs
-    P, C, g = model.patch_size, model.in_chans, model.grid
-    x = patches.reshape(-1, g, g, P, P, C).transpose(0, 1, 3, 2, 4, 5).reshape(-1, g * P, g * P, C)
+    x = np.asarray(masking.unpatchify(patches, model.patch_size, model.in_chans, model.grid))
     return ((x * np.array(inputs.std) + np.array(inputs.mean)) * 255).mean(axis=-1)
 
 

@@ -20,6 +20,7 @@ TOY_MODEL = '''
 import flax.linen as nn
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.models import masking
 from deblur_mae_jax.models.contract import Rules
 
@@ -28,7 +29,7 @@ AXES = 2
 
 
 class Toy(nn.Module):
-    image_size: int = 16
+    image_size: sides.Size = 16
     patch_size: int = 8
     in_chans: int = 1
     width: int = 16
@@ -37,7 +38,7 @@ class Toy(nn.Module):
 
     @property
     def mask_grid(self):
-        return self.image_size // self.patch_size
+        return sides.divided(self.image_size, self.patch_size)
 
     @property
     def mask_size(self):
@@ -59,7 +60,7 @@ class Toy(nn.Module):
     def __call__(self, images, level=None, **options):
         if self.num_classes:
             return self.head(self.features(images)), {}
-        mask = jnp.zeros((images.shape[0], self.mask_grid**2))
+        mask = jnp.zeros((images.shape[0], sides.count(self.image_size, self.patch_size)))
         return self.paint(self._tokens(images)), {"mask": mask}
 
 
@@ -68,7 +69,7 @@ def Model(variant: str = "", *, num_levels: int = 0, **fields) -> Toy:
 
 
 def flops_per_image(model, mask_ratio=0.0, training=True):
-    return 2.0 * model.image_size**2 * model.width * (3 if training else 1)
+    return 2.0 * sides.count(model.image_size) * model.width * (3 if training else 1)
 
 
 RULES = Rules(

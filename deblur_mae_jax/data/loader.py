@@ -117,12 +117,13 @@ class Loader:
             put(extras["mask"], mask)
         return {"image": canvas, "size": np.array(image.shape[:-1], np.int32), **extras}
 
-    def cube(self, number: int, side: int, begin: Callable[[tuple[int, ...]], np.ndarray]) -> Example:
+    def cube(self, number: int, sides: tuple[int, ...], begin: Callable[[tuple[int, ...]], np.ndarray]) -> Example:
         """A cube of volume `number` as an example, read without the rest of the volume where its source can do so.
 
-        `image` `(side, side, side, C)` and `mask` hold the part of the cube that is inside the volume, in their first
+        `image` `(*sides, C)` and `mask` hold the part of the cube that is inside the volume, in their first
         corner. `start` `(3,)` is the first voxel of the cube, and `size` the true size of the volume.
 
+        sides: of the cube, voxels.
         begin: `(D, H, W) -> (3,)`, the first voxel of the cube; negative: before the volume.
         """
 
@@ -132,14 +133,15 @@ class Loader:
             self._check(volume.shape)
             start = begin(volume.shape[:-1])
             inside = tuple(
-                slice(max(a, 0), min(a + side, n)) for a, n in zip(start.tolist(), volume.shape, strict=False)
+                slice(max(a, 0), min(a + side, n))
+                for a, side, n in zip(start.tolist(), sides, volume.shape, strict=False)
             )
             out = {name: values[row] for name, values in self.extras.items()}
-            out |= {"image": np.zeros((side, side, side, self.channels), source.dtype), "start": start}
+            out |= {"image": np.zeros((*sides, self.channels), source.dtype), "start": start}
             put(out["image"], volume[inside])
             mask = self._mask(row, volume.shape)
             if mask is not None:
-                out["mask"] = np.zeros((side, side, side), np.uint8)
+                out["mask"] = np.zeros(sides, np.uint8)
                 put(out["mask"], mask[inside])
             return out | {"size": np.array(volume.shape[:-1], np.int32)}
 
@@ -154,7 +156,7 @@ def put(canvas: np.ndarray, image: np.ndarray) -> None:
 class Cubes(Protocol):
     """The places of the random cubes of a run."""
 
-    side: int
+    sides: tuple[int, ...]
 
     def start(self, step: int, row: int, size: tuple[int, ...]) -> np.ndarray:
         """First voxel `(3,)` of the cube of example `row` of a batch, in a volume of `size` (D, H, W)."""
@@ -174,7 +176,7 @@ class _ReadPosition:
         if self.cubes is None:
             return self.loader.example(image)
         begin = functools.partial(self.cubes.start, step, row)
-        return self.loader.cube(image, self.cubes.side, begin)
+        return self.loader.cube(image, self.cubes.sides, begin)
 
 
 def stream(

@@ -41,7 +41,7 @@ def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
 def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """Return `evaluate(params, examples) -> arrays`, a function for `jax.jit`.
 
-    Numbers per image `(B,)`, and images in gray levels `(B, S, S, C)`:
+    Numbers per image `(B,)`, and images in gray levels `(B, H, W, C)`:
 
     loss: the loss that training minimises.
     loss_of_mean: error of predicting each image by its own mean; every model must do better than this.
@@ -54,13 +54,13 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """
     inputs, model, task = network.inputs, network.model, network.task
     mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
+    whole = lambda patches: masking.unpatchify(patches, model.mask_size, model.in_chans, model.mask_grid)
 
     def pixels(patches, goal):
         if task.norm_pix_loss:  # the network predicts normalised patches; undo it with the true statistics
             average, spread = losses.patch_statistics(goal)
             patches = patches * spread + average
-        images = masking.unpatchify(patches, model.mask_size, model.in_chans)
-        return jnp.clip(crop_resize.denormalise(images, mean, std), 0, 255)
+        return jnp.clip(crop_resize.denormalise(whole(patches), mean, std), 0, 255)
 
     def evaluate(params, examples):
         count = examples["size"].shape[0]
@@ -81,7 +81,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         )
         hidden = out["mask"][..., None]
         shown = masking.patchify(degraded, model.mask_size)
-        masked = masking.unpatchify(jnp.where(hidden > 0, 128.0, shown), model.mask_size, model.in_chans)
+        masked = whole(jnp.where(hidden > 0, 128.0, shown))
         seen = {"degraded": degraded, "restored": pixels(drawn.get("restored", restored), goal)}
         if drawn:
             seen["sampled"] = pixels(drawn["sampled"], goal)

@@ -69,7 +69,7 @@ class Monitor:
             Progress().print(f"monitored  {config.report.monitor_root}: {', '.join(self.classes)}; {counted}{skipped}")
 
     def _prepare(self, loader: Loader, numbers: list[int]) -> np.ndarray:
-        """The central views as the network gets them `(N, S, S, C)`, at the weakest of its blur levels."""
+        """The central views as the network gets them `(N, H, W, C)`, at the weakest of its blur levels."""
         network, parts = self.run.network, []
 
         def prepare(examples: Any, start: Any) -> jax.Array:

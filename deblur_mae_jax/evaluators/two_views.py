@@ -25,7 +25,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
 
     loss, accuracy: `(B,)`, of two views that never change, as in training.
     features: `(B, D)`, of the encoder for the central view.
-    clean, first, second: gray levels `(B, S, S, C)` of the central view and of the two views.
+    clean, first, second: gray levels `(B, H, W, C)` of the central view and of the two views.
     """
     inputs, model, task = network.inputs, network.model, network.task
     mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)

@@ -36,7 +36,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
     reconstruction, contrast: the two parts of the loss.
     mse_degraded, mse_restored: error of the input and of its unmasked reconstruction, if the task reconstructs.
 
-    The three middle planes, `(B, 3, S, S)`:
+    The three middle planes, `(B, 3, S, T)`:
 
     clean, degraded, reconstructed: the original, the degraded input and its reconstruction.
     """
@@ -76,10 +76,21 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
 
 
 def planes(volume: jax.Array) -> jax.Array:
-    """The middle planes of `(B, S, S, S, 1)`: across the third, second and first axis, `(B, 3, S, S)`."""
-    x, half = volume[..., 0], volume.shape[1] // 2
-    cuts = (x[:, :, :, half], x[:, :, half], x[:, half])
-    return jnp.stack([jnp.swapaxes(cut, 1, 2)[:, ::-1] for cut in cuts], axis=1)
+    """The middle planes of `(B, D, H, W, 1)`: across the third, second and first axis, `(B, 3, S, T)`.
+
+    Planes of different sizes are centred in black ones of one size.
+    """
+    x = volume[..., 0]
+    first, second, third = (side // 2 for side in x.shape[1:])
+    cuts = (x[:, :, :, third], x[:, :, second], x[:, first])
+    turned = [jnp.swapaxes(cut, 1, 2)[:, ::-1] for cut in cuts]
+    room = [max(cut.shape[axis] for cut in turned) for axis in (1, 2)]
+
+    def centred(cut: jax.Array) -> jax.Array:
+        spare = [n - side for n, side in zip(room, cut.shape[1:], strict=True)]
+        return jnp.pad(cut, ((0, 0), *((n // 2, n - n // 2) for n in spare)))
+
+    return jnp.stack([centred(cut) for cut in turned], axis=1)
 
 
 def by_level(arrays: Arrays, degradation: Any) -> list[dict[str, float]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models.conv3d import channel_norm
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
@@ -23,14 +25,13 @@ def fixed_inputs(trained: TrainedNetwork, count: int = 4) -> dict[str, Any]:
     """The fixed network inputs, masking noise and levels of every measurement."""
     inputs = trained.network.inputs
     rng = np.random.default_rng(20230713)  # any number, always the same
-    size, chans = inputs.image_size, inputs.in_chans
     levels = inputs.degradation.num_levels if trained.network.conditioned else 0
     data = {
-        "x": rng.standard_normal((count, size, size, chans)).astype(np.float32),
+        "x": rng.standard_normal((count, *inputs.out, inputs.in_chans)).astype(np.float32),
         "level": np.linspace(1, levels, count).round().astype(np.int32) if levels else None,
     }
     if trained.network.kind == "reconstruct":
-        data["noise"] = rng.random((count, trained.model.mask_grid**2)).astype(np.float32)
+        data["noise"] = rng.random((count, math.prod(trained.model.mask_grid))).astype(np.float32)
     return data
 
 
@@ -99,9 +100,11 @@ def _measure_volumes(trained: TrainedNetwork, opened: Opened) -> dict[str, dict[
     """The same for a Swin-UNETR: compare the output and the five hidden states on one cube of noise."""
     assert opened.volume is not None
     model = _exact(trained)
-    side = max(model.image_size, 64)  # PyTorch's instance norm rejects the single voxel that a cube of 32 is reduced to
+    shape = list(sides.of(model.image_size, 3))
+    if max(shape) < 64:
+        shape = [64] * 3  # PyTorch's instance norm rejects the single voxel that a cube of 32 is reduced to
     rng = np.random.default_rng(20240703)  # any number, always the same
-    x = rng.standard_normal((1, side, side, side, model.in_chans)).astype(np.float32)
+    x = rng.standard_normal((1, *shape, model.in_chans)).astype(np.float32)
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
         volume, extra = jax.jit(model.apply)({"params": trained.params}, x)
         hidden = extra["hidden"]

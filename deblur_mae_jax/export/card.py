@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.weight_formats import contract
 
 NAME = "README.md"
@@ -42,7 +43,7 @@ def _of_images(network: dict[str, Any]) -> tuple[str, str]:
         )
         if name in network
     )
-    return what, f"A network of {sizes}, for {network['image_size']} pixels and {chans}."
+    return what, f"A network of {sizes}, for {sides.written(network['image_size'])} pixels and {chans}."
 
 
 def _of_volumes(network: dict[str, Any]) -> tuple[str, str]:
@@ -50,8 +51,8 @@ def _of_volumes(network: dict[str, Any]) -> tuple[str, str]:
     labels = ", ".join(network["classes"][1:])
     what = f"a segmentation of {labels}" if labels else "a pre-trained Swin-UNETR"
     return what, (
-        f"Swin-UNETR of width {network['feature_size']}, cubes of {network['image_size']} voxels, patches merged in "
-        f"the order `{network['merge_order']}`."
+        f"Swin-UNETR of width {network['feature_size']}, crops of {sides.written(network['image_size'])} voxels, "
+        f"patches merged in the order `{network['merge_order']}`."
     )
 
 
@@ -107,10 +108,11 @@ def _image_steps(p: dict[str, Any]) -> list[str]:
     steps = [f"Read the image as {gray} (16-bit images: `{p['bits16']}`)."]
     if p["max_side"]:
         steps.append(f"Shrink it to at most {p['max_side']} pixels on its long side (Lanczos).")
-    resize = (
-        f"Resize the short side to {p['resize_short_side']} ({p['interpolation']}), and cut the central "
-        f"{p['centre_crop']} x {p['centre_crop']} pixels."
-    )
+    cut, to = sides.of(p["centre_crop"]), p["resize_short_side"]
+    resize = f"Resize the short side to {to} ({p['interpolation']})"
+    if not isinstance(to, int):
+        resize = f"Resize the image, with its proportions, so that it covers {sides.written(to)} ({p['interpolation']})"
+    resize += f", and cut the central {cut[0]} x {cut[1]} pixels."
     if p["degrade"] == "none":
         steps.append(resize)
     else:
@@ -134,7 +136,7 @@ def _volume_steps(p: dict[str, Any]) -> list[str]:
     out += [
         f"CT: clip to {low:g} .. {high:g} HU and scale to 0..1. MR: subtract the mean and divide by the standard "
         "deviation of the voxels that are not zero, and leave the zeros.",
-        f"Cut cubes of {p['image_size']} voxels, or use a sliding window of that size.",
+        f"Cut crops of {sides.written(p['image_size'])} voxels, or use a sliding window of that size.",
     ]
     return out
 

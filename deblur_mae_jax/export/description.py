@@ -10,6 +10,7 @@ import numpy as np
 
 from deblur_mae_jax.degradations import blur
 from deblur_mae_jax.inference import blur_search
+from deblur_mae_jax.input_pipeline import crop_resize
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 
 # Fields of a model that change its speed, not its results.
@@ -43,7 +44,7 @@ def _plain(value: Any) -> Any:
 
 def _of_images(trained: TrainedNetwork) -> dict[str, Any]:
     network, config = trained.network, trained.config
-    inputs, size = network.inputs, network.inputs.image_size
+    inputs, resized = network.inputs, crop_resize.resized_to(network.inputs.out)
     kind, sigma, sigmas, kernel = _blur_of(inputs.degradation)
     out = {
         "task": "classify" if network.kind == "classify" else "masked_recon",
@@ -58,7 +59,7 @@ def _of_images(trained: TrainedNetwork) -> dict[str, Any]:
         "gray_target": inputs.gray_target,
         "max_side": config.data.max_side,
         "bits16": config.data.bits16,
-        "resize_to": round(size * 256 / 224) if size <= 224 else size,
+        "resize_to": resized[0] if resized[0] == resized[1] else list(resized),
         "mean": [float(v) for v in inputs.mean],
         "std": [float(v) for v in inputs.std],
     }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def rollout(model: Any, params: Any, images: jax.Array, level: jax.Array | None = None) -> jax.Array:
-    """Return `(B, grid, grid)`: the share of each patch in the input of the head; the shares sum to one.
+    """Return `(B, *grid)`: the share of each patch in the input of the head; the shares sum to one.
 
     The attention of each block is averaged over heads and mixed equally with the residual path. These
     matrices are then multiplied over all blocks.
@@ -27,4 +27,4 @@ def rollout(model: Any, params: Any, images: jax.Array, level: jax.Array | None 
     seen = total[:, first:].mean(axis=1) if model.pool == "mean" else total[:, 0]
     patches = seen[:, first:]
     patches = patches / patches.sum(axis=1, keepdims=True)
-    return patches.reshape(-1, model.grid, model.grid)
+    return patches.reshape(-1, *model.grid)

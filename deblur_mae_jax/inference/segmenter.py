@@ -90,7 +90,7 @@ class Segmenter:
         labels = sliding_window.infer(
             volume.astype(np.float32),
             lambda windows: self._mean(members, windows),
-            (self.network.inputs.image_size,) * 3,
+            self.network.inputs.sides,
             overlap=self.infer.overlap,
             blending=self.infer.blending,
             batch_size=self.batch_size,
@@ -139,7 +139,7 @@ class Segmenter:
 
 
 def _resized(scores: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Interpolate scores `(S, S, K)` linearly and return the best class of every pixel `(H, W)`."""
+    """Interpolate scores `(h, w, K)` linearly and return the best class of every pixel `(H, W)`."""
     shape = (int(size[1]), int(size[0]))
     planes = [
         np.asarray(Image.fromarray(np.ascontiguousarray(s)).resize(shape, Image.Resampling.BILINEAR))

@@ -2,7 +2,7 @@
 
 The operations, their ranges and their probabilities are those of timm's `rand-m9-mstd0.5-inc1`, which
 MAE's fine-tuning uses (He et al. 2022, table 9). The pixels equal Pillow's, up to rounding. Images are
-whole gray levels 0..255, float32, `(S, S, C)` with one channel or three.
+whole gray levels 0..255, float32, `(H, W, C)` with one channel or three.
 
 Fifteen operations on a batch would need fifteen branches per image. But nine of them are tables of 256
 entries, five are affine maps, and the rest blend with a smoothed or gray copy. So each layer applies
@@ -115,13 +115,13 @@ def _blend(start: jax.Array, end: jax.Array, factor: jax.Array) -> jax.Array:
 def _smooth(image: jax.Array) -> jax.Array:
     """Pillow's SMOOTH filter, `[1 1 1; 1 5 1; 1 1 1] / 13`. The outermost pixels are unchanged."""
     padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
-    S, W = image.shape[:2]
+    H, W = image.shape[:2]
     total = 4.0 * image
     for i in range(3):
         for j in range(3):
-            total = total + padded[i : i + S, j : j + W]
-    rows, cols = jnp.arange(S), jnp.arange(W)
-    inside = ((rows > 0) & (rows < S - 1))[:, None] & ((cols > 0) & (cols < W - 1))[None]
+            total = total + padded[i : i + H, j : j + W]
+    rows, cols = jnp.arange(H), jnp.arange(W)
+    inside = ((rows > 0) & (rows < H - 1))[:, None] & ((cols > 0) & (cols < W - 1))[None]
     return jnp.where(inside[..., None], jnp.floor(total / 13.0 + 0.5), image)
 
 
@@ -164,24 +164,24 @@ def _keys_cubic(t: jax.Array) -> jax.Array:
     return jnp.where(t < 1, near, jnp.where(t < 2, far, 0.0))
 
 
-def _matrix(side: int, is_operation: Callable[[str], jax.Array], d: Draw) -> jax.Array:
+def _matrix(height: int, width: int, is_operation: Callable[[str], jax.Array], d: Draw) -> jax.Array:
     share = d.magnitude / MAX_MAGNITUDE * d.sign
     angle = jnp.where(is_operation("rotate"), jnp.deg2rad(30.0 * share), 0.0)
     shear_x = jnp.where(is_operation("shear_x"), 0.3 * share, 0.0)
     shear_y = jnp.where(is_operation("shear_y"), 0.3 * share, 0.0)
-    move_x = jnp.where(is_operation("translate_x"), 0.45 * share * side, 0.0)
-    move_y = jnp.where(is_operation("translate_y"), 0.45 * share * side, 0.0)
-    cos, sin, centre = jnp.cos(angle), jnp.sin(angle), side / 2
+    move_x = jnp.where(is_operation("translate_x"), 0.45 * share * width, 0.0)
+    move_y = jnp.where(is_operation("translate_y"), 0.45 * share * height, 0.0)
+    cos, sin, x, y = jnp.cos(angle), jnp.sin(angle), width / 2, height / 2
     return jnp.array(
         [
-            [cos, -sin + shear_x, centre - cos * centre + sin * centre + move_x],
-            [sin + shear_y, cos, centre - sin * centre - cos * centre + move_y],
+            [cos, -sin + shear_x, x - cos * x + sin * y + move_x],
+            [sin + shear_y, cos, y - sin * x - cos * y + move_y],
         ]
     )
 
 
 def operate(image: jax.Array, d: Draw, fill: jax.Array) -> jax.Array:
-    """One operation on one image of whole gray levels `(S, S, C)`."""
+    """One operation on one image of whole gray levels `(H, W, C)`."""
 
     def is_operation(name: str) -> jax.Array:
         return d.apply & (d.operation == OPERATIONS.index(name))
@@ -194,7 +194,7 @@ def operate(image: jax.Array, d: Draw, fill: jax.Array) -> jax.Array:
     mapped = jnp.where(is_operation("color"), _blend(gray, mapped, factor), mapped)
     smooth = _smooth(mapped)
     mapped = jnp.where(is_operation("sharpness"), _blend(smooth, mapped, factor), mapped)
-    moved = affine(mapped, _matrix(image.shape[0], is_operation, d), fill)
+    moved = affine(mapped, _matrix(*image.shape[:2], is_operation, d), fill)
     geometric = jnp.stack([is_operation(n) for n in OPERATIONS if n.startswith(("rotate", "shear", "translate"))]).any()
     return jnp.where(geometric, moved, mapped)
 
@@ -213,7 +213,7 @@ class RandAugment(NamedTuple):
     fill: tuple[float, ...] = (114.0,)
 
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """Augment one image of gray levels `(S, S, C)`; it is rounded first."""
+        """Augment one image of gray levels `(H, W, C)`; it is rounded first."""
         image = jnp.clip(jnp.rint(image), 0.0, 255.0)
         fill = jnp.broadcast_to(jnp.asarray(self.fill, jnp.float32), image.shape[2:])
 
@@ -257,20 +257,21 @@ class RandomErasing(NamedTuple):
     tries: int = 10
 
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """`(S, S, C)`, perhaps with a rectangle of noise."""
-        side = image.shape[0]
+        """`(H, W, C)`, perhaps with a rectangle of noise."""
+        height, width = image.shape[:2]
         k_apply, k_area, k_aspect, k_place, k_noise = jax.random.split(key, 5)
         shape = (self.tries,)
-        area = jax.random.uniform(k_area, shape, minval=self.area[0], maxval=self.area[1]) * side**2
+        share = jax.random.uniform(k_area, shape, minval=self.area[0], maxval=self.area[1])
+        area = share * (height * width)
         low, high = jnp.log(jnp.asarray(self.aspect))
         aspect = jnp.exp(jax.random.uniform(k_aspect, shape, minval=low, maxval=high))
         h, w = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
-        fits = (h < side) & (w < side)
+        fits = (h < height) & (w < width)
         first = jnp.argmax(fits)
         h, w = h[first], w[first]
         corner = jax.random.uniform(k_place, (2,))
-        top, left = jnp.floor(corner[0] * (side - h + 1)), jnp.floor(corner[1] * (side - w + 1))
-        rows, cols = jnp.arange(side), jnp.arange(side)
+        top, left = jnp.floor(corner[0] * (height - h + 1)), jnp.floor(corner[1] * (width - w + 1))
+        rows, cols = jnp.arange(height), jnp.arange(width)
         inside = ((rows >= top) & (rows < top + h))[:, None] & ((cols >= left) & (cols < left + w))
         erase = fits.any() & jax.random.bernoulli(k_apply, self.probability)
         noise = jax.random.normal(k_noise, image.shape)

@@ -12,6 +12,7 @@ import jax
 
 from deblur_mae_jax.data.loader import Cubes
 from deblur_mae_jax.degradations.contract import Degradation
+from deblur_mae_jax.sides import Size
 
 # Arrays by name; the first axis is the batch.
 Batch = dict[str, jax.Array]
@@ -24,11 +25,11 @@ class InputPipeline(Protocol):
     """Turns the examples of a store into batches. Every function is traced inside a jitted step.
 
     An example has `image` on its canvas `(*canvas, C)`, `size` (its true sides), and entries such as `label`, which
-    are passed on unchanged. A batch has `inputs` and `targets`, float32 `(B, *space, C)` with sides of `image_size`.
+    are passed on unchanged. A batch has `inputs` and `targets`, float32 `(B, *space, C)`, with sides of `image_size`.
     """
 
     degradation: Degradation
-    image_size: int
+    image_size: Size
     in_chans: int
 
     @property

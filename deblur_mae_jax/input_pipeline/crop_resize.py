@@ -78,25 +78,32 @@ def random_resized_crop(
     return Box(top, left, h, w, (top, top + h, left, left + w))
 
 
-def centre_crop(size: jax.Array, out: int, resize_to: int | None = None) -> Box:
-    """The evaluation view: resize the short side to `resize_to`, then crop the central `out` x `out` pixels.
+def centre_crop(size: jax.Array, out: tuple[int, ...]) -> Box:
+    """The evaluation view: resize the image, with its proportions, to cover `resized_to(out)`, and crop its centre.
 
     size: (height, width) of the image, pixels.
-    out: side of the view, pixels.
-    resize_to: length of the short side, pixels. Default: out * 256 / 224, or `out` above 224 pixels, as in MAE's
-        fine-tuning code.
+    out: (height, width) of the view, pixels.
     """
-    if resize_to is None:
-        resize_to = round(out * 256 / 224) if out <= 224 else out
+    (high, broad), (out_height, out_width) = resized_to(out), out
     height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
-    short = jnp.minimum(height, width)
-    # torchvision truncates the long side and rounds the crop's corner, both in resized pixels.
-    tall = jnp.where(height <= width, resize_to, jnp.floor(resize_to * height / short))
-    wide = jnp.where(width <= height, resize_to, jnp.floor(resize_to * width / short))
-    top, left = jnp.round((tall - out) / 2), jnp.round((wide - out) / 2)
+    # torchvision truncates the longer side and rounds the crop's corner, both in resized pixels.
+    by_height = high * width >= broad * height
+    tall = jnp.where(by_height, high, jnp.maximum(jnp.floor(broad * height / width), high))
+    wide = jnp.where(by_height, jnp.maximum(jnp.floor(high * width / height), broad), broad)
+    top, left = jnp.round((tall - out_height) / 2), jnp.round((wide - out_width) / 2)
     rows, cols = height / tall, width / wide  # native pixels per resized pixel
     zero = jnp.zeros(())
-    return Box(top * rows, left * cols, out * rows, out * cols, (zero, height, zero, width))
+    return Box(top * rows, left * cols, out_height * rows, out_width * cols, (zero, height, zero, width))
+
+
+def resized_to(out: tuple[int, ...]) -> tuple[int, ...]:
+    """The height and width that a resized image must cover before its centre is cropped, pixels.
+
+    The view's sides * 256 / 224, or these sides themselves if both are above 224 pixels, as in MAE's fine-tuning code.
+
+    out: (height, width) of the view, pixels.
+    """
+    return out if min(out) > 224 else tuple(round(side * 256 / 224) for side in out)
 
 
 def cubic(x: jax.Array) -> jax.Array:
@@ -167,14 +174,14 @@ def matrices(
     box: Box,
     size: jax.Array,
     canvas: tuple[int, int],
-    out: int,
+    out: tuple[int, ...],
     flip: jax.Array | bool = False,
     taps: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Row and column matrices `(out, Hc)`, `(out, Wc)` of a crop, with a blur folded in if given."""
+    """Row and column matrices `(out[0], Hc)`, `(out[1], Wc)` of a crop, with a blur folded in if given."""
     top, bottom, left, right = box.read
-    rows = resize_weights(out, canvas[0], box.top, box.height, (top, bottom))
-    cols = resize_weights(out, canvas[1], box.left, box.width, (left, right), flip)
+    rows = resize_weights(out[0], canvas[0], box.top, box.height, (top, bottom))
+    cols = resize_weights(out[1], canvas[1], box.left, box.width, (left, right), flip)
     if taps is None:
         return rows(jnp.arange(canvas[0])), cols(jnp.arange(canvas[1]))
     return (
@@ -184,7 +191,7 @@ def matrices(
 
 
 def render(image: jax.Array, rows: jax.Array, cols: jax.Array, blurred: bool = False) -> jax.Array:
-    """`(Hc, Wc, C)` -> `(out, out, C)` gray levels in 0..255.
+    """`(Hc, Wc, C)` -> `(*out, C)` gray levels in 0..255.
 
     The columns come first and are clipped before the rows, as Pillow does for 8-bit images, so the
     bicubic kernel overshoots at hard edges in the same way. If a blur is folded into the matrices
@@ -195,17 +202,17 @@ def render(image: jax.Array, rows: jax.Array, cols: jax.Array, blurred: bool = F
     return jnp.clip(jnp.einsum("oh,hpc->opc", rows, wide), 0.0, 255.0)
 
 
-def sample(mask: jax.Array, box: Box, size: jax.Array, out: int, flip: jax.Array | bool) -> jax.Array:
-    """A mask `(Hc, Wc)` in the view of `matrices`, `(out, out)`, by nearest neighbour."""
-    index = jnp.arange(out)
-    across = jnp.where(flip, out - 1 - index, index)
-    rows = jnp.floor(box.top + (index + 0.5) * (box.height / out)).astype(int)
-    cols = jnp.floor(box.left + (across + 0.5) * (box.width / out)).astype(int)
+def sample(mask: jax.Array, box: Box, size: jax.Array, out: tuple[int, ...], flip: jax.Array | bool) -> jax.Array:
+    """A mask `(Hc, Wc)` in the view of `matrices`, `out` (height, width), by nearest neighbour."""
+    down, across = jnp.arange(out[0]), jnp.arange(out[1])
+    across = jnp.where(flip, out[1] - 1 - across, across)
+    rows = jnp.floor(box.top + (down + 0.5) * (box.height / out[0])).astype(int)
+    cols = jnp.floor(box.left + (across + 0.5) * (box.width / out[1])).astype(int)
     return mask[jnp.clip(rows, 0, size[0] - 1)][:, jnp.clip(cols, 0, size[1] - 1)]
 
 
 def whole(size: jax.Array) -> Box:
-    """The whole image as a crop. The resize makes it square."""
+    """The whole image as a crop. The resize gives it the proportions of the view."""
     height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
     zero = jnp.zeros(())
     return Box(zero, zero, height, width, (zero, height, zero, width))

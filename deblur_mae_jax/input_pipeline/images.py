@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.degradations.contract import Degradation, Params
 from deblur_mae_jax.input_pipeline import augment, crop_resize
 from deblur_mae_jax.input_pipeline import views as two_views
 from deblur_mae_jax.input_pipeline.contract import Batch, ChooseLevel
+from deblur_mae_jax.sides import Size
 
 # Mean and standard deviation of ImageNet by the number of channels; averaged over the colours for one channel.
 IMAGENET = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -25,30 +27,30 @@ class ImageInputs:
 
     An example has `image` uint8 `(Hc, Wc, C)` on its canvas and `size` (H, W). It has `degraded` uint8 `(Hc, Wc, 1)`
     if the degradation is precomputed, `level` if its blur level is fixed, and `mask` `(Hc, Wc)` in segmentation.
-    A batch has `inputs` and `targets` float32 `(B, S, S, C)`, `level` int32 `(B,)` if the degradation has levels, and
-    `mask` int32 `(B, S, S)`. Other entries of the examples, such as `label`, are passed on unchanged.
+    A batch has `inputs` and `targets` float32 `(B, H, W, C)`, `level` int32 `(B,)` if the degradation has levels, and
+    `mask` int32 `(B, H, W)`. Other entries of the examples, such as `label`, are passed on unchanged.
 
     blur_site: "native" degrades the image at its own resolution before the crop, as the published
         DeblurrMAE code does (sigma is in native pixels); "network" degrades the resized crop.
     mean: mean of the 0..1 gray scale, one value per channel.
     std: standard deviation of the 0..1 gray scale, one value per channel.
     crop_scale: range of the area of a random crop, as a share of the image.
-    crop_ratio: range of the aspect ratio of a random crop.
+    crop_ratio: range of the width / height of a random crop, relative to that of the network's input.
     flip: flip left and right at random.
     gray_target: make the target gray. With three channels, the input is always gray, as in the published code, and
         the target keeps its colours by default.
     crop_rejection: draw again if a crop does not fit. False: clip it to the image.
-    augment: `(key, image (S, S, C)) -> image`, in training, between degradation and normalisation.
+    augment: `(key, image (H, W, C)) -> image`, in training, between degradation and normalisation.
     erase: `(key, image) -> image`, in training, after the normalisation.
     intensity: `(key, image) -> image`, in training, after `erase`.
-    views: `(key, image (S, S, C)) -> image` of each of two views, in training, between degradation and normalisation.
+    views: `(key, image (H, W, C)) -> image` of each of two views, in training, between degradation and normalisation.
         A batch then has, for the second view, `other_inputs`, `other_targets` and `other_level`.
     local: small crops beside the two views, in training. A batch then has `local_inputs` `(B, N, s, s, C)` and
         `local_level` `(B, N)`.
     """
 
     degradation: Degradation
-    image_size: int = 224
+    image_size: Size = 224
     in_chans: int = 1
     blur_site: str = "native"
     mean: tuple[float, ...] = (0.449,)
@@ -100,6 +102,11 @@ class ImageInputs:
         )
 
     @property
+    def out(self) -> tuple[int, ...]:
+        """Height and width of the network's input, pixels."""
+        return sides.of(self.image_size)
+
+    @property
     def precomputes(self) -> bool:
         """Whether the degraded image is computed once and stored beside the original."""
         d = self.degradation
@@ -121,9 +128,9 @@ class ImageInputs:
         return jax.vmap(one)(images, sizes)
 
     def _pair(self, example, box, flip, params) -> tuple[jax.Array, jax.Array]:
-        """Degraded and clean view of one example, gray levels `(S, S, C)`."""
+        """Degraded and clean view of one example, gray levels `(H, W, C)`."""
         image, size = example["image"], example["size"]
-        canvas, out = (image.shape[0], image.shape[1]), self.image_size
+        canvas, out = (image.shape[0], image.shape[1]), self.out
         rows, cols = crop_resize.matrices(box, size, canvas, out, flip)
         clean = crop_resize.render(image, rows, cols)
         d = self.degradation
@@ -161,7 +168,7 @@ class ImageInputs:
         if "mask" in batch:
 
             def seen(mask, box, size, flip):
-                return crop_resize.sample(mask, box, size, self.image_size, flip)
+                return crop_resize.sample(mask, box, size, self.out, flip)
 
             mask = jax.vmap(seen)(batch["mask"], boxes, examples["size"], flips)
             batch["mask"] = mask.astype(jnp.int32)
@@ -217,9 +224,13 @@ class ImageInputs:
     def _random(
         self, examples: Batch, keys: dict[str, jax.Array], choose_level: ChooseLevel | None = None, view: Any = None
     ) -> Batch:
+        height, width = self.out
+        low, high = self.crop_ratio
+        ratio = (low * width / height, high * width / height)
+
         def crop(key, size):
             k_box, k_flip = jax.random.split(key)
-            box = crop_resize.random_resized_crop(k_box, size, self.crop_scale, self.crop_ratio, self.crop_rejection)
+            box = crop_resize.random_resized_crop(k_box, size, self.crop_scale, ratio, self.crop_rejection)
             flip = jax.random.bernoulli(k_flip) if self.flip else jnp.zeros((), bool)
             return box, flip
 
@@ -230,7 +241,7 @@ class ImageInputs:
 
     def central(self, examples: Batch) -> tuple[crop_resize.Box, jax.Array]:
         """Boxes and flips of the deterministic central view."""
-        boxes = jax.vmap(lambda size: crop_resize.centre_crop(size, self.image_size))(examples["size"])
+        boxes = jax.vmap(lambda size: crop_resize.centre_crop(size, self.out))(examples["size"])
         return boxes, jnp.zeros(examples["size"].shape[0], bool)
 
     def evaluate(self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None) -> Batch:
@@ -239,7 +250,7 @@ class ImageInputs:
         return self._batch(examples, boxes, flips, self._params(examples, keys, level))
 
     def whole(self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None) -> Batch:
-        """The whole of every image, resized to a square. Segmentation is evaluated on this view."""
+        """The whole of every image, resized to the network's input. Segmentation is evaluated on this view."""
         boxes = jax.vmap(crop_resize.whole)(examples["size"])
         flips = jnp.zeros(examples["size"].shape[0], bool)
         return self._batch(examples, boxes, flips, self._params(examples, keys, level))
@@ -247,7 +258,7 @@ class ImageInputs:
     def at_levels(
         self, examples: Batch, boxes: crop_resize.Box, flips: jax.Array, levels: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Network inputs at every level `(B, T, S, S, C)`, and the clean view `(B, S, S, C)`."""
+        """Network inputs at every level `(B, T, H, W, C)`, and the clean view `(B, H, W, C)`."""
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
         at_level = self.degradation.at_level
         assert at_level is not None

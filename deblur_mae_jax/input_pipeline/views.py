@@ -2,7 +2,7 @@
 
 The operations and their order are those of SimCLR (Chen et al. 2020, appendix A) and MoCo v3 (Chen et al. 2021): colour
 jitter in random order, conversion to gray, Gaussian blur, solarisation. They follow a random resized crop and a flip,
-and precede the normalisation. Images are gray levels 0..255, float32, `(S, S, C)` with one channel or three. With one
+and precede the normalisation. Images are gray levels 0..255, float32, `(H, W, C)` with one channel or three. With one
 channel there is no saturation, hue or conversion to gray.
 """
 
@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline import crop_resize
+from deblur_mae_jax.sides import Size
 
 SOLARISE_FROM = 128.0
 # The blur reads pixels up to this many sigmas away.
@@ -49,7 +51,7 @@ class View:
     solarise_probability: float = 0.0
 
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """A view of `image` `(S, S, C)`."""
+        """A view of `image` `(H, W, C)`."""
         k_jitter, k_gray, k_blur, k_sigma, k_solarise, k_apply = jax.random.split(key, 6)
         jittered = self._jitter(k_jitter, image)
         image = jnp.where(jax.random.bernoulli(k_apply, self.jitter_probability), jittered, image)
@@ -85,7 +87,7 @@ class View:
 
 
 def luminance(image: jax.Array) -> jax.Array:
-    """The gray levels `(S, S, 1)` of `(S, S, 3)` colours, by ITU-R 601."""
+    """The gray levels `(H, W, 1)` of `(H, W, 3)` colours, by ITU-R 601."""
     return (image @ jnp.asarray((0.299, 0.587, 0.114), image.dtype))[..., None]
 
 
@@ -131,15 +133,19 @@ def blur(image: jax.Array, sigma: jax.Array, largest: float) -> jax.Array:
     sigma: of the Gaussian, pixels.
     largest: the largest sigma that can occur, pixels.
     """
-    size, reach = image.shape[0], max(1, round(REACH * largest))
+    reach = max(1, round(REACH * largest))
+    return crop_resize.render(image, *(_blurring(size, sigma, reach) for size in image.shape[:2]))
+
+
+def _blurring(size: int, sigma: jax.Array, reach: int) -> jax.Array:
+    """The matrix of the blur along an axis `(size, size)`; it reads `reach` pixels on each side."""
     positions = jnp.arange(-reach, size + reach)
     distance = (jnp.arange(size)[:, None] - positions[None]).astype(jnp.float32)
     weights = jnp.where(jnp.abs(distance) <= reach, jnp.exp(-0.5 * jnp.square(distance / sigma)), 0.0)
     weights = weights / weights.sum(axis=1, keepdims=True)
     inside = weights[:, reach:-reach]
     inside = inside.at[:, 0].add(weights[:, :reach].sum(axis=1))
-    inside = inside.at[:, -1].add(weights[:, -reach:].sum(axis=1))
-    return crop_resize.render(image, inside, inside)
+    return inside.at[:, -1].add(weights[:, -reach:].sum(axis=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,14 +164,14 @@ class LocalCrops:
     view: View
 
 
-def local_of(augment: ConfigDict, image_size: int, patch_size: int) -> LocalCrops | None:
+def local_of(augment: ConfigDict, image_size: Size, patch_size: int) -> LocalCrops | None:
     """The small crops that `config.augment` describes, or None. Raises `UserError`."""
     count, size, scale = augment.local_crops, augment.local_size, tuple(augment.local_scale)
     if count < 0:
         raise UserError(f"config.augment.local_crops={count} must be 0 (none) or greater")
     if not count:
         return None
-    if size < 1 or size % patch_size or size > image_size:
+    if size < 1 or size % patch_size or size > min(sides.of(image_size)):
         raise UserError(
             f"config.augment.local_size={size} must be a multiple of config.model.patch_size={patch_size}, and at most "
             f"config.image_size={image_size}"

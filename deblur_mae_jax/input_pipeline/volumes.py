@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.degradations.contract import Degradation
+from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline import augment
 from deblur_mae_jax.input_pipeline.contract import Batch, ChooseLevel
 from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.sides import Size
 
 # Volumes are scaled to about 0..1, but degradations expect gray levels 0..255.
 GREY = 255.0
@@ -26,7 +29,7 @@ class VolumeInputs:
     """The input pipeline of volumes. `train` and `evaluate` turn examples into batches.
 
     An example has `image` `(Dc, Hc, Wc, C)` on its canvas, `size` (D, H, W) and, in segmentation, `mask`
-    `(Dc, Hc, Wc)`. A batch has `inputs` and `targets` float32 `(B, S, S, S, C)`, and `mask` int32 `(B, S, S, S)`.
+    `(Dc, Hc, Wc)`. A batch has `inputs` and `targets` float32 `(B, *sides, C)`, and `mask` int32 `(B, *sides)`.
     Other entries, such as `modality`, are passed on unchanged. A volume smaller than the cube is centred in it and
     padded with zeros.
 
@@ -39,7 +42,7 @@ class VolumeInputs:
     """
 
     degradation: Degradation
-    image_size: int = 96
+    image_size: Size = 96
     in_chans: int = 1
     foreground: float = 0.0
     flip: float = 0.0
@@ -55,6 +58,13 @@ class VolumeInputs:
         sizes: dict[str, Any] = {"image_size": config.image_size, "in_chans": config.model.in_chans}
         if kind != "segment":
             return cls(degradation, **sizes)
+        first, second, _ = sides.of(config.image_size, 3)
+        if config.augment.rotate_probability and first != second:
+            raise UserError(
+                f"config.augment.rotate_probability={config.augment.rotate_probability} turns crops by 90 degrees in "
+                "the plane of the first two axes, which need equal sides; with config.image_size="
+                f"{config.image_size} set it to 0"
+            )
         return cls(
             degradation,
             **sizes,
@@ -71,7 +81,12 @@ class VolumeInputs:
 
     def cubes(self, seed: int) -> HostCubes | None:
         """The cubes of `train`, drawn on the host. `None` if their places depend on the voxels."""
-        return None if self.foreground else HostCubes(seed, self.image_size)
+        return None if self.foreground else HostCubes(seed, self.sides)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides of a cube, voxels."""
+        return sides.of(self.image_size, 3)
 
     def _cube(self, image: jax.Array, size: jax.Array, start: jax.Array, origin: jax.Array) -> jax.Array:
         """The cube that begins at `start` (negative: zeros before the volume).
@@ -79,7 +94,7 @@ class VolumeInputs:
         origin: the voxel of the volume at the first corner of `image`.
         """
         for axis in range(3):
-            coordinate = start[axis] + jnp.arange(self.image_size)
+            coordinate = start[axis] + jnp.arange(self.sides[axis])
             inside = (coordinate >= 0) & (coordinate < size[axis])
             image = jnp.take(image, jnp.clip(coordinate - origin[axis], 0, image.shape[axis] - 1), axis=axis)
             shape = [-1 if i == axis else 1 for i in range(4)]
@@ -113,7 +128,7 @@ class VolumeInputs:
             starts = examples["start"]
         else:
             draws = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys["crop"])
-            starts = first_voxel(draws, examples["size"], self.image_size, jnp)
+            starts = first_voxel(draws, examples["size"], self.sides, jnp)
         if "mask" not in examples:
             return self._batch(examples, starts, keys["degrade"])
         if self.foreground:
@@ -130,10 +145,11 @@ class VolumeInputs:
         inside = mask > 0
         labelled, some = draw_voxel(k_labelled, inside)
         other, any_other = draw_voxel(k_other, (image[..., 0] > 0) & ~inside)
-        wanted = jax.random.bernoulli(k_kind, self.foreground)
-        middle = jnp.where(some & (wanted | ~any_other), labelled, other)
-        room = size - self.image_size
-        begin = jnp.clip(middle - self.image_size // 2, 0, jnp.maximum(room, 0))
+        in_label = jax.random.bernoulli(k_kind, self.foreground)
+        middle = jnp.where(some & (in_label | ~any_other), labelled, other)
+        wanted = jnp.asarray(self.sides)
+        room = size - wanted
+        begin = jnp.clip(middle - wanted // 2, 0, jnp.maximum(room, 0))
         begin = jnp.where(room < 0, -((-room) // 2), begin)
         return jnp.where(some | any_other, begin, start)
 
@@ -146,7 +162,7 @@ class VolumeInputs:
         def turn(x):
             for axis in range(3):
                 x = jnp.where(flips[axis], jnp.flip(x, axis), x)
-            return quarter_turns(x, turns)
+            return quarter_turns(x, turns) if self.rotate else x
 
         if self.flip or self.rotate:
             cube, mask = turn(cube), turn(mask)
@@ -159,20 +175,20 @@ class VolumeInputs:
 
         level: not used, as volumes have no blur levels.
         """
-        room = examples["size"] - self.image_size
+        room = examples["size"] - jnp.asarray(self.sides)
         starts = jnp.where(room < 0, -((-room) // 2), room // 2)
         return self._batch(examples, starts, keys["degrade"])
 
 
-def first_voxel(draws: Any, size: Any, side: int, numpy: Any) -> Any:
+def first_voxel(draws: Any, size: Any, sides: tuple[int, ...], numpy: Any) -> Any:
     """First voxel of a cube at a random place `(..., 3)`; a volume smaller than the cube is centred in it.
 
     draws: uniform draws from 0 to 1, float32 `(..., 3)`.
     size: (D, H, W) of the volumes, int32 `(..., 3)`.
-    side: side of the cube in voxels.
+    sides: of the cube, voxels.
     numpy: `numpy` or `jax.numpy`; the results are equal.
     """
-    room = size - side
+    room = size - numpy.asarray(sides, numpy.int32)
     number = (numpy.maximum(room, 0) + 1).astype(numpy.float32)
     drawn = numpy.floor(draws * number).astype(numpy.int32)
     return numpy.where(room < 0, -((-room) // 2), numpy.minimum(drawn, room))
@@ -183,15 +199,15 @@ class HostCubes:
     """The places of the cubes that `VolumeInputs.train` draws, on the host: reading then needs the cubes alone.
 
     seed: seed of the run.
-    side: side of a cube in voxels.
+    sides: of a cube, voxels.
     """
 
     seed: int
-    side: int
+    sides: tuple[int, ...]
 
     def start(self, step: int, row: int, size: tuple[int, ...]) -> np.ndarray:
         """First voxel, int32 `(3,)`, of the cube of example `row` in the batch of `step`."""
-        return first_voxel(_host_draws(self.seed, step, row), np.array(size, np.int32), self.side, np)
+        return first_voxel(_host_draws(self.seed, step, row), np.array(size, np.int32), self.sides, np)
 
 
 @functools.cache
@@ -222,7 +238,7 @@ def _cpu() -> jax.Device | None:
 
 
 def quarter_turns(x: jax.Array, turns: jax.Array) -> jax.Array:
-    """A cube `(S, S, ...)` turned by `turns` times 90 degrees in the plane of its first two axes."""
+    """A cube `(S, S, D, ...)` turned by `turns` times 90 degrees in the plane of its first two axes."""
     return jax.lax.switch(turns % 4, [lambda x, k=k: jnp.rot90(x, k) for k in range(4)], x)
 
 

@@ -13,9 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.models import vit
 from deblur_mae_jax.models.contract import Adapted, Flat
+from deblur_mae_jax.models.convolution import Convolution
 
 KINDS = ("classify",)
 AXES = 2
@@ -26,7 +28,7 @@ truncated = nn.initializers.truncated_normal(0.02)
 class Backbone(nn.Module):
     """The fields and the calls that these networks share. A network has `maps`, `_pooled` and `_logits`."""
 
-    image_size: int = 224
+    image_size: sides.Size = 224
     in_chans: int = 1
     num_classes: int = 0
     depths: Sequence[int] = (3, 4, 6, 3)
@@ -76,12 +78,11 @@ class Backbone(nn.Module):
 def convolution(
     features: int, side: int, stride: int = 1, *, padding: int = 0, groups: int = 1, use_bias: bool = True,
     init: Any = truncated, dtype: Any = jnp.float32, name: str | None = None,
-) -> nn.Conv:  # fmt: skip
+) -> Convolution:  # fmt: skip
     """A convolution that pads both ends alike, as PyTorch does. With stride 2, "SAME" would pad one end only."""
-    return nn.Conv(
-        features, (side, side), (stride, stride), padding=[(padding, padding)] * 2, feature_group_count=groups,
-        use_bias=use_bias, kernel_init=init, dtype=dtype, name=name,
-    )  # fmt: skip
+    return Convolution(
+        features, side, stride, padding, groups, use_bias=use_bias, kernel_init=init, dtype=dtype, name=name
+    )
 
 
 def head(num_classes: int, deviation: float, name: str | None = None) -> nn.Dense:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.models import backbone, embed, layers, swin2d, vit
 from deblur_mae_jax.models.contract import Adapted, Flat, Rules
@@ -28,24 +29,23 @@ SHARED = f"rel_pos_bias/{TABLE}"
 CLS_ROWS = 3
 
 
-def relative_index(grid: int, prefix: int) -> np.ndarray:
+def relative_index(grid: tuple[int, ...], prefix: int) -> np.ndarray:
     """Row of the table for every pair of tokens `(N, N)`. The blur token has the rows of the cls token.
 
-    grid: patches along one side.
+    grid: rows and columns of patches.
     prefix: tokens before the patches.
     """
-    patches = swin2d.relative_index(grid)
-    offsets = (2 * grid - 1) ** 2
-    index = np.full((prefix + grid**2,) * 2, offsets + 2, np.int32)
+    patches, offsets = swin2d.relative_index(grid), swin2d.offsets(grid)
+    index = np.full((prefix + len(patches),) * 2, offsets + 2, np.int32)
     index[prefix:, prefix:] = patches
     index[:prefix, prefix:] = offsets
     index[prefix:, :prefix] = offsets + 1
     return index
 
 
-def bias_of(owner: nn.Module, num_heads: int, grid: int, prefix: int) -> jax.Array:
+def bias_of(owner: nn.Module, num_heads: int, grid: tuple[int, ...], prefix: int) -> jax.Array:
     """The bias of the scores `(heads, N, N)`, from a table that is a parameter of `owner`."""
-    table = owner.param(TABLE, nn.initializers.zeros, ((2 * grid - 1) ** 2 + CLS_ROWS, num_heads))
+    table = owner.param(TABLE, nn.initializers.zeros, (swin2d.offsets(grid) + CLS_ROWS, num_heads))
     index = relative_index(grid, prefix)
     return jnp.take(table, index.reshape(-1), axis=0).reshape(*index.shape, num_heads).transpose(2, 0, 1)
 
@@ -54,7 +54,7 @@ class SharedBias(nn.Module):
     """The bias that all blocks share."""
 
     num_heads: int
-    grid: int
+    grid: tuple[int, ...]
     prefix: int
 
     @nn.compact
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     """
 
     num_heads: int
-    grid: int
+    grid: tuple[int, ...]
     prefix: int
     number: int
     own: bool
@@ -119,7 +119,7 @@ class Block(nn.Module):
     num_heads: int
     mlp_ratio: float
     layer_scale: float
-    grid: int
+    grid: tuple[int, ...]
     prefix: int
     number: int
     own: bool
@@ -195,10 +195,14 @@ def flops_per_image(model: Beit, mask_ratio: float = 0.0, training: bool = True)
     return vit.flops_per_image(model, mask_ratio, training)
 
 
-def resized(table: np.ndarray, grid: int) -> np.ndarray:
-    """A table of biases for another number of patches, as timm resizes it; the rows of the cls token stay."""
+def resized(table: np.ndarray, before: tuple[int, ...], grid: tuple[int, ...]) -> np.ndarray:
+    """A table of biases for another number of patches, as timm resizes it; the rows of the cls token stay.
+
+    before: rows and columns of patches of the table.
+    grid: those wanted.
+    """
     patches, cls = table[:-CLS_ROWS], table[-CLS_ROWS:]
-    return np.concatenate([swin2d.resized(patches, 2 * grid - 1), cls])
+    return np.concatenate([swin2d.resized(patches, before, grid), cls])
 
 
 def adapt(weights: Flat, needed: Flat, before: Any, model: Beit) -> Adapted:
@@ -212,8 +216,8 @@ def adapt(weights: Flat, needed: Flat, before: Any, model: Beit) -> Adapted:
         table = out.pop(SHARED)
         out |= {name: table for name in needed if name.endswith(f"attn/{TABLE}")}
     changed = [k for k, v in out.items() if k.endswith(TABLE) and k in needed and v.shape != tuple(needed[k].shape)]
-    out |= {name: resized(np.asarray(out[name]), model.grid) for name in changed}
-    note = f"{len(changed)} {TABLE}, from {before.grid} x {before.grid} to {model.grid} x {model.grid}"
+    out |= {name: resized(np.asarray(out[name]), before.grid, model.grid) for name in changed}
+    note = f"{len(changed)} {TABLE}, from {sides.written(before.grid)} to {sides.written(model.grid)}"
     return Adapted(out, lambda name: name.startswith(vit.HEADS), note if changed else "")
 
 

@@ -6,8 +6,9 @@
                      "segment"
     AXES             2 for 2-D images, 3 for volumes
     Model(variant, **fields) -> flax.linen.Module
-                     the network; `fields` are those of `config.model`, and `image_size`, `num_levels` (of blur) and,
-                     for a task with labels, `num_classes`. Raises `UserError` for invalid values
+                     the network; `fields` are those of `config.model`, and `image_size` (`sides.Size`),
+                     `num_levels` (of blur) and, for a task with labels, `num_classes`. Raises `UserError` for invalid
+                     values
     flops_per_image(model, mask_ratio, training=True) -> float
                      operations of its matrix products and convolutions, 2 per multiply-add
     RULES            how its parameters are treated: a `Rules`, or a function `model -> Rules`
@@ -18,7 +19,7 @@ each image, and ignores it if it is not conditioned. By kind, for images `(B, *s
 
     reconstruct, 2-D  also takes noise `(B, L)`, mask_ratio and drop_path_keys; predicts patches `(B, L, P*P*C)`;
                       out has `mask` `(B, L)`, 1 = masked. Fields: `in_chans`, `mask_size` (P), and `mask_grid`
-                      (such patches along one side)
+                      (rows and columns of such patches)
     reconstruct, 3-D  also takes disrupt and masked; predicts `(B, D, H, W, C)`;
                       out has `hidden`, the states of the stages
     pretext           predicts the rebuilt volume, or None; out has `rotation` `(B, 4)` and `embedding` `(B, E)`

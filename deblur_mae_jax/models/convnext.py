@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.models import backbone, layers
 from deblur_mae_jax.models.backbone import AXES, KINDS
 from deblur_mae_jax.models.contract import Rules
@@ -111,13 +112,13 @@ def Model(variant: str = "", *, conditioning: str = "none", num_levels: int = 0,
 
 def flops_per_image(model: ConvNeXt, mask_ratio: float = 0.0, training: bool = True) -> float:
     """Operations of the convolutions and matrix products for one image (2 per multiply-add)."""
-    side, before = model.image_size // 4, model.widths[0]
-    total = side**2 * 16 * model.in_chans * before
+    step, before = 4, model.widths[0]
+    total = sides.count(model.image_size, step) * 16 * model.in_chans * before
     for stage, (width, depth) in enumerate(zip(model.widths, model.depths, strict=True)):
         if stage:
-            side //= 2
-            total += side**2 * 4 * before * width
-        total += depth * side**2 * width * (49 + 8 * width)
+            step *= 2
+            total += sides.count(model.image_size, step) * 4 * before * width
+        total += depth * sides.count(model.image_size, step) * width * (49 + 8 * width)
         before = width
     return 2.0 * (total + before * model.num_classes) * (3 if training else 1)
 

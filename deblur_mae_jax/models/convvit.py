@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.models import backbone, embed, layers, masking, position, swin, vit
 from deblur_mae_jax.models.contract import Adapted, Flat, Rules
+from deblur_mae_jax.models.convolution import Convolution
 
 KINDS = ("classify",)
 AXES = 2
@@ -38,7 +40,7 @@ def _bias_init(fan_in: int) -> Any:
 
 def convolution(
     features: int, inputs: int, side: int, stride: int, *, dtype: Any, name: str | None = None, depthwise: bool = False
-) -> nn.Conv:  # fmt: skip
+) -> Convolution:  # fmt: skip
     """A convolution with PyTorch's padding and initialisation.
 
     inputs: channels of the input.
@@ -46,9 +48,9 @@ def convolution(
     """
     padding = side // 2 if stride == 1 else 0
     groups = inputs if depthwise else 1
-    return nn.Conv(
-        features, (side, side), (stride, stride), padding=[(padding, padding)] * 2, feature_group_count=groups,
-        kernel_init=uniform, bias_init=_bias_init(inputs // groups * side**2), dtype=dtype, name=name,
+    return Convolution(
+        features, side, stride, padding, groups, kernel_init=uniform,
+        bias_init=_bias_init(inputs // groups * side**2), dtype=dtype, name=name,
     )  # fmt: skip
 
 
@@ -119,7 +121,7 @@ class Hybrid(vit.Encoder):
 
     def _encoder(self, learned_positions: bool, init: Any = embed.token_init) -> None:
         if learned_positions:
-            shape = (1, self.num_prefix + self.grid**2, self.embed_dim)
+            shape = (1, self.num_prefix + self.num_patches, self.embed_dim)
             self.pos_embed = self.param("pos_embed", lambda key, shape: jnp.asarray(self.position_table())[None], shape)
         self._level_code()
         block = nn.remat(ConvBlock) if self.remat else ConvBlock
@@ -166,7 +168,7 @@ class ConvViT(Hybrid):
     def pyramid(self, images, level=None, train=False, drop_path_keys=None):
         """`(B, H, W, C)` -> the maps of the three stages `(B, h, w, D)`, and {}."""
         maps, x = self._encoded(images, level, None, drop_path_keys)
-        return [*maps, x[:, self.num_prefix :].reshape(len(x), self.grid, self.grid, -1)], {}
+        return [*maps, x[:, self.num_prefix :].reshape(len(x), *self.grid, -1)], {}
 
     def features(self, images, level=None, mix=None, drop_path_keys=None):
         """`(B, H, W, C)` -> features `(B, D)` float32, the input of the head; arguments as of `vit.ViT.hidden`."""
@@ -240,18 +242,18 @@ def encoder_flops(model: Hybrid, tokens: int) -> float:
     """Operations of the encoder for one image (2 per multiply-add), with `tokens` in the transformer blocks."""
     total, before = 0.0, model.in_chans
     for width, depth, side, step in zip(model.stem_dims, model.stem_depths, SIDES, STEPS, strict=False):
-        places = (model.image_size // side) ** 2
+        places = sides.count(model.image_size, side)
         total += 2 * places * step**2 * before * width
         total += depth * 2 * places * width * (width * (2 + 2 * model.mlp_ratio) + KERNEL**2)
         before = width
-    D, L = model.embed_dim, model.grid**2
+    D, L = model.embed_dim, model.num_patches
     total += 2 * L * D * (STEPS[2] ** 2 * before + D)
     return total + embed.block_flops(tokens, D, model.depth, model.mlp_ratio)
 
 
 def flops_per_image(model: ConvViT, mask_ratio: float = 0.0, training: bool = True) -> float:
     """Operations of convolutions and matrix products for one image (2 per multiply-add)."""
-    forward = encoder_flops(model, model.num_prefix + model.grid**2) + 2 * model.embed_dim * model.num_classes
+    forward = encoder_flops(model, model.num_prefix + model.num_patches) + 2 * model.embed_dim * model.num_classes
     return forward * (3 if training else 1)
 
 
@@ -279,10 +281,10 @@ def adapt(weights: Flat, needed: Flat, before: Any, model: ConvViT) -> Adapted:
     table = weights.get("pos_embed")
     if table is None:  # pre-training networks have a fixed one
         table = position.sincos_2d(before.embed_dim, before.grid, model.num_prefix)[None]
-    table = position.resize_table(np.asarray(table), model.grid, model.num_prefix)
+    table = position.resize_table(np.asarray(table), before.grid, model.grid, model.num_prefix)
     resized = ""
     if before.grid != model.grid:
-        resized = f"pos_embed from {before.grid} x {before.grid} to {model.grid} x {model.grid}"
+        resized = f"pos_embed from {sides.written(before.grid)} to {sides.written(model.grid)}"
     return Adapted(weights | {"pos_embed": table}, lambda k: k.startswith(("head", "fc_norm")), resized)
 
 

@@ -44,7 +44,7 @@ class ConvMAE(convvit.Hybrid, vit_mae.ViTMAE):
         ids_keep: `(B, K)`, the visible patches; `None` keeps all, in order.
         level: blur level of each image `(B,)`, required if the model is conditioned.
         """
-        visible = None if ids_keep is None else jax.nn.one_hot(ids_keep, self.grid**2).sum(axis=1)
+        visible = None if ids_keep is None else jax.nn.one_hot(ids_keep, self.num_patches).sum(axis=1)
         maps, x = self.stem(images, visible)
         x = x + jnp.asarray(position.sincos_2d(self.embed_dim, self.grid, 0)[None], self.dtype)
         layers = (self.stage1_output_decode, self.stage2_output_decode)
@@ -70,7 +70,7 @@ def Model(variant: str = "B", **fields: Any) -> ConvMAE:
 
 def flops_per_image(model: ConvMAE, mask_ratio: float, training: bool = True) -> float:
     """Operations of convolutions and matrix products for one image (2 per multiply-add)."""
-    L, inner = model.grid**2, model.decoder_embed_dim
+    L, inner = model.num_patches, model.decoder_embed_dim
     tokens = model.num_prefix + masking.num_kept(L, mask_ratio)
     forward = convvit.encoder_flops(model, tokens)
     for width, side in zip(model.stem_dims, convvit.SIDES, strict=True):

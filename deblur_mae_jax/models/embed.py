@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.models import layers, position
 
@@ -132,10 +133,10 @@ def check(model: Any) -> None:
             f"this is a {backend} {'with' if tokamax else 'without'} Tokamax. 'auto' chooses what runs here"
         )
     size, patch = model.image_size, model.patch_size
-    if patch < 1 or size % patch:
+    if patch < 1 or not sides.fits(size, patch):
         raise UserError(
             f"config.model.patch_size={patch} does not divide config.image_size={size}. Choices: "
-            f"{', '.join(str(p) for p in range(4, size + 1) if size % p == 0)}."
+            f"{', '.join(str(p) for p in range(4, min(sides.of(size)) + 1) if sides.fits(size, p))}."
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
+
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     """`(B, H, W, C)` -> `(B, L, P*P*C)`: row-major patches, inside a patch (row, column, channel)."""
@@ -14,12 +16,15 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, (H // P) * (W // P), P * P * C)
 
 
-def unpatchify(patches: jax.Array, patch_size: int, channels: int) -> jax.Array:
-    """Inverse of `patchify` for square images: `(B, L, P*P*C)` -> `(B, H, W, C)`."""
+def unpatchify(patches: jax.Array, patch_size: int, channels: int, grid: sides.Size = 0) -> jax.Array:
+    """Inverse of `patchify`: `(B, L, P*P*C)` -> `(B, H, W, C)`.
+
+    grid: rows and columns of patches. 0: the image is square.
+    """
     B, L, _ = patches.shape
-    P, side = patch_size, round(L**0.5)
-    x = patches.reshape(B, side, side, P, P, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, side * P, side * P, channels)
+    P, (rows, columns) = patch_size, sides.of(grid or round(L**0.5))
+    x = patches.reshape(B, rows, columns, P, P, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, rows * P, columns * P, channels)
 
 
 def num_kept(num_patches: int, mask_ratio: float) -> int:
@@ -44,10 +49,15 @@ def random_masking(noise: jax.Array, mask_ratio: float) -> tuple[jax.Array, jax.
     return ids_shuffle[:, :keep], mask, ids_restore
 
 
-def spread(mask: jax.Array, grid: int, times: int) -> jax.Array:
-    """A mask of patches `(B, grid * grid)` for a map with `times` as many places along each side, `(B, H, W, 1)`."""
-    square = mask.reshape(-1, grid, 1, grid, 1)
-    return jnp.broadcast_to(square, (len(mask), grid, times, grid, times)).reshape(-1, grid * times, grid * times, 1)
+def spread(mask: jax.Array, grid: tuple[int, ...], times: int) -> jax.Array:
+    """A mask of patches `(B, L)` for a map with `times` as many places along each side, `(B, H, W, 1)`.
+
+    grid: rows and columns of patches.
+    """
+    rows, columns = grid
+    apart = mask.reshape(-1, rows, 1, columns, 1)
+    whole = jnp.broadcast_to(apart, (len(mask), rows, times, columns, times))
+    return whole.reshape(-1, rows * times, columns * times, 1)
 
 
 def take_patches(tokens: jax.Array, ids: jax.Array) -> jax.Array:

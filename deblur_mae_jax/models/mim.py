@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models import convvit, embed, masking
 
@@ -37,9 +38,9 @@ class MaskedImageModel(nn.Module):
         self.decoder_0 = convvit.convolution(features, self._width(), 1, 1, dtype=self.dtype)
 
     @property
-    def mask_grid(self) -> int:
-        """Patches that are masked together, along one side."""
-        return self.image_size // self.mask_size
+    def mask_grid(self) -> tuple[int, ...]:
+        """Rows and columns of the patches that are masked."""
+        return sides.divided(self.image_size, self.mask_size)
 
     def _make_encoder(self) -> Any:
         raise NotImplementedError
@@ -83,13 +84,13 @@ class MaskedImageModel(nn.Module):
         drop_path_keys: random keys `(B,)` for stochastic depth, in training.
         out: `mask` `(B, L)` (1 = masked), and `latent`, the tokens as of `encode`.
         """
-        hide, mask = None, jnp.zeros((images.shape[0], self.mask_grid**2))
+        hide, mask = None, jnp.zeros((images.shape[0], sides.count(self.image_size, self.mask_size)))
         if mask_ratio:
             _, mask, _ = masking.random_masking(noise, mask_ratio)
             hide = self._hide(mask)
         latent = self._encode(images, level, hide, drop_path_keys)
-        side = self.image_size // self.stride
-        x = latent[:, self.num_prefix :].reshape(len(latent), side, side, -1)
+        places = sides.divided(self.image_size, self.stride)
+        x = latent[:, self.num_prefix :].reshape(len(latent), *places, -1)
         pixels = shuffled(self.decoder_0(x), self.stride, self.in_chans)
         pred = masking.patchify(pixels, self.mask_size).astype(jnp.float32)
         return pred, {"mask": mask, "latent": latent}
@@ -120,7 +121,7 @@ def shuffled(x: jax.Array, stride: int, channels: int) -> jax.Array:
 def check(model: Any) -> Any:
     """Raise `UserError` for sides that do not fit each other; else return `model`."""
     size, mask, token = model.image_size, model.mask_size, model.token_size
-    if mask < 1 or size % mask or mask % token:
+    if mask < 1 or not sides.fits(size, mask) or mask % token:
         raise UserError(
             f"config.model.mask_size={mask} must divide config.image_size={size} and be a multiple of {token}, the "
             "side of the network's patches"
@@ -130,4 +131,4 @@ def check(model: Any) -> Any:
 
 def decoder_flops(model: Any, width: int) -> float:
     """Operations of the decoder for one image (2 per multiply-add)."""
-    return 2.0 * (model.image_size // model.stride) ** 2 * width * model.stride**2 * model.in_chans
+    return 2.0 * sides.count(model.image_size, model.stride) * width * model.stride**2 * model.in_chans

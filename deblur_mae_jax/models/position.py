@@ -6,6 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deblur_mae_jax import sides
+
+# Rows and columns of patches; one number if they are equal.
+Grid = int | tuple[int, ...]
+
 
 def _sincos_1d(dim: int, positions: np.ndarray) -> np.ndarray:
     omega = 1.0 / 10000 ** (np.arange(dim // 2, dtype=np.float64) / (dim / 2.0))
@@ -13,20 +18,23 @@ def _sincos_1d(dim: int, positions: np.ndarray) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def sincos_2d(dim: int, grid: int, extra_tokens: int = 1) -> np.ndarray:
-    """MAE's table `(extra_tokens + grid * grid, dim)` float32, row-major.
+def sincos_2d(dim: int, grid: Grid, extra_tokens: int = 1) -> np.ndarray:
+    """MAE's table `(extra_tokens + patches, dim)` float32, row-major.
+
+    grid: rows and columns of patches; one number if they are equal.
 
     The first half of the channels encodes the column, the second half the row; the rows of the extra
     tokens (cls, and D2MAE's blur token) are zero.
     """
     if dim % 4:
         raise ValueError(f"dim={dim} must be divisible by 4")
-    row, col = np.mgrid[:grid, :grid].astype(np.float64)
+    height, width = sides.of(grid)
+    row, col = np.mgrid[:height, :width].astype(np.float64)
     table = np.concatenate([_sincos_1d(dim // 2, col), _sincos_1d(dim // 2, row)], axis=1)
     return np.concatenate([np.zeros((extra_tokens, dim)), table]).astype(np.float32)
 
 
-def sincos_2d_quarters(dim: int, grid: int, extra_tokens: int = 1) -> np.ndarray:
+def sincos_2d_quarters(dim: int, grid: Grid, extra_tokens: int = 1) -> np.ndarray:
     """MoCo v3's table, as `sincos_2d` with other channels: quarters [sin row, cos row, sin column, cos column]."""
     table = sincos_2d(dim, grid, extra_tokens)
     return np.concatenate([table[:, dim // 2 :], table[:, : dim // 2]], axis=1)
@@ -58,25 +66,27 @@ def _cubic_matrix(old: int, new: int) -> np.ndarray:
     return matrix
 
 
-def resized(table: jax.Array, grid: int, extra_tokens: int = 1) -> jax.Array:
+def resized(table: jax.Array, before: Grid, grid: Grid, extra_tokens: int = 1) -> jax.Array:
     """As `resize_table`, inside of a compiled program."""
-    old = round((table.shape[1] - extra_tokens) ** 0.5)
-    if old == grid:
+    old, new = sides.of(before), sides.of(grid)
+    if old == new:
         return table
-    matrix = jnp.asarray(_cubic_matrix(old, grid), jnp.float32)
-    square = table[0, extra_tokens:].reshape(old, old, -1)
-    patches = jnp.einsum("yi,xj,ijd->yxd", matrix, matrix, square)
-    return jnp.concatenate([table[:, :extra_tokens], patches.reshape(1, grid * grid, -1)], axis=1)
+    rows, columns = (jnp.asarray(_cubic_matrix(*pair), jnp.float32) for pair in zip(old, new, strict=True))
+    patches = table[0, extra_tokens:].reshape(*old, -1)
+    patches = jnp.einsum("yi,xj,ijd->yxd", rows, columns, patches)
+    return jnp.concatenate([table[:, :extra_tokens], patches.reshape(1, new[0] * new[1], -1)], axis=1)
 
 
-def resize_table(table: np.ndarray, grid: int, extra_tokens: int = 1) -> np.ndarray:
-    """A position table `(1, extra_tokens + g * g, dim)` for `grid` x `grid` patches, as MAE resizes it."""
-    extra, patches = table[:, :extra_tokens], table[0, extra_tokens:]
-    old = round(len(patches) ** 0.5)
-    if old == grid:
+def resize_table(table: np.ndarray, before: Grid, grid: Grid, extra_tokens: int = 1) -> np.ndarray:
+    """A position table `(1, extra_tokens + L, dim)` for another number of patches, as MAE resizes it.
+
+    before: rows and columns of patches of the table; one number if they are equal.
+    grid: those wanted.
+    """
+    old, new = sides.of(before), sides.of(grid)
+    if old == new:
         return table
-    matrix = _cubic_matrix(old, grid)
-    square = patches.reshape(old, old, -1).astype(np.float64)
-    resized = np.einsum("yi,xj,ijd->yxd", matrix, matrix, square, optimize=True)
-    patches = resized.reshape(1, grid * grid, -1).astype(table.dtype)
-    return np.concatenate([extra, patches], axis=1)
+    extra, patches = table[:, :extra_tokens], table[0, extra_tokens:].reshape(*old, -1)
+    rows, columns = (_cubic_matrix(*pair) for pair in zip(old, new, strict=True))
+    resized = np.einsum("yi,xj,ijd->yxd", rows, columns, patches.astype(np.float64), optimize=True)
+    return np.concatenate([extra, resized.reshape(1, new[0] * new[1], -1).astype(table.dtype)], axis=1)

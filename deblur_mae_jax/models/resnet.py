@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.models import backbone, layers
 from deblur_mae_jax.models.backbone import AXES, KINDS
 from deblur_mae_jax.models.contract import Rules
@@ -99,17 +101,19 @@ def Model(variant: str = "", *, conditioning: str = "none", num_levels: int = 0,
 
 def flops_per_image(model: ResNet, mask_ratio: float = 0.0, training: bool = True) -> float:
     """Operations of the convolutions and the head for one image (2 per multiply-add)."""
-    side = -(-model.image_size // 2)
-    total = side**2 * 49 * model.in_chans * model.width
-    side, before = -(-side // 2), model.width
+    halved = lambda places: tuple(-(-side // 2) for side in places)
+    places = halved(sides.of(model.image_size))
+    total = math.prod(places) * 49 * model.in_chans * model.width
+    places, before = halved(places), model.width
     for stage, depth in enumerate(model.depths):
         width = model.widths[stage]
         after = EXPANSION * width
         for number in range(depth):
-            smaller = -(-side // 2) if stage and not number else side
-            total += side**2 * before * width + smaller**2 * width * (9 * width + after)
-            total += smaller**2 * before * after if number == 0 else 0
-            side, before = smaller, after
+            smaller = halved(places) if stage and not number else places
+            pixels, fewer = math.prod(places), math.prod(smaller)
+            total += pixels * before * width + fewer * width * (9 * width + after)
+            total += fewer * before * after if number == 0 else 0
+            places, before = smaller, after
     return 2.0 * (total + before * model.num_classes) * (3 if training else 1)
 
 

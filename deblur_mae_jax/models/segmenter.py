@@ -7,13 +7,14 @@ fourth, as in DeblurringMIM's code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from deblur_mae_jax import lookup
+from deblur_mae_jax import lookup, sides
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.models import (
     backbone,
@@ -55,7 +56,7 @@ class Segmenter(nn.Module):
     encoder: Any
     kind: str
     decoder: str
-    image_size: int
+    image_size: sides.Size
     in_chans: int
     num_classes: int
     decoder_width: int
@@ -86,7 +87,7 @@ class Segmenter(nn.Module):
         return self.encoder.pyramid(images, level)[0][-1].astype(jnp.float32).mean(axis=(1, 2))
 
     def __call__(self, images, level=None, train=False, drop_path_keys=None):
-        """`(B, S, S, C)` -> logits `(B, S, S, K)` float32.
+        """`(B, H, W, C)` -> logits `(B, H, W, K)` float32.
 
         level: blur level of each image `(B,)`, required if the model is conditioned.
         train: normalise by the statistics of this batch.
@@ -155,11 +156,13 @@ def Model(
             "brings the fields of an encoder"
         ) from error
     size = inside.image_size
-    if size % 32 and encoder not in ("vit", "beit"):
-        raise UserError(f"config.image_size={size} must be a multiple of 32 for config.model.encoder={encoder}")
-    if encoder in ("vit", "beit") and inside.grid % 2:
+    if not sides.fits(size, 32) and encoder not in ("vit", "beit"):
         raise UserError(
-            f"config.image_size={size}: the number of patches along a side, {inside.grid}, must be even for "
+            f"config.image_size={size}: every side must be a multiple of 32 for config.model.encoder={encoder}"
+        )
+    if encoder in ("vit", "beit") and any(number % 2 for number in inside.grid):
+        raise UserError(
+            f"config.image_size={size}: the numbers of patches, {sides.written(inside.grid)}, must be even for "
             f"config.model.encoder={encoder}"
         )
     if decoder == "unetpp" and decoder_width != upernet.WIDTH:
@@ -185,18 +188,18 @@ def flops_per_image(model: Segmenter, mask_ratio: float = 0.0, training: bool = 
     """Operations of convolutions and matrix products for one image (2 per multiply-add)."""
     inside, size, channels = model.encoder, model.image_size, channels_of(model)
     total = ENCODERS[model.kind].flops_per_image(inside, training=False)
-    first = size // 4
+    first = sides.divided(size, 4)
     if model.kind in ("vit", "beit"):
-        first, D = 4 * inside.grid, inside.embed_dim
-        total += 2.0 * D * 4 * D * (2 * inside.grid**2 + (2 * inside.grid) ** 2)
+        first, D = tuple(4 * number for number in inside.grid), inside.embed_dim
+        total += 2.0 * D * 4 * D * (2 * inside.num_patches + 4 * inside.num_patches)
     if model.kind == "convvit":
         channels = [*channels, inside.embed_dim]
-        total += conv2d.flops((size // 32) ** 2, channels[-1], channels[-1], 3)
-    sides = [first >> number for number in range(4)]
+        total += conv2d.flops(sides.count(size, 32), channels[-1], channels[-1], 3)
+    places = [math.prod(side >> number for side in first) for number in range(4)]
     if model.decoder == "unetpp":
-        total += unetpp.flops(sides, channels, model.num_classes)
+        total += unetpp.flops(places, channels, model.num_classes)
     else:
-        total += upernet.flops(sides, channels, model.num_classes, model.decoder_width)
+        total += upernet.flops(places, channels, model.num_classes, model.decoder_width)
     return total * (3 if training else 1)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.models import backbone, resnet, siamese, wrapping
 from deblur_mae_jax.models.contract import Rules
 from deblur_mae_jax.models.siamese import AXES, KINDS
@@ -35,7 +36,7 @@ class ProjectingResNet(resnet.ResNet):
 class SiameseResNet(siamese.Siamese):
     """Encoder, projector and, for MoCo v3, momentum encoder and predictor. Build it with `Model`."""
 
-    image_size: int = 224
+    image_size: sides.Size = 224
     in_chans: int = 1
     width: int = 64
     depths: Sequence[int] = (3, 4, 6, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import interpolate
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models import backbone, layers, swin
 from deblur_mae_jax.models.backbone import AXES, KINDS
@@ -25,43 +27,65 @@ PATCH = 4
 MERGED = ((0, 0), (1, 0), (0, 1), (1, 1))
 
 
-def relative_index(window: int) -> np.ndarray:
-    """Row of the bias table for every pair of tokens of a window `(N, N)`."""
-    grid = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij")).reshape(2, -1)
-    apart = grid[:, :, None] - grid[:, None, :] + window - 1
-    return (apart[0] * (2 * window - 1) + apart[1]).astype(np.int32)
+def relative_index(window: tuple[int, ...]) -> np.ndarray:
+    """Row of the bias table for every pair of tokens of a window `(N, N)`.
+
+    window: rows and columns of tokens.
+    """
+    height, width = window
+    grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij")).reshape(2, -1)
+    down, across = grid[:, :, None] - grid[:, None, :]
+    return ((down + height - 1) * (2 * width - 1) + across + width - 1).astype(np.int32)
 
 
-def to_windows(x: Any, w: int) -> Any:
-    """`(B, H, W, C)` -> `(B * windows, w * w, C)`."""
-    B, H, W, C = x.shape
-    return x.reshape(B, H // w, w, W // w, w, C).transpose(0, 1, 3, 2, 4, 5).reshape(-1, w * w, C)
+def offsets(window: tuple[int, ...]) -> int:
+    """Rows of the bias table: the offsets between two tokens of a window."""
+    return math.prod(2 * side - 1 for side in window)
 
 
-def from_windows(x: jax.Array, w: int, H: int, W: int) -> jax.Array:
+def fitted(places: tuple[int, ...], window: int, shift: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Window and shift for a map with these sides. Along a side that is not larger, one window covers it, unshifted."""
+    larger = [side > window for side in places]
+    cut = tuple(window if more else side for side, more in zip(places, larger, strict=True))
+    return cut, tuple(shift if more else 0 for more in larger)
+
+
+def to_windows(x: Any, window: tuple[int, ...]) -> Any:
+    """`(B, H, W, C)` -> `(B * windows, N, C)`."""
+    (B, H, W, C), (h, w) = x.shape, window
+    return x.reshape(B, H // h, h, W // w, w, C).transpose(0, 1, 3, 2, 4, 5).reshape(-1, h * w, C)
+
+
+def from_windows(x: jax.Array, window: tuple[int, ...], H: int, W: int) -> jax.Array:
     """The inverse of `to_windows`."""
-    x = x.reshape(-1, H // w, W // w, w, w, x.shape[-1])
+    h, w = window
+    x = x.reshape(-1, H // h, W // w, h, w, x.shape[-1])
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, H, W, x.shape[-1])
 
 
-def regions(H: int, W: int, window: int, shift: int) -> np.ndarray:
+def regions(places: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]) -> np.ndarray:
     """Region of every token of every window `(windows, N)`: after a shift, only tokens of one region attend."""
-    of = lambda n: (np.arange(n) >= n - window).astype(np.int32) + (np.arange(n) >= n - shift)
-    return to_windows((3 * of(H)[:, None] + of(W)[None])[None, ..., None], window)[..., 0]
+
+    def of(side: int, window: int, shift: int) -> np.ndarray:
+        number = np.arange(side)
+        return ((number >= side - window).astype(np.int32) + (number >= side - shift)) * (shift > 0)
+
+    rows, columns = (of(*numbers) for numbers in zip(places, window, shift, strict=True))
+    return to_windows((3 * rows[:, None] + columns[None])[None, ..., None], window)[..., 0]
 
 
 class WindowAttention(nn.Module):
     """Attention within windows, with a learned bias for every offset between tokens."""
 
     num_heads: int
-    window: int
+    window: tuple[int, ...]
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, region=None):
         """x: tokens `(B * windows, N, C)`; region: region of each token `(windows, N)`."""
         M, N, C = x.shape
-        shape = ((2 * self.window - 1) ** 2, self.num_heads)
+        shape = (offsets(self.window), self.num_heads)
         table = self.param("relative_position_bias_table", backbone.truncated, shape)
         bias = jnp.take(table, relative_index(self.window).reshape(-1), axis=0)
         bias = bias.reshape(N, N, self.num_heads).transpose(2, 0, 1)
@@ -73,7 +97,7 @@ class WindowAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Window attention and an MLP. A map that is not larger than the window is one window, and is not shifted."""
+    """Window attention and an MLP."""
 
     num_heads: int
     window: int
@@ -83,15 +107,16 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, scale=None):
         _, H, W, C = x.shape
-        window, shift = (self.window, self.shift) if min(H, W) > self.window else (min(H, W), 0)
+        window, shift = fitted((H, W), self.window, self.shift)
         y = swin.layer_norm(self.dtype, "norm1")(x)
-        y = jnp.roll(y, (-shift, -shift), (1, 2)) if shift else y
-        y = jnp.pad(y, ((0, 0), (0, -H % window), (0, -W % window), (0, 0)))
+        shifted = any(shift)
+        y = jnp.roll(y, (-shift[0], -shift[1]), (1, 2)) if shifted else y
+        y = jnp.pad(y, ((0, 0), (0, -H % window[0]), (0, -W % window[1]), (0, 0)))
         padded = y.shape[1], y.shape[2]
-        region = regions(padded[0], padded[1], window, shift) if shift else None
+        region = regions(padded, window, shift) if shifted else None
         attention = WindowAttention(self.num_heads, window, self.dtype, name="attn")
         y = from_windows(attention(to_windows(y, window), region), window, padded[0], padded[1])[:, :H, :W]
-        x = backbone.residual(x, jnp.roll(y, (shift, shift), (1, 2)) if shift else y, scale)
+        x = backbone.residual(x, jnp.roll(y, shift, (1, 2)) if shifted else y, scale)
         mlp = layers.Mlp(4 * C, self.dtype, backbone.truncated, name="mlp")
         return backbone.residual(x, mlp(swin.layer_norm(self.dtype, "norm2")(x)), scale)
 
@@ -206,8 +231,8 @@ def Model(
     """
     sizes = dict(zip(("width", "depths"), backbone.variant_of(VARIANTS, variant), strict=True))
     size = fields.get("image_size", 224)
-    if size % PATCH or size // PATCH < 8:
-        raise UserError(f"config.image_size={size} must be a multiple of {PATCH}, and at least {8 * PATCH}")
+    if not sides.fits(size, PATCH) or min(sides.of(size)) < 8 * PATCH:
+        raise UserError(f"config.image_size={size}: every side must be a multiple of {PATCH}, and at least {8 * PATCH}")
     if window < 2:
         raise UserError(f"config.model.window={window} must be at least 2")
     return Swin(window=window, **backbone.sized(sizes, fields) | backbone.check(fields, conditioning, "Swin"))
@@ -215,16 +240,23 @@ def Model(
 
 def flops_per_image(model: Swin, mask_ratio: float = 0.0, training: bool = True) -> float:
     """Operations of the matrix products for one image (2 per multiply-add)."""
-    side, C = model.image_size // PATCH, model.width
-    total = side**2 * PATCH**2 * model.in_chans * C
-    for stage, depth in enumerate(model.depths):
+    C, total = model.width, 0.0
+    for stage, (places, depth) in enumerate(zip(maps_of(model), model.depths, strict=True)):
+        tokens, window = math.prod(places), fitted(places, model.window)[0]
         if stage:
-            side, C = -(-side // 2), 2 * C
-            total += side**2 * 2 * C * C
-        window = min(side, model.window)
-        padded = (-(-side // window) * window) ** 2
-        total += depth * (4 * C * C * padded + 2 * padded * window**2 * C + 8 * C * C * side**2)
+            C = 2 * C
+        total += tokens * (2 * C * C if stage else PATCH**2 * model.in_chans * C)
+        padded = math.prod(-(-side // w) * w for side, w in zip(places, window, strict=True))
+        total += depth * (4 * C * C * padded + 2 * padded * math.prod(window) * C + 8 * C * C * tokens)
     return 2.0 * (total + C * model.num_classes) * (3 if training else 1)
+
+
+def maps_of(model: Any) -> list[tuple[int, ...]]:
+    """Rows and columns of the map of each stage."""
+    out = [sides.divided(model.image_size, PATCH)]
+    for _ in model.depths[1:]:
+        out.append(tuple(-(-side // 2) for side in out[-1]))
+    return out
 
 
 def layers_of(model: Swin) -> tuple[int, Callable[[str], int]]:
@@ -240,35 +272,44 @@ def layers_of(model: Swin) -> tuple[int, Callable[[str], int]]:
     return int(first[-1]), layer
 
 
-def resized(table: np.ndarray, side: int) -> np.ndarray:
-    """A table of biases `(n * n, heads)` for another window, `(side * side, heads)`, as timm resizes it.
+def resized(table: np.ndarray, before: tuple[int, ...], window: tuple[int, ...]) -> np.ndarray:
+    """A table of biases for another window, `(offsets, heads)`, as timm resizes it.
+
+    before: rows and columns of tokens of the table's window.
+    window: those wanted.
 
     The old offsets are placed at distances that grow geometrically from the centre, so that those near it keep their
     distance of one token; the values at the new offsets are interpolated linearly (BEiT's code: by cubic splines).
     Offsets beyond the last place have its value.
     """
-    old = round(table.shape[0] ** 0.5)
-    half, reach = old // 2, side // 2
+    read, at = zip(*(_places(*pair) for pair in zip(before, window, strict=True)), strict=True)
+    grid = table.astype(np.float64).reshape(*(len(places) for places in read), -1)
+    wanted = np.stack(np.meshgrid(*at, indexing="ij"), axis=-1)
+    return interpolate.RegularGridInterpolator(read, grid)(wanted).reshape(offsets(window), -1).astype(np.float32)
+
+
+def _places(before: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the old offsets along one axis are placed, and where the new ones are read."""
+    half, reach = before - 1, window - 1
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
         low, high = (low, ratio) if (1 - ratio**half) / (1 - ratio) > reach else (ratio, high)
     steps = np.cumsum(ratio ** np.arange(half))
     places, wanted = np.concatenate([-steps[::-1], [0.0], steps]), np.arange(-reach, reach + 1.0)
-    grid = table.astype(np.float64).reshape(old, old, -1)
-    read = interpolate.RegularGridInterpolator((places, places), grid)
-    wanted = np.clip(wanted, places[0], places[-1])
-    at = np.stack(np.meshgrid(wanted, wanted, indexing="ij"), axis=-1)
-    return read(at).reshape(side * side, -1).astype(np.float32)
+    return places, np.clip(wanted, places[0], places[-1])
 
 
 def adapt(weights: Flat, needed: Flat, before: Swin, model: Swin) -> Adapted:
     """All parameters but the head; the tables of biases are resized for another window (`resized`)."""
     out, changed = dict(weights), 0
     for name, value in weights.items():
-        if name.endswith("relative_position_bias_table") and name in needed and value.shape != needed[name].shape:
-            out[name] = resized(np.asarray(value), round(needed[name].shape[0] ** 0.5))
-            changed += 1
+        where = backbone.place(name, "layers")
+        if name.endswith("relative_position_bias_table") and name in needed and where is not None:
+            old, new = (fitted(maps_of(of)[where[0]], of.window)[0] for of in (before, model))
+            if old != new:
+                out[name] = resized(np.asarray(value), old, new)
+                changed += 1
     note = f"{changed} relative_position_bias_table" if changed else ""
     return Adapted(out, lambda name: name.startswith(("head/", "norm/")), note)
 

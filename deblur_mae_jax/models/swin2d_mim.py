@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models import mim, swin2d, wrapping
 from deblur_mae_jax.models.contract import Rules
@@ -28,7 +29,7 @@ class HidingSwin(swin2d.Swin):
 class SwinMIM(mim.MaskedImageModel):
     """Encoder and decoder. Build it with `Model`."""
 
-    image_size: int = 224
+    image_size: sides.Size = 224
     in_chans: int = 1
     width: int = 96
     depths: Sequence[int] = (2, 2, 6, 2)
@@ -75,8 +76,8 @@ def Model(
     """A Swin by size: variant "T" (the default), "S", "B" or "L"; other fields of `SwinMIM` by name."""
     inside = swin2d.Model(variant, window=window, conditioning=conditioning, num_levels=num_levels, **fields)
     model = SwinMIM(mask_size=mask_size, **{name: getattr(inside, name) for name in OF_ENCODER})
-    if model.image_size % model.stride:
-        raise UserError(f"config.image_size={model.image_size} must be a multiple of {model.stride}")
+    if not sides.fits(model.image_size, model.stride):
+        raise UserError(f"config.image_size={model.image_size}: every side must be a multiple of {model.stride}")
     return mim.check(model)
 
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.models import conv3d, swin, swin_unetr
 
 AXES = 3
@@ -51,7 +52,7 @@ class SwinSSL(nn.Module):
     in_chans: int
     feature_size: int
     encoder: dict[str, Any]
-    image_size: int = 96
+    image_size: sides.Size = 96
     rebuilds: bool = True
     dtype: Any = jnp.float32
 
@@ -106,7 +107,7 @@ def Model(
     patch_embed: str = "conv",
     merge_order: str = "monai15",
     layout: str = "intended",
-    image_size: int = 96,
+    image_size: sides.Size = 96,
     in_chans: int = 1,
     num_levels: int = 0,
     dtype: str = "float32",
@@ -136,12 +137,12 @@ def flops_per_image(model: SwinSSL, mask_ratio: float = 0.0, training: bool = Tr
     )
     total = swin_unetr.encoder_flops(whole)
     if model.rebuilds:
-        side, width = model.image_size // 32, 16 * model.feature_size
+        voxels, width = sides.count(model.image_size, 32, 3), 16 * model.feature_size
         for divisor in (2, 4, 8, 16, 16):
             after = 16 * model.feature_size // divisor
-            total += 27 * width * after * side**3
-            side, width = 2 * side, after
-        total += side**3 * width * model.in_chans
+            total += 27 * width * after * voxels
+            voxels, width = 8 * voxels, after
+        total += voxels * width * model.in_chans
     return 2.0 * 2.0 * total * (3 if training else 1)
 
 

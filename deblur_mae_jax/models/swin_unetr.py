@@ -12,12 +12,14 @@ transpose. Two published networks are settings of one class:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.models import conv3d, swin
 from deblur_mae_jax.models.contract import Adapted, Flat, Rules
@@ -116,7 +118,7 @@ class SwinUNETR(nn.Module):
     skip_input: str = "disrupted"
     layout: str = "intended"
     mask_token: bool = False
-    image_size: int = 96
+    image_size: sides.Size = 96
     dtype: Any = jnp.float32
     remat: bool = False
 
@@ -169,7 +171,7 @@ def Model(
     merge_order: str = "monai15",
     skip_input: str = "disrupted",
     layout: str = "intended",
-    image_size: int = 96,
+    image_size: sides.Size = 96,
     num_levels: int = 0,
     num_classes: int = 0,
     dtype: str = "float32",
@@ -181,8 +183,12 @@ def Model(
     """
     if num_classes:
         fields["out_chans"] = num_classes
-    if image_size % 32:
-        raise UserError(f"config.image_size={image_size} must be a multiple of 32 voxels (five halvings)")
+    if not sides.fits(image_size, 32):
+        raise UserError(f"config.image_size={image_size}: every side must be a multiple of 32 voxels (five halvings)")
+    if layout == "as_coded" and len(set(sides.of(image_size, 3))) > 1:
+        raise UserError(
+            f"config.model.layout=as_coded takes depth for channels, so it needs a cube; config.image_size={image_size}"
+        )
     if num_levels:
         raise UserError("config.task.degrade: a degradation with levels does not fit a Swin-UNETR")
     if variant not in ("12", "24", "48"):
@@ -218,25 +224,25 @@ def Model(
 
 def encoder_flops(model: SwinUNETR) -> float:
     """Multiply-adds of the encoder for one cube, one forward pass."""
-    F, side = model.feature_size, model.image_size
-    half = (side // 2) ** 3
+    F, half = model.feature_size, sides.count(model.image_size, 2, 3)
     stem = half * F * 8 * model.in_chans
     if model.patch_embed == "unet_basic":
         stem = half * F * 27 * (model.in_chans + F)
     total = float(stem)
     for stage, depth in enumerate(model.depths):
-        C, n = F * 2**stage, side // 2 ** (stage + 1)
-        window = min(n, swin.WINDOW)
-        padded = (-(-n // window) * window) ** 3
-        attention = 4 * C * C * padded + 2 * padded * window**3 * C
-        total += depth * (attention + 8 * C * C * n**3) + (n // 2) ** 3 * 8 * C * 2 * C
+        C, places = F * 2**stage, sides.divided(model.image_size, 2 ** (stage + 1), 3)
+        window, _ = swin.fitted(places, 0)
+        padded = math.prod(-(-n // w) * w for n, w in zip(places, window, strict=True))
+        attention = 4 * C * C * padded + 2 * padded * math.prod(window) * C
+        merged = sides.count(model.image_size, 2 ** (stage + 2), 3)
+        total += depth * (attention + 8 * C * C * math.prod(places)) + merged * 8 * C * 2 * C
     return total
 
 
 def flops_per_image(model: SwinUNETR, mask_ratio: float = 0.0, training: bool = True) -> float:
     """Operations of the convolutions and matrix products for one cube (2 per multiply-add)."""
-    F, side = model.feature_size, model.image_size
-    total = encoder_flops(model)
+    F, total = model.feature_size, encoder_flops(model)
+    voxels_at = lambda level: sides.count(model.image_size, 2**level, 3)
 
     def residual(channels_in, channels, voxels):
         extra = channels_in * channels if channels_in != channels else 0
@@ -244,14 +250,14 @@ def flops_per_image(model: SwinUNETR, mask_ratio: float = 0.0, training: bool = 
 
     skip = model.skip_input != "none"
     if skip:
-        total += residual(model.in_chans, F, side**3)
+        total += residual(model.in_chans, F, voxels_at(0))
     for level, width in ((1, F), (2, 2 * F), (3, 4 * F), (5, 16 * F)):
-        total += residual(width, width, (side // 2**level) ** 3)
+        total += residual(width, width, voxels_at(level))
     for level, before, after in ((4, 16, 8), (3, 8, 4), (2, 4, 2), (1, 2, 1), (0, 1, 1)):
-        voxels = (side // 2**level) ** 3
+        voxels = voxels_at(level)
         joined = 2 * after * F if level or skip else after * F
         total += voxels * before * after * F * F + residual(joined, after * F, voxels)
-    total += side**3 * F * model.out_chans
+    total += voxels_at(0) * F * model.out_chans
     return 2.0 * total * (3 if training else 1)
 
 

@@ -58,10 +58,10 @@ class UNetPP(nn.Module):
         return out, {}, new if train else {}
 
 
-def flops(sides: Sequence[int], channels: Sequence[int], num_classes: int, widths: Sequence[int] = WIDTHS) -> float:
+def flops(places: Sequence[int], channels: Sequence[int], num_classes: int, widths: Sequence[int] = WIDTHS) -> float:
     """Operations for one image (2 per multiply-add).
 
-    sides: of the maps, the largest first.
+    places: pixels of the maps, the largest first.
     channels: of the maps.
     """
     deep, total = list(channels)[::-1], 0.0
@@ -72,10 +72,10 @@ def flops(sides: Sequence[int], channels: Sequence[int], num_classes: int, width
             after = widths[end] if start == 0 else deep[end + 1]
             before = (widths[end - 1] if start == 0 else deep[end]) if reach else deep[start]
             before += deep[end + 1] * (reach + 1)
-            places = list(sides)[::-1][end + 1] ** 2
-            total += conv2d.flops(places, before, after, 3) + conv2d.flops(places, after, after, 3)
-    places = (2 * sides[0]) ** 2
-    total += conv2d.flops(places, widths[last - 1], widths[last], 3) + conv2d.flops(
-        places, widths[last], widths[last], 3
+            pixels = list(places)[::-1][end + 1]
+            total += conv2d.flops(pixels, before, after, 3) + conv2d.flops(pixels, after, after, 3)
+    pixels = 4 * places[0]
+    total += conv2d.flops(pixels, widths[last - 1], widths[last], 3) + conv2d.flops(
+        pixels, widths[last], widths[last], 3
     )
-    return total + conv2d.flops(places, widths[last], num_classes, 3)
+    return total + conv2d.flops(pixels, widths[last], num_classes, 3)

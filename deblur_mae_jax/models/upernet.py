@@ -54,13 +54,12 @@ class UPerNet(nn.Module):
         return logits, {"auxiliary": auxiliary}, new if train else {}
 
 
-def flops(sides: Sequence[int], channels: Sequence[int], num_classes: int, width: int = WIDTH) -> float:
+def flops(places: Sequence[int], channels: Sequence[int], num_classes: int, width: int = WIDTH) -> float:
     """Operations for one image (2 per multiply-add).
 
-    sides: of the maps, the largest first.
+    places: pixels of the maps, the largest first.
     channels: of the maps.
     """
-    places = [side**2 for side in sides]
     total = sum(conv2d.flops(bins**2, channels[-1], width, 1) for bins in BINS)
     total += conv2d.flops(places[-1], channels[-1] + len(BINS) * width, width, 3)
     for count, before in zip(places[:-1], channels[:-1], strict=True):

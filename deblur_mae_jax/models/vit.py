@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.models import embed, layers, masking, position
 from deblur_mae_jax.models.contract import Adapted, Flat, Rules
@@ -33,7 +34,7 @@ HEADS = ("head", "fc_norm", "segmenter", "norm/")
 class Encoder(nn.Module):
     """Patches, tokens and blocks: the fields and parameters that all ViTs share."""
 
-    image_size: int = 224
+    image_size: sides.Size = 224
     patch_size: int = 16
     in_chans: int = 1
     embed_dim: int = 768
@@ -48,9 +49,14 @@ class Encoder(nn.Module):
     remat: bool = False
 
     @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns of patches."""
+        return sides.divided(self.image_size, self.patch_size)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return sides.count(self.image_size, self.patch_size)
 
     @property
     def mask_size(self) -> int:
@@ -58,9 +64,9 @@ class Encoder(nn.Module):
         return self.patch_size
 
     @property
-    def mask_grid(self) -> int:
-        """Such patches along one side."""
-        return self.image_size // self.mask_size
+    def mask_grid(self) -> tuple[int, ...]:
+        """Rows and columns of such patches."""
+        return sides.divided(self.image_size, self.mask_size)
 
     @property
     def num_prefix(self) -> int:
@@ -85,7 +91,7 @@ class Encoder(nn.Module):
             def table(key, shape):
                 return jnp.asarray(self.position_table())[None]
 
-            shape = (1, self.num_prefix + self.grid**2, self.embed_dim)
+            shape = (1, self.num_prefix + self.num_patches, self.embed_dim)
             self.pos_embed = self.param("pos_embed", table, shape)
         self._level_code()
         self.patch_embed = embed.PatchEmbed(self.patch_size, self.in_chans, self.embed_dim, self.dtype)
@@ -193,7 +199,7 @@ class ViT(Encoder):
         """`(B, H, W, C)` -> four maps `(B, h, w, D)` of the same sides, after each quarter of the blocks; and {}."""
         states = self.hidden(images, level, None, drop_path_keys)
         chosen = [states[max(1, round(self.depth * quarter / 4)) - 1] for quarter in range(1, 5)]
-        return [x[:, self.num_prefix :].reshape(len(x), self.grid, self.grid, -1) for x in chosen], {}
+        return [x[:, self.num_prefix :].reshape(len(x), *self.grid, -1) for x in chosen], {}
 
     def features(self, images, level=None, mix=None, drop_path_keys=None):
         """`(B, H, W, C)` -> pooled and normalised features `(B, D)` float32; arguments as of `hidden`."""
@@ -227,7 +233,7 @@ def Model(variant: str = "B", *, pool: str = "mean", drop_path: float = 0.0, **f
 
 def flops_per_image(model: ViT, mask_ratio: float = 0.0, training: bool = True) -> float:
     """Floating-point operations of the matrix products for one image (2 per multiply-add)."""
-    L = model.grid**2
+    L = model.num_patches
     forward = (
         2 * L * model.patch_size**2 * model.in_chans * model.embed_dim
         + embed.block_flops(model.num_prefix + L, model.embed_dim, model.depth, model.mlp_ratio)
@@ -263,10 +269,10 @@ def adapt(weights: Flat, needed: Flat, before: Encoder, model: Encoder) -> Adapt
     table = weights.get("pos_embed")
     if table is None:  # pre-training networks have a fixed one
         table = position.sincos_2d(before.embed_dim, before.grid, model.num_prefix)[None]
-    table = position.resize_table(np.asarray(table), model.grid, model.num_prefix)
+    table = position.resize_table(np.asarray(table), before.grid, model.grid, model.num_prefix)
     resized = ""
     if before.grid != model.grid:
-        resized = f"pos_embed from {before.grid} x {before.grid} to {model.grid} x {model.grid}"
+        resized = f"pos_embed from {sides.written(before.grid)} to {sides.written(model.grid)}"
     return Adapted(weights | {"pos_embed": table}, lambda k: k.startswith(HEADS), resized)
 
 

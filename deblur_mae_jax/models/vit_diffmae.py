@@ -181,7 +181,7 @@ class ViTDiffMAE(vit.Encoder):
         step: strength of that noise `(B,)`. None: 1.
         out: `latent`, `mask` `(B, L)` (1 = masked) and `ids_restore`.
         """
-        B, L = images.shape[0], self.grid**2
+        B, L = images.shape[0], self.num_patches
         patches = masking.patchify(images, self.patch_size)
         noise = jnp.broadcast_to(jnp.arange(L, dtype=jnp.float32), (B, L)) if noise is None else noise
         ids_keep, mask, ids_restore = masking.random_masking(noise, mask_ratio)
@@ -211,7 +211,7 @@ def Model(variant: str = "B", **fields: Any) -> ViTDiffMAE:
 
 def flops_per_image(model: ViTDiffMAE, mask_ratio: float, training: bool = True) -> float:
     """Operations of the matrix products for one image (2 per multiply-add)."""
-    L, D, pixels = model.grid**2, model.decoder_embed_dim, model.patch_size**2 * model.in_chans
+    L, D, pixels = model.num_patches, model.decoder_embed_dim, model.patch_size**2 * model.in_chans
     seen = model.num_prefix + masking.num_kept(L, mask_ratio)
     hidden = L - masking.num_kept(L, mask_ratio) + (model.time == "token")
     links = 1 if model.decoder == "joint" or model.skip == "last" else min(model.decoder_depth, model.depth)

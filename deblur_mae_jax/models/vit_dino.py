@@ -35,7 +35,7 @@ class Backbone(vit.ViT):
         self.mask_token = mim.mask_token(self, self.embed_dim)
 
     def tokens(self, images, level=None, mask=None, drop_path_keys=None):
-        """`(B, H, H, C)` -> the cls token `(B, D)` and those of the patches `(B, L, D)`, after the norm, float32.
+        """`(B, H, W, C)` -> the cls token `(B, D)` and those of the patches `(B, L, D)`, after the norm, float32.
 
         mask: `(B, L)`, 1 for patches that the mask token replaces; None: none.
         """
@@ -43,7 +43,8 @@ class Backbone(vit.ViT):
         if mask is not None:
             hide = lambda x: jnp.where(mask[:, :, None] > 0, self.mask_token[0].astype(x.dtype), x)
         x = self._tokens(images, level, None, hide)
-        table = position.resized(self.pos_embed, images.shape[1] // self.patch_size, self.num_prefix)
+        now = tuple(side // self.patch_size for side in images.shape[1:3])
+        table = position.resized(self.pos_embed, self.grid, now, self.num_prefix)
         x = x + table.astype(self.dtype)
         for block, scale in zip(self.blocks, self._scales(drop_path_keys), strict=True):
             x = block(x, scale)
@@ -163,7 +164,7 @@ def flops_per_image(model: ViTDINO, mask_ratio: float = 0.0, training: bool = Tr
     A training step takes two views, forward and backward by the student and forward by the teacher. The small crops
     are not counted.
     """
-    L, D = model.grid**2, model.embed_dim
+    L, D = model.num_patches, model.embed_dim
     widths = (D, model.head_hidden, model.head_hidden, model.head_bottleneck, model.prototypes)
     head = sum(2.0 * a * b for a, b in itertools.pairwise(widths))
     encoding = vit.flops_per_image(encoder(model), training=False)

@@ -106,8 +106,8 @@ class ViTMAE(vit.Encoder):
         """
         if mask_ratio == 0:
             latent = self.encode(images, None, level)
-            mask = jnp.zeros((images.shape[0], self.grid**2))
-            ids = jnp.broadcast_to(jnp.arange(self.grid**2), mask.shape)
+            mask = jnp.zeros((images.shape[0], self.num_patches))
+            ids = jnp.broadcast_to(jnp.arange(self.num_patches), mask.shape)
             return self.decode(latent), {"latent": latent, "mask": mask, "ids_restore": ids}
         ids_keep, mask, ids_restore = masking.random_masking(noise, mask_ratio)
         latent = self.encode(images, ids_keep, level)
@@ -127,7 +127,7 @@ def flops_per_image(model: ViTMAE, mask_ratio: float, training: bool = True) -> 
     patch embedding is counted for all patches, as a convolution does it.
     """
 
-    L = model.grid**2
+    L = model.num_patches
     pixels = model.patch_size**2 * model.in_chans
     encoder_tokens = model.num_prefix + masking.num_kept(L, mask_ratio)
     decoder_tokens = model.num_decoder_prefix + L

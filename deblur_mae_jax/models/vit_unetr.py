@@ -66,7 +66,7 @@ class Refine(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Maps hidden states `(B, g, g, D)`, the deepest first, and the image to logits `(B, S, S, K)` float32."""
+    """Maps hidden states `(B, g, g, D)`, the deepest first, and the image to logits `(B, H, W, K)` float32."""
 
     num_classes: int
     patch_size: int
@@ -105,7 +105,7 @@ class ViTUNETR(vit.ViT):
         return x[:, self.num_prefix :].astype(jnp.float32).mean(axis=1)
 
     def __call__(self, images, level=None, train=False, drop_path_keys=None):  # type: ignore[override]
-        """`(B, S, S, C)` -> logits `(B, S, S, K)` float32.
+        """`(B, H, W, C)` -> logits `(B, H, W, K)` float32.
 
         level: blur level of each image `(B,)`, required if the model is conditioned.
         train: not used.
@@ -117,7 +117,7 @@ class ViTUNETR(vit.ViT):
         states_used = [self.norm(states[-1]), *(states[number] for number in chosen[1:])]
 
         def on_grid(tokens):
-            return tokens[:, self.num_prefix :].reshape(-1, self.grid, self.grid, self.embed_dim)
+            return tokens[:, self.num_prefix :].reshape(-1, *self.grid, self.embed_dim)
 
         return self.segmenter([on_grid(tokens) for tokens in states_used], images), {}
 
@@ -129,7 +129,7 @@ def Model(variant: str = "B", **fields: Any) -> ViTUNETR:
 
 def flops_per_image(model: ViTUNETR, mask_ratio: float = 0.0, training: bool = True) -> float:
     """Floating-point operations of the products and convolutions for one image (2 per multiply-add)."""
-    L, D = model.grid**2, model.embed_dim
+    L, D = model.num_patches, model.embed_dim
     total = 2.0 * L * model.patch_size**2 * model.in_chans * D
     total += embed.block_flops(model.num_prefix + L, D, model.depth, model.mlp_ratio)
 
@@ -137,18 +137,18 @@ def flops_per_image(model: ViTUNETR, mask_ratio: float = 0.0, training: bool = T
         return 2 * pixels * (9 * before * after + 9 * after * after + before * after)
 
     steps = factors(model.patch_size)
-    width, side = model.width * 2 ** len(steps), model.grid
+    width, places = model.width * 2 ** len(steps), L
     total += refine(D, width, L)
     for number, factor in enumerate(steps):
         before, width = width, width // 2
-        side *= factor
-        total += 2 * side**2 * before * width
+        places *= factor**2
+        total += 2 * places * before * width
         if number < len(steps) - 1:
-            total += 2 * side**2 * D * width
+            total += 2 * places * D * width
         else:
-            total += refine(model.in_chans, width, side**2)
-        total += refine(2 * width, width, side**2)
-    total += 2 * side**2 * width * model.num_classes
+            total += refine(model.in_chans, width, places)
+        total += refine(2 * width, width, places)
+    total += 2 * places * width * model.num_classes
     return total * (3 if training else 1)
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
+from deblur_mae_jax import sides
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import trained_network
@@ -111,10 +112,11 @@ def _plain(value: Any) -> Any:
 def _from_scratch(config: ConfigDict, axes: int) -> str:
     model, start = config.model, "config.init_from is not set: from scratch, "
     if axes == 3:
-        return f"{start}{model.name}, variant {model.variant}, cubes of {config.image_size} voxels"
+        return f"{start}{model.name}, variant {model.variant}, crops of {sides.written(config.image_size)} voxels"
     values = model.to_dict()
     size = [f"{n}={values[n]}" for n in ("variant", "width", "depths", "embed_dim", "patch_size") if values.get(n)]
-    return f"{start}{model.name} ({', '.join(size)}) at {config.image_size} pixels, degradation {config.task.degrade}"
+    at = f"at {sides.written(config.image_size)} pixels, degradation {config.task.degrade}"
+    return f"{start}{model.name} ({', '.join(size)}) {at}"
 
 
 def keep_copy(workdir: Workdir, source: TrainedNetwork) -> None:

@@ -37,8 +37,8 @@ def histogram(table: Table, labels: list[str] | None = None) -> Figure:
 def strip(clean: np.ndarray, degraded: np.ndarray, restored: np.ndarray, table: Table, row: int) -> Figure:
     """Draw one image: the original, the blurred and reconstructed image at every level, and the losses.
 
-    clean: the original `(S, S, C)`, in gray levels.
-    degraded, restored: the image at every level `(T, S, S, C)`, in gray levels.
+    clean: the original `(H, W, C)`, in gray levels.
+    degraded, restored: the image at every level `(T, H, W, C)`, in gray levels.
     """
     T = len(table.levels)
     figure = Figure(figsize=(1.35 * (T + 1), 4.6), layout="constrained")

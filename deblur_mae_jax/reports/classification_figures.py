@@ -172,7 +172,7 @@ def curves(lines: list[dict[str, Any]], best_step: int | None = None) -> Figure:
 
 
 def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """Overlay the patch attention on an image `(S, S, C)`. Returns gray levels `(S, S, 3)`."""
+    """Overlay the patch attention on an image `(H, W, C)`. Returns gray levels `(H, W, 3)`."""
     side = image.shape[0] // attention.shape[0]
     spread = attention - attention.min()
     spread = spread / max(float(spread.max()), 1e-9)

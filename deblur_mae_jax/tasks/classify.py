@@ -41,7 +41,7 @@ def make(
     class_weights: weight of each class in the loss. (): none.
     frozen: train the head only (a linear probe).
 
-    The loss takes `inputs` `(B, S, S, C)`, `label` `(B,)` and, for a conditioned model, `level` `(B,)`. Its `out` has
+    The loss takes `inputs` `(B, H, W, C)`, `label` `(B,)` and, for a conditioned model, `level` `(B,)`. Its `out` has
     `logits` `(B, num_classes)`.
     """
     for name, value in (("label_smoothing", label_smoothing), ("mix_probability", mix_probability),
@@ -57,7 +57,7 @@ def make(
         images, labels, level = batch["inputs"], batch["label"], batch.get("level")
         partner, share = None, jnp.ones(())
         if mixup or cutmix:
-            drawn = mixing.draw_mix(keys["mix"][0], images.shape[1], mixup, cutmix, mix_probability, mix_switch)
+            drawn = mixing.draw_mix(keys["mix"][0], images.shape[1:3], mixup, cutmix, mix_probability, mix_switch)
             images, share = mixing.mix_images(images, drawn), drawn.weight
             if level is not None:
                 partner = (level[::-1], jnp.broadcast_to(share, level.shape))

@@ -50,7 +50,7 @@ def _check(mask_ratio: float, names: tuple[str, str], numbers: dict[str, int], r
             raise UserError(f"config.task.{name}={number} must be at least 1")
     if not 0 < rho <= 1:
         raise UserError(f"config.task.rho={rho} must be in (0, 1]")
-    L = model.grid**2
+    L = model.num_patches
     if not 0 < masking.num_kept(L, mask_ratio) < L:
         raise UserError(f"config.task.mask_ratio={mask_ratio} must leave some of the {L} patches visible, and not all")
     if not isinstance(model, vit_diffmae.ViTDiffMAE):
@@ -78,13 +78,13 @@ def make(
     sampling_steps: steps of such a drawing.
     samples: drawings of each image whose mean is measured too.
 
-    The loss takes `inputs`, `targets` `(B, S, S, C)` and, for a conditioned model, `level` `(B,)`. Its `out` has the
+    The loss takes `inputs`, `targets` `(B, H, W, C)` and, for a conditioned model, `level` `(B,)`. Its `out` has the
     patches `pred` and `target` `(B, L, P*P*C)`, `mask` and `counted` `(B, L)`.
     """
     numbers = {"steps": steps, "sampling_steps": sampling_steps, "samples": samples}
     _check(mask_ratio, (schedule, sampler), numbers, rho, model)
     signal = kept(schedule, steps, rho)
-    L = model.grid**2
+    L = model.num_patches
 
     def masks(keys):
         return jax.vmap(lambda key: jax.random.uniform(key, (L,)))(keys["mask"])

@@ -43,7 +43,7 @@ def make(
 
     The prototypes of the teacher are balanced over the global batch by Sinkhorn and Knopp's iteration. With
     accumulation they are balanced over one share.
-    The loss takes `inputs`, `targets`, `other_inputs`, `other_targets` `(B, S, S, C)`, two large crops of every image,
+    The loss takes `inputs`, `targets`, `other_inputs`, `other_targets` `(B, H, W, C)`, two large crops of every image,
     `local_inputs` `(B, N, s, s, C)`, small ones, and for a conditioned model `level`, `other_level` and `local_level`.
     In its `out`, `accuracy` `(B,)` is the share of the two crops whose cls token is nearest to the teacher's of the
     other crop.
@@ -64,7 +64,7 @@ def make(
         teach = jax.vmap(lambda x, level: model.apply(variables, x, level=level, method=model.target))
         theirs, goals, of_patches = teach(both["targets"], clean)
         own = {name: jnp.stack([_folded(keys[name], number) for number in range(2)]) for name in ("mask", "drop_path")}
-        masks = jax.vmap(lambda key: draw_masks(key, model.grid**2, mask_probability, mask_range))(own["mask"])
+        masks = jax.vmap(lambda key: draw_masks(key, model.num_patches, mask_probability, mask_range))(own["mask"])
         learn = jax.vmap(
             lambda x, level, mask, key: model.apply(variables, x, level=level, mask=mask, drop_path_keys=key)
         )

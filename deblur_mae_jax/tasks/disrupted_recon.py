@@ -13,11 +13,13 @@ modality.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.tasks import losses
 from deblur_mae_jax.tasks.contract import Kind, Task
@@ -42,13 +44,17 @@ def channel_mask(key: jax.Array, shape: tuple[int, ...], ratio: float, scope: st
     return (order < int(ratio * C)).astype(jnp.float32)
 
 
-def block_mask(key: jax.Array, side: int, ratio: float) -> jax.Array:
-    """1 for the masked voxels `(S, S, S, 1)`: ceil(ratio * blocks) of the blocks of 16 voxels."""
-    count = side // BLOCK
-    total = count**3
+def block_mask(key: jax.Array, shape: tuple[int, ...], ratio: float) -> jax.Array:
+    """1 for the masked voxels `(D, H, W, 1)`: ceil(ratio * blocks) of the blocks of 16 voxels.
+
+    shape: (D, H, W).
+    ratio: share of the blocks that are masked.
+    """
+    counts = sides.divided(shape, BLOCK, 3)
+    total = math.prod(counts)
     masked = -int(-ratio * total // 1)
     order = jnp.argsort(jnp.argsort(jax.random.uniform(key, (total,))))
-    blocks = (order < masked).astype(jnp.float32).reshape(count, count, count, 1)
+    blocks = (order < masked).astype(jnp.float32).reshape(*counts, 1)
     for axis in range(3):
         blocks = jnp.repeat(blocks, BLOCK, axis=axis)
     return blocks
@@ -91,8 +97,8 @@ def make(
     contrast: form of the contrastive loss, "paper", "bce", "code" or "none"; see `losses.contrast`.
     contrast_weight, temperature: of the contrastive loss.
 
-    The loss takes `inputs`, `targets` `(B, S, S, S, C)` and, for the contrast, `modality` `(B,)`. Its `out` has `pred`,
-    `mask` `(B, S, S, S, 1)`, 1 for masked voxels (all 0 for local masking), `reconstruction` and `contrast` `(B,)`.
+    The loss takes `inputs`, `targets` `(B, D, H, W, C)` and, for the contrast, `modality` `(B,)`. Its `out` has `pred`,
+    `mask` `(B, D, H, W, 1)`, 1 for masked voxels (all 0 for local masking), `reconstruction` and `contrast` `(B,)`.
     """
     _check(model, local_mask, local_mask_scope, block_mask_ratio, loss_on)
     if contrast not in losses.CONTRASTS:
@@ -100,10 +106,9 @@ def make(
 
     def loss(params, batch, keys):
         x, goal = batch["inputs"], batch["targets"]
-        side = x.shape[1]
         hidden = jnp.zeros((*x.shape[:4], 1))
         if block_mask_ratio:
-            hidden = jax.vmap(lambda key: block_mask(key, side, block_mask_ratio))(keys["mask"])
+            hidden = jax.vmap(lambda key: block_mask(key, x.shape[1:4], block_mask_ratio))(keys["mask"])
             x = x * (1 - hidden)
 
         def disrupt(tokens):

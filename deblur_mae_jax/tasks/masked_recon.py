@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ def make(
     error: of a pixel, "squared" or "absolute".
     target: "clean" is the papers' deblurring; "degraded" reconstructs the input, a control.
 
-    The loss takes `inputs`, `targets` `(B, S, S, C)` and, for a conditioned model, `level` `(B,)`. Its `out` has the
+    The loss takes `inputs`, `targets` `(B, H, W, C)` and, for a conditioned model, `level` `(B,)`. Its `out` has the
     patches `pred` and `target` `(B, L, P*P*C)`, `mask` `(B, L)`, and `counted`, which is the mask if only masked
     patches count and else `None`.
     """
@@ -54,7 +55,7 @@ def make(
         raise unknown("config.task.target", target, TARGETS)
     if not 0 <= mask_ratio < 1:
         raise UserError(f"config.task.mask_ratio={mask_ratio} must be in [0, 1)")
-    num_patches = model.mask_grid**2
+    num_patches = math.prod(model.mask_grid)
     if masking.num_kept(num_patches, mask_ratio) < 1:
         raise UserError(f"config.task.mask_ratio={mask_ratio} leaves none of the {num_patches} patches visible")
     if loss_on == "masked" and masking.num_kept(num_patches, mask_ratio) == num_patches:

@@ -35,7 +35,7 @@ def make(
     freeze_patch_embed: do not train the patch embedding of a ViT.
 
     The other images of the global batch are the negatives. With accumulation, those of one share are.
-    The loss takes `inputs`, `targets`, `other_inputs` and `other_targets` `(B, S, S, C)`, two views of every image, and
+    The loss takes `inputs`, `targets`, `other_inputs` and `other_targets` `(B, H, W, C)`, two views of every image, and
     for a conditioned model `level` and `other_level` `(B,)`. In its `out`, `accuracy` `(B,)` is the share of the two
     predictions that are nearest to the embedding of their own image.
     """

@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.tasks import losses
 from deblur_mae_jax.tasks.contract import Kind, Task
@@ -26,34 +28,33 @@ MAX_BOXES = 200
 
 
 def cut_out(key: jax.Array, cube: jax.Array, filling: jax.Array) -> jax.Array:
-    """Replace random boxes of `cube` `(S, S, S, C)` by `filling`, until a share drawn from U(0, 0.3) is reached.
+    """Replace random boxes of `cube` `(D, H, W, C)` by `filling`, until a share drawn from U(0, 0.3) is reached.
 
     Overlapping parts of the boxes count repeatedly.
     """
-    side = cube.shape[0]
+    shape = np.array(cube.shape[:3])
     k_share, k_boxes = jax.random.split(key)
-    wanted = jax.random.uniform(k_share, maxval=MAX_CUT) * side**3
-    axes = jnp.arange(side)
+    wanted = jax.random.uniform(k_share, maxval=MAX_CUT) * shape.prod()
 
     def box(number):
         k_size, k_place = jax.random.split(jax.random.fold_in(k_boxes, number))
-        size = jnp.floor(jax.random.uniform(k_size, (3,), minval=BOX[0], maxval=BOX[1]) * side)
+        size = jnp.floor(jax.random.uniform(k_size, (3,), minval=BOX[0], maxval=BOX[1]) * shape)
         size = jnp.maximum(size, 1)
-        start = jnp.floor(jax.random.uniform(k_place, (3,)) * (side - size + 1))
-        inside = [(axes >= s) & (axes < s + n) for s, n in zip(start, size, strict=True)]
-        return jnp.stack(inside).astype(jnp.float32), size.prod()
+        start = jnp.floor(jax.random.uniform(k_place, (3,)) * (shape - size + 1))
+        axes = (jnp.arange(side) for side in cube.shape[:3])
+        inside = tuple((x >= s) & (x < s + n) for x, s, n in zip(axes, start, size, strict=True))
+        return tuple(x.astype(jnp.float32) for x in inside), size.prod()
 
     # Draw the maximal number of boxes and use those that are needed. A loop until the last cube of the batch is done
     # would need communication between the devices after each box.
-    inside, volume = jax.vmap(box)(jnp.arange(MAX_BOXES))
+    (d, h, w), volume = jax.vmap(box)(jnp.arange(MAX_BOXES))
     needed = jnp.cumsum(volume) - volume < wanted
-    d, h, w = jnp.moveaxis(inside, 1, 0)
     boxes = jnp.einsum("nd,nh,nw->dhw", d * needed[:, None], h, w)
     return jnp.where(boxes[..., None] > 0, filling, cube)
 
 
 def views(keys: jax.Array, cubes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One view of each of the `cubes` `(B, S, S, S, C)`, with one key per cube.
+    """One view of each of the `cubes` `(B, D, H, W, C)`, H equal to W, with one key per cube.
 
     Returns the views with replaced boxes, the views without, and the number of quarter turns `(B,)`.
     """
@@ -83,6 +84,12 @@ def _check(model: Any, weights: dict[str, float]) -> None:
     for name, value in weights.items():
         if value < 0:
             raise UserError(f"config.task.{name}={value} must be 0 or greater")
+    _, second, third = sides.of(model.image_size, 3)
+    if second != third:
+        raise UserError(
+            "config.task.name=pretext turns crops by 90 degrees in the plane of the last two axes, which need equal "
+            f"sides; config.image_size={model.image_size}"
+        )
     if not any(weights.values()):
         raise UserError(f"config.task: nothing to learn, {', '.join(weights)} are all 0")
     if weights["reconstruction_weight"] and not model.rebuilds:
@@ -104,7 +111,7 @@ def make(
     reconstruction_weight: weight of the reconstruction loss. 0: off.
     temperature: temperature of the contrastive loss.
 
-    The loss takes `targets` `(B, S, S, S, C)`. Its `out` has `pred`, `clean` and `degraded` of the first views, and
+    The loss takes `targets` `(B, D, H, W, C)`. Its `out` has `pred`, `clean` and `degraded` of the first views, and
     `reconstruction`, `contrast` and `rotation_accuracy` `(B,)`, 1 for a correctly predicted rotation.
     """
     _check(model, {

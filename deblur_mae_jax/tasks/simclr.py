@@ -23,7 +23,7 @@ def make(model: Any, *, temperature: float = 0.1) -> Task:
     temperature: divides the cosine similarities.
 
     The other images of the global batch are the negatives. With accumulation, those of one share are.
-    The loss takes `inputs` and `other_targets` `(B, S, S, C)`, the first view, degraded, and the second, clean; and
+    The loss takes `inputs` and `other_targets` `(B, H, W, C)`, the first view, degraded, and the second, clean; and
     for a conditioned model `level` `(B,)`. In its `out`, `accuracy` `(B,)` is the share of the two embeddings that are
     nearest to the other one of their image.
     """

@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import network as networks
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.inference import sliding_window
 from deblur_mae_jax.network import Identity
@@ -19,7 +20,7 @@ def check(config: ConfigDict) -> Identity:
     """Check the config and return what kind of run it describes. Raises `UserError`."""
     c, o = config, config.optim
     identity = networks.check(config)
-    _require("image_size", c.image_size, c.image_size >= 16, "at least 16 pixels")
+    sides.checked(c.image_size, identity.axes)
     _require("optim.batch_size", o.batch_size, o.batch_size >= 1, "at least 1")
     _require("optim.accum_steps", o.accum_steps, o.accum_steps >= 1, "at least 1")
     _require("optim.epochs", o.epochs, o.epochs > 0 or o.steps > 0, "greater than 0")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.weight_formats import torch_calls, vit
 from deblur_mae_jax.weight_formats.contract import Converted, Opened, State
@@ -71,6 +72,11 @@ def matches(names: set[str]) -> bool:
 def from_ours(network: dict[str, Any], state: State) -> Converted:
     """Split queries, keys and values; a classifier that pools the mean becomes a BEiT."""
     vit.without_levels(network, NAME)
+    if not isinstance(network["image_size"], int):
+        raise UserError(
+            f"--format={NAME}: Hugging Face's masked autoencoder takes square images, and this network takes "
+            f"{sides.written(network['image_size'])} pixels. Choices: mae, timm, d2mae"
+        )
     folded = vit.fold_probe(state)
     changed = [] if folded is state else [vit.PROBE_FOLDED]
     if network["task"] == "classify":

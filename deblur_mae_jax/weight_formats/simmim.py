@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deblur_mae_jax import config as fields
+from deblur_mae_jax import sides
 from deblur_mae_jax.models import masking
 from deblur_mae_jax.models.swin2d import PATCH
 from deblur_mae_jax.weight_formats import timm, timm_backbones, timm_beit, torch_calls, vit
@@ -57,7 +58,7 @@ def infer(weights: Weights) -> Inferred:
     if not swin:
         values["model.positions"] = "relative_shared" if vit.relative(inside) else "sincos"
     side, token = values["image_size"], PATCH if swin else values["model.patch_size"]
-    if side % values["model.mask_size"] or values["model.mask_size"] % token:
+    if not sides.fits(side, values["model.mask_size"]) or values["model.mask_size"] % token:
         values["model.mask_size"] = token
     return Inferred(values, [], [*found.notes, f"we assume masked patches of {values['model.mask_size']} pixels"])
 
@@ -117,14 +118,15 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
     encoder.load_state_dict(_encoder_of(state), strict=True)
     encoder.eval()
     swin, chans = network["model"] == "swin2d_mim", network["in_chans"]
+    stride = round((len(state["decoder.0.weight"]) / chans) ** 0.5)
     decoder = torch.nn.Sequential(
         torch.nn.Conv2d(*reversed(state["decoder.0.weight"].shape[:2]), kernel_size=1),
-        torch.nn.PixelShuffle(round((len(state["decoder.0.weight"]) / chans) ** 0.5)),
+        torch.nn.PixelShuffle(stride),
     )
     own = {name.removeprefix("decoder."): value for name, value in state.items() if name.startswith("decoder.")}
     decoder.load_state_dict(own, strict=True)
     P, token = network["mask_size"], PATCH if swin else network["patch_size"]
-    grid = network["image_size"] // P
+    rows, columns = sides.divided(network["image_size"], P)
 
     def tokens(x: Any, level: Any) -> Any:
         out = encoder.forward_features(x)
@@ -132,9 +134,9 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
 
     def reconstruct(x: Any, level: Any, ratio: float, noise: Any) -> Any:
         def hide(module: Any, arguments: Any, out: Any) -> Any:
-            kept = masking.num_kept(grid * grid, ratio)
+            kept = masking.num_kept(rows * columns, ratio)
             mask = noise.argsort(1).argsort(1) >= kept
-            mask = mask.reshape(-1, grid, grid).repeat_interleave(P // token, 1).repeat_interleave(P // token, 2)
+            mask = mask.reshape(-1, rows, columns).repeat_interleave(P // token, 1).repeat_interleave(P // token, 2)
             mask = mask[..., None] if swin else mask.flatten(1)[..., None]
             return torch.where(mask, state[MASK_TOKEN].flatten(), out)
 
@@ -143,11 +145,11 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
         if handle is not None:
             handle.remove()
         y = y if swin else y[:, 1:]
-        side = round(y.shape[1] ** 0.5)
+        places = sides.divided(network["image_size"], stride)
         with torch.no_grad():
-            image = decoder(y.transpose(1, 2).reshape(len(y), -1, side, side))
-        patches = image.reshape(len(image), chans, grid, P, grid, P).permute(0, 2, 4, 3, 5, 1)
-        return patches.reshape(len(image), grid * grid, -1)
+            image = decoder(y.transpose(1, 2).reshape(len(y), -1, *places))
+        patches = image.reshape(len(image), chans, rows, P, columns, P).permute(0, 2, 4, 3, 5, 1)
+        return patches.reshape(len(image), rows * columns, -1)
 
     functions: dict[str, Any] = {"tokens": tokens, "reconstruct": reconstruct}
     return Opened(encoder, **torch_calls.calls(**functions))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.weight_formats import torch_calls, vit
 from deblur_mae_jax.weight_formats.contract import Converted, Opened, State
 from deblur_mae_jax.workdir import run_folder
@@ -74,7 +75,8 @@ def write_config(folder: Path, network: dict[str, Any], opens: dict[str, Any], p
 
     parts: the number of features, and the names of the first layer and of the classifier.
     """
-    size, arguments = network["image_size"], dict(opens["arguments"])
+    size, to = sides.of(network["image_size"]), sides.of(network["resize_to"])
+    arguments = dict(opens["arguments"])
     labels = {"label_names": network["classes"]} if network["classes"] else {}
     config = {
         "architecture": opens["model"],
@@ -84,10 +86,10 @@ def write_config(folder: Path, network: dict[str, Any], opens: dict[str, Any], p
         "model_args": arguments,
         **labels,
         "pretrained_cfg": {
-            "input_size": [network["in_chans"], size, size],
+            "input_size": [network["in_chans"], *size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": size / network["resize_to"],
+            "crop_pct": size[0] / to[0],
             "crop_mode": "center",
             "mean": network["mean"],
             "std": network["std"],

@@ -16,7 +16,7 @@ if importlib.util.find_spec("timm") is None:
 
 import timm
 
-from deblur_mae_jax import train
+from deblur_mae_jax import sides, train
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.export import export
 from deblur_mae_jax.export.opened import open_export
@@ -71,21 +71,21 @@ def ours(name, size, model, **more):
     module, _, _, fields = NETWORKS[name]
     net = module.Model(image_size=size, in_chans=3, num_classes=5, **fields, **more)
     state = timm_backbones.to_ours({k: v.numpy().copy() for k, v in model.state_dict().items()})
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"])
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *sides.of(size), 3)))["params"])
     return net, names.params_from_state_dict(state, shapes)
 
 
 def images(size, count=4):
-    return np.random.default_rng(0).standard_normal((count, size, size, 3)).astype(np.float32)
+    return np.random.default_rng(0).standard_normal((count, *sides.of(size), 3)).astype(np.float32)
 
 
 def channels_first(x):
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_outputs_and_gradients_are_timms(name):
-    size = 64  # windows of 7 that are padded and shifted, and maps smaller than a window
+# Windows of 7 that are padded and shifted, and maps smaller than a window: along both sides, or along one.
+@pytest.mark.parametrize(("name", "size"), [*((name, 64) for name in NETWORKS), ("swin2d", (64, 224))])
+def test_outputs_and_gradients_are_timms(name, size):
     model = theirs(name, size)
     net, params = ours(name, size, model)
     x, target = images(size), np.arange(4) % 5
@@ -135,14 +135,14 @@ def test_strided_convolutions_see_what_pytorchs_see():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of timm's own code
-@pytest.mark.parametrize(("old", "new"), [(7, 12), (12, 7), (7, 4)])
+@pytest.mark.parametrize(("old", "new"), [(7, (12, 12)), (12, (7, 7)), (7, (4, 7)), (12, (5, 7))])
 def test_tables_of_biases_are_resized_as_by_timm(old, new):
     from timm.layers import resize_rel_pos_bias_table
 
     table = np.random.default_rng(0).standard_normal(((2 * old - 1) ** 2, 3)).astype(np.float32)
-    side = 2 * new - 1
-    want = resize_rel_pos_bias_table(torch.from_numpy(table), (new, new), (side * side, 3)).numpy()
-    np.testing.assert_allclose(swin2d.resized(table, side), want, atol=2e-5)
+    rows = swin2d.offsets(new)
+    want = resize_rel_pos_bias_table(torch.from_numpy(table), new, (rows, 3)).numpy()
+    np.testing.assert_allclose(swin2d.resized(table, (old, old), new), want, atol=2e-5)
 
 
 OTHERS = {"convnext_tiny": "convnext", "swin_t": "swin2d", "resnet50": "resnet"}

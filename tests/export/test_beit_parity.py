@@ -87,14 +87,14 @@ def test_a_beit_has_as_many_parameters_as_timms():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of timm's own code
-@pytest.mark.parametrize(("old", "new"), [(4, 6), (14, 10)])
+@pytest.mark.parametrize(("old", "new"), [(4, (6, 6)), (14, (10, 10)), (8, (8, 13)), (6, (9, 4))])
 def test_tables_are_resized_as_by_timm(old, new):
     from timm.layers import resize_rel_pos_bias_table
 
-    rows = lambda side: (2 * side - 1) ** 2 + beit.CLS_ROWS
-    table = np.random.default_rng(0).standard_normal((rows(old), 3)).astype(np.float32)
-    want = resize_rel_pos_bias_table(torch.from_numpy(table), (new, new), (rows(new), 3)).numpy()
-    np.testing.assert_allclose(beit.resized(table, new), want, atol=2e-5)
+    rows = lambda window: (2 * window[0] - 1) * (2 * window[1] - 1) + beit.CLS_ROWS
+    table = np.random.default_rng(0).standard_normal((rows((old, old)), 3)).astype(np.float32)
+    want = resize_rel_pos_bias_table(torch.from_numpy(table), new, (rows(new), 3)).numpy()
+    np.testing.assert_allclose(beit.resized(table, (old, old), new), want, atol=2e-5)
 
 
 def stirred(name, classes=(), **overrides):

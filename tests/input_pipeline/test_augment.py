@@ -11,12 +11,12 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline import augment
 from deblur_mae_jax.tasks import mixup
 
-SIDE = 48
+HEIGHT, WIDTH = 48, 60
 FILL = 114
 
 
 def picture(channels):
-    gray = np.asarray(Image.fromarray(Phantoms(1, side=96).read(0)[:, :, 0]).resize((SIDE, SIDE)))
+    gray = np.asarray(Image.fromarray(Phantoms(1, side=96).read(0)[:, :, 0]).resize((WIDTH, HEIGHT)))
     if channels == 1:
         return gray[:, :, None]
     return np.stack([gray, np.clip(gray * 0.7 + 20, 0, 255), 255 - gray], axis=2).astype(np.uint8)
@@ -53,8 +53,8 @@ def reference(image, name, magnitude, sign):
         "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(factor),
         "shear_x": lambda: shift(image, (1, 0.3 * share * sign, 0, 0, 1, 0)),
         "shear_y": lambda: shift(image, (1, 0, 0, 0.3 * share * sign, 1, 0)),
-        "translate_x": lambda: shift(image, (1, 0, 0.45 * share * sign * SIDE, 0, 1, 0)),
-        "translate_y": lambda: shift(image, (1, 0, 0, 0, 1, 0.45 * share * sign * SIDE)),
+        "translate_x": lambda: shift(image, (1, 0, 0.45 * share * sign * image.width, 0, 1, 0)),
+        "translate_y": lambda: shift(image, (1, 0, 0, 0, 1, 0.45 * share * sign * image.height)),
     }[name]()
 
 
@@ -122,7 +122,7 @@ def test_an_unknown_policy_is_refused(text):
 
 
 def test_random_erasing_erases_one_rectangle_of_the_right_size():
-    image = jnp.zeros((64, 64, 1))
+    image = jnp.zeros((64, 96, 1))
     keys = jax.random.split(jax.random.key(0), 400)
     out = np.asarray(jax.vmap(augment.RandomErasing(0.25), in_axes=(0, None))(keys, image))[..., 0]
     hit = [o for o in out if o.any()]
@@ -137,12 +137,12 @@ def test_random_erasing_erases_one_rectangle_of_the_right_size():
 
 def test_mixing_draws():
     keys = jax.random.split(jax.random.key(0), 2000)
-    mixes = jax.vmap(lambda key: mixup.draw_mix(key, 16, 0.8, 1.0, 1.0, 0.5))(keys)
+    mixes = jax.vmap(lambda key: mixup.draw_mix(key, (16, 24), 0.8, 1.0, 1.0, 0.5))(keys)
     cut = np.asarray(mixes.inside).any(axis=(1, 2))
     assert 0.42 < cut.mean() < 0.55  # half, less the empty boxes
     weight = np.asarray(mixes.weight)
     assert (weight >= 0).all() and (weight <= 1).all()
     inside = np.asarray(mixes.inside).mean(axis=(1, 2))
     np.testing.assert_allclose(weight[cut], 1 - inside[cut], atol=1e-6)
-    never = jax.vmap(lambda key: mixup.draw_mix(key, 16, 0.8, 1.0, 0.0, 0.5))(keys[:50])
+    never = jax.vmap(lambda key: mixup.draw_mix(key, (16, 24), 0.8, 1.0, 0.0, 0.5))(keys[:50])
     assert (np.asarray(never.weight) == 1).all() and not np.asarray(never.inside).any()

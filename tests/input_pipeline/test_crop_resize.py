@@ -27,8 +27,8 @@ def pillow(gray, box, out):
     """Columns, then rows: the order of Pillow's own two passes in the versions the papers used."""
     top, left, height, width = (int(v) for v in box[:4])
     crop = Image.fromarray(gray).crop((left, top, left + width, top + height))
-    crop = crop.resize((out, height), Image.Resampling.BICUBIC)
-    return np.asarray(crop.resize((out, out), Image.Resampling.BICUBIC), np.float32)
+    crop = crop.resize((out[1], height), Image.Resampling.BICUBIC)
+    return np.asarray(crop.resize((out[1], out[0]), Image.Resampling.BICUBIC), np.float32)
 
 
 @jax.jit
@@ -52,18 +52,18 @@ def check_crops(gray, seeds):
     worst = {"crop": 0.0, "blurred": 0.0, "blurred, 8 bit": 0.0, "view": 0.0}
     for seed in seeds:
         box = crop_box(jax.random.key(seed), size)
-        for out in (96, 224):
+        for out in ((96, 64), (224, 224)):
             got = render(image, size, box, out)
             worst["crop"] = max(worst["crop"], abs(got - pillow(gray, box, out)).max())
-        flipped = render(image, size, box, 96, flip=True)
-        np.testing.assert_allclose(flipped[:, ::-1], render(image, size, box, 96), atol=1e-3)
+        flipped = render(image, size, box, (96, 64), flip=True)
+        np.testing.assert_allclose(flipped[:, ::-1], render(image, size, box, (96, 64)), atol=1e-3)
         for sigma in (0.5, 1.1):
             taps = jnp.asarray(blur.gaussian_taps(sigma, blur.gaussian_radius(1.6)))
-            got = render(image, size, box, 224, taps=taps)
+            got = render(image, size, box, (224, 224), taps=taps)
             blurred = cv2.GaussianBlur(gray, (0, 0), sigma)
             # The files of the published pipeline round three times: blur, columns, rows. Its tail
             # beyond 1.5 levels (1.6 reached) is that rounding.
-            steps = abs(got - pillow(blurred, box, 224))
+            steps = abs(got - pillow(blurred, box, (224, 224)))
             assert steps.max() <= 1.8
             worst["blurred, 8 bit"] = max(worst["blurred, 8 bit"], np.quantile(steps, 0.999))
             # Resized without rounding in between: what is left is OpenCV's rounding of the blur.
@@ -72,13 +72,15 @@ def check_crops(gray, seeds):
             exact = exact.resize((224, height), Image.Resampling.BICUBIC)
             exact = np.clip(exact.resize((224, 224), Image.Resampling.BICUBIC), 0, 255)
             worst["blurred"] = max(worst["blurred"], abs(got - exact).max())
-    box = crop_resize.centre_crop(size, 112)
     H, W = gray.shape
-    tall, wide = (128, int(128 * W / H)) if H <= W else (int(128 * H / W), 128)
-    resized = Image.fromarray(gray).resize((wide, tall), Image.Resampling.BICUBIC)
-    top, left = round((tall - 112) / 2), round((wide - 112) / 2)
-    want = np.asarray(resized.crop((left, top, left + 112, top + 112)), np.float32)
-    worst["view"] = abs(render(image, size, box, 112) - want).max()
+    for height, width in ((112, 112), (84, 140)):
+        box = crop_resize.centre_crop(size, (height, width))
+        high, broad = height * 8 // 7, width * 8 // 7  # what must be covered
+        tall, wide = (high, int(high * W / H)) if high * W >= broad * H else (int(broad * H / W), broad)
+        resized = Image.fromarray(gray).resize((wide, tall), Image.Resampling.BICUBIC)
+        top, left = round((tall - height) / 2), round((wide - width) / 2)
+        want = np.asarray(resized.crop((left, top, left + width, top + height)), np.float32)
+        worst["view"] = max(worst["view"], abs(render(image, size, box, (height, width)) - want).max())
     return worst
 
 
@@ -104,8 +106,8 @@ def test_a_blur_folded_into_the_crop_is_the_blur_before_it():
     taps = blur.gaussian_taps(1.6, blur.gaussian_radius(1.6))
     blurred = blur.separable(jnp.asarray(gray, jnp.float32)[..., None], taps, "reflect_101")
     full = jnp.zeros_like(image, jnp.float32).at[:21, :18].set(blurred)
-    want = render(full, size, whole, 40)
-    np.testing.assert_allclose(render(image, size, whole, 40, taps=taps), want, atol=2e-3)
+    want = render(full, size, whole, (40, 40))
+    np.testing.assert_allclose(render(image, size, whole, (40, 40), taps=taps), want, atol=2e-3)
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (400, 120), (90, 640)])

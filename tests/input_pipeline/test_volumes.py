@@ -239,11 +239,12 @@ def test_channels_of_local_masking(scope):
 
 def test_blocks_of_the_mask_token(golden):
     z = golden("dae_param_groups")
-    mask = np.asarray(disrupted_recon.block_mask(jax.random.key(0), 96, 0.6))
+    mask = np.asarray(disrupted_recon.block_mask(jax.random.key(0), (96,) * 3, 0.6))
     assert mask[::16, ::16, ::16].sum() == z["mask0_count"] == 130
     assert (mask.reshape(6, 16, 6, 16, 6, 16).std(axis=(1, 3, 5)) == 0).all()
     assert (
-        np.asarray(disrupted_recon.block_mask(jax.random.key(0), 64, 0.4))[::16, ::16, ::16].sum() == z["mask1_count"]
+        np.asarray(disrupted_recon.block_mask(jax.random.key(0), (64,) * 3, 0.4))[::16, ::16, ::16].sum()
+        == z["mask1_count"]
     )
 
 

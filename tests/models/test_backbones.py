@@ -171,7 +171,7 @@ def test_layers_for_the_learning_rates():
         ("resnet", {"variant": "34"}, r"config\.model\.variant: unknown name '34'.*Choices: 101, 50"),
         ("convnext", {"conditioning": "token"}, r"config\.model\.conditioning=token: a ConvNeXt has no tokens"),
         ("swin", {"conditioning": "addition"}, r"config\.model\.conditioning=addition: a Swin has no tokens"),
-        ("swin", {"image_size": 30}, r"config\.image_size=30 must be a multiple of 4, and at least 32"),
+        ("swin", {"image_size": 30}, r"config\.image_size=30: every side must be a multiple of 4, and at least 32"),
         ("swin", {"window": 1}, r"config\.model\.window=1 must be at least 2"),
         ("resnet", {"drop_path": 1.0}, r"config\.model\.drop_path=1\.0 must be in \[0, 1\)"),
     ],

@@ -53,13 +53,17 @@ def test_gradient_of_restore_equals_automatic_differentiation():
 
 
 @settings(max_examples=20, deadline=None)
-@given(grid=st.integers(1, 5), patch=st.integers(1, 6), channels=st.sampled_from([1, 3]))
-def test_unpatchify_undoes_patchify(grid, patch, channels):
+@given(
+    rows=st.integers(1, 5), columns=st.integers(1, 5), patch=st.integers(1, 6), channels=st.sampled_from([1, 3])
+)  # fmt: skip
+def test_unpatchify_undoes_patchify(rows, columns, patch, channels):
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((2, grid * patch, grid * patch, channels)).astype(np.float32)
+    images = rng.standard_normal((2, rows * patch, columns * patch, channels)).astype(np.float32)
     patches = masking.patchify(jnp.asarray(images), patch)
-    assert patches.shape == (2, grid * grid, patch * patch * channels)
-    np.testing.assert_array_equal(masking.unpatchify(patches, patch, channels), images)
+    assert patches.shape == (2, rows * columns, patch * patch * channels)
+    np.testing.assert_array_equal(masking.unpatchify(patches, patch, channels, (rows, columns)), images)
+    if rows == columns:
+        np.testing.assert_array_equal(masking.unpatchify(patches, patch, channels), images)
 
 
 def test_loss_counts_the_patches_it_is_told_to():

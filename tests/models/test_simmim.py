@@ -1,5 +1,7 @@
 """SimMIM's networks: masked places are not seen, the order of predicted pixels, the loss, BEiT's positions."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,7 @@ def inputs(net, count=2):
     rng = np.random.default_rng(1)
     side = net.model.image_size
     images = rng.standard_normal((count, side, side, net.model.in_chans)).astype(np.float32)
-    return images, rng.random((count, net.model.mask_grid**2)).astype(np.float32)
+    return images, rng.random((count, math.prod(net.model.mask_grid))).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -68,7 +70,7 @@ def test_the_loss_is_simmims(name):
     pred = np.asarray(masking.unpatchify(out["pred"], net.model.mask_size, 3), np.float64)
     want = (np.abs(pred - targets) * mask).sum() / (mask.sum() + 1e-5) / 3
     assert abs(float(per_image.mean()) - want) < 1e-5
-    assert int(out["mask"][0].sum()) == int(np.ceil(0.6 * net.model.mask_grid**2))
+    assert int(out["mask"][0].sum()) == int(np.ceil(0.6 * math.prod(net.model.mask_grid)))
 
 
 @pytest.mark.parametrize(("ratio", "message"), [(0.0, "masks no patch"), (0.99, "leaves none of the")])
@@ -95,14 +97,14 @@ def test_invalid_settings_are_refused_by_name(name, changes, message):
         networks.build(inherit.resolve(tiny.config(name, **changes))[0], 2 if name == "beit" else 0)
 
 
-@pytest.mark.parametrize("prefix", [1, 2])
-def test_every_pair_of_patches_has_the_row_of_its_offset(prefix):
-    grid = 3
-    index, offsets = beit.relative_index(grid, prefix), (2 * grid - 1) ** 2
-    for a in range(grid**2):
-        for b in range(grid**2):
-            rows, columns = a // grid - b // grid, a % grid - b % grid
-            row = (rows + grid - 1) * (2 * grid - 1) + columns + grid - 1
+@pytest.mark.parametrize(("prefix", "grid"), [(1, (3, 3)), (2, (3, 3)), (1, (2, 4))])
+def test_every_pair_of_patches_has_the_row_of_its_offset(prefix, grid):
+    height, width = grid
+    index, offsets = beit.relative_index(grid, prefix), (2 * height - 1) * (2 * width - 1)
+    for a in range(height * width):
+        for b in range(height * width):
+            rows, columns = a // width - b // width, a % width - b % width
+            row = (rows + height - 1) * (2 * width - 1) + columns + width - 1
             assert index[prefix + a, prefix + b] == row
     assert (index[:prefix, prefix:] == offsets).all() and (index[prefix:, :prefix] == offsets + 1).all()
     assert (index[:prefix, :prefix] == offsets + 2).all()

@@ -190,11 +190,11 @@ def test_only_the_head_of_a_frozen_network_learns_and_statistics_are_not_optimis
 def test_position_interpolation(golden, number):
     z = golden("pos_embed_interp")
     want = z[f"out_{number}"]
-    grid = round((want.shape[1] - 1) ** 0.5)
-    got = position.resize_table(z[f"in_{number}"], grid)
+    before, grid = (round((x.shape[1] - 1) ** 0.5) for x in (z[f"in_{number}"], want))
+    got = position.resize_table(z[f"in_{number}"], before, grid)
     np.testing.assert_allclose(got, want, atol=[6e-6, 8e-6, 4e-5, 2e-5][number])
     with_blur = np.concatenate([np.zeros_like(z[f"in_{number}"][:, :1]), z[f"in_{number}"]], axis=1)
-    resized = position.resize_table(with_blur, grid, 2)
+    resized = position.resize_table(with_blur, before, grid, 2)
     np.testing.assert_array_equal(resized[:, 1:], got)
 
 
@@ -231,7 +231,7 @@ def test_mixup_and_cutmix(golden):
             cut = int(side * np.sqrt(1 - lam))  # its centre, from the side that is not cut off
             low = [first if first else last - cut for first, last in ((top, bottom), (left, right))]
             centre = np.array(low) + cut // 2
-            ours, weight = mixup.cutmix_box(jnp.asarray(lam), jnp.asarray(centre, jnp.float32), side)
+            ours, weight = mixup.cutmix_box(jnp.asarray(lam), jnp.asarray(centre, jnp.float32), (side, side))
             np.testing.assert_array_equal(ours, inside)
             np.testing.assert_allclose(weight, z[f"batch{number}_lam_used"], atol=1e-6)
             mix = mixup.Mix(weight, ours)

@@ -357,7 +357,7 @@ def test_another_image_size_resizes_the_positions():
     assert "image_size=24 (the checkpoint has 16)" in lines[1]
     network = networks.build(config, 2)
     taken = warm_start.fit(source, jax.eval_shape(network.init), network).params
-    want = position.resize_table(position.sincos_2d(32, 4, 2)[None], 6, 2)
+    want = position.resize_table(position.sincos_2d(32, 4, 2)[None], 4, 6, 2)
     np.testing.assert_array_equal(taken["pos_embed"], want)
 
 

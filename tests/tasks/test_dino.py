@@ -51,11 +51,11 @@ def test_koleo_is_the_log_of_the_distance_to_the_nearest():
     np.testing.assert_allclose(losses.koleo(jnp.asarray(x)), -np.log(distance.min(axis=1)), atol=1e-5)
 
 
-@pytest.mark.parametrize(("old", "new"), [(4, 2), (2, 4), (3, 3)])
+@pytest.mark.parametrize(("old", "new"), [((4, 4), (2, 2)), ((2, 5), (4, 4)), ((3, 2), (3, 2))])
 def test_positions_are_resized_in_the_step_as_elsewhere(old, new):
-    table = np.random.default_rng(0).standard_normal((1, 1 + old * old, 6)).astype(np.float32)
-    got = jax.jit(lambda x: position.resized(x, new))(table)
-    np.testing.assert_allclose(got, position.resize_table(table, new), atol=1e-6)
+    table = np.random.default_rng(0).standard_normal((1, 1 + old[0] * old[1], 6)).astype(np.float32)
+    got = jax.jit(lambda x: position.resized(x, old, new))(table)
+    np.testing.assert_allclose(got, position.resize_table(table, old, new), atol=1e-6)
 
 
 def test_masks_are_shares_of_the_patches_of_some_images():

@@ -129,7 +129,10 @@ class ConvMAE(nn.Module):
         self.classifies = network["kind"] == "classify"
         widths = [network["in_chans"], *network["stem_dims"], network["embed_dim"]]
         ratio, D = network["mlp_ratio"], network["embed_dim"]
-        self.grid = network["image_size"] // PATCH
+        size = network["image_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        self.grid = (height // PATCH, width // PATCH)
+        self.num_patches = self.grid[0] * self.grid[1]
         for stage in range(3):
             setattr(self, f"patch_embed{stage + 1}", Embedding(widths[stage], widths[stage + 1], STEPS[stage]))
         self.patch_embed4 = nn.Linear(D, D)
@@ -137,7 +140,7 @@ class ConvMAE(nn.Module):
             blocks = nn.ModuleList(ConvBlock(widths[stage], ratio) for _ in range(depth))
             setattr(self, f"blocks{stage}", blocks)
         self.blocks3 = nn.ModuleList(Block(D, network["num_heads"], ratio) for _ in range(network["depth"]))
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2, D))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_patches, D))
         if self.classifies:
             self.fc_norm, self.head = nn.LayerNorm(D, 1e-6), nn.Linear(D, network["num_classes"])
             return
@@ -146,7 +149,7 @@ class ConvMAE(nn.Module):
         self.norm = nn.LayerNorm(D, 1e-6)
         inner = network["decoder_embed_dim"]
         self.decoder_embed, self.mask_token = nn.Linear(D, inner), nn.Parameter(torch.zeros(1, 1, inner))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, self.grid**2, inner))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, self.num_patches, inner))
         heads = network["decoder_num_heads"]
         self.decoder_blocks = nn.ModuleList(Block(inner, heads, ratio) for _ in range(network["decoder_depth"]))
         self.decoder_norm = nn.LayerNorm(inner, 1e-6)
@@ -158,7 +161,7 @@ class ConvMAE(nn.Module):
             x = getattr(self, f"patch_embed{stage}")(x)
             seen = None
             if visible is not None:
-                square = visible.reshape(-1, 1, self.grid, self.grid)
+                square = visible.reshape(-1, 1, *self.grid)
                 seen = square.repeat_interleave(times, 2).repeat_interleave(times, 3)
             for block in getattr(self, f"blocks{stage}"):
                 x = block(x, seen)
@@ -170,7 +173,7 @@ class ConvMAE(nn.Module):
         """`(B, C, H, W)` -> tokens `(B, K, D)`; keep: numbers of the visible patches `(B, K)`, None for all."""
         visible = None
         if keep is not None:
-            visible = torch.zeros(len(x), self.grid**2).scatter(1, keep, 1.0)
+            visible = torch.zeros(len(x), self.num_patches).scatter(1, keep, 1.0)
         maps, x = self._stem(x, visible)
         first, second = self.stage1_output_decode(maps[0]), self.stage2_output_decode(maps[1])
         added = (first + second).flatten(2).transpose(1, 2)
@@ -183,7 +186,7 @@ class ConvMAE(nn.Module):
 
     def forward(self, x: torch.Tensor, mask_ratio: float = 0.0, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Predicted patches `(B, L, P*P*C)`; noise: `(B, L)`, the patches with the smallest values stay visible."""
-        L = self.grid**2
+        L = self.num_patches
         if mask_ratio == 0:
             y = self.decoder_embed(self.encode(x))
         else:

@@ -103,12 +103,20 @@ def resize_matrix(length: int, out: int, size: int) -> torch.Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
-def sincos_2d(dim: int, grid: int, prefix: int) -> torch.Tensor:
-    """MAE's fixed table `(1, prefix + grid * grid, dim)`: columns in the first half of the channels, zero prefix."""
+def pair(value: int | list[int]) -> tuple[int, int]:
+    """(height, width), from one number or two."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def sincos_2d(dim: int, grid: tuple[int, int], prefix: int) -> torch.Tensor:
+    """MAE's fixed table `(1, prefix + L, dim)`: columns in the first half of the channels, zero prefix."""
     omega = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * omega
-    axis = torch.cat([angles.sin(), angles.cos()], 1)
-    column, row = axis.repeat(grid, 1), axis.repeat_interleave(grid, 0)
+
+    def axis(length: int) -> torch.Tensor:
+        angles = torch.arange(length, dtype=torch.float64)[:, None] * omega
+        return torch.cat([angles.sin(), angles.cos()], 1)
+
+    column, row = axis(grid[1]).repeat(grid[0], 1), axis(grid[0]).repeat_interleave(grid[1], 0)
     table = torch.cat([column, row], 1)
     return torch.cat([torch.zeros(prefix, dim, dtype=torch.float64), table])[None].float()
 
@@ -189,7 +197,9 @@ class D2MAE(nn.Module):
         super().__init__()
         self.config = c = config
         D, P, C = c["embed_dim"], c["patch_size"], c["in_chans"]
-        self.grid = c["image_size"] // P
+        height, width = pair(c["image_size"])
+        self.grid = (height // P, width // P)
+        self.num_patches = self.grid[0] * self.grid[1]
         self.sigmas = c["sigmas"]
         self.searcher: list[D2MAE] = []  # a list, so that its weights are not counted as this one's
         self.conditioning = c["conditioning"]
@@ -232,7 +242,7 @@ class D2MAE(nn.Module):
         level: int | None = None,
         degraded: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Preprocess one image: blur, resize, crop the centre, normalise; returns `(1, C, S, S)`.
+        """Preprocess one image: blur, resize, crop the centre, normalise; returns `(1, C, H, W)`.
 
         image: `(H, W)` or `(H, W, 3)`, gray levels 0..255.
         level: the blur level; 0 is the sharp image.
@@ -258,28 +268,28 @@ class D2MAE(nn.Module):
         return ((x - mean) / std)[None]
 
     def _resize(self, x: torch.Tensor, clip: bool = True) -> torch.Tensor:
-        """The short side to `resize_to`, then the central part; columns first and clipped, as Pillow does."""
-        size, to = self.config["image_size"], self.config["resize_to"]
+        """Cover `resize_to`, then cut the central part; columns first and clipped, as Pillow does."""
+        size, (high, wide) = pair(self.config["image_size"]), pair(self.config["resize_to"])
         height, width = x.shape[1:]
-        short = min(height, width)
-        rows = resize_matrix(height, to if height == short else to * height // short, size)
-        columns = resize_matrix(width, to if width == short else to * width // short, size)
+        by_height = high * width >= wide * height
+        rows = resize_matrix(height, high if by_height else wide * height // width, size[0])
+        columns = resize_matrix(width, high * width // height if by_height else wide, size[1])
         x = x @ columns.T
         x = x.clamp(0, 255) if clip else x
         return (rows @ x).clamp(0, 255)
 
     def patchify(self, x: torch.Tensor) -> torch.Tensor:
-        """`(B, C, S, S)` -> `(B, L, P*P*C)`, channel fastest."""
-        P = self.config["patch_size"]
-        B, C, g = x.shape[0], x.shape[1], self.grid
-        return x.reshape(B, C, g, P, g, P).permute(0, 2, 4, 3, 5, 1).reshape(B, g * g, P * P * C)
+        """`(B, C, H, W)` -> `(B, L, P*P*C)`, channel fastest."""
+        P, (rows, columns) = self.config["patch_size"], self.grid
+        B, C = x.shape[:2]
+        x = x.reshape(B, C, rows, P, columns, P).permute(0, 2, 4, 3, 5, 1)
+        return x.reshape(B, rows * columns, P * P * C)
 
     def unpatchify(self, patches: torch.Tensor) -> torch.Tensor:
-        """The inverse of the above: patches -> `(B, C, S, S)`."""
-        P, C = self.config["patch_size"], self.config["in_chans"]
-        B, g = patches.shape[0], self.grid
-        x = patches.reshape(B, g, g, P, P, C).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(B, C, g * P, g * P)
+        """The inverse of the above: patches -> `(B, C, H, W)`."""
+        P, C, (rows, columns) = self.config["patch_size"], self.config["in_chans"], self.grid
+        x = patches.reshape(-1, rows, columns, P, P, C).permute(0, 5, 1, 3, 2, 4)
+        return x.reshape(-1, C, rows * P, columns * P)
 
     # Network
 
@@ -318,7 +328,7 @@ class D2MAE(nn.Module):
         level: torch.Tensor | int | None = None,
         ids_keep: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`(B, C, S, S)` -> tokens `(B, prefix + L, D)` after the norm; level `(B,)` or one number."""
+        """`(B, C, H, W)` -> tokens `(B, prefix + L, D)` after the norm; level `(B,)` or one number."""
         return self.norm(self._tokens(x, level, ids_keep))
 
     def decode(self, latent: torch.Tensor, ids_restore: torch.Tensor | None = None) -> torch.Tensor:
@@ -326,7 +336,7 @@ class D2MAE(nn.Module):
         x = self.decoder_embed(latent)
         prefix, patches = x[:, : self.decoder_prefix], x[:, self.prefix :]
         if ids_restore is not None:
-            hidden = self.mask_token.expand(x.shape[0], self.grid**2 - patches.shape[1], -1)
+            hidden = self.mask_token.expand(x.shape[0], self.num_patches - patches.shape[1], -1)
             patches = torch.cat([patches, hidden], 1)
             patches = patches.gather(1, ids_restore[..., None].expand_as(patches))
         x = torch.cat([prefix, patches], 1) + self.decoder_pos_embed
@@ -342,7 +352,7 @@ class D2MAE(nn.Module):
         noise: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predicted patches `(B, L, P*P*C)` and the mask `(B, L)`, 1 where hidden; noise `(B, L)` chooses."""
-        B, L = x.shape[0], self.grid**2
+        B, L = x.shape[0], self.num_patches
         if mask_ratio == 0:
             return self.decode(self.encode(x, level)), torch.zeros(B, L)
         noise = torch.rand(B, L) if noise is None else noise

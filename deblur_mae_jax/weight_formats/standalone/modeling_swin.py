@@ -73,7 +73,8 @@ class Stem(nn.Module):
 def build(network: dict) -> SwinUNETR:
     """The network that `config.json` describes, without weights."""
     old = "img_size" in inspect.signature(SwinUNETR.__init__).parameters  # MONAI 1.4 and older
-    size = {"img_size": (network["image_size"],) * 3} if old else {}
+    sides = network["image_size"]
+    size = {"img_size": (sides,) * 3 if isinstance(sides, int) else tuple(sides)} if old else {}
     model = SwinUNETR(
         **size,
         in_channels=network["in_chans"],

@@ -1,0 +1,58 @@
+"""Convolutions as they are computed on CPUs, against XLA's own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deblur_mae_jax.models import convolution
+
+CASES = {  # side, stride, padding, depthwise
+    "one pixel": (1, 1, 0, False), "one pixel, every second": (1, 2, 0, False), "patches": (4, 4, 0, False),
+    "halving": (2, 2, 0, False), "3 x 3": (3, 1, 1, False), "3 x 3, every second": (3, 2, 1, False),
+    "depthwise": (5, 1, 2, True), "large depthwise": (7, 1, 3, True), "depthwise, halving": (2, 2, 0, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 12, 6), (2, 9, 5, 6)])
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_a_convolution(case, shape):
+    side, stride, padding, depthwise = CASES[case]
+    C, D = shape[-1], shape[-1] if depthwise else 10
+    groups = C if depthwise else 1
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape).astype(np.float32)
+    kernel = rng.standard_normal((side, side, C // groups, D)).astype(np.float32)
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )  # fmt: skip
+
+    ours = lambda x, kernel: convolution.convolve(x, kernel, stride, padding, groups)
+    with jax.default_matmul_precision("highest"):
+        want, back = jax.vjp(plain, x, kernel)
+        got, own = jax.jit(lambda x, kernel: jax.vjp(ours, x, kernel))(x, kernel)
+        np.testing.assert_allclose(got, want, atol=2e-5)
+        upstream = rng.standard_normal(want.shape).astype(np.float32)
+        for a, b in zip(own(upstream), back(upstream), strict=True):
+            np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_parameters_are_those_of_flax():
+    x = jnp.ones((1, 6, 6, 4))
+    ours = convolution.Convolution(8, 3, padding=1).init(jax.random.key(0), x)
+    flax = nn.Conv(8, (3, 3), padding=1).init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, ours, flax)
+
+
+def test_images_of_a_batch_do_not_mix_in_a_loop():
+    """Each device holds some images: the loop over places may not communicate."""
+    x = jnp.ones((4, 6, 6, 8))
+    loss = lambda kernel: convolution.depthwise(x, kernel).sum()
+    per_image = jax.vmap(lambda x: jax.grad(lambda k: convolution.depthwise(x[None], k).sum())(jnp.ones((3, 3, 1, 8))))(
+        x
+    )
+    np.testing.assert_allclose(jax.grad(loss)(jnp.ones((3, 3, 1, 8))), per_image.sum(0), rtol=1e-6)
