@@ -17,6 +17,7 @@ from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.input_pipeline.volumes import VolumeInputs, first_voxel
 from deblur_mae_jax.models import position, swin2d
 from deblur_mae_jax.pretrained import inherit
+from deblur_mae_jax.reports import page
 
 TRAINED = [name for name in tiny.CONFIGS if tiny.identity(name).kind]
 WORDS = ["upernet:vit", "upernet:beit", "upernet:swin", "upernet:convvit", "simmim:beit"]
@@ -192,3 +193,11 @@ def test_a_small_volume_is_centred_in_a_flat_crop():
     got = np.asarray(net.inputs.evaluate(examples, stream_keys(0, 0, jnp.arange(1)))["inputs"][0])
     np.testing.assert_array_equal(got[6:26, :, 1:31], volume[:, 3:67])
     assert not got[:6].any() and not got[26:].any() and not got[:, :, 31:].any()
+
+
+def test_pictures_of_wide_images_are_whole():
+    wide = np.zeros((48, 96, 1))
+    wide[:, -4:] = 255
+    picture = np.asarray(page.sheet([[wide, wide]], ["a", "b"], [""]))
+    white = (picture[40:100] == 255).all(axis=(0, 2))
+    assert picture.shape[1] > 2 * 2 * 144 and (np.diff(np.flatnonzero(white)) > 1).sum() == 2  # gaps: margin, a, b

@@ -194,7 +194,7 @@ def operate(image: jax.Array, d: Draw, fill: jax.Array) -> jax.Array:
     mapped = jnp.where(is_operation("color"), _blend(gray, mapped, factor), mapped)
     smooth = _smooth(mapped)
     mapped = jnp.where(is_operation("sharpness"), _blend(smooth, mapped, factor), mapped)
-    moved = affine(mapped, _matrix(*image.shape[:2], is_operation, d), fill)
+    moved = affine(mapped, _matrix(image.shape[0], image.shape[1], is_operation, d), fill)
     geometric = jnp.stack([is_operation(n) for n in OPERATIONS if n.startswith(("rotate", "shear", "translate"))]).any()
     return jnp.where(geometric, moved, mapped)
 

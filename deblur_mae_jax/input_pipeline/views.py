@@ -134,7 +134,8 @@ def blur(image: jax.Array, sigma: jax.Array, largest: float) -> jax.Array:
     largest: the largest sigma that can occur, pixels.
     """
     reach = max(1, round(REACH * largest))
-    return crop_resize.render(image, *(_blurring(size, sigma, reach) for size in image.shape[:2]))
+    rows, cols = (_blurring(size, sigma, reach) for size in image.shape[:2])
+    return crop_resize.render(image, rows, cols)
 
 
 def _blurring(size: int, sigma: jax.Array, reach: int) -> jax.Array:

@@ -36,16 +36,17 @@ def sheet(rows: list[list[np.ndarray]], columns: list[str], labels: list[str], t
     lines = [label.split("\n") for label in labels]
     margin = max((int(font.getlength(word)) for words in lines for word in words), default=0)
     margin += 2 * GAP if margin else GAP
-    width = margin + len(columns) * (tile + GAP)
-    out = Image.new("RGB", (width, 26 + len(rows) * (tile + GAP)), "white")
+    tiles = [[_tile(image, tile) for image in row] for row in rows]
+    wide = max(image.width for row in tiles for image in row) + GAP
+    out = Image.new("RGB", (margin + len(columns) * wide, 26 + len(rows) * (tile + GAP)), "white")
     draw = ImageDraw.Draw(out)
     for c, name in enumerate(columns):
-        draw.text((margin + c * (tile + GAP), 6), name, fill="black", font=font)
-    for r, row in enumerate(rows):
+        draw.text((margin + c * wide, 6), name, fill="black", font=font)
+    for r, row in enumerate(tiles):
         top = 26 + r * (tile + GAP)
         draw.multiline_text((GAP, top + 4), labels[r], fill="black", font=font)
         for c, image in enumerate(row):
-            out.paste(_tile(image, tile), (margin + c * (tile + GAP), top))
+            out.paste(image, (margin + c * wide, top))
     return out
 
 
