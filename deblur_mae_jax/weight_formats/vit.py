@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax import config as fields
+from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.weight_formats.contract import Inferred, State, Weights
 
@@ -131,14 +132,15 @@ def infer(weights: Weights) -> Inferred:
             return Inferred(saved, classes, [])
         if saved["model.name"] not in ("vit_mae", "siamese_vit", "vit_diffmae", "vit_dino") or has_decoder:
             return Inferred(saved, classes, [])
-    values, classes, notes = _from_shapes(weights)
+    values, classes, notes = _from_shapes(weights, saved or {})
     if saved is not None:  # an exported encoder without its decoder or its projector
         same = {k: v for k, v in saved.items() if k in values and k not in ("task.name", "model.name")}
         return Inferred(values | same, classes, [])
     return Inferred(values, classes, notes)
 
 
-def _from_shapes(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]]:
+def _from_shapes(weights: Weights, saved: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """(config, classes, notes). saved: the config of the header, which alone says the size of images not square."""
     state, config = weights.state, weights.config
     notes: list[str] = []
     for name, axes in _AXES.items():
@@ -148,8 +150,8 @@ def _from_shapes(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]
             raise UserError(f"'{name}' has the shape {state[name].shape}; expected {_EXPECTED[name]}")
     width, chans, patch, other = state["patch_embed.proj.weight"].shape
     tokens = state["pos_embed"].shape[1] - (2 if has_levels(state) else 1)
-    grid = round(tokens**0.5)
-    if grid * grid != tokens or patch != other or chans not in (1, 3):
+    size = saved.get("image_size", round(tokens**0.5) * patch)
+    if sides.count(size, patch) != tokens or patch != other or chans not in (1, 3):
         raise UserError(
             f"the network is not for square images of 1 or 3 channels (patches {patch} x {other}, "
             f"{tokens} positions, {chans} channels)"
@@ -160,7 +162,7 @@ def _from_shapes(weights: Weights) -> tuple[dict[str, Any], list[str], list[str]
     values |= {k: v for k, v in fields.without_source(2).items() if k in values and values[k] is None}
     mlp = state["blocks.0.mlp.fc1.weight"].shape[0] / width
     values |= {
-        "image_size": grid * patch,
+        "image_size": size,
         "model.patch_size": patch,
         "model.in_chans": chans,
         "model.embed_dim": width,
