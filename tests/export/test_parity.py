@@ -140,7 +140,7 @@ def test_crops_equal_torchvisions():
         F.resized_crop(Image.fromarray(gray), top, left, height, width, [224, 224], InterpolationMode.BICUBIC)
     )
     # Where Pillow does its two passes in the other order, overshoot is clipped elsewhere.
-    difference = abs(render(image, size, box, 224) - want)
+    difference = abs(render(image, size, box, (224, 224)) - want)
     assert np.quantile(difference, 0.999) <= 1.5
     boxes = jax.vmap(lambda key: crop_resize.random_resized_crop(key, size))(jax.random.split(jax.random.key(0), 3000))
     torch.manual_seed(0)
