@@ -883,18 +883,27 @@ def beit(preset: str = "paper") -> ConfigDict:
     return _make("beit", "upstream" if preset == "repo" else preset)
 
 
-def linear_probe() -> ConfigDict:
-    """A linear classifier on the frozen encoder (He et al. 2022, table 10): LARS, plain crops."""
-    config = _make("finetuning")
+PROBED = {"vit": "finetuning", "beit": "beit", "convvit": "convvit", "resnet": "backbones", "convnext": "backbones",
+          "swin": "swin2d"}  # fmt: skip
+
+
+def linear_probe(network: str = "vit") -> ConfigDict:
+    """A linear classifier on the frozen encoder (He et al. 2022, table 10): LARS, plain crops.
+
+    network: "vit", with a BatchNorm before the classifier, or "beit", "convvit", "resnet", "convnext" or "swin", whose
+        features the classifier reads as they are.
+    """
+    config = _make(PROBED[network])
+    if PROBED[network] in ("backbones", "swin2d"):
+        config.model.name = "swin2d" if network == "swin" else network
     return change(config, {
         "task.frozen": True,
         "task.label_smoothing": 0.0,
         "task.mixup": 0.0,
         "task.cutmix": 0.0,
         "data.crop_rejection": False,
-        "model.pool": "cls",
+        **({"model.pool": "cls", "model.probe": True} if network == "vit" else {"optim.layer_decay": 1.0}),
         "model.drop_path": 0.0,
-        "model.probe": True,
         "model.head_init": 0.01,
         "augment.rand_augment": "",
         "augment.erase_probability": 0.0,

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from flax import traverse_util
 from tiny_runs import classifier, fine, go, lines, pretraining
 
 from deblur_mae_jax import config as fields
@@ -16,6 +17,7 @@ from deblur_mae_jax import network as networks
 from deblur_mae_jax import train
 from deblur_mae_jax.commands import predict
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.pretrained import inherit, trained_network, warm_start
 from deblur_mae_jax.reports import predictions
 from deblur_mae_jax.training import checks
@@ -207,6 +209,20 @@ def test_a_linear_probe_moves_the_head_and_its_statistics_only(tmp_path):
     )
     assert float(np.abs(result.params["head_0"]["running_mean"]).max()) > 0
     assert float(np.abs(result.params["head_1"]["bias"]).max()) > 0
+
+
+@pytest.mark.parametrize("network", [name for name in fields.PROBED if name != "vit"])
+def test_a_linear_probe_of_any_network_moves_the_head_only(network):
+    config = tiny.config(f"linear_probe:{network}")
+    net = networks.build(inherit.resolve(config)[0], 2)
+    params = jax.jit(net.init)()
+    rng = np.random.default_rng(0)
+    batch = {"inputs": rng.standard_normal((2, *net.inputs.out, 1)).astype(np.float32), "label": np.array([0, 1])}
+    keys = stream_keys(0, 0, np.arange(2))
+    loss = lambda params: net.task.loss(params, batch, keys)[0].mean()
+    grads = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
+    moved = {name for name, grad in grads.items() if np.abs(grad).max() > 0}
+    assert moved and all(net.task.trains(name) and name.startswith(net.rules.heads) for name in moved)
 
 
 @pytest.mark.parametrize("name", TRANSFER)
