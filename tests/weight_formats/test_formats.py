@@ -43,7 +43,7 @@ def hollow(shapes):
 def trained_of(model, classes=()):
     """A network without weights to speak of, as `export` takes it."""
     level, image = jnp.ones((1,), jnp.int32), jnp.zeros((1, 224, 224, model.in_chans))
-    rest = (level,) if classes else (jnp.zeros((1, model.grid**2)), 0.75, level)
+    rest = (level,) if classes else (jnp.zeros((1, model.num_patches)), 0.75, level)
     shapes = jax.eval_shape(lambda key: model.init(key, image, *rest), jax.random.key(0))["params"]
     name = "finetune" if classes else "mae_thyroid"
     config = tiny.resolved(name, image_size=224, model__patch_size=model.patch_size, model__in_chans=3)
@@ -103,7 +103,7 @@ def test_formats_and_back_are_exact(format, pool):
     state = load_file(GOLDEN / f"{name}.safetensors")
     state.pop("head.0.num_batches_tracked", None)
     task = "masked_recon" if pool == "pre-training" else "classify"
-    network = {"conditioning": "none", "task": task, "pool": pool, "num_classes": 3}
+    network = {"conditioning": "none", "task": task, "pool": pool, "num_classes": 3, "image_size": 32}
     there = format.from_ours(network, state).state
     back = contract.recognise(there).to_ours(there)
     want = state if format is mae else shared.fold_probe(state)
@@ -120,7 +120,7 @@ def test_formats_and_back_are_exact(format, pool):
 
 
 def test_names_of_every_version_of_transformers():
-    network = {"conditioning": "none", "task": "masked_recon"}
+    network = {"conditioning": "none", "task": "masked_recon", "image_size": 32}
     state = huggingface.from_ours(network, load_file(GOLDEN / "mae_p8c3.safetensors")).state
     newer = {}
     for name, value in state.items():
