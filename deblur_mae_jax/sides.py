@@ -37,16 +37,16 @@ def written(size: Any) -> str:
     return str(size) if isinstance(size, int) else " x ".join(str(side) for side in size)
 
 
-def checked(size: Any, axes: int, smallest: int = SMALLEST) -> Size:
+def checked(size: Any, axes: int) -> Size:
     """`config.image_size` as one number if all sides are equal, and as a tuple otherwise. Raises `UserError`.
 
     axes: spatial axes of the images, 2 or 3.
     """
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size,) * axes
     whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
-    if len(sides) != axes or not whole or min(sides) < smallest:
+    if len(sides) != axes or not whole or min(sides) < SMALLEST:
         raise UserError(
-            f"config.image_size={size!r} must be one number of at least {smallest} "
+            f"config.image_size={size!r} must be one number of at least {SMALLEST} "
             f"{'pixels' if axes == 2 else 'voxels'}, or {axes} of them: {AXES[axes]}"
         )
     return sides[0] if len(set(sides)) == 1 else sides

@@ -295,7 +295,7 @@ def online(labels: Supervision, source: TrainedNetwork, network: Network) -> Any
     assert labels.setting is not None
     before = source.network
     levels = blur_search.candidates(before.inputs.degradation.num_levels, labels.setting.step)
-    if before.inputs.image_size != network.inputs.image_size:
+    if before.inputs.out != network.inputs.out:
         raise UserError(
             f"config.search.setting=online needs config.image_size={before.inputs.image_size}, the "
             f"size the network of config.init_from was trained at, not {network.inputs.image_size}"
