@@ -29,5 +29,4 @@ def get_config():
     config.optim.base_lr = 8e-3
     config.optim.epochs = 15.0
     config.report.every_epochs = 1.5
-    config.report.bootstrap = 500
     return config

@@ -391,7 +391,6 @@ MONITOR: Group = {
     "monitor_share": Field(0.02, "Largest share of the run's time that this takes, after the first judgement."),
 }  # fmt: skip
 REPORT_LABELS: Group = {
-    "bootstrap": Field(1000, "Resamples of the confidence intervals."),
     "audit": Field("near", "Search for copies across splits: near (perceptual hashes too) | identical."),
 }
 REPORT_SEGMENTATION: Group = {

@@ -4,10 +4,10 @@
     python scripts/compare_runs.py --folds --a runs/mae_fold* --b runs/d2mae_fold*
 
 Runs judged on the same test images are compared pair by pair: AUROC by DeLong's test, accuracy by McNemar's exact
-test, both per patient if patients have several images; macro F1 by a bootstrap over patients. P-values are
+test, both per patient if patients have several images; macro F1 by an interval over patients. P-values are
 adjusted for the number of pairs by Holm's method. The last column of each test is the smallest difference that this
 test set can detect with 80 % power; detecting a smaller one needs a larger set. Segmentations are compared in
-Dice and distances by a bootstrap over patients, Dice also by Wilcoxon's signed-rank test. With --folds, the two methods
+Dice and distances by intervals over patients, Dice also by Wilcoxon's signed-rank test. With --folds, the two methods
 are compared over the folds of a cross-validation by the corrected resampled t-test (Nadeau and Bengio 2003).
 """
 
@@ -29,7 +29,6 @@ def parse(arguments=None):
     parser.add_argument("--a", nargs="*", default=[], help="with --folds: the runs of one method")
     parser.add_argument("--b", nargs="*", default=[], help="with --folds: the runs of the other method")
     parser.add_argument("--metric", default="", help="with --folds; f1_macro or dice if unset")
-    parser.add_argument("--resamples", type=int, default=1000)
     return parser.parse_args(arguments)
 
 
@@ -67,7 +66,7 @@ def compare(arguments):
         print(f"{run.name:24s} {'  '.join(parts)}")
         for line in run.numbers.get("leakage", []):
             print(f"  LEAK  {line}")
-    for row in comparison.pairs(runs, arguments.resamples):
+    for row in comparison.pairs(runs):
         print(
             f"\n{row['a']} minus {row['b']}, {row['images']} images of {row['patients']} patients, "
             f"tests per {row['unit']}"
@@ -75,7 +74,7 @@ def compare(arguments):
         if "dice" in row:
             for name in comparison.COMPARED:
                 low, high = row[f"{name}_interval"]
-                print(f"  {name:18s} {row[name]:+.4f} ({low:+.3f} to {high:+.3f}, bootstrap over patients)")
+                print(f"  {name:18s} {row[name]:+.4f} ({low:+.3f} to {high:+.3f}, over patients)")
             p, holm = row["wilcoxon"], row["wilcoxon_holm"]
             print(f"  Wilcoxon, Dice     p {p:.3g}, Holm {holm:.3g}  shows {row['smallest']:.3f}")
             continue
@@ -83,7 +82,7 @@ def compare(arguments):
             print(f"  AUROC     {_test(row['auroc'], row['auroc_holm'])}")
         print(f"  accuracy  {_test(row['accuracy'], row['accuracy_holm'])}")
         low, high = row["f1_macro_interval"]
-        print(f"  macro F1  {row['f1_macro']:+.4f} ({low:+.3f} to {high:+.3f}, bootstrap over patients)")
+        print(f"  macro F1  {row['f1_macro']:+.4f} ({low:+.3f} to {high:+.3f}, over patients)")
 
 
 def main():

@@ -2,8 +2,8 @@
 
 PRESETS = ("cpu", "full")
 
-# A network of width 128 on 64-pixel phantoms. As in configs/quickstart.py, the blur follows the resize, which would
-# otherwise hide it. There are few labels because the simulated classes are easy to distinguish.
+# A network of width 128 on 64-pixel images. As in configs/quickstart.py, the blur follows the resize, which would
+# otherwise hide it.
 _CPU_PRETRAIN = {
     "image_size": 64,
     "model.patch_size": 8,
@@ -14,8 +14,6 @@ _CPU_PRETRAIN = {
     "model.decoder_depth": 2,
     "model.decoder_num_heads": 4,
     "task.blur_site": "network",
-    "data.name": "phantoms",
-    "data.num_images": 600,
     "data.num_threads": 2,
     "optim.batch_size": 32,
     "optim.base_lr": 1.2e-2,
@@ -25,11 +23,7 @@ _CPU_PRETRAIN = {
     "log.tensorboard": False,
 }
 _CPU_FINETUNE = {
-    "data.name": "phantoms",
-    "data.num_images": 600,
-    "data.phantom_seed": 1,
     "data.num_threads": 2,
-    "data.fraction": 0.15,
     "data.crop_scale": (0.6, 1.0),
     "task.mixup": 0.0,
     "task.cutmix": 0.0,
@@ -41,8 +35,12 @@ _CPU_FINETUNE = {
     "optim.base_lr": 8e-3,
     "optim.epochs": 25.0,
     "report.every_epochs": 2.5,
-    "report.bootstrap": 200,
     "log.tensorboard": False,
+}
+# The images where the user gives none. There are few labels because the simulated classes are easy to distinguish.
+_PHANTOMS = {
+    "pretrain": {"data.name": "phantoms", "data.num_images": 600},
+    "finetune": {"data.name": "phantoms", "data.num_images": 600, "data.phantom_seed": 1, "data.fraction": 0.15},
 }
 # A run from scratch has no network to inherit the size from.
 _CPU_SIZE = {k: v for k, v in _CPU_PRETRAIN.items() if k in (
@@ -50,15 +48,19 @@ _CPU_SIZE = {k: v for k, v in _CPU_PRETRAIN.items() if k in (
 
 
 def preset(name: str) -> dict:
-    """Overrides for all pre-training and all fine-tuning runs, and the fine-tuning seeds."""
+    """Overrides for all pre-training and all fine-tuning runs, and the fine-tuning seeds.
+
+    `phantoms` are the overrides of runs for which the user gives no images.
+    """
     if name == "cpu":
         return {
             "pretrain": dict(_CPU_PRETRAIN),
             "finetune": dict(_CPU_FINETUNE),
             "scratch": dict(_CPU_SIZE),
+            "phantoms": _PHANTOMS,
             "seeds": (0, 1, 2),
         }
-    return {"pretrain": {}, "finetune": {}, "scratch": {}, "seeds": (0, 1, 2, 3, 4)}
+    return {"pretrain": {}, "finetune": {}, "scratch": {}, "phantoms": {}, "seeds": (0, 1, 2, 3, 4)}
 
 
 def gaussian(preset_name: str, sigma: float = 1.1) -> str:

@@ -22,5 +22,5 @@ def get_study(preset):
         }
         for setting, f1 in settings
     }
-    study["title"] = "D2MAE: the blur of the downstream images"
+    study |= {"title": "D2MAE: the blur of the downstream images", "reference": "none"}
     return study

@@ -12,16 +12,19 @@ from studies import common
 
 _SIZE = {"image_size": 32, "model.variant": "12"}
 _PRETRAIN = {
-    **_SIZE, "data.name": "phantoms3d", "data.num_images": 48, "data.side": 48, "data.num_threads": 2,
+    **_SIZE, "data.num_threads": 2,
     "optim.batch_size": 2, "optim.base_lr": 2e-3, "optim.steps": 300, "optim.warmup_steps": 30,
     "checkpoint.every_epochs": 100.0, "report.every_epochs": 1000.0, "log.tensorboard": False,
 }  # fmt: skip
 _FINETUNE = {
-    "data.name": "phantoms3d", "data.num_images": 40, "data.side": 48, "data.phantom_seed": 1, "data.num_threads": 2,
-    "data.crops_per_image": 1, "optim.batch_size": 2, "optim.base_lr": 2e-3, "optim.steps": 120,
+    "data.num_threads": 2, "data.crops_per_image": 1, "optim.batch_size": 2, "optim.base_lr": 2e-3, "optim.steps": 120,
     "optim.warmup_steps": 12, "infer.overlap": 0.25, "checkpoint.every_epochs": 100.0, "report.every_epochs": 100.0,
-    "report.bootstrap": 200, "log.tensorboard": False,
+    "log.tensorboard": False,
 }  # fmt: skip
+_PHANTOMS = {
+    "pretrain": {"data.name": "phantoms3d", "data.num_images": 48, "data.side": 48},
+    "finetune": {"data.name": "phantoms3d", "data.num_images": 40, "data.side": 48, "data.phantom_seed": 1},
+}
 _FETA = {"from scratch": (83.9, 61.8), "3-D MAE": (83.8, 62.5), "DAE": (84.2, 65.1)}
 
 
@@ -32,6 +35,7 @@ def get_study(preset):
         "pretrain": _PRETRAIN if small else {},
         "finetune": _FINETUNE if small else {},
         "scratch": {**_SIZE, "model.patch_embed": "unet_basic", "model.merge_order": "legacy"} if small else {},
+        "phantoms": _PHANTOMS if small else {},
         "seeds": common.preset(preset)["seeds"],
         "title": "Disruptive Autoencoders",
         "methods": {},

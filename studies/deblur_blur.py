@@ -15,4 +15,5 @@ def get_study(preset):
         "motion": f"blur.motion({side})",
         "defocus": f"blur.defocus({side})",
     }
-    return common.ablation(preset, "DeblurrMAE: kind of blur", {k: {"task.degrade": v} for k, v in kinds.items()})
+    study = common.ablation(preset, "DeblurrMAE: kind of blur", {k: {"task.degrade": v} for k, v in kinds.items()})
+    return study | {"reference": "no blur"}

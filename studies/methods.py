@@ -36,5 +36,5 @@ def get_study(preset):
             **{"task.degrade": common.levels(preset)},
         ),
     }
-    study["title"] = "Methods"
+    study |= {"title": "Methods", "reference": "MAE"}
     return study

@@ -111,7 +111,7 @@ def get_study(preset):
         ),
         "D2MAE": _pretrained(study, "d2mae_thyroid", ours, **{"task.degrade": common.levels(preset)}),
     }  # fmt: skip
-    study |= {"title": "The papers' tables", "pretrain": {}, "quoted": QUOTED}
+    study |= {"title": "The papers' tables", "pretrain": {}, "quoted": QUOTED, "reference": "MAE (ultrasound)"}
     for method in study["methods"].values():
         method.setdefault("finetune_overrides", _known(method.get("finetune", "finetune"), study["finetune"]))
     study["finetune"] = {}

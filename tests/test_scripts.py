@@ -1,6 +1,7 @@
 """The scripts, as a user runs them."""
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -178,11 +179,90 @@ def test_every_study_can_be_planned(path, tmp_path):
     for preset in ("cpu", "full"):
         arguments = study.parse([str(path), f"--output={tmp_path}", f"--preset={preset}", "--folds=0,1"])
         runs = study.plan(study.load(path, preset), arguments)
-        folders = [run[4] for run in runs]
+        folders = [run.folder for run in runs]
         assert len(set(folders)) == len(folders)
-        fine = [run for run in runs if run[0] == "finetune"]
-        made = {str(run[4]) for run in runs if run[0] == "pretrain"}
-        assert all(run[6].get("init_from", next(iter(made), "")) in made for run in fine)
+        fine = [run for run in runs if run.kind == "finetune"]
+        made = {str(run.folder) for run in runs if run.kind == "pretrain"}
+        assert all(run.overrides.get("init_from", next(iter(made), "")) in made for run in fine)
+
+
+def planned(tmp_path, name, *options):
+    """The runs of a study of this repository."""
+    path = ROOT / "studies" / f"{name}.py"
+    arguments = study.parse([str(path), f"--output={tmp_path}", *options])
+    return study.plan(study.load(path, arguments.preset), arguments)
+
+
+def test_every_pre_training_seed_has_its_own_fine_tunings(tmp_path):
+    runs = planned(tmp_path, "methods", "--pretrain_seeds=0,5", "--seeds=0,1,2")
+    before = {run.folder: run.training for run in runs if run.kind == "pretrain"}
+    assert sorted(set(before.values())) == [0, 5]
+    fine = [run for run in runs if run.kind == "finetune" and run.training != ""]
+    assert {before[Path(run.overrides["init_from"])] == run.training for run in fine} == {True}
+    once = planned(tmp_path, "methods", "--seeds=0,1,2")
+    # The runs of the first seed are those of a study without more seeds.
+    assert {run.folder for run in once} < {run.folder for run in runs}
+
+
+def test_images_of_the_user_replace_phantoms(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\n")
+    options = [f"--finetune_root={tmp_path / 'list.csv'}", f"--pretrain_root={tmp_path}"]
+    for run in planned(tmp_path, "methods", *options):
+        assert run.overrides.get("data.name") == ("manifest" if run.kind == "finetune" else None)
+        assert not any(name in run.overrides for name in ("data.fraction", "data.phantom_seed", "data.num_images"))
+    assert all(run.overrides["data.name"] == "phantoms" for run in planned(tmp_path, "methods"))
+
+
+def kept_study(folder, shift=0.3):
+    """Two methods with two pre-training and two fine-tuning seeds each, and a quoted one, on 60 patients."""
+    rng = np.random.default_rng(0)
+    patients = np.array([f"p{i // 2}" for i in range(120)])
+    labels = (np.arange(120) // 2 % 2).astype(float)
+    hard = rng.normal(size=120)
+    networks = []
+    for method, gain in (("plain", 0.0), ("better, sharper", shift)):
+        for training, seed in itertools.product("01", (0, 1)):
+            score = (1 + gain) * labels + 0.5 * hard + 0.1 * rng.normal(size=120)
+            p = 1 / (1 + np.exp(-4 * (score - 0.5)))
+            columns = {"label": labels, "p_benign": 1 - p, "p_malignant": p}
+            images = np.array([f"image {i}" for i in range(120)])
+            networks.append(study.table.Network(method, training, seed, 0, images, patients, columns))
+    about = {"state": "run", "leakage": False, "paper": {"auroc": 95.5}}
+    quoted = {"state": "quoted", "leakage": False, "paper": {"accuracy": 87.44}}
+    facts = {"title": "Two methods", "reference": "plain", "quotes": ["F1 on LEPset"], "phantoms": True,
+             "methods": {"plain": about, "better, sharper": about, "of others": quoted}}  # fmt: skip
+    study.table.keep(networks, facts, folder)
+    return networks, facts
+
+
+def test_the_table_of_a_study_can_be_written_again_from_its_cases(tmp_path):
+    networks, facts = kept_study(tmp_path)
+    read, same = study.table.kept(tmp_path)
+    assert same == facts and len(read) == len(networks)
+    for a, b in zip(networks, read, strict=True):
+        assert (a.method, a.training, a.seed, a.fold) == (b.method, b.training, b.seed, b.fold)
+        assert (a.patients == b.patients).all()
+        np.testing.assert_allclose(b.columns["p_malignant"], a.columns["p_malignant"], rtol=1e-5)
+    done = subprocess.run([sys.executable, "scripts/study.py", f"--rebuild={tmp_path}"], cwd=ROOT, capture_output=True,
+                          text=True, timeout=100)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "table.md").read_text()
+    assert "Difference from plain" in text and "60 test patients" in text and "Simulated phantoms" in text
+    assert "| of others | quoted | 0 |" in text
+    first = study.table.rows(read, facts)[1]
+    one = [n.measure("auroc", np.ones((1, 120)))[0] for n in read if n.method == "better, sharper"]
+    assert first["auroc"]["mean"] == pytest.approx(100 * np.mean(one))
+    apart = first["auroc_difference"]
+    assert apart["low"] < apart["value"] < apart["high"] and apart["value"] > 0
+    before = (tmp_path / "cases.csv.gz").read_bytes()
+    study.table.keep(networks, facts, tmp_path)
+    assert (tmp_path / "cases.csv.gz").read_bytes() == before  # no time of writing inside
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path):
+    done = subprocess.run([sys.executable, "scripts/study.py", f"--rebuild={tmp_path}"], cwd=ROOT, capture_output=True,
+                          text=True, timeout=100)  # fmt: skip
+    assert done.returncode == 2 and "holds no study" in done.stderr
 
 
 @pytest.mark.slow
@@ -192,7 +272,7 @@ def test_a_study_runs_what_is_missing_and_writes_one_table(tmp_path):
     fine = {k: v for k, v in (tiny.SHRINK | tiny.LABELS).items()
             if not k.startswith(("image_size", "model.", "report.num", "init_from", "optim.steps"))}  # fmt: skip
     arguments = [sys.executable, str(ROOT / "scripts" / "study.py"), str(ROOT / "studies" / "d2mae_search.py"),
-                 f"--output={tmp_path}", "--only=none,random", "--seeds=0,1", *pretrain,
+                 f"--output={tmp_path}", "--only=none;random", "--seeds=0,1", *pretrain,
                  *(f"--set={k}={v}" for k, v in fine.items()), "--set=optim.epochs=1.0",
                  "--set=optim.warmup_epochs=0.2"]  # fmt: skip
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=280)
@@ -206,4 +286,5 @@ def test_a_study_runs_what_is_missing_and_writes_one_table(tmp_path):
     assert float(rows[0]["accuracy_mean"]) == pytest.approx(100 * np.mean(values))
     again = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert again.stdout.count("done before") == 5
-    assert "not over test cases" in (tmp_path / "table.md").read_text()
+    assert "test patients and trainings" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "cases.csv.gz").exists()

@@ -40,7 +40,6 @@ LABELS = {
     "data.num_images": 45,
     "search.cache": "",
     "report.every_epochs": 1.0,
-    "report.bootstrap": 20,
     "optim.epochs": 2.0,
     "optim.warmup_epochs": 0.5,
 }

@@ -9,7 +9,7 @@ from deblur_mae_jax import config as fields
 SEGMENTATION = {
     "image_size": 32, "model.variant": "12", "data.name": "phantoms3d", "data.num_images": 10, "data.side": 24,
     "data.num_threads": 2, "data.crops_per_image": 1, "optim.batch_size": 2, "optim.epochs": 1.0,
-    "optim.warmup_epochs": 0.5, "checkpoint.every_epochs": 1.0, "report.every_epochs": 1.0, "report.bootstrap": 20,
+    "optim.warmup_epochs": 0.5, "checkpoint.every_epochs": 1.0, "report.every_epochs": 1.0,
     "log.every_steps": 1, "log.tensorboard": False, "infer.batch_size": 1, "compilation_cache": "auto",
 }  # fmt: skip
 SMALL = {

@@ -114,20 +114,20 @@ def read(path: Path) -> Cases:
         raise UserError(f"'{path}' is not a table of segmentations: {error}") from error
 
 
-def entry(values: np.ndarray, patients: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
-    """`{value, low, high, cases}`: the mean over cases with a defined measure, and its BCa interval over patients."""
+def entry(values: np.ndarray, patients: np.ndarray, interval: bool) -> dict[str, Any]:
+    """`{value, low, high, cases}`: the mean over cases with a defined measure, and its interval over patients."""
     finite = np.isfinite(values)
     out: dict[str, Any] = {"value": None, "cases": int(finite.sum())}
     if finite.any():
         out["value"] = float(values[finite].mean())
-    if finite.any() and resamples:
-        interval = statistics.of_mean(values[finite], patients[finite], resamples, seed)
-        for name, end in (("low", interval.low), ("high", interval.high)):
+    if finite.any() and interval:
+        low, high = statistics.of_mean(values[finite], patients[finite])
+        for name, end in (("low", low), ("high", high)):
             out[name] = float(end) if np.isfinite(end) else None
     return out
 
 
-def summarise(table: Cases, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def summarise(table: Cases) -> dict[str, Any]:
     """Measures of every split, over labels and for each label, with intervals for the judged split."""
     splits = {str(name): table.where(table.split == name) for name in dict.fromkeys(table.split)}
     judged = "test" if "test" in splits else "val" if "val" in splits else next(iter(splits))
@@ -135,20 +135,19 @@ def summarise(table: Cases, resamples: int = 1000, seed: int = 0) -> dict[str, A
         "labels": table.labels,
         "unit": table.unit,
         "judged_on": judged,
-        "intervals": f"95 %, bootstrap over patients (BCa; percentile where it is not defined), {resamples} resamples",
+        "intervals": statistics.MEANING,
         "splits": {},
     }
     for name, cases in splits.items():
-        draws = resamples if name == judged else 0
-        patients = cases.patients
+        patients, shown = cases.patients, name == judged
         out["splits"][name] = {
             "images": len(cases),
             "patients": len(set(patients)),
             "patients_known": bool((cases.groups != "").any()),
             "missed": dict(zip(table.labels, cases.missed.tolist(), strict=True)),
-            "per_image": {m: entry(cases.mean_of_labels(m), patients, draws, seed) for m in cases.values},
+            "per_image": {m: entry(cases.mean_of_labels(m), patients, shown) for m in cases.values},
             "per_label": {
-                label: {m: entry(v[:, j], patients, draws, seed) for m, v in cases.values.items()}
+                label: {m: entry(v[:, j], patients, shown) for m, v in cases.values.items()}
                 for j, label in enumerate(table.labels)
             },
         }

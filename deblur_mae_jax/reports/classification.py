@@ -51,7 +51,7 @@ def write(
     """
     table.write(workdir.predictions)
     table = predictions.read(workdir.predictions)
-    numbers = predictions.summarise(table, notes.config["report.bootstrap"], notes.config["seed"])
+    numbers = predictions.summarise(table)
     numbers["n_train"] = int(notes.train_counts.sum())
     numbers |= {"best_step": notes.best_step, "setting": notes.setting}
     judged = table.where(table.split == numbers["judged_on"])
@@ -82,9 +82,8 @@ def _against_chance(numbers: dict[str, Any]) -> str:
     chance = 1 / present if present else float("nan")
     images = f"on {judged['images']} {numbers['judged_on']} images {page.of_patients(judged)}"
     if entry.get("low") is None:
-        return (
-            f"Balanced accuracy {entry['value']:.3f} {images}; no interval (too few patients, or no resample differs)."
-        )
+        why = "too few patients, or all are right or wrong"
+        return f"Balanced accuracy {entry['value']:.3f} {images}; no interval ({why})."
     difference = (
         "is above chance"
         if entry["low"] > chance

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.metrics import classification, segmentation, statistics
+from deblur_mae_jax.metrics import classification, segmentation, statistics, weighted
 from deblur_mae_jax.reports import cases, predictions
 from deblur_mae_jax.reports.cases import Cases
 from deblur_mae_jax.reports.predictions import Predictions
@@ -74,10 +74,10 @@ def aligned(a: Run, b: Run) -> tuple[Predictions, Predictions]:
     return first, second
 
 
-def pairs(runs: list[Run], resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+def pairs(runs: list[Run]) -> list[dict[str, Any]]:
     """Every pair of runs on the same test images, p-values adjusted by Holm's method over the pairs.
 
-    AUROC is compared by DeLong's test (two classes), accuracy by McNemar's test, macro F1 by a bootstrap over
+    AUROC is compared by DeLong's test (two classes), accuracy by McNemar's test, macro F1 by its interval over
     patients. The first two tests assume independent rows. With several images per patient they therefore compare
     patients (`unit`), by the mean probabilities of their images. For segmentations see `compare_cases`.
     """
@@ -85,10 +85,7 @@ def pairs(runs: list[Run], resamples: int = 1000, seed: int = 0) -> list[dict[st
     if len(kinds) > 1:
         raise UserError("classifiers and segmentations cannot be compared")
     if kinds == {True}:
-        rows = [
-            compare_cases(a.judged, b.judged, (a.name, b.name), resamples, seed)
-            for a, b in itertools.combinations(runs, 2)
-        ]
+        rows = [compare_cases(a.judged, b.judged, (a.name, b.name)) for a, b in itertools.combinations(runs, 2)]
         adjusted = statistics.holm([row["wilcoxon"] for row in rows])
         return [row | {"wilcoxon_holm": p} for row, p in zip(rows, adjusted, strict=True)]
     rows = []
@@ -108,9 +105,7 @@ def pairs(runs: list[Run], resamples: int = 1000, seed: int = 0) -> list[dict[st
             first.labels,
             (first.probabilities, second.probabilities),
             first.patients,
-            f1,
-            resamples,
-            seed,
+            weighted.f1_macro,
         )
         if len(patients) < len(first):
             first, second, row["unit"] = patients, second.by_patient, "patient"
@@ -145,13 +140,13 @@ def aligned_cases(a: Cases, b: Cases, names: tuple[str, str]) -> tuple[Cases, Ca
     return first, second
 
 
-def compare_cases(a: Cases, b: Cases, names: tuple[str, str], resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def compare_cases(a: Cases, b: Cases, names: tuple[str, str]) -> dict[str, Any]:
     """Compare two runs by the mean difference over cases of each measure of `COMPARED`, averaged over labels.
 
     The result has the keys
 
     <measure>: mean of a - b.
-    <measure>_interval: its BCa bootstrap interval over patients.
+    <measure>_interval: its interval over patients.
     wilcoxon: two-sided p of the signed-rank test of Dice over patients (means of their cases).
     smallest: smallest difference in Dice that this set can detect with 80 % power at the 5 % level.
     """
@@ -166,7 +161,7 @@ def compare_cases(a: Cases, b: Cases, names: tuple[str, str], resamples: int = 1
         finite = np.isfinite(difference)
         row[measure] = float(difference[finite].mean()) if finite.any() else float("nan")
         row[f"{measure}_interval"] = (
-            statistics.of_mean(difference[finite], first.patients[finite], resamples, seed)
+            statistics.of_mean(difference[finite], first.patients[finite])
             if finite.any()
             else statistics.Interval(np.nan, np.nan)
         )

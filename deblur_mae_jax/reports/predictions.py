@@ -11,11 +11,7 @@ import numpy as np
 from scipy.special import softmax
 
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.metrics import classification, statistics
-
-# Only these measures have intervals on the page; a bootstrap of all measures would take minutes.
-WITH_INTERVAL = ("accuracy", "balanced_accuracy", "f1_binary", "f1_macro", "auroc",
-                 "average_precision", "sensitivity_at_specificity")  # fmt: skip
+from deblur_mae_jax.metrics import classification, statistics, weighted
 
 
 @dataclasses.dataclass
@@ -173,23 +169,21 @@ def concatenate(tables: list[Predictions]) -> Predictions:
     return Predictions(classes=tables[0].classes, **joined)
 
 
-def measured(p: Predictions, resamples: int, seed: int = 0) -> dict[str, dict[str, Any]]:
+def measured(p: Predictions, intervals: bool) -> dict[str, dict[str, Any]]:
     """Return `{measure: {value, low, high}}`, with null for undefined values."""
     out: dict[str, dict[str, Any]] = {}
     for name, value in classification.measure(p.labels, p.probabilities).items():
         out[name] = {"value": _plain(value)}
-        if name in WITH_INTERVAL and resamples:
-            interval = statistics.over_patients(
-                p.labels, p.probabilities, p.patients, classification.METRICS[name], resamples, seed
-            )
+        if name in weighted.MEASURES and intervals:
+            interval = statistics.over_patients(p.labels, p.probabilities, p.patients, weighted.MEASURES[name])
             out[name] |= {"low": _plain(interval.low), "high": _plain(interval.high)}
     return out
 
 
-def summarise(p: Predictions, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def summarise(p: Predictions) -> dict[str, Any]:
     """Measures of every split per image and per patient, and after temperature scaling.
 
-    The temperature is fitted on the validation images. Intervals (95 %, BCa over patients) are for the
+    The temperature is fitted on the validation images. Intervals (95 %, over patients) are for the
     test split, or for the validation split if no test split exists.
     """
     splits = p.of_split
@@ -202,21 +196,20 @@ def summarise(p: Predictions, resamples: int = 1000, seed: int = 0) -> dict[str,
         "classes": p.classes,
         "judged_on": judged,
         "temperature": temperature,
-        "intervals": f"95 %, bootstrap over patients (BCa; percentile where it is not defined), {resamples} resamples",
+        "intervals": statistics.MEANING,
         "splits": {},
     }
     for name, table_of_split in splits.items():
-        draws = resamples if name == judged else 0
         patients = table_of_split.by_patient
         entry: dict[str, Any] = {
             "images": len(table_of_split),
             "patients": len(patients),
             "patients_known": table_of_split.patients_known,
             "per_class": {c: int((table_of_split.labels == i).sum()) for i, c in enumerate(p.classes)},
-            "per_image": measured(table_of_split, draws, seed),
+            "per_image": measured(table_of_split, name == judged),
         }
         if len(patients) < len(table_of_split):
-            entry["per_patient"] = measured(patients, draws, seed)
+            entry["per_patient"] = measured(patients, name == judged)
         if temperature is not None and name == judged:
             scaled = classification.scale(table_of_split.probabilities, temperature)
             entry["after_temperature"] = {

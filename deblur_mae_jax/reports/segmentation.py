@@ -41,7 +41,7 @@ def write(workdir: Workdir, table: Cases, notes: Notes) -> dict[str, Any]:
     table.write(workdir.predictions)
     table = cases.read(workdir.predictions)
     config = notes.config
-    numbers = cases.summarise(table, config["report.bootstrap"], config["seed"])
+    numbers = cases.summarise(table)
     numbers |= {
         "best_step": notes.best_step,
         "n_train": notes.n_train,

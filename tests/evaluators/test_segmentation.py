@@ -36,7 +36,7 @@ def pictures(**overrides):
     config = tiny.load("segment_images")
     foreign = ("decoder", "report", "steps")
     small = {k: v for k, v in tiny.SHRINK.items() if not any(word in k for word in foreign)}
-    small |= {"data.num_images": 30, "optim.epochs": 1.0, "optim.warmup_epochs": 0.5, "report.bootstrap": 20,
+    small |= {"data.num_images": 30, "optim.epochs": 1.0, "optim.warmup_epochs": 0.5,
               "model.width": 4, "search.cache": ""}  # fmt: skip
     return tiny_volumes.changed(config, small | tiny_volumes.dotted(overrides))
 
@@ -207,7 +207,7 @@ def test_from_pre_training_to_segmentation_and_on(tmp_path):
     assert "out" in (tmp_path / "second" / "report" / "index.html").read_text()
     values = cka.compare(cka.parse([str(tmp_path / "dae"), str(tmp_path / "first"), "--count=4"]))
     assert len(values) == 5 and all(0 < v <= 1 + 1e-6 for v in values) and values[0] > 0.9
-    rows = comparison.pairs([comparison.read_run(tmp_path / n) for n in ("first", "second")], 50)
+    rows = comparison.pairs([comparison.read_run(tmp_path / n) for n in ("first", "second")])
     assert {"dice", "dice_interval", "wilcoxon"} <= set(rows[0])
 
 

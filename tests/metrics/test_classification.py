@@ -8,9 +8,10 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn import metrics
 
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.metrics import classification, statistics
+from deblur_mae_jax.metrics import classification, statistics, weighted
 from deblur_mae_jax.reports import comparison, predictions
 from deblur_mae_jax.reports.predictions import Predictions
 
@@ -90,28 +91,22 @@ def test_temperature_scaling_calibrates_and_keeps_the_order():
     np.testing.assert_array_equal(scaled.argmax(1), over.argmax(1))
 
 
-def test_bootstrap_is_scipys_bca_where_every_image_is_a_patient(golden):
+def test_the_interval_is_that_of_a_jackknife_where_every_image_is_a_patient(golden):
     z = golden("metrics_stats")
     labels, scores = z["bsauc_labels"].astype(int), z["bsauc_scores"]
-    p = table(labels, two_columns(scores))
-    # Patients are numbered by name; the reference resamples by position.
-    order = np.argsort(p.names)
-    inverse = table(labels[np.argsort(order)], two_columns(scores)[np.argsort(order)],
-                    names=[f"{i:03d}" for i in range(len(labels))])  # fmt: skip
-    inverse.labels, inverse.probabilities = labels, two_columns(scores)
-    want = stats.bootstrap(
-        (np.arange(len(labels)),),
-        lambda i: classification.auroc(labels[i.astype(int)], two_columns(scores)[i.astype(int)]),
-        vectorized=False, n_resamples=300, method="BCa", rng=np.random.default_rng(5),
-    ).confidence_interval  # fmt: skip
-    got = statistics.over_patients(
-        inverse.labels, inverse.probabilities, inverse.patients, classification.auroc, 300, 5
-    )
-    np.testing.assert_allclose(got, want, atol=1e-12)
-    np.testing.assert_allclose(got, z["bsauc_BCa"], atol=0.03)  # other draws, 399 of them
+    p = two_columns(scores)
+    n = len(labels)
+    value = metrics.roc_auc_score(labels, scores)
+    without = np.array([metrics.roc_auc_score(np.delete(labels, i), np.delete(scores, i)) for i in range(n)])
+    error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    half = stats.t.ppf(0.975, n - 1) * error / (value * (1 - value))
+    want = 1 / (1 + np.exp(-(np.log(value / (1 - value)) + np.array([-half, half]))))
+    got = statistics.over_patients(labels, p, np.arange(n).astype(str), weighted.auroc)
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+    np.testing.assert_allclose(got, z["bsauc_BCa"], atol=0.04)  # a bootstrap of the same cases is near
 
 
-def test_bootstrap_draws_whole_patients():
+def test_the_interval_is_over_whole_patients():
     rng = np.random.default_rng(1)
     labels = np.repeat(rng.integers(0, 2, 30), 8)  # eight images of a patient say the same
     right = np.repeat(rng.random(30) < 0.7, 8)
@@ -120,22 +115,30 @@ def test_bootstrap_draws_whole_patients():
     apart = table(labels, p)
     width = []
     for t in (grouped, apart):
-        low, high = statistics.over_patients(t.labels, t.probabilities, t.patients, classification.accuracy, 300)
+        low, high = statistics.over_patients(t.labels, t.probabilities, t.patients, weighted.accuracy)
         width.append(high - low)
     assert 2 < width[0] / width[1] < 4  # near the square root of 8
     few = table(labels[:4], p[:4])
-    assert np.isnan(
-        statistics.over_patients(few.labels, few.probabilities, few.patients, classification.accuracy)
-    ).all()
+    assert np.isnan(statistics.over_patients(few.labels, few.probabilities, few.patients, weighted.accuracy)).all()
+
+
+def test_many_patients_are_left_out_in_groups(monkeypatch):
+    values = np.random.default_rng(3).normal(size=3000)
+    names = np.array([f"{i:05d}" for i in range(3000)])
+    grouped = statistics.of_mean(values, names)
+    monkeypatch.setattr(statistics, "MOST", 10**6)
+    one_by_one = statistics.of_mean(values, names)
+    assert grouped != one_by_one
+    np.testing.assert_allclose(grouped, one_by_one, atol=0.005)  # its width is 0.072
 
 
 def test_the_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(2)
     hits = 0
-    for trial in range(100):
+    for _ in range(100):
         labels = rng.integers(0, 2, 60)
         t = table(labels, two_columns(np.full(60, 0.5)))
-        low, high = statistics.over_patients(t.labels, t.probabilities, t.patients, lambda y, p: y.mean(), 200, trial)
+        low, high = statistics.over_patients(t.labels, t.probabilities, t.patients, lambda y, p, w: w @ y / w.sum(1))
         hits += low <= 0.5 <= high
     assert 85 <= hits <= 99  # 95 expected, with a deviation of 2
 
@@ -222,7 +225,7 @@ def test_patients_are_judged_by_the_mean_of_their_images():
 def write_run(folder, t, judged="test"):
     folder.mkdir()
     t.write(folder / "predictions.csv")
-    numbers = predictions.summarise(t, 0)
+    numbers = predictions.summarise(t)
     (folder / "metrics.json").write_text(json.dumps({**numbers, "judged_on": judged, "leakage": [], "n_train": 120}))
 
 
@@ -239,11 +242,11 @@ def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
     write_run(tmp_path / "good", table(labels, two_columns(good)))
     shuffled = rng.permutation(120)
     write_run(tmp_path / "poor", table(labels, two_columns(poor)).where(shuffled))
-    compare_runs.compare(compare_runs.parse([str(tmp_path / "good"), str(tmp_path / "poor"), "--resamples=50"]))
+    compare_runs.compare(compare_runs.parse([str(tmp_path / "good"), str(tmp_path / "poor")]))
     text = capsys.readouterr().out
     assert "AUROC" in text and "Holm" in text and "macro F1" in text and "120 patients" in text
     runs = [comparison.read_run(tmp_path / n) for n in ("good", "poor")]
-    [row] = comparison.pairs(runs, 50)
+    [row] = comparison.pairs(runs)
     assert row["auroc"].p < 1e-6 and row["auroc"].difference > 0.2 and row["accuracy"].p < 1e-4
     moved = [f"elsewhere/{name}" for name in runs[0].judged.names]  # the same set, read from another folder
     write_run(tmp_path / "moved", table(labels, two_columns(good), names=moved))
@@ -251,7 +254,7 @@ def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
     write_run(tmp_path / "plain", table(labels, two_columns(good), names=[f"a/{n}" for n in plain]))
     write_run(tmp_path / "short", table(labels, two_columns(good), names=plain))
     same = [comparison.read_run(tmp_path / n) for n in ("plain", "short")]
-    assert comparison.pairs(same, 5)[0]["accuracy"].difference == 0
+    assert comparison.pairs(same)[0]["accuracy"].difference == 0
     write_run(tmp_path / "other", table(labels[:60], two_columns(good[:60])))
     with pytest.raises(UserError, match="not judged on the same images"):
         comparison.pairs([*runs, comparison.read_run(tmp_path / "other")])
@@ -261,7 +264,7 @@ def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
 
 def test_an_interval_has_a_width_or_there_is_none():
     t = table(np.arange(40) % 2, two_columns((np.arange(40) % 2).astype(float)))
-    assert np.isnan(statistics.over_patients(t.labels, t.probabilities, t.patients, classification.accuracy, 100)).all()
+    assert np.isnan(statistics.over_patients(t.labels, t.probabilities, t.patients, weighted.accuracy)).all()
 
 
 @pytest.mark.slow
@@ -281,7 +284,7 @@ def test_images_of_a_patient_are_not_independent():
             )
             for i, s in enumerate(scores)
         ]
-        [row] = comparison.pairs(runs, 1)
+        [row] = comparison.pairs(runs)
         assert row["unit"] == "patient" and row["images"] == 240 and row["patients"] == 40
         small += row["auroc"].p < 0.05
     assert small <= 3  # one in twenty expected

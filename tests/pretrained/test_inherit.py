@@ -57,7 +57,7 @@ def test_what_a_finished_classifier_leaves():
 def test_every_number_follows_from_the_table():
     folder, _ = classifier()
     numbers = json.loads((folder / "metrics.json").read_text())
-    again = predictions.summarise(predictions.read(folder / "predictions.csv"), 20, 0)
+    again = predictions.summarise(predictions.read(folder / "predictions.csv"))
     for key, value in again.items():
         assert numbers[key] == json.loads(json.dumps(value)), key
     assert numbers["judged_on"] == "test" and "temperature" in numbers
@@ -195,7 +195,7 @@ def test_two_processes_fine_tune_like_one(tmp_path):
 def test_probes_of_frozen_features(tmp_path, kind):
     numbers = go(tmp_path, "knn_probe", probe__kind=kind)
     assert numbers["judged_on"] == "test"
-    again = predictions.summarise(predictions.read(tmp_path / "predictions.csv"), 20, 0)
+    again = predictions.summarise(predictions.read(tmp_path / "predictions.csv"))
     assert again["splits"]["test"] == numbers["splits"]["test"]
     assert (tmp_path / "report" / "index.html").exists()
 

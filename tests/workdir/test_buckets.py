@@ -167,7 +167,7 @@ def test_prediction_start_export_and_comparison_of_a_run_at_an_address(store, im
     predict.run(f"{store}/a", str(images), f"{store}/tables/new.csv")
     assert "tables/new.csv" in names(store)
     runs = [comparison.read_run(f"{store}/{name}") for name in ("a", "b")]
-    assert [run.name for run in runs] == ["a", "b"] and comparison.pairs(runs, 5)
+    assert [run.name for run in runs] == ["a", "b"] and comparison.pairs(runs)
     where = export(f"{store}/pretraining", "d2mae")
     assert str(where) == f"{store}/pretraining/export/d2mae"
     assert {"d2mae.safetensors", "certificate.json", "README.md"} <= names(str(where))

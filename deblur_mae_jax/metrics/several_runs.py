@@ -1,0 +1,143 @@
+"""The mean of several trained networks on the same test patients, and the difference between two methods.
+
+A method is trained several times, and every network is judged on the same patients. Another set of patients and
+another training would both change the mean, so its interval has to cover both. This is the design of a reader study
+with several readers and cases, with trained networks in place of readers: Obuchowski and Rockette (1995), with the
+degrees of freedom of Hillis (2007) and readers nested in methods, because seed 1 of one method and seed 1 of another
+have nothing in common. The covariances over patients are jackknife estimates, which leave out one patient at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from deblur_mae_jax.metrics import statistics
+from deblur_mae_jax.metrics.statistics import LEVEL, MIN_PATIENTS, POWER, Interval
+
+
+class Judged(NamedTuple):
+    """One network on its test cases.
+
+    training: the training that another one would replace: the seed of the pre-training where several are
+        compared, else that of the fine-tuning. Networks of one training are averaged.
+    patients: patient of every case, `(N,)`.
+    measure: the measure `(B,)` of the cases with weights `(B, N)`; NaN where it is not defined.
+    """
+
+    training: Hashable
+    patients: np.ndarray
+    measure: Callable[[np.ndarray], np.ndarray]
+
+
+class Mean(NamedTuple):
+    """Mean of a method over trainings.
+
+    interval: 95 %, over patients and trainings; over patients alone if there is one training.
+    sd: standard deviation between trainings; NaN for one.
+    """
+
+    value: float
+    interval: Interval
+    sd: float
+    trainings: int
+    patients: int
+
+
+class Difference(NamedTuple):
+    """Mean of one method minus that of another.
+
+    smallest: the smallest difference that is detected with 80 % power at the 5 % level.
+    """
+
+    value: float
+    interval: Interval
+    p: float
+    smallest: float
+
+
+@dataclasses.dataclass
+class _Table:
+    """Values of a method: of every training `(R,)`, and of every training without one patient `(R, P)`."""
+
+    values: np.ndarray
+    without: np.ndarray
+    patients: list[str]
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+    @property
+    def of_trainings(self) -> float:
+        """Variance of the mean that comes from the trainings: their mean square divided by their number."""
+        return float(self.values.var(ddof=1) / len(self.values)) if len(self.values) > 1 else 0.0
+
+
+def table(networks: Sequence[Judged]) -> _Table:
+    """Judge every network on all of its cases, and without the cases of each patient."""
+    trainings = list(dict.fromkeys(n.training for n in networks))
+    patients = sorted({str(p) for n in networks for p in n.patients})
+    where = {patient: i for i, patient in enumerate(patients)}
+    values: list[list[float]] = [[] for _ in trainings]
+    without: list[list[np.ndarray]] = [[] for _ in trainings]
+    for network in networks:
+        value, left_out, own = statistics.without_each(network.patients, network.measure)
+        left = np.full(len(patients), value)  # patients of other folds do not change this network's measure
+        left[[where[str(patient)] for patient in own]] = left_out
+        of = trainings.index(network.training)
+        values[of].append(value)
+        without[of].append(left)
+    means = np.array([np.mean(v) for v in values])
+    return _Table(means, np.array([np.mean(w, axis=0) for w in without]), patients)
+
+
+def _between(covariance: np.ndarray) -> float:
+    """Covariance of different trainings on the same patients; the variance itself if there is one training."""
+    R = len(covariance)
+    return float(covariance[0, 0] if R == 1 else covariance[~np.eye(R, dtype=bool)].mean())
+
+
+def _degrees(parts: Sequence[tuple[float, int]]) -> float:
+    """Satterthwaite's degrees of freedom of a sum of variances, each with its own."""
+    total = sum(v for v, _ in parts)
+    return total**2 / sum(v**2 / d for v, d in parts if v > 0) if total > 0 else float("nan")
+
+
+def mean(networks: Sequence[Judged] | _Table, share: bool = True) -> Mean:
+    """Mean over trainings with its interval, which is NaN for fewer than `MIN_PATIENTS` patients.
+
+    share: whether the measure is between 0 and 1.
+    """
+    t = networks if isinstance(networks, _Table) else table(networks)
+    R, P = t.without.shape
+    sd = float(t.values.std(ddof=1)) if R > 1 else float("nan")
+    of_patients = max(_between(statistics.jackknife(t.without, t.without)), 0.0)
+    parts = [(t.of_trainings, R - 1), (of_patients, P - 1)]
+    interval = Interval(float("nan"), float("nan"))
+    if P >= MIN_PATIENTS:
+        interval = statistics.student(t.mean, t.of_trainings + of_patients, _degrees(parts), share)
+    return Mean(t.mean, interval, sd, R, P)
+
+
+def difference(first: Sequence[Judged] | _Table, second: Sequence[Judged] | _Table) -> Difference:
+    """First minus second, judged on the same patients. Raises `ValueError` if the patients differ."""
+    a, b = (m if isinstance(m, _Table) else table(m) for m in (first, second))
+    if a.patients != b.patients:
+        raise ValueError(f"the methods were judged on different patients ({len(a.patients)} and {len(b.patients)})")
+    P = len(a.patients)
+    value = a.mean - b.mean
+    common = _between(statistics.jackknife(a.without, a.without)) + _between(statistics.jackknife(b.without, b.without))
+    of_patients = max(common - 2 * float(statistics.jackknife(a.without, b.without).mean()), 0.0)
+    parts = [(t.of_trainings, len(t.values) - 1) for t in (a, b)] + [(of_patients, P - 1)]
+    variance, degrees = sum(v for v, _ in parts), _degrees(parts)
+    interval = statistics.student(value, variance, degrees)
+    if P < MIN_PATIENTS or np.isnan(interval.low):
+        return Difference(value, Interval(float("nan"), float("nan")), float("nan"), float("nan"))
+    error = np.sqrt(variance)
+    smallest = (stats.t.ppf((1 + LEVEL) / 2, degrees) + stats.t.ppf(POWER, degrees)) * error
+    return Difference(value, interval, float(2 * stats.t.sf(abs(value) / error, degrees)), float(smallest))

@@ -1,0 +1,279 @@
+"""The table of a study: every method's mean over trainings, its interval, and its difference from a reference.
+
+A study keeps two files, from which the table can be written again without the runs: `cases.csv.gz` with one row per
+network and test case, and `study.json` with the methods and what the papers report.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import gzip
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.metrics import several_runs, statistics, weighted
+from deblur_mae_jax.metrics.several_runs import Judged
+from deblur_mae_jax.reports import cases, page, predictions
+from deblur_mae_jax.workdir.run_folder import Workdir
+
+CASES, FACTS = "cases.csv.gz", "study.json"
+OF_CLASSES = ("accuracy", "f1_binary", "f1_macro", "auroc")
+OF_MASKS = ("dice", "hd95", "surface_distance")
+# Measures from 0 to 1 are shown in percent, distances in their own unit.
+LENGTHS = ("hd95", "surface_distance")
+_KEYS = ("method", "training", "seed", "fold", "image", "group")
+
+
+@dataclasses.dataclass
+class Network:
+    """The test cases of one trained network.
+
+    training: number of the pre-training (its seed), or "" where there is none.
+    images, groups: name and patient of every case, `(N,)`.
+    columns: for a classifier `label` and `p_CLASS`; for a segmenter its measures, each `(N,)`.
+    """
+
+    method: str
+    training: str
+    seed: int
+    fold: int
+    images: np.ndarray
+    groups: np.ndarray
+    columns: dict[str, np.ndarray]
+
+    @property
+    def patients(self) -> np.ndarray:
+        """The group of every case; a case without a group uses its name."""
+        return np.where(self.groups == "", self.images, self.groups)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The measures that these cases have."""
+        if "label" not in self.columns:
+            return OF_MASKS
+        return tuple(m for m in OF_CLASSES if m != "f1_binary" or len(self._probabilities) == 2)
+
+    @property
+    def _probabilities(self) -> list[np.ndarray]:
+        return [values for name, values in self.columns.items() if name.startswith("p_")]
+
+    def measure(self, name: str, weights: np.ndarray) -> np.ndarray:
+        """A measure `(B,)` of the cases with weights `(B, N)`."""
+        if "label" in self.columns:
+            labels, p = self.columns["label"].astype(int), np.stack(self._probabilities, axis=1)
+            return weighted.MEASURES[name](labels, p, weights)
+        values = self.columns[name]
+        found = np.isfinite(values)
+        return weights[:, found] @ values[found] / weights[:, found].sum(axis=1)
+
+
+def read_network(folder: Path, method: str, training: str, seed: int, fold: int) -> Network:
+    """The judged cases of a finished run."""
+    workdir = Workdir(folder)
+    judged_on = json.loads(workdir.measures.read_text())
+    if "labels" in judged_on:
+        table = cases.read(workdir.predictions)
+        table = table.where(table.split == judged_on["judged_on"])
+        columns = {name: table.mean_of_labels(name) for name in OF_MASKS}
+        return Network(method, training, seed, fold, table.names, table.groups, columns)
+    rows = predictions.read(workdir.predictions)
+    rows = rows.where(rows.split == judged_on["judged_on"])
+    columns = {"label": rows.labels.astype(float)}
+    columns |= {f"p_{name}": rows.probabilities[:, i] for i, name in enumerate(rows.classes)}
+    return Network(method, training, seed, fold, rows.names, rows.groups, columns)
+
+
+def keep(networks: list[Network], facts: dict[str, Any], folder: Path) -> None:
+    """Write the cases and the facts. Six digits are kept: no measure changes visibly, and the file is small."""
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    names = list(dict.fromkeys(name for network in networks for name in network.columns))
+    out.writerow([*_KEYS, *names])
+    for n in networks:
+        for i in range(len(n.images)):
+            values = [f"{n.columns[name][i]:.6g}" if name in n.columns else "" for name in names]
+            out.writerow([n.method, n.training, n.seed, n.fold, n.images[i], n.groups[i], *values])
+    with open(folder / CASES, "wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as file:
+        file.write(text.getvalue().encode())
+
+
+def kept(folder: Path) -> tuple[list[Network], dict[str, Any]]:
+    """Read what `keep` wrote. Raises `UserError` if the folder holds no study."""
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+        with gzip.open(folder / CASES, "rt", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{folder}' holds no study ({CASES} and {FACTS}): {error}") from error
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in _KEYS[:4]), []).append(row)
+    networks = []
+    for (method, training, seed, fold), own in groups.items():
+        columns = {name: np.array([float(row[name]) for row in own]) for name in own[0]
+                   if name not in _KEYS and own[0][name] != ""}  # fmt: skip
+        image, group = (np.array([row[name] for row in own]) for name in _KEYS[4:])
+        networks.append(Network(method, training, int(seed), int(fold), image, group, columns))
+    return networks, facts
+
+
+def _judged(networks: list[Network], measure: str) -> list[Judged]:
+    """The networks of a method. Trainings are the pre-trainings if there are several, else the fine-tunings."""
+    several = len({n.training for n in networks}) > 1
+    measured = [functools.partial(n.measure, measure) for n in networks]
+    return [Judged(n.training if several else n.seed, n.patients, m) for n, m in zip(networks, measured, strict=True)]
+
+
+def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per method: its state, and per measure the mean, interval and difference from the reference.
+
+    The p-values are adjusted by Holm's method over the methods that are compared with the reference.
+    """
+    of_method = {name: [n for n in networks if n.method == name] for name in facts["methods"]}
+    out = [{"method": name, "runs": len(of_method[name]), **about} for name, about in facts["methods"].items()]
+    reference = facts.get("reference", "")
+    for measure in (*OF_CLASSES, *OF_MASKS):
+        by = 1.0 if measure in LENGTHS else 100.0
+        tables = {
+            name: several_runs.table(_judged(own, measure))
+            for name, own in of_method.items()
+            if own and measure in own[0].measures
+        }
+        for row in out:
+            if row["method"] in tables:
+                mean = several_runs.mean(tables[row["method"]], share=measure not in LENGTHS)
+                low, high = mean.interval
+                row[measure] = {"mean": by * mean.value, "sd": by * mean.sd, "low": by * low, "high": by * high}
+                row["patients"] = mean.patients
+        compared = [row for row in out if row["method"] in tables and row["method"] != reference]
+        if reference not in tables or not compared:
+            continue
+        try:
+            found = [several_runs.difference(tables[row["method"]], tables[reference]) for row in compared]
+        except ValueError as error:
+            raise UserError(f"'{reference}' cannot be the reference: {error}") from error
+        adjusted = statistics.holm([f.p for f in found])
+        for row, f, p in zip(compared, found, adjusted, strict=True):
+            row[f"{measure}_difference"] = {
+                "value": by * f.value, "low": by * f.interval.low, "high": by * f.interval.high,
+                "p_holm": p, "smallest": by * f.smallest,
+            }  # fmt: skip
+    return out
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _cell(value: dict[str, float] | None) -> str:
+    """`89.1 (88.1 to 90.1)`."""
+    if value is None:
+        return ""
+    text = _number(value["mean"])
+    return text if np.isnan(value["low"]) else f"{text} ({value['low']:.1f} to {value['high']:.1f})"
+
+
+def _means(found: list[dict[str, Any]], facts: dict[str, Any]) -> list[list[str]]:
+    """The lines of the first table, its head first."""
+    also, states = facts.get("quotes", []), "quotes" in facts
+    shown = [{**row, **(row["paper"] if states else {})} for row in found]  # measures that only the paper gives too
+    measures = [m for m in (*OF_CLASSES, *OF_MASKS) if any(m in row for row in shown)]
+    head = ["method", *(["state"] if states else []), "runs"]
+    for measure in measures:
+        head += [measure, f"{measure}, paper"]
+    lines = [head + [f"{name}, paper" for name in also]]
+    for row in found:
+        paper = lambda name, row=row: "" if name not in row["paper"] else f"{row['paper'][name]:.2f}"
+        line = [row["method"] + (" (LEAKAGE)" if row["leakage"] else ""), *([row["state"]] if states else [])]
+        line.append(str(row["runs"]))
+        for measure in measures:
+            line += [_cell(row.get(measure)), paper(measure)]
+        lines.append(line + [paper(name) for name in also])
+    return lines
+
+
+def _differences(found: list[dict[str, Any]]) -> list[list[str]]:
+    """The lines of the second table, its head first; none if nothing was compared."""
+    ends = [key for row in found for key in row if key.endswith("_difference")]
+    measures = list(dict.fromkeys(ends))
+    if not measures:
+        return []
+    head = ["method"]
+    for measure in measures:
+        head += [measure.removesuffix("_difference"), "p (Holm)", "detectable"]
+    lines = [head]
+    for row in found:
+        if not any(m in row for m in measures):
+            continue
+        line = [row["method"]]
+        for measure in measures:
+            d = row.get(measure)
+            if d is None or np.isnan(d["low"]):
+                line += ["" if d is None else f"{d['value']:+.1f}", "", ""]
+            else:
+                line += [f"{d['value']:+.1f} ({d['low']:+.1f} to {d['high']:+.1f})", f"{d['p_holm']:.3f}",
+                         f"{d['smallest']:.1f}"]  # fmt: skip
+        lines.append(line)
+    return lines
+
+
+def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    patients = max((row.get("patients", 0) for row in found), default=0)
+    text = (
+        f"Percent (distances in mm or pixels): mean over runs, with a 95 % interval over {patients} test patients and "
+        "trainings (Obuchowski and Rockette); with one training over patients alone. The paper's numbers were measured "
+        "on its own images, not on these."
+    )
+    if facts.get("phantoms"):
+        text += " Simulated phantoms, a small network and a short training: not a result on ultrasound."
+    return text
+
+
+def _markdown(lines: list[list[str]]) -> list[str]:
+    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
+    return [head, "|" + "---|" * len(lines[0]), *body]
+
+
+def _html(lines: list[list[str]]) -> str:
+    head, *body = lines
+    top = "".join(f"<th>{html.escape(c)}</th>" for c in head)
+    rest = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in body)
+    return f"<table><thead><tr>{top}</tr></thead>{rest}</table>"
+
+
+def write(networks: list[Network], facts: dict[str, Any], folder: Path) -> str:
+    """Write `table.md`, `table.csv` and `table.html`; return the text without its title."""
+    found = rows(networks, facts)
+    means, differences, note = _means(found, facts), _differences(found), _note(found, facts)
+    lines, body = _markdown(means), _html(means)
+    if differences:
+        title = f"Difference from {facts['reference']}"
+        meaning = (
+            "In percent points, with its 95 % interval, p adjusted for the number of methods, and the smallest "
+            "difference that this set detects with 80 % power."
+        )
+        lines += ["", f"{title}. {meaning}", "", *_markdown(differences)]
+        body += f"<h2>{html.escape(title)}</h2><p class=note>{html.escape(meaning)}</p>{_html(differences)}"
+    lines += ["", note]
+    (folder / "table.md").write_text("\n".join([f"# {facts['title']}", "", *lines]) + "\n")
+    (folder / "table.html").write_text(
+        page.head(facts["title"]) + f"{body}<p class=note>{html.escape(note)}</p></html>"
+    )
+    measures = [m for m in (*OF_CLASSES, *OF_MASKS) if any(m in row for row in found)]
+    with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        names = ["mean", "sd", "low", "high"]
+        out.writerow(["method", "runs", *(f"{m}_{n}" for m in measures for n in (*names, "paper"))])
+        for row in found:
+            values = [v for m in measures for v in (*(row.get(m, {}).get(n) for n in names), row["paper"].get(m))]
+            out.writerow([row["method"], row["runs"], *values])
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""Weighted measures against scikit-learn on repeated cases; the mean of several runs against simulation and theory."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from deblur_mae_jax.metrics import classification, several_runs, statistics, weighted
+from deblur_mae_jax.metrics.several_runs import Judged
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6), classes=st.integers(2, 4), cases=st.integers(2, 30), digits=st.integers(0, 3)
+)  # fmt: skip
+def test_a_weight_is_a_repetition(seed, classes, cases, digits):
+    """With few digits there are ties; with few cases a class may be absent."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, cases)
+    p = np.round(rng.dirichlet(np.ones(classes), cases), digits)
+    weights = rng.integers(0, 3, (5, cases)).astype(float)
+    weights[:, rng.integers(0, cases)] += 1
+    for name, measure in weighted.MEASURES.items():
+        got = measure(labels, p, weights)
+        for row, value in zip(weights, got, strict=True):
+            chosen = np.repeat(np.arange(cases), row.astype(int))
+            want = classification.METRICS[name](labels[chosen], p[chosen])
+            if name == "average_precision" and not np.isfinite(value):
+                continue
+            np.testing.assert_allclose(value, want, atol=1e-12, err_msg=name)
+
+
+def simulated(rng, patients=40, trainings=4, spread=0.5, shift=0.0):
+    """A method whose trainings differ in how far apart they put the classes; two images per patient."""
+    labels = np.repeat(rng.random(patients) < 0.5, 2).astype(int)
+    names = np.repeat([f"p{i}" for i in range(patients)], 2)
+    own = np.repeat(rng.normal(size=patients), 2)
+    out = []
+    for training in range(trainings):
+        apart = 1 + shift + spread * rng.normal()
+        scores = apart * labels + 0.7 * own + 0.7 * rng.normal(size=len(labels))
+        p = np.stack([-scores, scores], axis=1)
+        out.append(Judged(training, names, lambda w, p=p: weighted.auroc(labels, p, w)))
+    return out
+
+
+def test_the_mean_is_that_of_the_trainings_and_of_their_networks():
+    networks = simulated(np.random.default_rng(0))
+    one = [n.measure(np.ones((1, 80)))[0] for n in networks]
+    got = several_runs.mean(networks)
+    assert got.value == pytest.approx(np.mean(one)) and got.sd == pytest.approx(np.std(one, ddof=1))
+    assert (got.trainings, got.patients) == (4, 40)
+    assert got.interval.low < got.value < got.interval.high
+    paired = [n._replace(training=n.training // 2) for n in networks]
+    nested = several_runs.mean(paired)
+    assert nested.value == pytest.approx(got.value) and nested.trainings == 2
+    assert nested.sd == pytest.approx(np.std([np.mean(one[:2]), np.mean(one[2:])], ddof=1))
+
+
+def test_one_training_gives_the_jackknife_interval_over_patients():
+    values = np.random.default_rng(1).normal(size=30)
+    names = np.array([f"p{i}" for i in range(30)])
+    network = Judged(0, names, lambda w: w @ values / w.sum(axis=1))
+    got = several_runs.mean([network], share=False)
+    want = stats.ttest_1samp(values, 0).confidence_interval(0.95)  # of a mean, the jackknife is exact
+    np.testing.assert_allclose(got.interval, want, rtol=1e-10)
+    assert np.isnan(got.sd)
+
+
+def test_equal_networks_have_no_variance_of_trainings():
+    first = simulated(np.random.default_rng(2), trainings=1)[0]
+    same = [first._replace(training=i) for i in range(3)]
+    np.testing.assert_allclose(several_runs.mean(same).interval, several_runs.mean([first]).interval, atol=1e-9)
+    nothing = several_runs.difference(same, same)
+    assert nothing.value == 0 and np.isnan(nothing.interval).all()
+
+
+def test_folds_are_averaged_and_their_patients_counted_once():
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=20)
+    names = np.array([f"p{i}" for i in range(20)])
+    halves = [
+        Judged(0, names[part], lambda w, v=values[part]: w @ v / w.sum(axis=1)) for part in (slice(10), slice(10, 20))
+    ]
+    got = several_runs.mean(halves, share=False)
+    assert got.value == pytest.approx(values.mean()) and got.patients == 20
+    assert 0.5 < (got.interval.high - got.interval.low) / (2 * 2.09 * values.std(ddof=1) / np.sqrt(20)) < 2
+
+
+def test_a_difference_between_methods_is_paired_over_patients():
+    rng = np.random.default_rng(4)
+    hard = rng.normal(size=60)
+    names = np.array([f"p{i}" for i in range(60)])
+
+    def method(gain):
+        noise = [hard + gain + 0.1 * rng.normal(size=60) for _ in range(3)]
+        return [Judged(i, names, lambda w, v=v: w @ v / w.sum(axis=1)) for i, v in enumerate(noise)]
+
+    a, b = method(0.2), method(0.0)
+    got = several_runs.difference(a, b)
+    assert got.interval.low > 0 and got.p < 0.01 and got.smallest < 0.2
+    # Unpaired, the hard patients would hide it.
+    low, high = several_runs.mean(a, share=False).interval
+    assert low < several_runs.mean(b, share=False).value < high
+    with pytest.raises(ValueError, match="different patients"):
+        several_runs.difference(a, [n._replace(patients=names[:50], measure=lambda w: w[:, 0]) for n in b])
+
+
+def test_few_patients_give_no_interval():
+    names = np.array(["a", "b", "c"])
+    network = Judged(0, names, lambda w: w.sum(axis=1))
+    assert len(names) < statistics.MIN_PATIENTS and np.isnan(several_runs.mean([network]).interval).all()
+
+
+def test_the_intervals_cover():
+    """The interval over patients alone covers far less often when trainings differ."""
+    rng = np.random.default_rng(5)
+    apart = 1 + 0.5 * rng.normal(size=200_000)
+    truth = stats.norm.cdf(apart / np.sqrt(2 * 2 * 0.49)).mean()
+    hits = patients_only = 0
+    for _ in range(200):
+        networks = simulated(rng, spread=0.5)
+        low, high = several_runs.mean(networks).interval
+        hits += low <= truth <= high
+        low, high = several_runs.mean([n._replace(training=0) for n in networks]).interval
+        patients_only += low <= truth <= high
+    assert 181 <= hits <= 199  # 190 expected, with a deviation of 3
+    assert patients_only < hits - 10
