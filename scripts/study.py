@@ -153,8 +153,9 @@ def pretrainings(study, name, method, arguments):
     """The pre-trainings of a method, one per seed. Methods that differ in fine-tuning alone share them."""
     out = []
     for seed in _numbers(arguments.pretrain_seeds):
-        overrides = {**_images(study, "pretrain", arguments.pretrain_root), **study["pretrain"],
-                     **method.get("pretrain_overrides", {}), **_overrides(arguments.set_pretrain)}  # fmt: skip
+        overrides = {**study["pretrain"], **method.get("pretrain_overrides", {}),
+                     **_images(study, "pretrain", arguments.pretrain_root),
+                     **_overrides(arguments.set_pretrain)}  # fmt: skip
         overrides |= {"seed": seed} if seed else {}
         folder = f"pretrain_{slug(method['pretrain'])}_{_code(method['pretrain'], overrides)}"
         place = Path(arguments.output).expanduser().resolve() / folder
@@ -168,8 +169,8 @@ def finetunings(study, name, method, training, source, arguments):
     seeds = _numbers(arguments.seeds) if arguments.seeds else study["seeds"]
     for fold, seed in itertools.product(_numbers(arguments.folds), seeds):
         scratch = {} if source else method.get("scratch", study["scratch"])
-        overrides = {**_images(study, "finetune", arguments.finetune_root), **study["finetune"], **scratch,
-                     "seed": seed, "data.fold": fold, **method.get("finetune_overrides", {}),
+        overrides = {**study["finetune"], **scratch, "seed": seed, "data.fold": fold,
+                     **method.get("finetune_overrides", {}), **_images(study, "finetune", arguments.finetune_root),
                      **_overrides(arguments.set)}  # fmt: skip
         if source:
             overrides["init_from"] = str(source)
