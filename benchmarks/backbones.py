@@ -9,9 +9,6 @@ before the step is reported too; on a GPU it is that of the device. Needs the `p
 """
 
 import argparse
-import json
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.swin_unetr_step import answer, peak_rss
+from benchmarks import turns
 
 CLASSES, LEARNING_RATE = 2, 1e-4
 NETWORKS = {
@@ -111,67 +108,19 @@ def theirs(a, network):
     return run, peak, {"threads": torch.get_num_threads()}
 
 
-def work(a):
-    """Run one variant: take a step for every line on standard input and print its seconds."""
-    library, network = a.worker.split(":")
-    if library == "jax":
-        import jax
-
-        jax.devices()
-    else:
-        import timm  # noqa: F401
-    before = peak_rss()
-    run, peak, facts = (ours if library == "jax" else theirs)(a, network)
-    run()  # warm-up
-    print(json.dumps(facts), flush=True)
-    for line in sys.stdin:
-        if line.strip() == "end":
-            break
-        started = time.perf_counter()
-        run()
-        print(json.dumps(time.perf_counter() - started), flush=True)
-    print(json.dumps({"before_mib": before, "peak_mib": peak_rss(), "device_peak_mib": peak()}))
-
-
-def measured(a, network):
-    """The row of a network."""
-    options = [f"--side={a.side}", f"--batch={a.batch}"]
-    workers, times = {}, {"jax": [], "timm": []}
-    row = {}
-    for library in times:
-        command = [sys.executable, "-W", "ignore", __file__, *options, f"--worker={library}:{network}"]
-        workers[library] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        row[library] = answer(workers[library], library)
-    for _ in range(a.rounds):
-        for library, worker in workers.items():
-            worker.stdin.write("step\n")
-            worker.stdin.flush()
-            times[library].append(answer(worker, library))
-    for library, worker in workers.items():
-        worker.stdin.write("end\n")
-        worker.stdin.flush()
-        row[library] |= answer(worker, library)
-        worker.wait()
-        row[library] |= {"median_ms": 1e3 * statistics.median(times[library]), "seconds": times[library]}
-    row["speed_against_timm"] = statistics.median(b / a for a, b in zip(times["jax"], times["timm"], strict=True))
-    return row
-
-
 def main():
     """Measure, print, write JSON."""
     a = parse()
     if a.worker:
-        work(a)
+        library, network = a.worker.split(":")
+        turns.work(library, lambda: (ours if library == "jax" else theirs)(a, network))
         return
     from benchmarks import common
 
-    rows = {}
+    rows, options = {}, [f"--side={a.side}", f"--batch={a.batch}"]
     for network in a.networks.split(","):
-        rows[network] = row = measured(a, network)
-        print(f"{network:12s} {row['speed_against_timm']:.2f}x timm's, {row['jax']['median_ms']:.0f} ms a step, peak "
-              f"{row['jax']['peak_mib']:.0f} MiB against {row['timm']['peak_mib']:.0f}", flush=True)  # fmt: skip
+        rows[network] = turns.measured(__file__, options, network, "timm", a.rounds)
+        print(turns.shown(network, rows[network], "timm"), flush=True)
     content = {"side": a.side, "batch": a.batch, "rounds": a.rounds, "networks": rows}
     common.write(a.output, "backbones", __doc__.splitlines()[0], content)
 

@@ -42,6 +42,7 @@ def parse(arguments=None):
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--pretrain_root", default="")
     parser.add_argument("--finetune_root", default="")
+    parser.add_argument("--init_from", default="", help="run or weight file that a study starts from")
     parser.add_argument("--seeds", default="", help="seeds of fine-tuning, such as 0,1,2")
     parser.add_argument("--pretrain_seeds", default="0", help="seeds of pre-training, such as 0,1,2")
     parser.add_argument("--folds", default="0", help="test folds, such as 0,1,2,3,4")
@@ -70,9 +71,10 @@ def _overrides(items):
     return out
 
 
-def load(path, preset):
-    """Load the study that a file defines."""
-    path = Path(path)
+def load(name, preset):
+    """Load the study that a file defines; a word after a colon is for the study, as for a config."""
+    name, _, word = str(name).partition(":")
+    path = Path(name)
     if not path.exists():
         raise UserError(f"'{path}' does not exist; the studies that come with this are in studies/")
     from studies.common import PRESETS
@@ -82,7 +84,7 @@ def load(path, preset):
     spec = importlib.util.spec_from_file_location("study_file", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_study(preset)
+    return module.get_study(preset, word) if word else module.get_study(preset)
 
 
 def slug(text):
@@ -120,11 +122,11 @@ def _code(*content):
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def _images(study, kind, root):
-    """Where the images of a kind of run come from: the user's folder or CSV, or phantoms."""
+def _images(study, kind, root, file=""):
+    """Where the images of a kind of run come from: the user's folder or CSV, a list in this folder, or phantoms."""
     if not root:
         return study["phantoms"].get(kind, {})
-    place = Path(root).expanduser().resolve()
+    place = (Path(root).expanduser() / file).resolve()
     return {"data.root": str(place)} | ({"data.name": "manifest"} if place.suffix == ".csv" else {})
 
 
@@ -134,13 +136,15 @@ def plan(study, arguments):
     unknown = [name for name in only if name not in study["methods"]]
     if unknown:
         raise UserError(f"--only: no method '{unknown[0]}'. Choices: {'; '.join(study['methods'])}")
+    if study.get("starts") and not (arguments.init_from and arguments.finetune_root):
+        raise UserError("this study needs --init_from, a run or a weight file, and --finetune_root, a folder of lists")
     runs, done = [], set()
     for name, method in study["methods"].items():
-        if (only and name not in only) or method.get("quoted"):
+        if (only and name not in only) or method.get("quoted") or lacks(method, arguments):
             continue
         file = weights_of(method, arguments.weights)
-        if method.get("weights") and file is None:
-            continue
+        if arguments.init_from:
+            file = Path(arguments.init_from).expanduser().resolve()
         starts = pretrainings(study, name, method, arguments) if method.get("pretrain") else []
         runs += [run for run in starts if run.folder not in done]
         done |= {run.folder for run in starts}
@@ -167,11 +171,11 @@ def finetunings(study, name, method, training, source, arguments):
     """The fine-tunings of a method from one pre-training, from a file of weights or from scratch."""
     out = []
     seeds = _numbers(arguments.seeds) if arguments.seeds else study["seeds"]
+    images = _images(study, "finetune", arguments.finetune_root, method.get("list", ""))
     for fold, seed in itertools.product(_numbers(arguments.folds), seeds):
         scratch = {} if source else method.get("scratch", study["scratch"])
         overrides = {**study["finetune"], **scratch, "seed": seed, "data.fold": fold,
-                     **method.get("finetune_overrides", {}), **_images(study, "finetune", arguments.finetune_root),
-                     **_overrides(arguments.set)}  # fmt: skip
+                     **method.get("finetune_overrides", {}), **images, **_overrides(arguments.set)}  # fmt: skip
         if source:
             overrides["init_from"] = str(source)
         config = method.get("finetune", "finetune" if source else "from_scratch")
@@ -191,15 +195,22 @@ def weights_of(method, folder):
     return next((path for path in choices if path.exists()), None)
 
 
+def lacks(method, arguments):
+    """The file that a method needs and that is not there; "" if it has all."""
+    if method.get("weights") and weights_of(method, arguments.weights) is None:
+        return method["weights"]
+    file = method.get("list", "")
+    return file if file and not (Path(arguments.finetune_root).expanduser() / file).exists() else ""
+
+
 def state_of(method, found, arguments):
     """What the table says of a row: run, quoted, or what is missing."""
     if method.get("quoted"):
         return "quoted"
     if found:
         return "run"
-    if method.get("weights") and weights_of(method, arguments.weights) is None:
-        return f"needs {method['weights']}"
-    return "not run"
+    missing = lacks(method, arguments)
+    return f"needs {missing}" if missing else "not run"
 
 
 def finished(folder):

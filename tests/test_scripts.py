@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import make_splits  # noqa: E402
 import study  # noqa: E402
 import tn3k_folds  # noqa: E402
+import ultrabench_lists  # noqa: E402
 
 
 def write_set(folder, patients=20):
@@ -93,6 +94,71 @@ def test_the_folds_of_tn3k_become_manifests(tmp_path, capsys):
     (tmp_path / "tn3k-trainval-fold0.json").write_text(json.dumps({"train": [0, 1, 2, 3], "val": [3]}))
     with pytest.raises(SystemExit, match="lists 5 images \\(4 different ones\\), and 'trainval-image' holds 5"):
         tn3k_folds.main([f"--root={tmp_path}"])
+
+
+def write_ultrabench(root):
+    """MMOTU, POCUS and AUL's liver task as the package writes them, six images in each split."""
+    rng = np.random.default_rng(0)
+    pathologies = ("regular", "pneumonia", "covid")
+    for name, about in (
+        ("mmotu_v1.0.0", lambda n: {"label": n % 2}),
+        ("mmotu_v1.0.1", lambda n: {"label": n % 2, "tumor_mask_binary": f"masks/{n}.png"}),
+        ("pocus_v1.0.1", lambda n: {"label": n % 3, "pathology": pathologies[n % 3], "source": f"video {n // 2}"}),
+        ("aul_liver_v1.0.1", lambda n: {"liver_mask": f"masks/{n}.png" if n != 1 else None, "label": 0}),
+    ):
+        folder = root / name
+        for part in ("images", "masks"):
+            (folder / part).mkdir(parents=True)
+        for number in range(18):
+            Image.fromarray(rng.integers(0, 255, (40, 40), np.uint8)).save(folder / "images" / f"{number}.png")
+            mask = (np.arange(1600).reshape(40, 40) % 40 < 9 + number).astype(np.uint8)
+            Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
+        for part, split in enumerate(("train", "validation", "test")):
+            listed = [{"image": f"images/{n}.png", **about(n)} for n in range(6 * part, 6 * part + 6)]
+            (folder / f"{split}.json").write_text(json.dumps(listed))
+
+
+def test_the_tasks_of_ultrabench_become_manifests(tmp_path, capsys):
+    write_ultrabench(tmp_path)
+    ultrabench_lists.main([f"--root={tmp_path}"])
+    out = capsys.readouterr().out
+    assert "segment_aul_liver.csv: 5 train, 6 val, 6 test; 1 without a mask are left out" in out
+    assert "not there: classify aul_mass, classify butterfly" in out
+    with open(tmp_path / "classify_pocus.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[2] == {"path": "pocus_v1.0.1/images/2.png", "label": "covid", "split": "train", "group": "video 1"}
+    # The newest version of a set.
+    assert (tmp_path / "classify_mmotu.csv").read_text().count("mmotu_v1.0.1/") == 18
+    config = tiny.resolved("segment_images", data__name="manifest", data__root=str(tmp_path / "segment_mmotu.csv"))
+    source = dataset.load_source(config, "test")
+    assert len(source.names) == 6 and set(np.unique(source.masks(0))) == {0, 1}
+    (tmp_path / "mmotu_v1.0.1" / "test.json").write_text("{")
+    with pytest.raises(SystemExit, match="is not a list of UltraBench's examples"):
+        ultrabench_lists.main([f"--root={tmp_path}"])
+    with pytest.raises(SystemExit, match="holds no folder that UltraBench wrote"):
+        ultrabench_lists.main([f"--root={tmp_path / 'pocus_v1.0.1'}"])
+
+
+def test_ultrabench_plans_the_tasks_that_are_there(tmp_path):
+    write_ultrabench(tmp_path)
+    ultrabench_lists.main([f"--root={tmp_path}"])
+    options = [f"--finetune_root={tmp_path}", f"--init_from={tmp_path / 'weights.pth'}", "--seeds=0"]
+    runs = planned(tmp_path, "ultrabench", *options)
+    assert [run.method for run in runs] == [
+        "mmotu, linear probe", "mmotu, fine-tuned", "pocus, linear probe", "pocus, fine-tuned", "aul_liver, U-Net++",
+        "mmotu, U-Net++",
+    ]  # fmt: skip
+    assert {run.overrides["init_from"] for run in runs} == {str(tmp_path / "weights.pth")}
+    assert runs[0].overrides["data.root"].endswith("classify_mmotu.csv") and runs[4].config == "unetpp:vit"
+    path = ROOT / "studies" / "ultrabench.py"
+    arguments = study.parse([str(path), f"--output={tmp_path}", *options])
+    facts = study.facts_of(study.load(path, "cpu"), runs, arguments)
+    assert facts["methods"]["camus, U-Net++"]["state"] == "needs segment_camus.csv"
+    assert study.load(f"{path}:resnet", "cpu")["methods"]["camus, U-Net++"]["finetune"] == "unetpp:resnet"
+    with pytest.raises(UserError, match="Choices: beit, convnext"):
+        study.load(f"{path}:lenet", "cpu")
+    with pytest.raises(UserError, match="needs --init_from"):
+        planned(tmp_path, "ultrabench")
 
 
 def test_every_fold_tests_once():
@@ -174,8 +240,8 @@ def test_images_that_pre_training_saw_are_listed(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.py")), ids=lambda p: p.stem)
 def test_every_study_can_be_planned(path, tmp_path):
-    if path.stem in ("common", "__init__"):
-        pytest.skip("not a study")
+    if path.stem in ("common", "__init__", "ultrabench"):
+        pytest.skip("not a study, or one that needs a network")
     for preset in ("cpu", "full"):
         arguments = study.parse([str(path), f"--output={tmp_path}", f"--preset={preset}", "--folds=0,1"])
         runs = study.plan(study.load(path, preset), arguments)

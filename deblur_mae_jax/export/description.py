@@ -11,6 +11,7 @@ import numpy as np
 from deblur_mae_jax.degradations import blur
 from deblur_mae_jax.inference import blur_search
 from deblur_mae_jax.input_pipeline import crop_resize
+from deblur_mae_jax.models import segmenter
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 
 # Fields of a model that change its speed, not its results.
@@ -23,11 +24,12 @@ def describe(trained: TrainedNetwork) -> dict[str, Any]:
     This is `network` in a certificate and the argument `network` of a weight format's functions.
     """
     model, axes = trained.model, trained.network.axes
-    fields = {
-        field.name: _plain(getattr(model, field.name))
-        for field in dataclasses.fields(model)
-        if field.name not in _SPEED
-    }
+    fields = _fields(model)
+    if trained.config.model.name == "segmenter":
+        fields |= {
+            "encoder": {"model": model.kind, "kind": "classify", "task": "classify", **_fields(model.encoder)},
+            "channels": segmenter.channels_of(model),
+        }
     common = {
         "model": trained.config.model.name,
         "kind": trained.network.kind,
@@ -36,6 +38,12 @@ def describe(trained: TrainedNetwork) -> dict[str, Any]:
     }
     more = _of_images(trained) if axes == 2 else _of_volumes(trained)
     return common | fields | more
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    """The fields of a model that change its results."""
+    own = [field.name for field in dataclasses.fields(model) if field.name not in (*_SPEED, "kind", "encoder")]
+    return {name: _plain(getattr(model, name)) for name in own}
 
 
 def _plain(value: Any) -> Any:
@@ -47,7 +55,7 @@ def _of_images(trained: TrainedNetwork) -> dict[str, Any]:
     inputs, resized = network.inputs, crop_resize.resized_to(network.inputs.out)
     kind, sigma, sigmas, kernel = _blur_of(inputs.degradation)
     out = {
-        "task": "classify" if network.kind == "classify" else "masked_recon",
+        "task": network.kind if network.kind in ("classify", "segment") else "masked_recon",
         "norm_pix_loss": network.task.norm_pix_loss,
         "mask_ratio": float(network.task.mask_ratio),
         "degrade": config.task.degrade,

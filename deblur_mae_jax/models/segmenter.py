@@ -68,7 +68,7 @@ class Segmenter(nn.Module):
             self.norms = [layers.layer_norm(None, self.dtype) for _ in range(len(channels_of(self)))]
         if self.kind in ("vit", "beit"):
             D = self.encoder.embed_dim
-            self.enlarge = [Enlarge(D, self.dtype), Enlarge(D, self.dtype), Enlarge(D, self.dtype)]
+            self.enlarge = [layers.dense(4 * D, self.dtype) for _ in range(3)]
             self.enlarge_norm = layers.BatchNorm(conv2d.EPSILON, affine=True)
         if self.kind == "convvit":
             self.halve = backbone.convolution(self.encoder.embed_dim, 3, 2, padding=1, dtype=self.dtype)
@@ -113,23 +113,16 @@ class Segmenter(nn.Module):
             return [*maps, layers.gelu(x.astype(self.dtype))], {"halve_norm": new} if train else {}
         if self.kind not in ("vit", "beit"):
             return maps, {}
-        first, new = self.enlarge_norm(self.enlarge[0](maps[0]), train)
-        first = self.enlarge[1](layers.gelu(first.astype(self.dtype)))
+        first, new = self.enlarge_norm(_enlarged(self.enlarge[0], maps[0]), train)
+        first = _enlarged(self.enlarge[1], layers.gelu(first.astype(self.dtype)))
         last = nn.max_pool(maps[3], (2, 2), (2, 2))
-        return [first, self.enlarge[2](maps[1]), maps[2], last], {"enlarge_norm": new} if train else {}
+        return [first, _enlarged(self.enlarge[2], maps[1]), maps[2], last], {"enlarge_norm": new} if train else {}
 
 
-class Enlarge(nn.Module):
+def _enlarged(dense: Any, x: Any) -> Any:
     """`(B, H, W, D)` -> `(B, 2H, 2W, D)`: a transposed convolution with a kernel as large as its stride."""
-
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):
-        B, H, W, _ = x.shape
-        x = layers.dense(4 * self.features, self.dtype)(x)
-        return x.reshape(B, H, W, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * H, 2 * W, -1)
+    B, H, W, D = x.shape
+    return dense(x).reshape(B, H, W, 2, 2, D).transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * H, 2 * W, D)
 
 
 def Model(
