@@ -44,6 +44,15 @@ def test_what_is_said(judged, curves, metric, words):
     assert (not said) if not words else (words in said[0] and "configs/finetune.py:small" in said[0])
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [([0] * 20 + [1] * 9, "Only 9 judged patients are 'malignant'"), ([0] * 10 + [1] * 10, ""), ([0] * 3, "")],
+)
+def test_few_patients_of_a_class_are_named(labels, words):
+    said = classification.few_patients(table([[0.5, 0.5]] * len(labels), labels))
+    assert words in said[0] if words else not said
+
+
 def test_a_run_that_learns_nothing_says_so_in_its_conclusion_and_on_its_page(capsys):
     folder = new_folder("nothing")
     train.train_and_evaluate(tiny.config("from_scratch", optim__base_lr=1e-12, optim__min_lr=0.0), folder)
