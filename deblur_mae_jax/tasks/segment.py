@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.models.segmenter import Segmenter
 from deblur_mae_jax.tasks import losses
 from deblur_mae_jax.tasks.contract import Kind, Task
 
@@ -63,4 +64,5 @@ def make(
             total += auxiliary_weight * losses.voxel_cross_entropy(out["auxiliary"], batch["mask"])
         return total, {"logits": logits, "assign": out.get("assign", {})}
 
-    return Task(compute)
+    # Its decoder has running statistics, which then have no optimiser memory.
+    return Task(compute, trains=(lambda name: True) if isinstance(model, Segmenter) else None)
