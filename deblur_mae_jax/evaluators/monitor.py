@@ -43,6 +43,7 @@ class Monitor:
 
     def __init__(self, run: Experiment):
         self.run, self.began, self.spent, self.last = run, time.monotonic(), 0.0, 0.0
+        self.judgements = 0
         started = time.monotonic()
         config = run.config
         labelled = _config_of(config)
@@ -100,6 +101,12 @@ class Monitor:
             due = bool(multihost_utils.broadcast_one_to_all(np.bool_(due)))
         return due
 
+    @property
+    def described(self) -> str:
+        """How often it judged since the last start, and its share of the time."""
+        share = self.spent / max(time.monotonic() - self.began, 1e-9)
+        return f"{self.judgements} judgements of the features, {share:.1%} of the time since the last start"
+
     def judge(self, params: Any) -> dict[str, float]:
         """The measures of both probes by name, or {} if they would take too long."""
         if not self.due():
@@ -122,6 +129,7 @@ class Monitor:
                 out[f"{name}_{measure}"] = float(classification.METRICS[measure](self.labels["judged"], p))
         self.last = time.monotonic() - started
         self.spent += self.last
+        self.judgements += 1
         return {name: value for name, value in out.items() if np.isfinite(value)}
 
 

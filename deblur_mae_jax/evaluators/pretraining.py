@@ -120,6 +120,7 @@ class Evaluator:
                 "GFLOP per image": f"{run.network.flops_per_image / 1e9:.2f}",
                 "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 **page.time_spent(self.workdir),
+                **({"probes while training": self.monitor.described} if self.monitor is not None else {}),
             },
             latest=self.latest,
             by_level=self.by_level,

@@ -42,7 +42,10 @@ def test_a_pre_training_judges_its_features_on_labelled_images(tmp_path, name, r
     for probe in ("knn", "linear"):
         assert 0 <= first[f"{probe}_balanced_accuracy"] <= 1
     assert first["linear_auroc"] > 0.9  # brightness alone separates the classes
-    assert "frozen features on labelled images" in (tmp_path / "run" / "report" / "index.html").read_text()
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "frozen features on labelled images" in page
+    judged = sum("knn_auroc" in line for line in lines)
+    assert f"{judged} judgements of the features, " in page and "% of the time since the last start" in page
 
 
 def built(tmp_path, **fields):
