@@ -263,6 +263,7 @@ def facts_of(study, runs, arguments):
         "title": study["title"],
         "methods": methods,
         "phantoms": bool(study["phantoms"]) and not arguments.finetune_root,
+        "small": arguments.preset == "cpu",
     }
     if "quoted" in study:
         facts["quotes"] = list(study["quoted"])

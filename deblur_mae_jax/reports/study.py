@@ -233,8 +233,10 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         "trainings (Obuchowski and Rockette); with one training over patients alone. The paper's numbers were measured "
         "on its own images, not on these."
     )
+    if facts.get("small"):
+        text += " A small network and a short training, which do not show how good the published methods are."
     if facts.get("phantoms"):
-        text += " Simulated phantoms, a small network and a short training: not a result on ultrasound."
+        text += " Simulated phantoms: not a result on ultrasound."
     return text
 
 
