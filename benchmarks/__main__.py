@@ -48,6 +48,7 @@ def parts(backend: str) -> dict[str, list[str]]:
             "memory": ["memory", "--batch=8"],
             "growth": ["growth"],
             "swin_unetr": ["swin_unetr_step", "--side=64", "--batch=1", "--feature=12", *skip],
+            **({"backbones": ["backbones", "--batch=4"], "objectives": ["objectives", "--batch=4"]} if torch else {}),
         }  # fmt: skip
     big = ["--images=512", "--rounds=6", "--repeats=10"]
     return {
@@ -77,6 +78,7 @@ def parts(backend: str) -> dict[str, list[str]]:
         "swin_unetr": [
             "swin_unetr_step", "--side=96", "--batch=2", "--feature=48", "--remat", *skip,
         ],
+        **({"backbones": ["backbones", "--batch=64"], "objectives": ["objectives", "--batch=64"]} if torch else {}),
     }  # fmt: skip
 
 
