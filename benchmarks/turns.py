@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.swin_unetr_step import answer, peak_rss
-from deblur_mae_jax.performance import tuning
 
 # (one step to its end, the peak of the device in MiB or None, facts)
 Made = tuple[Callable[[], None], Callable[[], float | None], dict[str, Any]]
@@ -45,17 +43,17 @@ def work(library: str, make: Callable[[], Made]) -> None:
 def measured(file: str, options: list[str], name: str, other: str, rounds: int) -> dict[str, Any]:
     """Times and memory of `name` with JAX and another library, and `speed_against_<other>`, a median over rounds.
 
-    Both get the settings that `main.py` makes for the process, such as huge pages for malloc.
+    Neither gets the huge pages that `main.py` asks malloc for. They pay for one process with the memory to itself; where
+    several processes take turns in fragmented memory, the kernel spends the time on finding them (docs/performance.md).
 
     file: the benchmark, which calls `work` with `--worker=LIBRARY:NAME`.
     """
     workers, times = {}, {"jax": [], other: []}  # type: dict[str, Any], dict[str, list[float]]
     row: dict[str, Any] = {}
-    environment = {**os.environ, **tuning.environment(os.environ)}
     for library in times:
         command = [sys.executable, "-W", "ignore", file, *options, f"--worker={library}:{name}"]
         workers[library] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         row[library] = answer(workers[library], library)
     for _ in range(rounds):
