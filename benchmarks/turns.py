@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.swin_unetr_step import answer, peak_rss
+from deblur_mae_jax.performance import tuning
 
 # (one step to its end, the peak of the device in MiB or None, facts)
 Made = tuple[Callable[[], None], Callable[[], float | None], dict[str, Any]]
@@ -43,17 +45,18 @@ def work(library: str, make: Callable[[], Made]) -> None:
 def measured(file: str, options: list[str], name: str, other: str, rounds: int) -> dict[str, Any]:
     """Times and memory of `name` with JAX and another library, and `speed_against_<other>`, a median over rounds.
 
-    Neither gets the huge pages that `main.py` asks malloc for. They pay for one process with the memory to itself; where
-    several processes take turns in fragmented memory, the kernel spends the time on finding them (docs/performance.md).
+    Neither gets the huge pages that `main.py` asks malloc for. They pay for one process with the memory to itself;
+    where several take turns in fragmented memory, the kernel spends its time on finding them (docs/performance.md).
 
     file: the benchmark, which calls `work` with `--worker=LIBRARY:NAME`.
     """
     workers, times = {}, {"jax": [], other: []}  # type: dict[str, Any], dict[str, list[float]]
     row: dict[str, Any] = {}
+    plain = {name: value for name, value in os.environ.items() if name != tuning.ALLOCATOR[0]}
     for library in times:
         command = [sys.executable, "-W", "ignore", file, *options, f"--worker={library}:{name}"]
         workers[library] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=plain
         )
         row[library] = answer(workers[library], library)
     for _ in range(rounds):
