@@ -171,6 +171,9 @@ def coverage(s, trials, seed):
 def main():
     """Simulate, print, write JSON."""
     a = parse()
+    wrong = set(a.situations.split(",")) - set(SITUATIONS)
+    if wrong:
+        sys.exit(f"--situations: unknown {', '.join(sorted(wrong))}. Choices: {', '.join(SITUATIONS)}")
     rows, started = {}, time.monotonic()
     for name in a.situations.split(","):
         s = SITUATIONS[name]

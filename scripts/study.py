@@ -18,6 +18,7 @@ import argparse
 import ast
 import hashlib
 import importlib.util
+import inspect
 import itertools
 import json
 import shlex
@@ -29,7 +30,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.reports import study as table
 
 
@@ -58,12 +59,12 @@ def parse(arguments=None):
     return parsed
 
 
-def _overrides(items):
+def _overrides(items, flag):
     out = {}
     for item in items:
         name, _, value = item.partition("=")
         if "=" not in item:
-            raise UserError(f"--set: '{item}' must be NAME=VALUE")
+            raise UserError(f"{flag}: '{item}' must be NAME=VALUE")
         try:
             out[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -84,6 +85,8 @@ def load(name, preset):
     spec = importlib.util.spec_from_file_location("study_file", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if word and len(inspect.signature(module.get_study).parameters) < 2:
+        raise UserError(f"'{path}' takes no word after a colon, and has ':{word}'")
     return module.get_study(preset, word) if word else module.get_study(preset)
 
 
@@ -113,8 +116,12 @@ class Run(NamedTuple):
         return f"{before}fold {self.fold}, seed {self.seed}"
 
 
-def _numbers(text):
-    return [int(number) for number in text.split(",")]
+def _numbers(text, flag):
+    """Whole numbers separated by commas. Raises `UserError`."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{flag}={text} must be whole numbers separated by commas, such as 0,1,2") from error
 
 
 def _code(*content):
@@ -133,11 +140,19 @@ def _images(study, kind, root, file=""):
 def plan(study, arguments):
     """Every run in order."""
     only = [name.strip() for name in arguments.only.split(";") if name.strip()]
-    unknown = [name for name in only if name not in study["methods"]]
-    if unknown:
-        raise UserError(f"--only: no method '{unknown[0]}'. Choices: {'; '.join(study['methods'])}")
+    wrong = [name for name in only if name not in study["methods"]]
+    if wrong:
+        raise UserError(f"--only: no method '{wrong[0]}'. Choices: {'; '.join(study['methods'])}")
     if study.get("starts") and not (arguments.init_from and arguments.finetune_root):
         raise UserError("this study needs --init_from, a run or a weight file, and --finetune_root, a folder of lists")
+    if arguments.init_from and not study.get("starts"):
+        raise UserError(f"--init_from={arguments.init_from}: this study has its own pre-trainings")
+    for flag in ("init_from", "pretrain_root", "finetune_root", "weights"):
+        value = getattr(arguments, flag)
+        if value and "=" not in value and "://" not in value and not Path(value).expanduser().exists():
+            raise UserError(f"--{flag}: '{value}' does not exist")
+    if arguments.reference and arguments.reference not in study["methods"]:
+        raise unknown("--reference", arguments.reference, study["methods"])
     runs, done = [], set()
     for name, method in study["methods"].items():
         if (only and name not in only) or method.get("quoted") or lacks(method, arguments):
@@ -150,16 +165,18 @@ def plan(study, arguments):
         done |= {run.folder for run in starts}
         for training, source in [(run.training, run.folder) for run in starts] or [("", file)]:
             runs += finetunings(study, name, method, training, source, arguments)
+    if not runs:
+        raise UserError(f"no method can be run: each needs a file that is not in '{arguments.finetune_root}'")
     return runs
 
 
 def pretrainings(study, name, method, arguments):
     """The pre-trainings of a method, one per seed. Methods that differ in fine-tuning alone share them."""
     out = []
-    for seed in _numbers(arguments.pretrain_seeds):
+    for seed in _numbers(arguments.pretrain_seeds, "--pretrain_seeds"):
         overrides = {**study["pretrain"], **method.get("pretrain_overrides", {}),
                      **_images(study, "pretrain", arguments.pretrain_root),
-                     **_overrides(arguments.set_pretrain)}  # fmt: skip
+                     **_overrides(arguments.set_pretrain, "--set_pretrain")}  # fmt: skip
         overrides |= {"seed": seed} if seed else {}
         folder = f"pretrain_{slug(method['pretrain'])}_{_code(method['pretrain'], overrides)}"
         place = Path(arguments.output).expanduser().resolve() / folder
@@ -170,12 +187,13 @@ def pretrainings(study, name, method, arguments):
 def finetunings(study, name, method, training, source, arguments):
     """The fine-tunings of a method from one pre-training, from a file of weights or from scratch."""
     out = []
-    seeds = _numbers(arguments.seeds) if arguments.seeds else study["seeds"]
+    seeds = _numbers(arguments.seeds, "--seeds") if arguments.seeds else study["seeds"]
     images = _images(study, "finetune", arguments.finetune_root, method.get("list", ""))
-    for fold, seed in itertools.product(_numbers(arguments.folds), seeds):
+    for fold, seed in itertools.product(_numbers(arguments.folds, "--folds"), seeds):
         scratch = {} if source else method.get("scratch", study["scratch"])
         overrides = {**study["finetune"], **scratch, "seed": seed, "data.fold": fold,
-                     **method.get("finetune_overrides", {}), **images, **_overrides(arguments.set)}  # fmt: skip
+                     **method.get("finetune_overrides", {}), **images,
+                     **_overrides(arguments.set, "--set")}  # fmt: skip
         if source:
             overrides["init_from"] = str(source)
         config = method.get("finetune", "finetune" if source else "from_scratch")
@@ -280,6 +298,22 @@ def networks_of(runs):
     ]
 
 
+def joined(output, networks, facts):
+    """These networks, and those that an earlier command with other seeds, folds or methods kept in the folder."""
+    if not (output / table.FACTS).exists():
+        return networks, facts
+    before, old = table.kept(output)
+    key = lambda n: (n.method, n.training, n.seed, n.fold)
+    now = {key(n) for n in networks}
+    earlier = [n for n in before if key(n) not in now]
+    ran = {n.method for n in earlier}
+    methods = facts["methods"] | {
+        name: about for name, about in old["methods"].items()
+        if name in ran and facts["methods"].get(name, {}).get("state") != "run"
+    }  # fmt: skip
+    return networks + earlier, facts | {"methods": methods}
+
+
 def write(output, networks, facts):
     """Write the tables and print them."""
     print(table.write(networks, facts, output))
@@ -292,7 +326,12 @@ def main():
     try:
         if arguments.rebuild:
             folder = Path(arguments.rebuild).expanduser()
-            write(folder, *table.kept(folder))
+            networks, facts = table.kept(folder)
+            if arguments.reference:
+                if arguments.reference not in facts["methods"]:
+                    raise unknown("--reference", arguments.reference, facts["methods"])
+                facts["reference"] = arguments.reference
+            write(folder, networks, facts)
             return
         study = load(arguments.study, arguments.preset)
         runs = plan(study, arguments)
@@ -308,7 +347,7 @@ def main():
     output = Path(arguments.output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     failed = execute(runs)
-    networks, facts = networks_of(runs), facts_of(study, runs, arguments)
+    networks, facts = joined(output, networks_of(runs), facts_of(study, runs, arguments))
     table.keep(networks, facts, output)
     write(output, networks, facts)
     if failed:

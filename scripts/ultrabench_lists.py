@@ -1,5 +1,6 @@
 """Write the 14 tasks of UltraBench (Tupper and Gagne 2025) as CSVs that any run reads.
 
+    pip install ultrabench==1.0.1
     ultrabench mmotu /data/raw/mmotu /data/ultrabench    # for every set: the package of that name makes the splits
     python scripts/ultrabench_lists.py --root=/data/ultrabench
     python scripts/study.py studies/ultrabench.py --finetune_root=/data/ultrabench --init_from=runs/d2mae \\
@@ -31,7 +32,7 @@ SEGMENT = {
 }  # fmt: skip
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 # Keys whose value names the class, and the patient or video; the first that an example has.
-NAMES, GROUPS = ("class", "pathology", "image_quality", "label"), ("patient", "source")
+NAMES, GROUPS = ("class", "pathology", "image_quality"), ("patient", "source")
 
 
 def folder_of(root, name):
@@ -50,13 +51,21 @@ def examples(folder):
             listed = json.loads(path.read_text())
             out += [({**example}, split) for example in listed]
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"--root: '{path}' is not a list of UltraBench's examples: {error}") from error
+            raise UserError(
+                f"--root: '{path}' is not a list of UltraBench's examples, as version 1.0.1 writes it: {error}"
+            ) from error
     return out
 
 
 def first(example, keys):
     """The value of the first key that an example has, as text."""
     return next((str(example[key]) for key in keys if example.get(key) not in (None, "")), "")
+
+
+def label_of(example):
+    """UltraBench's number of the class and its name: sorted names keep its order, so the positive class is last."""
+    name = first(example, NAMES)
+    return f"{example['label']} {name}" if name and name != str(example["label"]) else str(example["label"])
 
 
 def rows_of(root, folder, mask=""):
@@ -70,8 +79,8 @@ def rows_of(root, folder, mask=""):
             lacking += 1
             continue
         path = (folder / example["image"]).relative_to(root)
-        content = (folder / example[mask]).relative_to(root) if mask else first(example, NAMES)
-        rows.append((path.as_posix(), content if not mask else content.as_posix(), split, first(example, GROUPS)))
+        content = (folder / example[mask]).relative_to(root).as_posix() if mask else label_of(example)
+        rows.append((path.as_posix(), content, split, first(example, GROUPS)))
     return rows, lacking
 
 
@@ -95,7 +104,10 @@ def main(arguments=None):
             with open(path, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([head, *rows])
             counts = ", ".join(f"{sum(row[2] == split for row in rows)} {split}" for split in SPLITS.values())
-            print(f"{path}: {counts}" + (f"; {lacking} without a mask are left out" if lacking else ""))
+            print(
+                f"{path}: {counts}"
+                + (f"; {lacking} without a {'mask' if mask else 'label'} are left out" if lacking else "")
+            )
         if len(missing) == len(tasks):
             raise UserError(f"--root: '{root}' holds no folder that UltraBench wrote, such as mmotu_v1.0.1")
     except UserError as error:

@@ -126,7 +126,7 @@ def test_the_tasks_of_ultrabench_become_manifests(tmp_path, capsys):
     assert "not there: classify aul_mass, classify butterfly" in out
     with open(tmp_path / "classify_pocus.csv") as file:
         rows = list(csv.DictReader(file))
-    assert rows[2] == {"path": "pocus_v1.0.1/images/2.png", "label": "covid", "split": "train", "group": "video 1"}
+    assert rows[2] == {"path": "pocus_v1.0.1/images/2.png", "label": "2 covid", "split": "train", "group": "video 1"}
     # The newest version of a set.
     assert (tmp_path / "classify_mmotu.csv").read_text().count("mmotu_v1.0.1/") == 18
     config = tiny.resolved("segment_images", data__name="manifest", data__root=str(tmp_path / "segment_mmotu.csv"))
@@ -142,6 +142,7 @@ def test_the_tasks_of_ultrabench_become_manifests(tmp_path, capsys):
 def test_ultrabench_plans_the_tasks_that_are_there(tmp_path):
     write_ultrabench(tmp_path)
     ultrabench_lists.main([f"--root={tmp_path}"])
+    (tmp_path / "weights.pth").touch()
     options = [f"--finetune_root={tmp_path}", f"--init_from={tmp_path / 'weights.pth'}", "--seeds=0"]
     runs = planned(tmp_path, "ultrabench", *options)
     assert [run.method for run in runs] == [
@@ -304,7 +305,8 @@ def kept_study(folder, shift=0.3):
 def test_the_table_of_a_study_can_be_written_again_from_its_cases(tmp_path):
     networks, facts = kept_study(tmp_path)
     read, same = study.table.kept(tmp_path)
-    assert same == facts and len(read) == len(networks)
+    classes = {name: ["benign", "malignant"] for name in ("plain", "better, sharper")}
+    assert same == facts | {"classes": classes} and len(read) == len(networks)
     for a, b in zip(networks, read, strict=True):
         assert (a.method, a.training, a.seed, a.fold) == (b.method, b.training, b.seed, b.fold)
         assert (a.patients == b.patients).all()
@@ -323,6 +325,64 @@ def test_the_table_of_a_study_can_be_written_again_from_its_cases(tmp_path):
     before = (tmp_path / "cases.csv.gz").read_bytes()
     study.table.keep(networks, facts, tmp_path)
     assert (tmp_path / "cases.csv.gz").read_bytes() == before  # no time of writing inside
+
+
+def test_methods_may_have_other_classes_and_another_order(tmp_path):
+    rng = np.random.default_rng(1)
+    images = np.array([f"image {i}" for i in range(60)])
+    labels = (np.arange(60) % 2).astype(float)
+    networks, about = [], {"state": "run", "leakage": False, "paper": {}}
+    for method, names in (("one", ["b", "a, too"]), ("other", ["a, too", "b"])):
+        p = np.clip(labels * 0.6 + 0.4 * rng.random(60), 0, 1)
+        columns = {"label": labels, f"p_{names[0]}": 1 - p, f"p_{names[1]}": p}
+        networks.append(study.table.Network(method, "", 0, 0, images, np.array([""] * 60), columns))
+    study.table.keep(networks, {"title": "x", "methods": {"one": about, "other": about}}, tmp_path)
+    for before, after in zip(networks, study.table.kept(tmp_path)[0], strict=True):
+        assert before.classes == after.classes
+        for measure in before.measures:
+            want, got = (n.measure(measure, np.ones((1, 60)))[0] for n in (before, after))
+            assert got == pytest.approx(want) and (measure == "accuracy" or got > 0.5)
+
+
+def test_a_training_without_a_fold_is_left_out_and_other_patients_are_not_compared(tmp_path):
+    networks, facts = kept_study(tmp_path)
+    half = [n for n in networks if n.training == "0"]
+    second = [
+        study.table.Network(
+            n.method, n.training, n.seed, 1, n.images, np.array([f"other {g}" for g in n.groups]), n.columns
+        )
+        for n in half
+    ]
+    found = study.table.rows(networks + second, facts)
+    assert [row["left_out"] for row in found] == [2, 2, 0] and found[0]["runs"] == 4
+    only = [n for n in second if n.method == "plain"] + half
+    found = study.table.rows(only, facts)
+    assert (
+        "different patients (60 and 120)" in found[1]["not_compared"]
+        or "different patients" in found[1]["not_compared"]
+    )
+    assert "is not compared" in study.table.write(only, facts, tmp_path)
+
+
+def test_a_second_command_adds_to_what_is_kept(tmp_path):
+    networks, facts = kept_study(tmp_path)
+    first = [n for n in networks if n.method == "plain"]
+    some = facts | {"methods": {"plain": facts["methods"]["plain"]}}
+    joined, about = study.joined(tmp_path, first, some)
+    assert len(joined) == len(networks) and set(about["methods"]) == {"plain", "better, sharper"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--folds=0-4"], "--folds=0-4 must be whole numbers"), (["--reference=MEA"], "Did you mean 'MAE'"),
+        (["--init_from=x"], "has its own pre-trainings"), (["--finetune_root=nowhere"], "'nowhere' does not exist"),
+        (["--set_pretrain=a"], "--set_pretrain: 'a' must be NAME=VALUE"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_of_a_study_is_named(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        planned(tmp_path, "methods", *options)
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

@@ -73,15 +73,25 @@ class _Table:
         return float(self.values.mean())
 
     @property
-    def of_trainings(self) -> float:
-        """Variance of the mean that comes from the trainings: their mean square divided by their number."""
-        return float(self.values.var(ddof=1) / len(self.values)) if len(self.values) > 1 else 0.0
+    def mean_square(self) -> float:
+        """Variance between trainings; 0 if there is one."""
+        return float(self.values.var(ddof=1)) if len(self.values) > 1 else 0.0
 
 
 def table(networks: Sequence[Judged]) -> _Table:
-    """Judge every network on all of its cases, and without the cases of each patient."""
+    """Judge every network on all of its cases, and without the cases of each patient.
+
+    Raises `ValueError` if the trainings were not judged on the same patients.
+    """
     trainings = list(dict.fromkeys(n.training for n in networks))
-    patients = sorted({str(p) for n in networks for p in n.patients})
+    seen = [{str(p) for n in networks if n.training == t for p in n.patients} for t in trainings]
+    if any(own != seen[0] for own in seen):
+        raise ValueError(f"the trainings were judged on different patients ({', '.join(str(len(s)) for s in seen)})")
+    patients = sorted(seen[0])
+    if len(patients) > statistics.MOST:  # leave out groups, the same ones for every network
+        group = {patient: patients[i % statistics.MOST] for i, patient in enumerate(patients)}
+        networks = [n._replace(patients=np.array([group[str(p)] for p in n.patients])) for n in networks]
+        patients = patients[: statistics.MOST]
     where = {patient: i for i, patient in enumerate(patients)}
     values: list[list[float]] = [[] for _ in trainings]
     without: list[list[np.ndarray]] = [[] for _ in trainings]
@@ -103,7 +113,7 @@ def _between(covariance: np.ndarray) -> float:
 
 
 def _degrees(parts: Sequence[tuple[float, int]]) -> float:
-    """Satterthwaite's degrees of freedom of a sum of variances, each with its own."""
+    """Satterthwaite's degrees of freedom of a sum of variances, each with its own; a variance of 0 has none."""
     total = sum(v for v, _ in parts)
     return total**2 / sum(v**2 / d for v, d in parts if v > 0) if total > 0 else float("nan")
 
@@ -117,15 +127,19 @@ def mean(networks: Sequence[Judged] | _Table, share: bool = True) -> Mean:
     R, P = t.without.shape
     sd = float(t.values.std(ddof=1)) if R > 1 else float("nan")
     of_patients = max(_between(statistics.jackknife(t.without, t.without)), 0.0)
-    parts = [(t.of_trainings, R - 1), (of_patients, P - 1)]
+    parts = [(t.mean_square / R, R - 1), (of_patients, P - 1)]
     interval = Interval(float("nan"), float("nan"))
     if P >= MIN_PATIENTS:
-        interval = statistics.student(t.mean, t.of_trainings + of_patients, _degrees(parts), share)
+        interval = statistics.student(t.mean, sum(v for v, _ in parts), _degrees(parts), share)
     return Mean(t.mean, interval, sd, R, P)
 
 
 def difference(first: Sequence[Judged] | _Table, second: Sequence[Judged] | _Table) -> Difference:
-    """First minus second, judged on the same patients. Raises `ValueError` if the patients differ."""
+    """First minus second, judged on the same patients. Raises `ValueError` if the patients differ.
+
+    If one method was trained once, the trainings of the other say how much trainings differ. If both were, the interval
+    is over patients alone.
+    """
     a, b = (m if isinstance(m, _Table) else table(m) for m in (first, second))
     if a.patients != b.patients:
         raise ValueError(f"the methods were judged on different patients ({len(a.patients)} and {len(b.patients)})")
@@ -133,7 +147,10 @@ def difference(first: Sequence[Judged] | _Table, second: Sequence[Judged] | _Tab
     value = a.mean - b.mean
     common = _between(statistics.jackknife(a.without, a.without)) + _between(statistics.jackknife(b.without, b.without))
     of_patients = max(common - 2 * float(statistics.jackknife(a.without, b.without).mean()), 0.0)
-    parts = [(t.of_trainings, len(t.values) - 1) for t in (a, b)] + [(of_patients, P - 1)]
+    parts = [(of_patients, P - 1)]
+    for own, other in ((a, b), (b, a)):
+        known = own if len(own.values) > 1 else other
+        parts.append((known.mean_square / len(own.values), len(known.values) - 1))
     variance, degrees = sum(v for v, _ in parts), _degrees(parts)
     interval = statistics.student(value, variance, degrees)
     if P < MIN_PATIENTS or np.isnan(interval.low):

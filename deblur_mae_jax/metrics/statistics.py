@@ -62,7 +62,7 @@ def without_each(
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """A measure of all cases, without each patient in turn `(P,)`, and the patients' names `(P,)`.
 
-    More than `MOST` patients are left out in groups of equal size, each named after its first patient.
+    More than `MOST` patients are left out in `MOST` groups, each named after its first patient.
 
     patients: `(N,)` names.
     measure: the measure `(B,)` of the cases with weights `(B, N)`.

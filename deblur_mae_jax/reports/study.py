@@ -62,6 +62,18 @@ class Network:
         return tuple(m for m in OF_CLASSES if m != "f1_binary" or len(self._probabilities) == 2)
 
     @property
+    def classes(self) -> list[str]:
+        """The classes of a classifier in order, the positive one of two last."""
+        return [name.removeprefix("p_") for name in self.columns if name.startswith("p_")]
+
+    def text(self, name: str, case: int) -> str:
+        """A column of a case as it is kept: the name of the class, or a number."""
+        if name not in self.columns:
+            return ""
+        value = self.columns[name][case]
+        return self.classes[int(value)] if name == "label" else f"{value:.9g}"
+
+    @property
     def _probabilities(self) -> list[np.ndarray]:
         return [values for name, values in self.columns.items() if name.startswith("p_")]
 
@@ -92,7 +104,11 @@ def read_network(folder: Path, method: str, training: str, seed: int, fold: int)
 
 
 def keep(networks: list[Network], facts: dict[str, Any], folder: Path) -> None:
-    """Write the cases and the facts. Six digits are kept: no measure changes visibly, and the file is small."""
+    """Write the cases, with nine digits of every number, and the facts.
+
+    Methods may have other classes, and the same ones in another order, so the facts keep the order of each.
+    """
+    facts = facts | {"classes": {n.method: n.classes for n in networks if n.classes}}
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
@@ -100,7 +116,7 @@ def keep(networks: list[Network], facts: dict[str, Any], folder: Path) -> None:
     out.writerow([*_KEYS, *names])
     for n in networks:
         for i in range(len(n.images)):
-            values = [f"{n.columns[name][i]:.6g}" if name in n.columns else "" for name in names]
+            values = [n.text(name, i) for name in names]
             out.writerow([n.method, n.training, n.seed, n.fold, n.images[i], n.groups[i], *values])
     with open(folder / CASES, "wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as file:
         file.write(text.getvalue().encode())
@@ -119,8 +135,12 @@ def kept(folder: Path) -> tuple[list[Network], dict[str, Any]]:
         groups.setdefault(tuple(row[name] for name in _KEYS[:4]), []).append(row)
     networks = []
     for (method, training, seed, fold), own in groups.items():
-        columns = {name: np.array([float(row[name]) for row in own]) for name in own[0]
-                   if name not in _KEYS and own[0][name] != ""}  # fmt: skip
+        classes = facts.get("classes", {}).get(method, [])
+        numbers = [name for name in own[0] if name not in (*_KEYS, "label") and own[0][name] != ""]
+        if classes:
+            numbers = [f"p_{name}" for name in classes]
+        columns = {"label": np.array([float(classes.index(row["label"])) for row in own])} if classes else {}
+        columns |= {name: np.array([float(row[name]) for row in own]) for name in numbers}
         image, group = (np.array([row[name] for row in own]) for name in _KEYS[4:])
         networks.append(Network(method, training, int(seed), int(fold), image, group, columns))
     return networks, facts
@@ -133,13 +153,29 @@ def _judged(networks: list[Network], measure: str) -> list[Judged]:
     return [Judged(n.training if several else n.seed, n.patients, m) for n, m in zip(networks, measured, strict=True)]
 
 
+def _complete(networks: list[Network]) -> list[Network]:
+    """The networks of the trainings that were judged on every fold."""
+    several = len({n.training for n in networks}) > 1
+    folds: dict[Any, set[int]] = {}
+    for n in networks:
+        folds.setdefault(n.training if several else n.seed, set()).add(n.fold)
+    every = set().union(*folds.values()) if folds else set()
+    return [n for n in networks if folds[n.training if several else n.seed] == every]
+
+
 def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per method: its state, and per measure the mean, interval and difference from the reference.
 
-    The p-values are adjusted by Holm's method over the methods that are compared with the reference.
+    The p-values are adjusted by Holm's method over the methods that are compared with the reference. `left_out` counts
+    the networks of trainings that lack a fold; `not_compared` says why a row has no difference.
     """
-    of_method = {name: [n for n in networks if n.method == name] for name in facts["methods"]}
-    out = [{"method": name, "runs": len(of_method[name]), **about} for name, about in facts["methods"].items()]
+    every = {name: [n for n in networks if n.method == name] for name in facts["methods"]}
+    of_method = {name: _complete(own) for name, own in every.items()}
+    out = [
+        {"method": name, "runs": len(of_method[name]), "left_out": len(every[name]) - len(of_method[name]),
+         "pretrainings": len({n.training for n in of_method[name]} - {""}), **about}
+        for name, about in facts["methods"].items()
+    ]  # fmt: skip
     reference = facts.get("reference", "")
     for measure in (*OF_CLASSES, *OF_MASKS):
         by = 1.0 if measure in LENGTHS else 100.0
@@ -154,13 +190,15 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
                 low, high = mean.interval
                 row[measure] = {"mean": by * mean.value, "sd": by * mean.sd, "low": by * low, "high": by * high}
                 row["patients"] = mean.patients
-        compared = [row for row in out if row["method"] in tables and row["method"] != reference]
-        if reference not in tables or not compared:
-            continue
-        try:
-            found = [several_runs.difference(tables[row["method"]], tables[reference]) for row in compared]
-        except ValueError as error:
-            raise UserError(f"'{reference}' cannot be the reference: {error}") from error
+        compared, found = [], []
+        for row in out if reference in tables else []:
+            if row["method"] not in tables or row["method"] == reference:
+                continue
+            try:
+                found.append(several_runs.difference(tables[row["method"]], tables[reference]))
+                compared.append(row)
+            except ValueError as error:
+                row["not_compared"] = str(error)
         adjusted = statistics.holm([f.p for f in found])
         for row, f, p in zip(compared, found, adjusted, strict=True):
             row[f"{measure}_difference"] = {
@@ -194,7 +232,7 @@ def _means(found: list[dict[str, Any]], facts: dict[str, Any]) -> list[list[str]
     for row in found:
         paper = lambda name, row=row: "" if name not in row["paper"] else f"{row['paper'][name]:.2f}"
         line = [row["method"] + (" (LEAKAGE)" if row["leakage"] else ""), *([row["state"]] if states else [])]
-        line.append(str(row["runs"]))
+        line.append(f"{row['runs']}" + (f" of {row['pretrainings']} pre-trainings" if row["pretrainings"] > 1 else ""))
         for measure in measures:
             line += [_cell(row.get(measure)), paper(measure)]
         lines.append(line + [paper(name) for name in also])
@@ -233,6 +271,11 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         "trainings (Obuchowski and Rockette); with one training over patients alone. The paper's numbers were measured "
         "on its own images, not on these."
     )
+    for row in found:
+        if row["left_out"]:
+            text += f" {row['method']}: {row['left_out']} runs are left out, because their training lacks a fold."
+        if "not_compared" in row:
+            text += f" {row['method']} is not compared: {row['not_compared']}."
     if facts.get("small"):
         text += " A small network and a short training, which do not show how good the published methods are."
     if facts.get("phantoms"):
@@ -260,8 +303,8 @@ def write(networks: list[Network], facts: dict[str, Any], folder: Path) -> str:
     if differences:
         title = f"Difference from {facts['reference']}"
         meaning = (
-            "In percent points, with its 95 % interval, p adjusted for the number of methods, and the smallest "
-            "difference that this set detects with 80 % power."
+            "In percent points (distances in their unit), with its 95 % interval, p adjusted for the number of "
+            "methods, and the smallest difference that this set detects with 80 % power."
         )
         lines += ["", f"{title}. {meaning}", "", *_markdown(differences)]
         body += f"<h2>{html.escape(title)}</h2><p class=note>{html.escape(meaning)}</p>{_html(differences)}"
@@ -274,8 +317,12 @@ def write(networks: list[Network], facts: dict[str, Any], folder: Path) -> str:
     with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         names = ["mean", "sd", "low", "high"]
-        out.writerow(["method", "runs", *(f"{m}_{n}" for m in measures for n in (*names, "paper"))])
+        apart = ["value", "low", "high", "p_holm", "smallest"]
+        out.writerow(["method", "state", "leakage", "runs", "patients",
+                      *(f"{m}_{n}" for m in measures for n in (*names, "paper")),
+                      *(f"{m}_difference_{n}" for m in measures for n in apart)])  # fmt: skip
         for row in found:
             values = [v for m in measures for v in (*(row.get(m, {}).get(n) for n in names), row["paper"].get(m))]
-            out.writerow([row["method"], row["runs"], *values])
+            values += [row.get(f"{m}_difference", {}).get(n) for m in measures for n in apart]
+            out.writerow([row["method"], row["state"], row["leakage"], row["runs"], row.get("patients"), *values])
     return "\n".join(lines)
