@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from typing import Any
@@ -249,6 +250,34 @@ class Block(nn.Module):
         return x + scaled(mlp(layer_norm("norm2", self.dtype)(x)), 1)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def standardised(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`(B, ..., D)` with mean 0 and variance 1 in every channel, and the mean and biased variance `(D,)`.
+
+    The closed form of the gradient reads the input twice, automatic differentiation about twice as often. It holds for
+    the first result; the statistics have none.
+    """
+    others = tuple(range(x.ndim - 1))
+    mean, var = x.mean(axis=others), x.var(axis=others)
+    return (x - mean) * jax.lax.rsqrt(var + epsilon), mean, var
+
+
+def _standardised_forward(x, epsilon):
+    out, mean, var = standardised(x, epsilon)
+    return (out, mean, var), (x, mean, jax.lax.rsqrt(var + epsilon))
+
+
+def _standardised_backward(epsilon, saved, gradients):
+    (x, mean, factor), g = saved, gradients[0]
+    others = tuple(range(x.ndim - 1))
+    unit = (x - mean) * factor
+    rest = g - unit * (g * unit).mean(axis=others)
+    return (factor * (rest - rest.mean(axis=others)),)  # sums to 0 more exactly than with the mean of g
+
+
+standardised.defvjp(_standardised_forward, _standardised_backward)
+
+
 class BatchNorm(nn.Module):
     """PyTorch's BatchNorm, over all axes of `(B, ..., D)` but the last, in float32.
 
@@ -270,22 +299,20 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         x = x.astype(jnp.float32)
-        D, others = x.shape[-1], tuple(range(x.ndim - 1))
+        D = x.shape[-1]
         mean = self.param("running_mean", nn.initializers.zeros, (D,))
         var = self.param("running_var", nn.initializers.ones, (D,))
         new = {}
         if train:
-            batch_mean, batch_var = x.mean(axis=others), x.var(axis=others)
+            out, batch_mean, batch_var = standardised(x, self.epsilon)
             count = x.size // D
             m, unbias = self.momentum, count / max(count - 1, 1)
             new = {
                 "running_mean": (1 - m) * mean + m * batch_mean,
                 "running_var": (1 - m) * var + m * unbias * batch_var,
             }
-            mean, var = batch_mean, batch_var
         else:
-            mean, var = jax.lax.stop_gradient(mean), jax.lax.stop_gradient(var)
-        out = (x - mean) / jnp.sqrt(var + self.epsilon)
+            out = (x - jax.lax.stop_gradient(mean)) / jnp.sqrt(jax.lax.stop_gradient(var) + self.epsilon)
         if self.affine:
             scale = self.param("scale", nn.initializers.constant(self.start), (D,))
             out = out * scale
