@@ -311,6 +311,8 @@ def joined(output, networks, facts):
         name: about for name, about in old["methods"].items()
         if name in ran and facts["methods"].get(name, {}).get("state") != "run"
     }  # fmt: skip
+    for name in ran & set(old["methods"]) & set(methods):
+        methods[name] = methods[name] | {"leakage": methods[name]["leakage"] or old["methods"][name]["leakage"]}
     return networks + earlier, facts | {"methods": methods}
 
 

@@ -370,6 +370,10 @@ def test_a_second_command_adds_to_what_is_kept(tmp_path):
     some = facts | {"methods": {"plain": facts["methods"]["plain"]}}
     joined, about = study.joined(tmp_path, first, some)
     assert len(joined) == len(networks) and set(about["methods"]) == {"plain", "better, sharper"}
+    leaky = facts["methods"]["plain"] | {"leakage": True}
+    study.table.keep(networks, facts | {"methods": facts["methods"] | {"plain": leaky}}, tmp_path)
+    _, about = study.joined(tmp_path, first[:1], some)
+    assert about["methods"]["plain"]["leakage"]  # of the runs that are kept
 
 
 @pytest.mark.parametrize(

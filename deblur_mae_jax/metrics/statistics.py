@@ -1,7 +1,7 @@
 """Error bars and comparisons of classifiers.
 
-Three kinds of error bar answer three questions and are never mixed: over test cases (another set of
-patients), over seeds (another training run), over folds (another division of the same patients).
+Each kind of error bar answers its own question: over test cases (another set of patients), over seeds (another
+training run), over folds (another division of the same patients). `several_runs.py` covers patients and seeds at once.
 """
 
 from __future__ import annotations

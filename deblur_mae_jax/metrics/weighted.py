@@ -1,7 +1,7 @@
 """Measures of a classifier with a weight per image, for many sets of weights at once.
 
-A bootstrap or jackknife over patients changes how often an image counts, not its prediction. One sort of the scores
-therefore serves all resamples. Every function takes labels `(N,)`, probabilities `(N, C)` and weights `(B, N)` and
+A jackknife over patients changes how often an image counts, not its prediction. One sort of the scores
+therefore serves all of its samples. Every function takes labels `(N,)`, probabilities `(N, C)` and weights `(B, N)` and
 returns `(B,)`; with the weights of a row all 1, it is the measure of the same name in `classification`.
 """
 
