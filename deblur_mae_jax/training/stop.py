@@ -134,15 +134,26 @@ def _must_end(frame: Any) -> bool:
     """Whether an exception raised in `frame` would be lost or do harm.
 
     Python ignores those of garbage collection. Within an event loop, in which checkpoints are read and written, it
-    would close the loop, to which the threads that read and write still report.
+    would close the loop, to which the threads that read and write still report. Python code that C code calls
+    (modules that are imported, NumPy's reading of buffer formats) may have its exception replaced by another.
     """
     while frame is not None:
         if frame.f_code.co_name in ("__del__", "_xla_gc_callback"):
             return True
-        if str(frame.f_globals.get("__name__")).startswith(("asyncio.", "orbax.")):
+        if str(frame.f_globals.get("__name__")).startswith(
+            ("asyncio.", "orbax.", "importlib._", "_frozen_importlib", "numpy._core._internal")
+        ):
             return True
         frame = frame.f_back
     return False
+
+
+def _behind(error: BaseException) -> Stopped | None:
+    """The `Stopped` that C code replaced by `error`, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, Stopped):
+        seen = seen.__cause__ or seen.__context__
+    return seen
 
 
 def _several() -> bool:
@@ -160,6 +171,10 @@ def handling() -> Iterator[Stop]:
     stop.install()
     try:
         yield stop
+    except Exception as error:
+        if (stopped := _behind(error)) is not None:
+            raise Stopped(stopped.number) from error
+        raise
     finally:
         stop.remove()
         _current.pop()

@@ -1,6 +1,7 @@
 """Requests to stop, runs that hang, and the record of where the time went."""
 
 import asyncio
+import importlib
 import json
 import os
 import signal
@@ -56,6 +57,36 @@ def test_a_request_while_a_checkpoint_is_read_or_written_waits_for_its_end():
         asyncio.run(write())
         time.sleep(5)
     assert ended
+
+
+def test_a_request_within_an_import_waits_for_its_end(tmp_path, monkeypatch):
+    """C code that a module calls may replace the exception, as scikit-learn's did while it was imported."""
+    (tmp_path / "interrupted.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.1)\nended = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(stop.Stopped), stop.handling():
+        interrupted = importlib.import_module("interrupted")
+        time.sleep(5)
+    assert interrupted.ended
+
+
+def test_a_request_that_became_another_error_is_still_a_request():
+    with pytest.raises(stop.Stopped, match="stopped on request") as caught, stop.handling():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except stop.Stopped as request:
+            raise ValueError("not a valid PEP 3118 buffer format string") from request
+    assert caught.value.number == signal.SIGTERM
+
+
+def test_an_error_without_a_request_stays_that_error():
+    with pytest.raises(ValueError, match="a bad image"), stop.handling():
+        try:
+            raise OSError("cannot read")
+        except OSError as error:
+            raise ValueError("a bad image") from error
 
 
 BUSY = """
