@@ -1,5 +1,6 @@
 """Runs that several tests look at: a tiny pre-training, and a classifier that starts from it."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -8,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import numpy as np
 import tiny
 
 from deblur_mae_jax import network as networks
@@ -35,6 +37,27 @@ def trained(name, **overrides):
     classes = ["benign", "malignant"] if tiny.identity(name).supervised else []
     net = networks.build(config, len(classes))
     return trained_network.TrainedNetwork(Path(name), config, net, jax.device_get(jax.jit(net.init)()), classes)
+
+
+def stirred(name, **overrides):
+    """A network whose parameters are all random, statistics too."""
+    network = trained(name, **overrides)
+    rng = np.random.default_rng(0)
+
+    def draw(path, value):
+        noise = 0.1 * rng.standard_normal(value.shape).astype(np.float32)
+        return np.abs(noise) + 0.5 if path[-1].key == "running_var" else value + noise
+
+    params = jax.tree_util.tree_map_with_path(draw, network.params)
+    classes = ["background", "lesion"] if network.network.kind == "segment" else network.classes
+    return dataclasses.replace(network, params=params, classes=classes)
+
+
+def assert_same_params(network, other):
+    flat, held = (dict(jax.tree_util.tree_leaves_with_path(n.params)) for n in (network, other))
+    assert flat.keys() == held.keys()
+    for path, value in flat.items():
+        np.testing.assert_array_equal(held[path], value, err_msg=str(path))
 
 
 @functools.cache

@@ -43,6 +43,7 @@ OUTPUTS = {
     "features": "features",
     "logits": "logits",
     "embeddings": "embed",
+    "prototypes": "prototypes",
 }
 
 
@@ -57,6 +58,7 @@ def in_jax(trained: TrainedNetwork, data: dict[str, Any], opened: Opened) -> dic
         "features": lambda params: model.apply(params, x, level=level, method=model.features),
         "logits": lambda params: model.apply(params, x, level=level)[0],
         "embeddings": lambda params: model.apply(params, x, level=level)[0],
+        "prototypes": lambda params: model.apply(params, x, level=level)[1]["prototypes"],
     }
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
         return {name: np.asarray(jax.jit(programs[name])({"params": trained.params})) for name in _outputs(opened)}

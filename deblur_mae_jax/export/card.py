@@ -31,9 +31,9 @@ def _of_images(network: dict[str, Any]) -> tuple[str, str]:
     if network["kind"] == "classify":
         what = f"a classifier of {', '.join(network['classes'])}" if network["classes"] else "an encoder"
     if network["kind"] == "segment":
-        decoder = {"unetpp": "U-Net++", "upernet": "UPerNet"}[network["decoder"]]
+        decoder = {"unetpp": "U-Net++", "upernet": "UPerNet"}.get(network.get("decoder", ""), "UNETR")
         what = f"a segmentation of {', '.join(network['classes'][1:])} ({decoder})"
-        network = network["encoder"]
+        network = network.get("encoder", network)
     chans = "one gray channel" if network["in_chans"] == 1 else "three channels"
     sizes = ", ".join(
         f"{words} {network[name]}"

@@ -72,7 +72,7 @@ def _of_images(trained: TrainedNetwork) -> dict[str, Any]:
         "std": [float(v) for v in inputs.std],
     }
     if network.kind == "classify":
-        out |= {"decoder_level_token": True, "setting": _setting(trained)}
+        out["setting"] = _setting(trained)
     return out
 
 

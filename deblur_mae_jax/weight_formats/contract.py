@@ -101,6 +101,7 @@ class Opened:
     features: (x, level) -> the input of the head.
     logits: (x, level) -> logits.
     embed: (x, level) -> embeddings, of a network for contrastive learning.
+    prototypes: (x, level) -> similarities to the prototypes, of a student.
     volume: x -> (output, hidden states as the decoder gets them).
     layers: the modules under MAE's names.
     A function is None if the format lacks that part.
@@ -114,6 +115,7 @@ class Opened:
     layers: dict[str, Any] = dataclasses.field(default_factory=dict)
     volume: Callable[..., Any] | None = None
     embed: Callable[..., np.ndarray] | None = None
+    prototypes: Callable[..., np.ndarray] | None = None
 
 
 def formats() -> dict[str, Any]:
@@ -122,8 +124,12 @@ def formats() -> dict[str, Any]:
 
 
 def titles() -> dict[str, str]:
-    """`TITLE` of every format by `NAME`."""
-    return {module.NAME: module.TITLE for module in formats().values()}
+    """`TITLE` of every format by `NAME`; those of files with the same name are joined."""
+    out: dict[str, str] = {}
+    for module in formats().values():
+        before = out.get(module.NAME, module.TITLE)
+        out[module.NAME] = before if module.TITLE in before else f"{before}, or {module.TITLE}"
+    return out
 
 
 def named(name: str, model: str = "", field: str = "--format") -> Any:

@@ -63,9 +63,7 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
 def open(file: Path, certificate: dict[str, Any]) -> Opened:
     """Open it with the Python file beside the weights."""
     network = certificate["network"]
-    beside = file.with_name(torch_calls.MODELING.name)
-    module = torch_calls.modeling(beside if beside.exists() else torch_calls.MODELING)
-    model = module.D2MAE(network)
+    model = torch_calls.standalone(file, torch_calls.MODELING).D2MAE(network)
     model.load_state_dict(torch_calls.state_of(file), strict=True)
     model.eval()
     layers = {n: layer for n, layer in model.named_modules() if torch_calls.is_layer(n)}

@@ -12,7 +12,10 @@ from flax import traverse_util
 from deblur_mae_jax.errors import UserError
 
 # Parts that are lists in PyTorch.
-_LISTS = "blocks[1-3]?|enlarge|norms|head|fc|predictor|decoder|decoder_blocks|layers|layer[1-4]|stages|stem|downsample"
+_LISTS = (
+    "blocks[1-3]?|enlarge|norms|head|fc|predictor|"
+    "decoder|decoder_blocks|decoder_links|layers|layer[1-4]|stages|stem|downsample"
+)
 _NUMBERED = re.compile(rf"\b({_LISTS})_(\d+)")
 _LEAF = {"kernel": "weight", "scale": "weight"}
 

@@ -14,7 +14,7 @@ from deblur_mae_jax.weight_formats.contract import WEIGHTS, Converted, Inferred,
 from deblur_mae_jax.workdir import run_folder
 
 NAME = "segmenter"
-TITLE = "PyTorch with timm; modeling_segmenter.py beside the weights"
+TITLE = "PyTorch and timm, with modeling_segmenter.py beside the weights"
 MODELS = ("segmenter",)
 NEEDS = ("torch", "timm")
 MODELING = torch_calls.STANDALONE / "modeling_segmenter.py"

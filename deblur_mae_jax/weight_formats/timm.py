@@ -36,7 +36,7 @@ def from_ours(network: dict[str, Any], state: State) -> Converted:
         return Converted(vit.encoder_of(state, "mask_token", "teacher.backbone."), [vit.NO_HEADS])
     left = [] if network["task"] == "classify" else [
         "the decoder: timm has no place for it"
-        + (" (mae, hf and d2mae have)" if network.get("model") != "vit_diffmae" else "")
+        + (" (diffmae has)" if network.get("model") == "vit_diffmae" else " (mae, hf and d2mae have)")
     ]  # fmt: skip
     folded = vit.fold_probe(state)
     changed = [] if folded is state else [vit.PROBE_FOLDED]

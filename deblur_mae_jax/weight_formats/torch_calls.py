@@ -64,6 +64,12 @@ def modeling(path: Path = MODELING) -> ModuleType:
     return module
 
 
+def standalone(file: Path, path: Path) -> ModuleType:
+    """The Python file `path` as it stands beside the weights; this library's own if it was moved away."""
+    beside = file.with_name(path.name)
+    return modeling(beside if beside.exists() else path)
+
+
 def is_layer(name: str) -> bool:
     """Whether a module of this name is compared with ours."""
     stem, _, number = name.rpartition(".")

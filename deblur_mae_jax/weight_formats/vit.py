@@ -41,7 +41,8 @@ def plain(names: Iterable[str]) -> bool:
     """Whether these are the names of a ViT in MAE's or timm's code."""
     names = set(names)
     embeds = any(n.startswith("patch_embed.proj.") for n in names)
-    return embeds and any(n.startswith("blocks.0.attn.qkv.") for n in names) and not relative(names)
+    other = any(n.startswith(("segmenter.", "decoder_noisy_embed.")) for n in names)
+    return embeds and any(n.startswith("blocks.0.attn.qkv.") for n in names) and not other and not relative(names)
 
 
 def relative(names: Iterable[str]) -> bool:
@@ -91,7 +92,7 @@ def fold_probe(state: State, epsilon: float = 1e-6) -> State:
     }
 
 
-NO_HEADS = "student, heads and mask token: timm has no place for them"
+NO_HEADS = "student, heads and mask token: timm has no place for them (dino_v2 has)"
 NO_PROJECTOR = "projector, predictor and momentum encoder: timm has no place for them (moco_v3 has)"
 BASE = "base_encoder."
 

@@ -1,15 +1,13 @@
 """Segmenters of images exported to PyTorch and read again: every encoder with a decoder. Needs `pytorch`."""
 
-import dataclasses
 import importlib.util
 import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
-from tiny_runs import trained
+from tiny_runs import assert_same_params, stirred
 
 torch = pytest.importorskip("torch", reason="pip install deblur_mae_jax[pytorch] (or make test-pytorch)")
 if importlib.util.find_spec("timm") is None:
@@ -24,19 +22,6 @@ NAMES = ("unetpp:resnet", "upernet:convnext", "upernet:swin", "upernet:vit", "un
          "unetpp:convvit", "upernet:convvit")  # fmt: skip
 
 
-def stirred(name, **overrides):
-    """A segmenter whose parameters are all random, statistics too."""
-    network = trained(name, **overrides)
-    rng = np.random.default_rng(0)
-
-    def draw(path, value):
-        noise = 0.1 * rng.standard_normal(value.shape).astype(np.float32)
-        return np.abs(noise) + 0.5 if path[-1].key == "running_var" else value + noise
-
-    params = jax.tree_util.tree_map_with_path(draw, network.params)
-    return dataclasses.replace(network, params=params, classes=["background", "lesion"])
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_segmenter_agrees_in_pytorch_and_is_read_again_bit_for_bit(name, tmp_path):
     network = stirred(name, **({"model__width": 64} if "resnet" in name else {}))  # timm's ResNet has no other
@@ -47,10 +32,7 @@ def test_a_segmenter_agrees_in_pytorch_and_is_read_again_bit_for_bit(name, tmp_p
     assert measured["max_difference"] < 2e-5 * max(1, measured["max_value"]), measured
     again = trained_network.load(folder / "model.safetensors", "RUN")
     assert again.classes == network.classes
-    flat, held = (dict(jax.tree_util.tree_leaves_with_path(n.params)) for n in (network, again))
-    assert flat.keys() == held.keys()
-    for path, value in flat.items():
-        np.testing.assert_array_equal(held[path], value, err_msg=str(path))
+    assert_same_params(network, again)
     card = (folder / "README.md").read_text()
     assert "a segmentation of lesion" in card.lower() and "from modeling_segmenter import load" in card
 

@@ -204,7 +204,6 @@ class D2MAE(nn.Module):
         self.searcher: list[D2MAE] = []  # a list, so that its weights are not counted as this one's
         self.conditioning = c["conditioning"]
         self.prefix = 2 if self.conditioning == "token" else 1
-        self.decoder_prefix = self.prefix if c["decoder_level_token"] else 1
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
         if self.conditioning != "none":
             if c["level_code"] == "learned":
@@ -212,17 +211,22 @@ class D2MAE(nn.Module):
             self.level_embed = LevelCode(D, c["level_code"], len(self.sigmas))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(C, D, P, P)})
         self.blocks = nn.ModuleList(Block(D, c["num_heads"], c["mlp_ratio"]) for _ in range(c["depth"]))
-        classes, table = len(c["classes"]), sincos_2d(D, self.grid, self.prefix)
-        self.pos_embed = nn.Parameter(table, requires_grad=c["task"] == "classify")
+        self.pos_embed = nn.Parameter(sincos_2d(D, self.grid, self.prefix), requires_grad=c["task"] != "masked_recon")
+        self._build_rest(c)
+
+    def _build_rest(self, c: dict) -> None:
+        """The layers after the encoder's blocks: a classifier, or the norm and MAE's decoder."""
+        D, P, C = c["embed_dim"], c["patch_size"], c["in_chans"]
         if c["task"] == "classify":
             name = "fc_norm" if c["pool"] == "mean" else "norm"
             self.add_module(name, nn.LayerNorm(D, eps=EPS))
-            head: nn.Module = nn.Linear(D, classes)
+            head: nn.Module = nn.Linear(D, len(c["classes"]))
             if c["probe"]:
                 head = nn.Sequential(nn.BatchNorm1d(D, affine=False, eps=EPS), head)
             self.head = head
             return
         E = c["decoder_embed_dim"]
+        self.decoder_prefix = self.prefix if c["decoder_level_token"] else 1
         self.norm = nn.LayerNorm(D, eps=EPS)
         self.decoder_embed = nn.Linear(D, E)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, E))
@@ -297,7 +301,7 @@ class D2MAE(nn.Module):
         code = self.level_embed(torch.as_tensor(level).expand(B))
         return code[:, None] + (self.blur_token if hasattr(self, "blur_token") else 0)
 
-    def _tokens(
+    def _embedded(
         self,
         x: torch.Tensor,
         level: torch.Tensor | int | None = None,
@@ -317,7 +321,15 @@ class D2MAE(nn.Module):
             prefix.append(self._code(level, B))
         if ids_keep is not None:
             x = x.gather(1, ids_keep[..., None].expand(-1, -1, x.shape[-1]))
-        x = torch.cat([torch.cat(prefix, 1) + self.pos_embed[:, : self.prefix], x], 1)
+        return torch.cat([torch.cat(prefix, 1) + self.pos_embed[:, : self.prefix], x], 1)
+
+    def _tokens(
+        self,
+        x: torch.Tensor,
+        level: torch.Tensor | int | None = None,
+        ids_keep: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        x = self._embedded(x, level, ids_keep)
         for block in self.blocks:
             x = block(x)
         return x
