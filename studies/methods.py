@@ -1,4 +1,4 @@
-"""The method comparison: from scratch, MAE, denoising MAE, DeblurrMAE (Gaussian, SRAD), D2MAE.
+"""The method comparison: from scratch, MAE, denoising MAE, DeblurrMAE (Gaussian, SRAD), D2MAE (token, addition, none).
 
     python scripts/study.py studies/methods.py --preset=cpu --output=runs/methods
 
@@ -34,6 +34,12 @@ def get_study(preset):
             "d2mae_thyroid",
             {"accuracy": 90.38, "f1_macro": 89.84, "auroc": 96.21},
             **{"task.degrade": common.levels(preset)},
+        ),
+        "D2MAE, added level": method(
+            "d2mae_thyroid", {}, **{"task.degrade": common.levels(preset), "model.conditioning": "addition"}
+        ),
+        "D2MAE, level not told": method(
+            "d2mae_thyroid", {}, **{"task.degrade": common.levels(preset), "model.conditioning": "none"}
         ),
     }
     study |= {"title": "Methods", "reference": "MAE"}
