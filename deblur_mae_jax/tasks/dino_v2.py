@@ -61,14 +61,15 @@ def make(
         )
         both = {name: _stacked(batch, name) for name in ("inputs", "targets", "level")}
         clean = None if both["level"] is None else jnp.ones_like(both["level"])
-        teach = jax.vmap(lambda x, level: model.apply(variables, x, level=level, method=model.target))
-        theirs, goals, of_patches = teach(both["targets"], clean)
-        own = {name: jnp.stack([_folded(keys[name], number) for number in range(2)]) for name in ("mask", "drop_path")}
-        masks = jax.vmap(lambda key: draw_masks(key, model.num_patches, mask_probability, mask_range))(own["mask"])
-        learn = jax.vmap(
-            lambda x, level, mask, key: model.apply(variables, x, level=level, mask=mask, drop_path_keys=key)
+        theirs, goals, of_patches = _of_views(
+            lambda x, level: model.apply(variables, x, level=level, method=model.target), both["targets"], clean
         )
-        cls, out = learn(both["inputs"], both["level"], masks, own["drop_path"] if training else None)
+        own = {name: jnp.stack([_folded(keys[name], view) for view in range(2)], 1) for name in ("mask", "drop_path")}
+        masks = jax.vmap(lambda key: draw_masks(key, model.num_patches, mask_probability, mask_range), 1)(own["mask"])
+        cls, out = _of_views(
+            lambda x, level, mask, key: model.apply(variables, x, level=level, mask=mask, drop_path_keys=key),
+            both["inputs"], both["level"], masks.swapaxes(0, 1), own["drop_path"] if training else None,
+        )  # fmt: skip
 
         goals = _balanced(goals, temperature)
         terms = [_cross(out["prototypes"][1 - view], goals[view]) for view in range(2)]
@@ -107,17 +108,28 @@ def _of_small_crops(model: Any, variables: Any, batch: Any, keys: Any, goals: ja
     if "local_inputs" not in batch:
         return []
     small = batch["local_inputs"].shape[1]
-    own = None if keys is None else jnp.stack([_folded(keys, 2 + number) for number in range(small)])
-    local = jax.vmap(
+    own = None if keys is None else jnp.stack([_folded(keys, 2 + number) for number in range(small)], 1)
+    local = _of_views(
         lambda x, level, key: model.apply(variables, x, level=level, drop_path_keys=key, method=model.local),
-        in_axes=(1, 1, 0),
-    )(batch["local_inputs"], batch.get("local_level"), own)
+        batch["local_inputs"], batch.get("local_level"), own,
+    )  # fmt: skip
     return [term for goal in goals for term in _cross(local, goal)]
 
 
 def _stacked(batch: dict[str, jax.Array], name: str) -> jax.Array | None:
-    """An entry of both large crops `(2, B, ...)`, or None."""
-    return jnp.stack([batch[name], batch[f"other_{name}"]]) if name in batch else None
+    """An entry of both large crops `(B, 2, ...)`, or None."""
+    return jnp.stack([batch[name], batch[f"other_{name}"]], axis=1) if name in batch else None
+
+
+def _of_views(function: Any, *arguments: Any) -> Any:
+    """Apply a function of a batch to `(B, V, ...)`, all views of an image at once. Returns arrays `(V, B, ...)`.
+
+    `jax.vmap` over the views would make a gradient of every kernel for each view. The images stay the leading axis, so
+    that devices which share a batch keep their own images.
+    """
+    B, V = arguments[0].shape[:2]
+    out = function(*jax.tree.map(lambda x: x.reshape(B * V, *x.shape[2:]), arguments))
+    return jax.tree.map(lambda x: x.reshape(B, V, *x.shape[1:]).swapaxes(0, 1), out)
 
 
 def _folded(keys: jax.Array, number: int) -> jax.Array:
