@@ -322,6 +322,7 @@ def test_the_table_of_a_study_can_be_written_again_from_its_cases(tmp_path):
     assert first["auroc"]["mean"] == pytest.approx(100 * np.mean(one))
     apart = first["auroc_difference"]
     assert apart["low"] < apart["value"] < apart["high"] and apart["value"] > 0
+    assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
     before = (tmp_path / "cases.csv.gz").read_bytes()
     study.table.keep(networks, facts, tmp_path)
     assert (tmp_path / "cases.csv.gz").read_bytes() == before  # no time of writing inside

@@ -21,10 +21,10 @@ import numpy as np
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.metrics import several_runs, statistics, weighted
 from deblur_mae_jax.metrics.several_runs import Judged
-from deblur_mae_jax.reports import cases, page, predictions
+from deblur_mae_jax.reports import cases, page, predictions, study_figure
 from deblur_mae_jax.workdir.run_folder import Workdir
 
-CASES, FACTS = "cases.csv.gz", "study.json"
+CASES, FACTS, PICTURE = "cases.csv.gz", "study.json", "ranks.png"
 OF_CLASSES = ("accuracy", "f1_binary", "f1_macro", "auroc")
 OF_MASKS = ("dice", "hd95", "surface_distance")
 # Measures from 0 to 1 are shown in percent, distances in their own unit.
@@ -295,8 +295,25 @@ def _html(lines: list[list[str]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead>{rest}</table>"
 
 
+def _picture(
+    networks: list[Network], facts: dict[str, Any], found: list[dict[str, Any]], folder: Path
+) -> str:  # fmt: skip
+    """Write the picture of the methods, and return it for the page."""
+    measure = study_figure.measure_of(found)
+    if not measure:
+        return ""
+    trainings: dict[str, list[float]] = {}
+    for n in networks:
+        if measure in n.measures:
+            value = n.measure(measure, np.ones((1, len(n.images))))[0]
+            trainings.setdefault(n.method, []).append(100 * float(value))
+    figure = study_figure.figure(found, trainings, facts.get("reference", ""))
+    figure.savefig(folder / PICTURE, dpi=120)
+    return page.embedded(page.png(figure), "methods in the order of their means")
+
+
 def write(networks: list[Network], facts: dict[str, Any], folder: Path) -> str:
-    """Write `table.md`, `table.csv` and `table.html`; return the text without its title."""
+    """Write `table.md`, `table.csv`, `table.html` and `ranks.png`; return the text without its title."""
     found = rows(networks, facts)
     means, differences, note = _means(found, facts), _differences(found), _note(found, facts)
     lines, body = _markdown(means), _html(means)
@@ -309,6 +326,7 @@ def write(networks: list[Network], facts: dict[str, Any], folder: Path) -> str:
         lines += ["", f"{title}. {meaning}", "", *_markdown(differences)]
         body += f"<h2>{html.escape(title)}</h2><p class=note>{html.escape(meaning)}</p>{_html(differences)}"
     lines += ["", note]
+    body += _picture(networks, facts, found, folder)
     (folder / "table.md").write_text("\n".join([f"# {facts['title']}", "", *lines]) + "\n")
     (folder / "table.html").write_text(
         page.head(facts["title"]) + f"{body}<p class=note>{html.escape(note)}</p></html>"
