@@ -264,9 +264,36 @@ def execute(runs):
     return failed
 
 
+def settings_of(runs):
+    """Eight letters for each method, which are the same for all of its seeds and folds; folders may have moved."""
+    apart, found = {"seed", "data.fold", "init_from"}, {}
+    for run in runs:
+        kept = {k: Path(v).name if k == "data.root" else v for k, v in run.overrides.items() if k not in apart}
+        found.setdefault(run.method, {})[run.kind] = (run.config, kept)
+    starts = {run.folder: found[run.method]["pretrain"] for run in runs if run.kind == "pretrain"}
+    for run in runs:
+        source = Path(run.overrides.get("init_from", ""))
+        if run.kind == "finetune" and source in starts:  # another method may have trained it
+            found[run.method]["pretrain"] = starts[source]
+    return {method: _code(parts) for method, parts in found.items()}
+
+
+def require_same_settings(output, runs):
+    """Raise `UserError` if the folder keeps runs of a method with other settings, which a table would mix."""
+    if not (output / table.FACTS).exists():
+        return
+    kept, now = table.kept(output)[1]["methods"], settings_of(runs)
+    mixed = [name for name, code in now.items() if kept.get(name, {}).get("settings", code) != code]
+    if mixed:
+        raise UserError(
+            f"--output: '{output}' keeps runs of {', '.join(mixed)} with other settings or images; use another folder, "
+            f"or remove its {table.FACTS} and {table.CASES}"
+        )
+
+
 def facts_of(study, runs, arguments):
     """What the table says besides the measures: methods with the paper's numbers, their states and leaks."""
-    methods = {}
+    methods, settings = {}, settings_of(runs)
     for name, method in study["methods"].items():
         found = [run for run in runs if run.kind == "finetune" and run.method == name and finished(run.folder)]
         if not found and "quoted" not in study:
@@ -276,7 +303,7 @@ def facts_of(study, runs, arguments):
             "state": state_of(method, found, arguments),
             "leakage": any(m["leakage"] for m in measures),
             "paper": method.get("paper", {}),
-        }
+        } | ({"settings": settings[name]} if found else {})
     facts = {
         "title": study["title"],
         "methods": methods,
@@ -337,6 +364,7 @@ def main():
             return
         study = load(arguments.study, arguments.preset)
         runs = plan(study, arguments)
+        require_same_settings(Path(arguments.output).expanduser(), runs)
     except UserError as error:
         print("error:", error, file=sys.stderr)
         sys.exit(2)

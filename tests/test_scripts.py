@@ -345,6 +345,16 @@ def test_methods_may_have_other_classes_and_another_order(tmp_path):
             assert got == pytest.approx(want) and (measure == "accuracy" or got > 0.5)
 
 
+def test_a_distance_that_is_not_defined_is_counted(tmp_path):
+    images, dice = np.array([f"image {i}" for i in range(20)]), np.linspace(0.5, 0.9, 20)
+    hd95 = np.where(np.arange(20) < 3, np.nan, 4.0)
+    columns = {"dice": dice, "hd95": hd95, "surface_distance": np.where(np.isnan(hd95), 1.0, hd95)}
+    network = study.table.Network("one", "", 0, 0, images, np.array([""] * 20), columns)
+    about = {"state": "run", "leakage": False, "paper": {}}
+    text = study.table.write([network], {"title": "x", "methods": {"one": about}}, tmp_path)
+    assert "one: hd95 is not defined in 3 of 20 cases" in text and "surface_distance is not" not in text
+
+
 def test_a_training_without_a_fold_is_left_out_and_other_patients_are_not_compared(tmp_path):
     networks, facts = kept_study(tmp_path)
     half = [n for n in networks if n.training == "0"]
@@ -375,6 +385,24 @@ def test_a_second_command_adds_to_what_is_kept(tmp_path):
     study.table.keep(networks, facts | {"methods": facts["methods"] | {"plain": leaky}}, tmp_path)
     _, about = study.joined(tmp_path, first[:1], some)
     assert about["methods"]["plain"]["leakage"]  # of the runs that are kept
+
+
+def test_runs_with_other_settings_are_not_added(tmp_path):
+    networks, facts = kept_study(tmp_path)
+    runs = planned(tmp_path, "methods", "--seeds=0", "--only=MAE;D2MAE")
+    settings = study.settings_of(runs)
+    others = study.settings_of(planned(tmp_path, "methods", "--seeds=1,2", "--pretrain_seeds=3"))
+    assert settings.items() <= others.items() and len(set(others.values())) == len(others)
+    about = {name: facts["methods"]["plain"] | {"settings": code} for name, code in settings.items()}
+    study.table.keep(networks, facts | {"methods": facts["methods"] | about}, tmp_path)
+    study.require_same_settings(tmp_path, planned(tmp_path, "methods", "--seeds=3", "--pretrain_seeds=1"))
+    for option in ("--set=optim.epochs=3.0", "--set_pretrain=optim.steps=7"):
+        with pytest.raises(UserError, match="keeps runs of MAE, D2MAE with other settings"):
+            study.require_same_settings(tmp_path, planned(tmp_path, "methods", option))
+    # Rows that share a pre-training have its settings, whichever row trained it.
+    shared = study.settings_of(planned(tmp_path, "d2mae_search", "--only=none;random"))
+    alone = study.settings_of(planned(tmp_path, "d2mae_search", "--only=random"))
+    assert shared["random"] == alone["random"] != shared["none"]
 
 
 @pytest.mark.parametrize(

@@ -110,21 +110,11 @@ def student(value: float, variance: float, degrees: float, share: bool = False) 
     return Interval(float(special.expit(middle - half)), float(special.expit(middle + half)))
 
 
-def over_runs(values: Sequence[float]) -> tuple[float, float, Interval]:
-    """Mean, standard deviation and Student interval of the mean, over seeds (independent runs)."""
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return float(x.mean()), float("nan"), Interval(np.nan, np.nan)
-    sd = float(x.std(ddof=1))
-    half = stats.t.ppf((1 + LEVEL) / 2, len(x) - 1) * sd / np.sqrt(len(x))
-    return float(x.mean()), sd, Interval(float(x.mean() - half), float(x.mean() + half))
-
-
 def over_folds(values: Sequence[float], n_train: float, n_test: float) -> tuple[float, float, Interval]:
-    """The same over the folds of a cross-validation, whose training sets overlap.
+    """Mean, standard deviation and Student interval of the mean over the folds of a cross-validation.
 
-    The variance follows Nadeau and Bengio (2003): (1 / k + n_test / n_train) s^2, with the numbers of
-    training and test images of a fold.
+    The training sets of folds overlap. The variance follows Nadeau and Bengio (2003): (1 / k + n_test / n_train) s^2,
+    with the numbers of training and test images of a fold.
     """
     x = np.asarray(values, float)
     if len(x) < 2:

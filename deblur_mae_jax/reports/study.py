@@ -163,6 +163,13 @@ def _complete(networks: list[Network]) -> list[Network]:
     return [n for n in networks if folds[n.training if several else n.seed] == every]
 
 
+def _undefined(networks: list[Network], measure: str) -> dict[str, tuple[int, int]]:
+    """By measure, in how many cases, and of how many, it is not defined; empty if there are none."""
+    values = [n.columns[measure] for n in networks if measure in n.columns]
+    lacking = sum(int(np.isnan(value).sum()) for value in values)
+    return {measure: (lacking, sum(len(value) for value in values))} if lacking else {}
+
+
 def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per method: its state, and per measure the mean, interval and difference from the reference.
 
@@ -190,6 +197,7 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
                 low, high = mean.interval
                 row[measure] = {"mean": by * mean.value, "sd": by * mean.sd, "low": by * low, "high": by * high}
                 row["patients"] = mean.patients
+                row["undefined"] = row.get("undefined", {}) | _undefined(of_method[row["method"]], measure)
         compared, found = [], []
         for row in out if reference in tables else []:
             if row["method"] not in tables or row["method"] == reference:
@@ -274,6 +282,11 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     for row in found:
         if row["left_out"]:
             text += f" {row['method']}: {row['left_out']} runs are left out, because their training lacks a fold."
+        for measure, (lacking, total) in row.get("undefined", {}).items():
+            text += (
+                f" {row['method']}: {measure} is not defined in {lacking} of {total} cases, where nothing was found or "
+                "nothing is there; its mean leaves them out, so it favours a method that misses structures."
+            )
         if "not_compared" in row:
             text += f" {row['method']} is not compared: {row['not_compared']}."
     if facts.get("small"):
