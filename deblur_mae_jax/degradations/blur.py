@@ -158,23 +158,33 @@ def gaussian_levels(
     step: float = 0.1,
     kernel: str = "opencv_uint8",
     border: str = "reflect_101",
+    min_sigma: float | None = None,
 ) -> Degradation:
     """D2MAE's dynamic blur: level t is uniform on 1..T, sigma_t = step * t, T = max_sigma / step.
 
     max_sigma: largest sigma, pixels; 0.6, 1.1 (default) and 1.6 in the paper.
     step: difference in sigma between two levels, pixels.
+    min_sigma: sigma of level 1, pixels; None: `step`, as in the paper. With 0 level 1 is the image as it is.
     kernel: as in `gaussian_taps`. With "opencv_uint8", levels 1 and 2 (sigma 0.1, 0.2) do not change the image.
     border: as in `borders`.
     """
     _check_positive(step=step)
-    if max_sigma < step:
-        raise ValueError(f"max_sigma={max_sigma} must be at least step={step}")
-    num_levels = round(max_sigma / step)
-    radius = gaussian_radius(step * num_levels, kernel)
-    table = np.stack([gaussian_taps(step * t, radius, kernel) for t in range(1, num_levels + 1)])
+    least = step if min_sigma is None else min_sigma
+    if min_sigma is not None and min_sigma < 0:
+        raise ValueError(f"min_sigma={min_sigma} must be 0 or greater")
+    if max_sigma < least:
+        name = "step" if min_sigma is None else "min_sigma"
+        raise ValueError(f"max_sigma={max_sigma} must be at least {name}={least}")
+    num_levels = round((max_sigma - least) / step) + 1
+    sigmas = [step * (t + 1) if min_sigma is None else least + step * t for t in range(num_levels)]
+    radius = gaussian_radius(sigmas[-1], kernel)
+    sharp = (np.arange(2 * radius + 1) == radius).astype(np.float32)
+    table = np.stack([gaussian_taps(sigma, radius, kernel) if sigma else sharp for sigma in sigmas])
 
     def at_level(level):
-        return {"level": level, "sigma": level * np.float32(step)}
+        if min_sigma is None:
+            return {"level": level, "sigma": level * np.float32(step)}
+        return {"level": level, "sigma": np.float32(least) + (level - 1) * np.float32(step)}
 
     def draw(key):
         return at_level(jax.random.randint(key, (), 1, num_levels + 1))

@@ -114,7 +114,10 @@ def _blur_of(degradation: Any) -> tuple[str, float | None, list[float], str]:
     sigmas = [round(float(one["sigma"]), 6) for one in drawn]
     taps = [np.asarray(degradation.taps(one)) for one in drawn]
     for kernel in blur.KERNELS:
-        usual = [blur.gaussian_taps(sigma, len(row) // 2, kernel) for sigma, row in zip(sigmas, taps, strict=True)]
+        usual = [
+            blur.gaussian_taps(sigma, len(row) // 2, kernel) if sigma else (np.arange(len(row)) == len(row) // 2)
+            for sigma, row in zip(sigmas, taps, strict=True)
+        ]
         if all(np.abs(a - b).max() < 1e-6 for a, b in zip(taps, usual, strict=True)):
             if degradation.num_levels:
                 return "levels", None, sigmas, kernel

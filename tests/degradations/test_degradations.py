@@ -146,6 +146,22 @@ def test_weak_levels_of_d2mae_are_the_identity():
         assert bool((out != image).any()) is changed
 
 
+@pytest.mark.parametrize("kernel", ["opencv_uint8", "opencv_float", "scipy"])
+def test_levels_may_begin_at_any_sigma_and_at_the_sharp_image(kernel):
+    image = speckled((30, 31, 1))
+    levels = blur.gaussian_levels(max_sigma=2.3, step=0.2, kernel=kernel, min_sigma=0.3)
+    assert levels.num_levels == 11
+    for level, sigma in ((1, 0.3), (4, 0.9), (11, 2.3)):
+        params = levels.at_level(jnp.int32(level))
+        assert float(params["sigma"]) == pytest.approx(sigma)
+        same = blur.gaussian(sigma, kernel)
+        want = same.apply(image, same.draw(jax.random.key(0)), None)
+        np.testing.assert_allclose(levels.apply(image, params, None), want, atol=2e-4)
+    with_sharp = blur.gaussian_levels(max_sigma=1.1, step=0.1, kernel=kernel, min_sigma=0.0)
+    assert with_sharp.num_levels == 12
+    np.testing.assert_array_equal(with_sharp.apply(image, with_sharp.at_level(jnp.int32(1)), None), image)
+
+
 def test_levels_are_uniform_and_scale_sigma():
     levels = blur.gaussian_levels(max_sigma=0.6)
     drawn = jax.vmap(levels.draw)(jax.random.split(jax.random.key(0), 6000))
@@ -273,6 +289,8 @@ def test_chains_apply_in_order_and_carry_the_level():
         ("speckle.srad(q0='nose')", ["'nose'", "decay"]),
         ("blur.gaussian(kernel='cv')", ["'cv'", "opencv_uint8"]),
         ("blur.gaussian_levels(max_sigma=0.01)", ["max_sigma=0.01"]),
+        ("blur.gaussian_levels(max_sigma=0.2, min_sigma=0.3)", ["max_sigma=0.2", "min_sigma=0.3"]),
+        ("blur.gaussian_levels(min_sigma=-0.1)", ["min_sigma=-0.1"]),
         ("blur.gaussian_levels|blur.gaussian_levels", ["only one"]),
         ("noise.gaussian_noise(std=0)", ["std=0"]),
     ],

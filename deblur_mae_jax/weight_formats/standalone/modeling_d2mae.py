@@ -255,7 +255,7 @@ class D2MAE(nn.Module):
         c = self.config
         x = image.float()[None] if image.ndim == 2 else image.float().permute(2, 0, 1)
         x = to_gray(x) if c["in_chans"] == 1 else x.expand(3, -1, -1)
-        sigma = None if level == 0 else c["sigma"] if level is None else self.sigmas[level - 1]
+        sigma = None if level == 0 else c["sigma"] if level is None else self.sigmas[level - 1] or None
         if level is None and degraded is None and c["degradation"] not in ("none", "gaussian"):
             raise ValueError(f"trained with {c['degrade']}: pass level=0 or the `degraded` image")
         if degraded is not None:
