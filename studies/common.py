@@ -50,9 +50,10 @@ _PHANTOMS = {
         "report.audit": "identical",
     },
 }
-# A run from scratch has no network to inherit the size from.
-_CPU_SIZE = {k: v for k, v in _CPU_PRETRAIN.items() if k in (
+# A run from scratch has no network to inherit the size from. Its own warm-up is longer than these short runs.
+_CPU_SCRATCH = {k: v for k, v in _CPU_PRETRAIN.items() if k in (
     "image_size", "model.patch_size", "model.embed_dim", "model.depth", "model.num_heads")}  # fmt: skip
+_CPU_SCRATCH["optim.warmup_epochs"] = 5.0
 
 
 def preset(name: str) -> dict:
@@ -64,7 +65,7 @@ def preset(name: str) -> dict:
         return {
             "pretrain": dict(_CPU_PRETRAIN),
             "finetune": dict(_CPU_FINETUNE),
-            "scratch": dict(_CPU_SIZE),
+            "scratch": dict(_CPU_SCRATCH),
             "phantoms": _PHANTOMS,
             "seeds": (0, 1, 2),
         }

@@ -280,6 +280,16 @@ def test_images_of_the_user_replace_phantoms(tmp_path):
     assert all(run.overrides["data.name"] == "phantoms" for run in planned(tmp_path, "methods"))
 
 
+@pytest.mark.parametrize("name", ["methods", "paper_tables", "label_share", "open_questions"])
+def test_runs_on_images_of_the_user_have_a_warm_up_shorter_than_themselves(tmp_path, name):
+    from deblur_mae_jax.config import copy
+    from deblur_mae_jax.training import schedule
+
+    for run in planned(tmp_path, name, f"--finetune_root={tmp_path}", f"--pretrain_root={tmp_path}", "--seeds=0"):
+        length = schedule.lengths(copy(tiny.load(run.config), run.overrides).optim, 50.0)
+        assert 0 <= length.warmup_epochs < length.epochs
+
+
 def kept_study(folder, shift=0.3):
     """Two methods with two pre-training and two fine-tuning seeds each, and a quoted one, on 60 patients."""
     rng = np.random.default_rng(0)
