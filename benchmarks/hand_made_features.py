@@ -1,6 +1,6 @@
 """Classify hand-made features by logistic regression, and add the row to a study: what a network should beat.
 
-    pip install scikit-image
+    pip install scikit-image  # not among the requirements of a run
     python -m benchmarks.hand_made_features --root=busbra.csv --study=runs/methods_busbra
 
 The features of an image are its histogram of oriented gradients, of local binary patterns and of gray levels, and a
