@@ -84,10 +84,10 @@ def main():
     p = model.predict_proba(x[test])
     place = {name: i for i, name in enumerate(names[test])}
     like = networks[0]
-    try:
-        order = np.array([place[name] for name in like.images])
-    except KeyError as error:
-        raise UserError(f"--root: '{a.root}' has no test image {error}, which the study has") from error
+    missing = sorted(set(like.images) - set(place))
+    if missing:
+        raise UserError(f"--root: '{a.root}' has no test image '{missing[0]}', which the study has")
+    order = np.array([place[name] for name in like.images])
     found = list(model.best_estimator_.classes_)
     columns = {"label": np.array([float(like.classes.index(name)) for name in labels[test][order]])}
     columns |= {f"p_{name}": p[order, found.index(name)] for name in like.classes}
