@@ -325,8 +325,11 @@ def networks_of(runs):
     ]
 
 
-def joined(output, networks, facts):
-    """These networks, and those that an earlier command with other seeds, folds or methods kept in the folder."""
+def joined(output, networks, facts, order=()):
+    """These networks, and those that an earlier command with other seeds, folds or methods kept in the folder.
+
+    order: the methods in the order of the study; rows that it lacks come last.
+    """
     if not (output / table.FACTS).exists():
         return networks, facts
     before, old = table.kept(output)
@@ -340,7 +343,10 @@ def joined(output, networks, facts):
     }  # fmt: skip
     for name in ran & set(old["methods"]) & set(methods):
         methods[name] = methods[name] | {"leakage": methods[name]["leakage"] or old["methods"][name]["leakage"]}
-    return networks + earlier, facts | {"methods": methods}
+    order = [name for name in order if name in methods]
+    methods = {name: methods[name] for name in [*order, *(name for name in methods if name not in order)]}
+    reference = facts.get("reference") or old.get("reference", "")
+    return networks + earlier, facts | {"methods": methods} | ({"reference": reference} if reference else {})
 
 
 def write(output, networks, facts):
@@ -377,7 +383,8 @@ def main():
     output = Path(arguments.output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     failed = execute(runs)
-    networks, facts = joined(output, networks_of(runs), facts_of(study, runs, arguments))
+    facts = facts_of(study, runs, arguments)
+    networks, facts = joined(output, networks_of(runs), facts, list(study["methods"]))
     table.keep(networks, facts, output)
     write(output, networks, facts)
     if failed:
