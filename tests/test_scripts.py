@@ -393,7 +393,8 @@ def test_a_second_command_adds_to_what_is_kept(tmp_path):
     assert len(joined) == len(networks) and set(about["methods"]) == {"plain", "better, sharper"}
     apart = {"title": "x", "methods": {"better, sharper": facts["methods"]["better, sharper"]}}
     assert study.joined(tmp_path, networks[4:], apart)[1]["reference"] == "plain"  # which this command did not run
-    assert list(study.joined(tmp_path, networks[4:], apart, ["plain", "better, sharper"])[1]["methods"])[0] == "plain"
+    ordered = study.joined(tmp_path, networks[4:], apart, ["plain", "better, sharper"])[1]["methods"]
+    assert next(iter(ordered)) == "plain"
     leaky = facts["methods"]["plain"] | {"leakage": True}
     study.table.keep(networks, facts | {"methods": facts["methods"] | {"plain": leaky}}, tmp_path)
     _, about = study.joined(tmp_path, first[:1], some)
