@@ -162,8 +162,8 @@ def test_weights_of_torchvision(title, tmp_path):
         want = model(channels_first(x)).numpy()
     model = trained.model.clone(dtype=jnp.float32)
     got = jax.jit(lambda p: model.apply({"params": p}, x)[0])(trained.params)
-    # torchvision's norms have other epsilons in places.
-    assert np.abs(got - want).max() < 1e-4
+    # torchvision's norms have other epsilons in places. Logits of random weights are as large as 50.
+    assert np.abs(got - want).max() < 1e-5 * max(10.0, np.abs(want).max())
 
 
 def of_facebook(name):
