@@ -23,7 +23,7 @@ Weighted = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 # No more numbers than this are held per temporary array.
 ENTRIES = 20_000_000
 # A variance below this is a rounding error: nothing depends on the patients.
-NOTHING = 1e-18
+NOTHING = 1e-15
 MEANING = "95 %, over patients (jackknife and Student's t, of shares on the logit scale)"
 
 
