@@ -175,5 +175,5 @@ class DiffMAE(d2mae.D2MAE):  # type: ignore[name-defined, misc]
         return patches.scatter(1, at(order[:, keep:]), pred), mask
 
     def search(self, image: torch.Tensor, step: int = 2) -> tuple[int, dict[int, float]]:
-        """Not for this network: it returns visible patches as they are."""
-        raise NotImplementedError("DiffMAE does not predict visible patches, so it cannot search the blur of an image")
+        """Raise `ValueError`: this network returns visible patches as they are."""
+        raise ValueError("DiffMAE does not predict visible patches, so it cannot search the blur of an image")
