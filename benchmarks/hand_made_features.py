@@ -5,7 +5,8 @@
 
 The features of an image are its histogram of oriented gradients, of local binary patterns and of gray levels, and a
 thumbnail. The strength of the regularisation is chosen by cross-validation over the patients of the training images;
-the test images are judged once. ROOT is the CSV or folder that the study was fine-tuned on, with a test split.
+the test images are judged once. ROOT is the CSV or folder that the study was fine-tuned on, with a test split; if the
+study has folds, the name of its lists with {fold} in it.
 """
 
 import argparse
@@ -71,6 +72,25 @@ def classifier(x, labels, groups):
     return search.fit(x, labels)
 
 
+def row_of(root, like):
+    """The predictions for the test images of `like`, a network of the study that was fine-tuned on `root`."""
+    x, labels, groups, splits, names = read(root)
+    test = splits == "test"
+    model = classifier(x[~test], labels[~test], groups[~test])
+    p = model.predict_proba(x[test])
+    place = {name: i for i, name in enumerate(names[test])}
+    missing = sorted(set(like.images) - set(place))
+    if missing:
+        raise UserError(f"--root: '{root}' has no test image '{missing[0]}', which the study has")
+    order = np.array([place[name] for name in like.images])
+    found = list(model.best_estimator_.classes_)
+    columns = {"label": np.array([float(like.classes.index(name)) for name in labels[test][order]])}
+    columns |= {f"p_{name}": p[order, found.index(name)] for name in like.classes}
+    chosen = model.best_params_["logisticregression__C"]
+    print(f"fold {like.fold}: C = {chosen:g}, {x.shape[1]} features, {test.sum()} test images", flush=True)
+    return study.Network(NAME, "", 0, like.fold, like.images, like.groups, columns)
+
+
 def main():
     """Fit, predict, add."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,24 +98,12 @@ def main():
     parser.add_argument("--study", required=True, help="folder of a finished study")
     a = parser.parse_args()
     networks, facts = study.kept(Path(a.study).expanduser())
-    x, labels, groups, splits, names = read(a.root)
-    test = splits == "test"
-    model = classifier(x[~test], labels[~test], groups[~test])
-    p = model.predict_proba(x[test])
-    place = {name: i for i, name in enumerate(names[test])}
-    like = networks[0]
-    missing = sorted(set(like.images) - set(place))
-    if missing:
-        raise UserError(f"--root: '{a.root}' has no test image '{missing[0]}', which the study has")
-    order = np.array([place[name] for name in like.images])
-    found = list(model.best_estimator_.classes_)
-    columns = {"label": np.array([float(like.classes.index(name)) for name in labels[test][order]])}
-    columns |= {f"p_{name}": p[order, found.index(name)] for name in like.classes}
-    row = study.Network(NAME, "", 0, 0, like.images, like.groups, columns)
+    networks = [n for n in networks if n.method != NAME]
+    like = {n.fold: n for n in networks}
+    rows = [row_of(a.root.replace("{fold}", str(fold)), like[fold]) for fold in sorted(like)]
     facts["methods"][NAME] = {"state": "run", "leakage": False, "paper": {}}
-    networks = [n for n in networks if n.method != NAME] + [row]
+    networks += rows
     study.keep(networks, facts, Path(a.study))
-    print(f"C = {model.best_params_['logisticregression__C']:g}, {x.shape[1]} features, {test.sum()} test images")
     print(study.write(networks, facts, Path(a.study)))
 
 

@@ -9,9 +9,14 @@
 works, not which method is better on ultrasound. `--pretrain_root` and `--finetune_root` take a folder or CSV of images
 in their place. Finished runs are not repeated and interrupted runs are resumed. Two methods that differ only in
 fine-tuning share their pre-training. `--set NAME=VALUE` overrides a field of every fine-tuning run, `--set_pretrain`
-one of every pre-training run; `--only` selects methods. A method may start from a weight file in the folder of
-`--weights`, or be quoted; the table says of each row whether it was run. The predictions of every network are kept in
-`cases.csv.gz`, from which `--rebuild` writes the table again without the runs.
+one of every pre-training run; `--only` selects methods.
+
+`--folds` are drawn from the images. Official folds are lists, one for each, with the column `split` and the fold in
+their names: `--finetune_root='lists/busbra_{fold}.csv' --folds=1,2,3,4`.
+
+A method may start from a weight file in the folder of `--weights`, or be quoted; the table says of each row whether it
+was run. The predictions of every network are kept in `cases.csv.gz`, from which `--rebuild` writes the table again
+without the runs.
 """
 
 import argparse
@@ -32,6 +37,8 @@ sys.path.insert(0, str(ROOT))
 
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.reports import study as table
+
+FOLD = "{fold}"
 
 
 def parse(arguments=None):
@@ -96,7 +103,11 @@ def slug(text):
 
 
 class Run(NamedTuple):
-    """One run of a study; `training` is the seed of its pre-training, "" where it starts from scratch."""
+    """One run of a study.
+
+    training: the seed of its pre-training, "" where it starts from scratch.
+    images: the name of its folder or list, the same for all folds; "" for phantoms.
+    """
 
     kind: str
     method: str
@@ -106,6 +117,7 @@ class Run(NamedTuple):
     folder: Path
     config: str
     overrides: dict
+    images: str = ""
 
     @property
     def described(self):
@@ -147,8 +159,9 @@ def plan(study, arguments):
         raise UserError("this study needs --init_from, a run or a weight file, and --finetune_root, a folder of lists")
     if arguments.init_from and not study.get("starts"):
         raise UserError(f"--init_from={arguments.init_from}: this study has its own pre-trainings")
-    for flag in ("init_from", "pretrain_root", "finetune_root", "weights"):
-        value = getattr(arguments, flag)
+    lists = [("finetune_root", root_of(arguments, fold)) for fold in _numbers(arguments.folds, "--folds")]
+    given = [(flag, getattr(arguments, flag)) for flag in ("init_from", "pretrain_root", "weights")]
+    for flag, value in given + lists:
         if value and "=" not in value and "://" not in value and not Path(value).expanduser().exists():
             raise UserError(f"--{flag}: '{value}' does not exist")
     if arguments.reference and arguments.reference not in study["methods"]:
@@ -170,6 +183,11 @@ def plan(study, arguments):
     return runs
 
 
+def root_of(arguments, fold):
+    """The folder or list of the labelled images for one fold."""
+    return arguments.finetune_root.replace(FOLD, str(fold))
+
+
 def pretrainings(study, name, method, arguments):
     """The pre-trainings of a method, one per seed. Methods that differ in fine-tuning alone share them."""
     out = []
@@ -180,7 +198,8 @@ def pretrainings(study, name, method, arguments):
         overrides |= {"seed": seed} if seed else {}
         folder = f"pretrain_{slug(method['pretrain'])}_{_code(method['pretrain'], overrides)}"
         place = Path(arguments.output).expanduser().resolve() / folder
-        out.append(Run("pretrain", name, seed, seed, 0, place, method["pretrain"], overrides))
+        shown = Path(arguments.pretrain_root).name
+        out.append(Run("pretrain", name, seed, seed, 0, place, method["pretrain"], overrides, shown))
     return out
 
 
@@ -188,8 +207,8 @@ def finetunings(study, name, method, training, source, arguments):
     """The fine-tunings of a method from one pre-training, from a file of weights or from scratch."""
     out = []
     seeds = _numbers(arguments.seeds, "--seeds") if arguments.seeds else study["seeds"]
-    images = _images(study, "finetune", arguments.finetune_root, method.get("list", ""))
     for fold, seed in itertools.product(_numbers(arguments.folds, "--folds"), seeds):
+        images = _images(study, "finetune", root_of(arguments, fold), method.get("list", ""))
         scratch = {} if source else method.get("scratch", study["scratch"])
         overrides = {**study["finetune"], **scratch, "seed": seed, "data.fold": fold,
                      **method.get("finetune_overrides", {}), **images,
@@ -199,7 +218,8 @@ def finetunings(study, name, method, training, source, arguments):
         config = method.get("finetune", "finetune" if source else "from_scratch")
         folder = f"{slug(name)}_fold{fold}_seed{seed}_{_code(config, overrides)}"
         place = Path(arguments.output).expanduser().resolve() / folder
-        out.append(Run("finetune", name, training, seed, fold, place, config, overrides))
+        shown = Path(arguments.finetune_root, method.get("list", "")).name
+        out.append(Run("finetune", name, training, seed, fold, place, config, overrides, shown))
     return out
 
 
@@ -268,7 +288,7 @@ def settings_of(runs):
     """Eight letters for each method, which are the same for all of its seeds and folds; folders may have moved."""
     apart, found = {"seed", "data.fold", "init_from"}, {}
     for run in runs:
-        kept = {k: Path(v).name if k == "data.root" else v for k, v in run.overrides.items() if k not in apart}
+        kept = {k: run.images if k == "data.root" else v for k, v in run.overrides.items() if k not in apart}
         found.setdefault(run.method, {})[run.kind] = (run.config, kept)
     starts = {run.folder: found[run.method]["pretrain"] for run in runs if run.kind == "pretrain"}
     for run in runs:

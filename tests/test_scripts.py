@@ -280,6 +280,19 @@ def test_images_of_the_user_replace_phantoms(tmp_path):
     assert all(run.overrides["data.name"] == "phantoms" for run in planned(tmp_path, "methods"))
 
 
+def test_official_folds_are_lists_with_the_fold_in_their_names(tmp_path):
+    for fold in (1, 4):
+        (tmp_path / f"folds_{fold}.csv").write_text("path,label,split\n")
+    options = [f"--finetune_root={tmp_path}/folds_{{fold}}.csv", "--seeds=0", "--only=MAE"]
+    runs = planned(tmp_path, "methods", *options, "--folds=1,4")
+    fine = [run for run in runs if run.kind == "finetune"]
+    assert [Path(run.overrides["data.root"]).name for run in fine] == ["folds_1.csv", "folds_4.csv"]
+    # One method with one setting: a later command may add a fold.
+    assert study.settings_of(fine) == study.settings_of(fine[:1])
+    with pytest.raises(UserError, match=r"folds_2\.csv' does not exist"):
+        planned(tmp_path, "methods", *options, "--folds=1,2")
+
+
 @pytest.mark.parametrize("name", ["methods", "paper_tables", "label_share", "open_questions"])
 def test_runs_on_images_of_the_user_have_a_warm_up_shorter_than_themselves(tmp_path, name):
     from deblur_mae_jax.config import copy
