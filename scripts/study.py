@@ -15,8 +15,8 @@ one of every pre-training run; `--only` selects methods.
 their names: `--finetune_root='lists/busbra_{fold}.csv' --folds=1,2,3,4`.
 
 A method may start from a weight file in the folder of `--weights`, or be quoted; the table says of each row whether it
-was run. The predictions of every network are kept in `cases.csv.gz`, from which `--rebuild` writes the table again
-without the runs.
+was run. `--ensembles` adds a row for the mean probabilities of all networks of a method. The predictions of every
+network are kept in `cases.csv.gz`, from which `--rebuild` writes the table again without the runs.
 """
 
 import argparse
@@ -56,6 +56,7 @@ def parse(arguments=None):
     parser.add_argument("--folds", default="0", help="test folds, such as 0,1,2,3,4")
     parser.add_argument("--only", default="", help="methods, separated by semicolons")
     parser.add_argument("--reference", default="", help="method that the others are compared with")
+    parser.add_argument("--ensembles", action="store_true", help="also judge the mean of all networks of a method")
     parser.add_argument("--weights", default="", help="folder of weight files that some methods start from")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--set_pretrain", action="append", default=[], metavar="NAME=VALUE")
@@ -332,6 +333,8 @@ def facts_of(study, runs, arguments):
     }
     if "quoted" in study:
         facts["quotes"] = list(study["quoted"])
+    if arguments.ensembles:
+        facts["ensembles"] = list(methods)
     reference = arguments.reference or study.get("reference", "")
     return facts | ({"reference": reference} if reference in methods else {})
 
@@ -365,8 +368,8 @@ def joined(output, networks, facts, order=()):
         methods[name] = methods[name] | {"leakage": methods[name]["leakage"] or old["methods"][name]["leakage"]}
     order = [name for name in order if name in methods]
     methods = {name: methods[name] for name in [*order, *(name for name in methods if name not in order)]}
-    reference = facts.get("reference") or old.get("reference", "")
-    return networks + earlier, facts | {"methods": methods} | ({"reference": reference} if reference else {})
+    carried = {key: facts.get(key) or old.get(key) for key in ("reference", "ensembles")}
+    return networks + earlier, facts | {"methods": methods} | {k: v for k, v in carried.items() if v}
 
 
 def write(output, networks, facts):
@@ -386,6 +389,9 @@ def main():
                 if arguments.reference not in facts["methods"]:
                     raise unknown("--reference", arguments.reference, facts["methods"])
                 facts["reference"] = arguments.reference
+            if arguments.ensembles:
+                facts["ensembles"] = list(facts["methods"])
+                table.keep(networks, facts, folder)
             write(folder, networks, facts)
             return
         study = load(arguments.study, arguments.preset)

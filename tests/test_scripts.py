@@ -16,6 +16,7 @@ from deblur_mae_jax.data import audit, dataset, image_folder, index, manifest, s
 from deblur_mae_jax.data.phantoms import Phantoms
 from deblur_mae_jax.data.source import subset
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.reports import ensembles
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -349,6 +350,32 @@ def test_the_table_of_a_study_can_be_written_again_from_its_cases(tmp_path):
     before = (tmp_path / "cases.csv.gz").read_bytes()
     study.table.keep(networks, facts, tmp_path)
     assert (tmp_path / "cases.csv.gz").read_bytes() == before  # no time of writing inside
+
+
+def test_an_ensemble_is_the_mean_of_the_networks_of_a_method(tmp_path):
+    networks, _ = kept_study(tmp_path)
+    flipped = networks[0]  # its cases in another order
+    for name, values in flipped.columns.items():
+        flipped.columns[name] = values[::-1]
+    flipped.images, flipped.groups = flipped.images[::-1], flipped.groups[::-1]
+    facts = {"methods": {name: {"state": "run", "paper": {"auroc": 95.5}} for name in ("plain", "better, sharper")}}
+    more, judged = ensembles.add(networks, facts | {"ensembles": ["plain"]})
+    assert list(judged["methods"]) == ["plain", "plain, ensemble of 4", "better, sharper"]
+    assert not judged["methods"]["plain, ensemble of 4"]["paper"]
+    (added,) = more[len(networks) :]
+    own = [dict(zip(n.images, n.columns["p_malignant"], strict=True)) for n in networks if n.method == "plain"]
+    expected = [np.mean([each[image] for each in own]) for image in added.images]
+    np.testing.assert_allclose(added.columns["p_malignant"], expected)
+    assert ensembles.add(networks, facts) == (networks, facts)
+
+
+def test_ensembles_stay_in_the_table(tmp_path):
+    kept_study(tmp_path)
+    for flags in (["--ensembles"], []):
+        command = [sys.executable, "scripts/study.py", f"--rebuild={tmp_path}", *flags]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert "plain, ensemble of 4" in (tmp_path / "table.md").read_text()
 
 
 def test_methods_may_have_other_classes_and_another_order(tmp_path):

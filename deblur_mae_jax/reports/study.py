@@ -21,7 +21,7 @@ import numpy as np
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.metrics import several_runs, statistics, weighted
 from deblur_mae_jax.metrics.several_runs import Judged
-from deblur_mae_jax.reports import cases, page, predictions, study_figure
+from deblur_mae_jax.reports import cases, ensembles, page, predictions, study_figure
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 CASES, FACTS, PICTURE = "cases.csv.gz", "study.json", "ranks.png"
@@ -289,6 +289,8 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
             )
         if "not_compared" in row:
             text += f" {row['method']} is not compared: {row['not_compared']}."
+    if facts.get("ensembles"):
+        text += " The interval of an ensemble covers the patients alone."
     if facts.get("small"):
         text += " A small network and a short training, which do not show how good the published methods are."
     if facts.get("phantoms"):
@@ -327,6 +329,7 @@ def _picture(
 
 def write(networks: list[Network], facts: dict[str, Any], folder: Path) -> str:
     """Write `table.md`, `table.csv`, `table.html` and `ranks.png`; return the text without its title."""
+    networks, facts = ensembles.add(networks, facts)
     found = rows(networks, facts)
     means, differences, note = _means(found, facts), _differences(found), _note(found, facts)
     lines, body = _markdown(means), _html(means)

@@ -1,0 +1,43 @@
+"""Ensembles of a study: the mean probabilities of all networks of a method."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from deblur_mae_jax.reports.study import Network
+
+
+def add(networks: list[Network], facts: dict[str, Any]) -> tuple[list[Network], dict[str, Any]]:
+    """The networks and facts of a study, with a row for the ensemble of each method in `facts["ensembles"]`.
+
+    An ensemble has one network per fold, so its interval covers the patients alone. Methods with fewer than two
+    networks, and segmenters, have none.
+    """
+    methods, out = {}, list(networks)
+    for name, about in facts["methods"].items():
+        methods[name] = about
+        own = [n for n in networks if n.method == name and n.classes] if name in facts.get("ensembles", []) else []
+        folds = {fold: [n for n in own if n.fold == fold] for fold in sorted({n.fold for n in own})}
+        sizes = {len(members) for members in folds.values()}
+        if len(sizes) != 1 or sizes == {1}:
+            continue
+        title = f"{name}, ensemble of {sizes.pop()}"
+        methods[title] = about | {"paper": {}}
+        out += [_mean(title, members) for members in folds.values()]
+    return out, facts | {"methods": methods}
+
+
+def _mean(title: str, members: list[Network]) -> Network:
+    """The ensemble of networks that were judged on the same images."""
+    first = members[0]
+    columns = {"label": first.columns["label"]}
+    places = [{image: i for i, image in enumerate(n.images)} for n in members]
+    orders = [np.array([place[image] for image in first.images]) for place in places]
+    for name in (f"p_{label}" for label in first.classes):
+        found = [n.columns[name][order] for n, order in zip(members, orders, strict=True)]
+        columns[name] = np.mean(found, axis=0)
+    return dataclasses.replace(first, method=title, training="", seed=0, columns=columns)
