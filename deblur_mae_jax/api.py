@@ -99,7 +99,7 @@ def levels_for(trained: TrainedNetwork, ready: Ready) -> np.ndarray | None:
         degradation,
         len(ready),
         trained.config.seed,
-        lambda step: _search(trained, ready, step),
+        lambda step: _search(trained, ready, step, high_pass=trained.config.search.high_pass),
     )
     return levels
 
@@ -242,19 +242,25 @@ def reconstruct(
     return _run(trained, images, level, jitted, batch)
 
 
-def search_blur(trained: TrainedNetwork, images: Images, *, step: int = 2, batch: int = BATCH) -> blur_search.Table:
+def search_blur(
+    trained: TrainedNetwork, images: Images, *, step: int = 2, high_pass: float = 0.0, batch: int = BATCH
+) -> blur_search.Table:
     """Optimal blurriness search (D2MAE, eq. 4 and 5).
 
     step: distance between the levels that are tried.
+    high_pass: sigma, pixels of the network's input; only what a Gaussian blur of this sigma removes from the error
+        counts. 0: the whole error.
     batch: images per forward pass in a search over 11 levels in steps of 2.
 
     Returns a table with `best` and `best_sigma` `(N,)`, and `losses` `(N, T)`. For a classifier, the search uses the
     network that it was fine-tuned from.
     """
-    return _search(trained, as_list(images), step, batch)
+    return _search(trained, as_list(images), step, batch, high_pass)
 
 
-def _search(trained: TrainedNetwork, ready: Ready, step: int = 2, batch: int = BATCH) -> blur_search.Table:
+def _search(
+    trained: TrainedNetwork, ready: Ready, step: int = 2, batch: int = BATCH, high_pass: float = 0.0
+) -> blur_search.Table:
     searcher = trained.searcher
     if searcher is None:
         _need_decoder(trained, "search_blur")
@@ -266,12 +272,12 @@ def _search(trained: TrainedNetwork, ready: Ready, step: int = 2, batch: int = B
     if not 1 <= step <= degradation.num_levels:
         raise UserError(f"step={step} must be in 1..{degradation.num_levels}")
     levels = blur_search.candidates(degradation.num_levels, step)
-    errors = blur_search.make_losses(network.model, network.inputs, levels, network.task.norm_pix_loss)
+    errors = blur_search.make_losses(network.model, network.inputs, levels, network.task.norm_pix_loss, high_pass)
 
     def program(params, examples):
         return errors(params, examples, *network.inputs.central(examples))
 
-    jitted = searcher.jitted(f"search {step}", program)
+    jitted = searcher.jitted(f"search {step} {high_pass:g}", program)
     share = max(1, 2 * batch // len(levels))
     rows = [
         np.asarray(jitted(searcher.params, examples))[:count]

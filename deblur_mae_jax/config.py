@@ -317,6 +317,7 @@ AUGMENT_VOLUMES: Group = {
 }  # fmt: skip
 SEARCH: Group = {
     "setting": Field("auto", "How the blur level of each image is found: auto | none | fixed(0.5) | search(2) | online(2) | random | oracle."),
+    "high_pass": Field(0.0, "Compare only what a Gaussian blur of this sigma removes from the error, pixels of the network's input. 0: the whole error, as in Algorithm 1."),
     "batch_size": Field(64, "Forward passes at once: images times levels."),
     "cache": Field("auto", 'Folder that keeps the results between runs. "": none.'),
 }  # fmt: skip

@@ -92,8 +92,12 @@ def ablation(preset_name: str, title: str, rows: dict, config: str = "deblur_mae
     return study | {"title": title}
 
 
-def levels(preset_name: str, max_sigma: float = 1.1, step: float = 0.1) -> str:
-    """D2MAE's degradation; the `cpu` preset doubles sigma and does not round the kernel to 8 bits."""
-    if preset_name == "cpu":
-        return f"blur.gaussian_levels(max_sigma={2 * max_sigma:g}, step={2 * step:g}, kernel='opencv_float')"
-    return f"blur.gaussian_levels(max_sigma={max_sigma:g}, step={step:g})"
+def levels(preset_name: str, max_sigma: float = 1.1, step: float = 0.1, min_sigma: float | None = None) -> str:
+    """D2MAE's degradation; the `cpu` preset doubles sigma and does not round the kernel to 8 bits.
+
+    min_sigma: sigma of the first level; None is one step.
+    """
+    small = preset_name == "cpu"
+    values = {"min_sigma": min_sigma, "max_sigma": max_sigma, "step": step}
+    written = [f"{name}={(1 + small) * value:g}" for name, value in values.items() if value is not None]
+    return f"blur.gaussian_levels({', '.join(written)}{', kernel=' + repr('opencv_float') if small else ''})"

@@ -11,13 +11,6 @@ from studies import common
 def get_study(preset):
     """One row per question and answer."""
     study = common.preset(preset)
-    factor = 2 if preset == "cpu" else 1  # as in `common.levels`
-    kernel = ", kernel='opencv_float'" if preset == "cpu" else ""
-
-    def levels(low, high, step):
-        sigmas = ", ".join(f"{n}={factor * v:g}" for n, v in (("min_sigma", low), ("max_sigma", high), ("step", step)))
-        return {"task.degrade": f"blur.gaussian_levels({sigmas}{kernel})"}
-
     gaussian = {"task.degrade": common.gaussian(preset)}
     answers = {
         "DeblurrMAE": gaussian,
@@ -31,11 +24,13 @@ def get_study(preset):
         for name, fields in answers.items()
         if preset != "cpu" or name != "blurred after the resize"  # as in the first row there
     }
-    for name, fields in (
-        ("D2MAE", {"task.degrade": common.levels(preset)}),
-        ("D2MAE, sigma 0.3 to 2.3", levels(0.3, 2.3, 0.2)),
-        ("D2MAE, sigma 0 to 1.1", levels(0.0, 1.1, 0.1)),
+    for name, degrade in (
+        ("D2MAE", common.levels(preset)),
+        ("D2MAE, sigma 0.3 to 2.3", common.levels(preset, 2.3, 0.2, 0.3)),
+        ("D2MAE, sigma 0 to 1.1", common.levels(preset, 1.1, 0.1, 0.0)),
     ):
-        study["methods"][name] = {"pretrain": "d2mae_thyroid", "pretrain_overrides": fields, "paper": {}}
+        study["methods"][name] = {
+            "pretrain": "d2mae_thyroid", "pretrain_overrides": {"task.degrade": degrade}, "paper": {},
+        }  # fmt: skip
     study |= {"title": "What the papers leave open", "reference": "DeblurrMAE"}
     return study

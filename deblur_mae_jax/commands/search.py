@@ -53,6 +53,7 @@ def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
     trained = inherit.require_source(source, "a blur search")
     if trained.network.kind != "reconstruct":
         raise UserError(f"config.init_from: '{config.init_from}' has no decoder; name a pre-training run")
+    blur_search.check_high_pass(config.search.high_pass)
     setting = blur_search.parse(config.search.setting, trained.network.inputs.degradation)
     if setting is None or setting.kind != "search":
         raise UserError(
@@ -82,6 +83,7 @@ def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
         index,
         sharding.make_mesh(),
         step=setting.step,
+        high_pass=config.search.high_pass,
         batch_size=config.search.batch_size,
         cache=config.search.cache,
         num_threads=config.data.num_threads,

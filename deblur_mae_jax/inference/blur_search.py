@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from deblur_mae_jax import sharding
 from deblur_mae_jax.data.index import Index, pixel_hash
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.data.order import InOrder
+from deblur_mae_jax.degradations import blur
 from deblur_mae_jax.degradations.contract import Degradation
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import search_cache
@@ -121,12 +123,23 @@ def level_of(sigma: float, degradation: Degradation) -> int:
     return int(levels[near])
 
 
-def make_losses(model: Any, inputs: ImageInputs, levels: np.ndarray, norm_pix_loss: bool = False) -> Any:
+def check_high_pass(sigma: float) -> None:
+    """Raise `UserError` if `config.search.high_pass` is not a sigma."""
+    if not 0 <= sigma < np.inf:
+        raise UserError(f"config.search.high_pass={sigma:g} must be 0 (off) or a sigma in pixels")
+
+
+def make_losses(
+    model: Any, inputs: ImageInputs, levels: np.ndarray, norm_pix_loss: bool = False, high_pass: float = 0.0
+) -> Any:
     """Return `losses(params, examples, boxes, flips) -> (B, T)`, the error of every image at every level.
 
     The error is the mean squared difference between the unmasked reconstruction and the clean view, in network units.
+    high_pass: sigma of a Gaussian blur, pixels of the view; only what this blur removes from the difference counts.
+        0: the whole difference, as in Algorithm 1.
     """
     T = len(levels)
+    check_high_pass(high_pass)
 
     def errors(params, examples, boxes, flips):
         degraded, clean = inputs.at_levels(examples, boxes, flips, jnp.asarray(levels))
@@ -139,14 +152,23 @@ def make_losses(model: Any, inputs: ImageInputs, levels: np.ndarray, norm_pix_lo
         goal = masking.patchify(clean, model.mask_size)
         if norm_pix_loss:
             goal = losses.normalise_patches(goal)
-        return jnp.square(pred.reshape(B, T, *pred.shape[1:]) - goal[:, None]).mean(axis=(2, 3))
+        difference = pred.reshape(B, T, *pred.shape[1:]) - goal[:, None]
+        if high_pass:
+            grid = [side // model.mask_size for side in clean.shape[1:3]]
+            flat = difference.reshape(B * T, *difference.shape[2:])
+            images = masking.unpatchify(flat, model.mask_size, clean.shape[-1], tuple(grid))
+            sharp = images - jax.vmap(functools.partial(blur.gaussian_blur, sigma=high_pass))(images)
+            difference = sharp.reshape(B, T, -1, 1)
+        return jnp.square(difference).mean(axis=(2, 3))
 
     return errors
 
 
-def make_choose_level(model: Any, inputs: ImageInputs, levels: np.ndarray, norm_pix_loss: bool) -> Any:
+def make_choose_level(
+    model: Any, inputs: ImageInputs, levels: np.ndarray, norm_pix_loss: bool, high_pass: float = 0.0
+) -> Any:
     """Return `choose(params) -> (examples, boxes, flips) -> levels (B,)`, for the search inside the step."""
-    errors = make_losses(model, inputs, levels, norm_pix_loss)
+    errors = make_losses(model, inputs, levels, norm_pix_loss, high_pass)
 
     def choose(params):
         def at(examples, boxes, flips):
@@ -206,6 +228,7 @@ def search(
     mesh: jax.sharding.Mesh,
     *,
     step: int = 2,
+    high_pass: float = 0.0,
     batch_size: int = 64,
     cache: str = "auto",
     num_threads: int = 4,
@@ -216,6 +239,7 @@ def search(
     One jitted program runs over images and levels; the images are divided over the devices of `mesh`.
 
     step: step between the levels to try.
+    high_pass: as in `make_losses`.
     batch_size: number of forward passes at once, images times levels.
     cache: folder of earlier results to reuse; "auto" is the user's cache folder, "" disables the cache.
     show: called with the number of images done and the total.
@@ -223,7 +247,7 @@ def search(
     network, config = trained.network, trained.config
     degradation = network.inputs.degradation
     levels = candidates(degradation.num_levels, step)
-    key = search_cache.cache_key(trained.weights_hash, _spec(trained, levels))
+    key = search_cache.cache_key(trained.weights_hash, _spec(trained, levels, high_pass))
     results = search_cache.Cache(cache, key, len(levels))
     hashes = [digest or pixel_hash(index.source.read(i)) for i, digest in enumerate(index.hashes)]
     missing = np.array([i for i, h in enumerate(hashes) if h not in results.known], np.int64)
@@ -249,7 +273,8 @@ def search(
             if show is not None:
                 show(number * B + len(numbers), len(missing))
 
-        _run(trained, mesh, levels, store.in_order(order), keep)
+        errors = make_losses(network.model, network.inputs, levels, network.task.norm_pix_loss, high_pass)
+        _run(trained, mesh, errors, store.in_order(order), keep)
     seconds = time.monotonic() - started
     nothing = np.full(len(levels), np.nan, np.float32)
     table = np.stack([results.known.get(h, nothing) for h in hashes])
@@ -258,7 +283,7 @@ def search(
     return Table(index.source.names, levels, sigmas(degradation, levels), table, len(missing), seconds)
 
 
-def _spec(trained: TrainedNetwork, levels: np.ndarray) -> dict[str, Any]:
+def _spec(trained: TrainedNetwork, levels: np.ndarray, high_pass: float) -> dict[str, Any]:
     """Everything that the errors of an image depend on, except the weights and the image."""
     config, inputs = trained.config, trained.network.inputs
     return {
@@ -272,19 +297,18 @@ def _spec(trained: TrainedNetwork, levels: np.ndarray) -> dict[str, Any]:
         "dtype": str(trained.model.dtype),
         "backend": jax.default_backend(),
         "gray_target": inputs.gray_target,
-    }
+    } | ({"high_pass": high_pass} if high_pass else {})
 
 
 def _run(
     trained: TrainedNetwork,
     mesh: jax.sharding.Mesh,
-    levels: np.ndarray,
+    errors: Any,
     batches: Iterable[Any],
     keep: Callable[[int, jax.Array], None],
 ) -> None:
     """Pass the errors of each batch to `keep(number, losses)`, one batch late, while the device computes the next."""
     network, everywhere = trained.network, sharding.replicated(mesh)
-    errors = make_losses(network.model, network.inputs, levels, network.task.norm_pix_loss)
 
     def step(params, batch):
         examples = jax.tree.map(lambda x: x[0], batch)

@@ -132,7 +132,7 @@ def build(
     arrays, choose = {"images": store.arrays}, None
     if source is not None and labels is not None and labels.searches_online:
         arrays["search"] = jax.device_put(source.params, sharding.replicated(mesh))
-        choose = supervision.online(labels, source, network)
+        choose = supervision.online(labels, source, network, config.search.high_pass)
 
     # Step, and the initial state with the weights it starts from
     def prepare(arrays, batch, keys):

@@ -109,6 +109,7 @@ def prepare(
             index,
             mesh,
             step=step,
+            high_pass=config.search.high_pass,
             batch_size=config.search.batch_size,
             cache=config.search.cache,
             num_threads=config.data.num_threads,
@@ -148,6 +149,7 @@ def _setting(config: ConfigDict, identity: Identity, source: TrainedNetwork | No
         return None
     degradation = parse.degradation(config.task.degrade)
     can_search = source is not None and source.network.kind == "reconstruct"
+    blur_search.check_high_pass(config.search.high_pass)
     setting = blur_search.parse(config.search.setting, degradation, can_search)
     if setting is not None and setting.kind in ("search", "online"):
         assert source is not None
@@ -290,8 +292,11 @@ def train_order(config: ConfigDict, supervision: Supervision) -> Order:
     return Order(len(train), config.optim.batch_size, config.seed, train, labels)
 
 
-def online(labels: Supervision, source: TrainedNetwork, network: Network) -> Any:
-    """The search inside the step, on the view used for training (exactly as in Algorithm 1)."""
+def online(labels: Supervision, source: TrainedNetwork, network: Network, high_pass: float = 0.0) -> Any:
+    """The search inside the step, on the view used for training (exactly as in Algorithm 1).
+
+    high_pass: as in `blur_search.make_losses`.
+    """
     assert labels.setting is not None
     before = source.network
     levels = blur_search.candidates(before.inputs.degradation.num_levels, labels.setting.step)
@@ -300,4 +305,4 @@ def online(labels: Supervision, source: TrainedNetwork, network: Network) -> Any
             f"config.search.setting=online needs config.image_size={before.inputs.image_size}, the "
             f"size the network of config.init_from was trained at, not {network.inputs.image_size}"
         )
-    return blur_search.make_choose_level(before.model, network.inputs, levels, before.task.norm_pix_loss)
+    return blur_search.make_choose_level(before.model, network.inputs, levels, before.task.norm_pix_loss, high_pass)

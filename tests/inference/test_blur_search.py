@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from scipy import ndimage
 from tiny_runs import fine, go, pretraining
 
-from deblur_mae_jax.degradations import parse
+from deblur_mae_jax.degradations import blur, parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search, search_cache
 from deblur_mae_jax.pretrained import inherit, trained_network
@@ -37,6 +38,11 @@ def test_levels_of_the_settings_that_search_nothing():
     assert set(levels("random")) == set(range(1, 12))
     np.testing.assert_array_equal(levels("random"), levels("random"))
     assert levels("oracle") is None and levels("online(2)") is None
+
+
+def test_a_high_pass_must_be_a_sigma():
+    with pytest.raises(UserError, match=r"config\.search\.high_pass=-1 must be 0"):
+        blur_search.check_high_pass(-1.0)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +84,11 @@ def test_a_search_is_what_the_network_says_and_is_kept(tmp_path):
     table = search()
     assert table.levels.tolist() == [1, 6, 11] and table.searched == 7
     network = trained.network
+    kept = set(tmp_path.glob("*.csv"))
+    sharp = search(high_pass=1.5)
+    assert sharp.searched == 7  # the whole errors in the cache are not taken for these
+    others = set(tmp_path.glob("*.csv")) - kept
+    radius = blur.gaussian_radius(1.5, "opencv_float")
     apply = jax.jit(lambda x, level: network.model.apply({"params": trained.params}, x, None, 0.0, level)[0])
     for position in range(7):
         image = index.source.read(position)
@@ -88,10 +99,13 @@ def test_a_search_is_what_the_network_says_and_is_kept(tmp_path):
             goal = masking.patchify(batch["targets"], network.model.patch_size)
             want = float(np.square(pred - goal).mean())
             np.testing.assert_allclose(table.losses[position, column], want, rtol=1e-4)
+            off = np.asarray(masking.unpatchify(pred - goal, network.model.patch_size, 1))[0, :, :, 0]
+            off = off - ndimage.gaussian_filter(off, 1.5, radius=radius, mode="mirror")
+            np.testing.assert_allclose(sharp.losses[position, column], float(np.square(off).mean()), rtol=1e-4)
     again = search()
+    [file] = set(tmp_path.glob("*.csv")) - others
     assert again.searched == 0
     np.testing.assert_array_equal(again.losses, table.losses)
-    [file] = tmp_path.glob("*.csv")
     rows = [line for line in file.read_text().splitlines() if line]
     assert len(rows) == 7
     file.write_text("\n".join(rows[:3]) + "\n" + rows[3][:40])  # killed in the middle of a line
