@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from deblur_mae_jax.reports.study import Network
+from deblur_mae_jax.reports.study_network import Network
 
 
 def add(networks: list[Network], facts: dict[str, Any]) -> tuple[list[Network], dict[str, Any]]:
