@@ -6,6 +6,7 @@ Kernels, borders and sizes are those of OpenCV and albumentations, which the Deb
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from deblur_mae_jax.degradations import borders
 from deblur_mae_jax.degradations.contract import Degradation, Size, fixed
 
 KERNELS = ("opencv_uint8", "opencv_float", "scipy")
+_MOST_IN_A_NETWORK = 81  # a median of more values is a sort: its network would take long to compile
 
 
 def _check_kernel(kernel: str) -> None:
@@ -207,6 +209,38 @@ def mean(size: int = 5) -> Degradation:
     return _gaussian(lambda params: jnp.asarray(taps), lambda key: {}, "reflect_101")
 
 
+@functools.lru_cache
+def _middle_network(count: int) -> tuple[tuple[int, int], ...]:
+    """The comparisons (i, j) that bring the middle of `count` values to its place: Batcher's odd-even merge sort
+    (Knuth, The Art of Computer Programming 5.3.4), without those that the middle does not depend on.
+    """
+    pairs, p = [], 1
+    while p < count:
+        k = p
+        while k:
+            for j in range(k % p, count - k, 2 * k):
+                for i in range(j, j + min(k, count - j - k)):
+                    if i // (2 * p) == (i + k) // (2 * p):
+                        pairs.append((i, i + k))
+            k //= 2
+        p *= 2
+    needed, kept = {count // 2}, []
+    for pair in reversed(pairs):
+        if needed & set(pair):
+            needed |= set(pair)
+            kept.append(pair)
+    return tuple(reversed(kept))
+
+
+def _middle(values: list[jax.Array]) -> jax.Array:
+    """The median of an odd number of arrays. Minima and maxima of whole arrays are faster than a sort of each pixel."""
+    if len(values) > _MOST_IN_A_NETWORK:
+        return jnp.sort(jnp.stack(values), axis=0)[len(values) // 2]
+    for i, j in _middle_network(len(values)):
+        values[i], values[j] = jnp.minimum(values[i], values[j]), jnp.maximum(values[i], values[j])
+    return values[len(values) // 2]
+
+
 def median(size: int = 5) -> Degradation:
     """Median over a `size`-pixel square (or cube), replicated border (OpenCV `medianBlur`)."""
     if size < 1 or size % 2 == 0:
@@ -215,11 +249,11 @@ def median(size: int = 5) -> Degradation:
     def apply(image, true_size):
         space = image.ndim - 1
         padded = borders.pad(image, size // 2, "replicate", true_size)
-        windows = [padded]
+        windows = [jnp.moveaxis(padded, -1, 0)]  # with one channel last a CPU would not use its vector units
         for axis in range(space):
             length = image.shape[axis]
-            windows = [jax.lax.slice_in_dim(w, k, k + length, axis=axis) for w in windows for k in range(size)]
-        return jnp.sort(jnp.stack(windows), axis=0)[len(windows) // 2]
+            windows = [jax.lax.slice_in_dim(w, k, k + length, axis=axis + 1) for w in windows for k in range(size)]
+        return jnp.moveaxis(_middle(windows), 0, -1)
 
     return fixed(apply)
 

@@ -125,6 +125,8 @@ class ImageInputs:
             params = self.degradation.draw(jax.random.key(0))  # not random, but a chain needs its parameters
             return self.degrade_native(image, params, size).astype(jnp.uint8)
 
+        if jax.default_backend() == "cpu":  # image by image, so that each stays in the processor's cache
+            return jax.lax.map(lambda pair: one(*pair), (images, sizes))
         return jax.vmap(one)(images, sizes)
 
     def _pair(self, example, box, flip, params) -> tuple[jax.Array, jax.Array]:
