@@ -119,8 +119,8 @@ def write(folder):
     if len(set(sites)) > 1:
         text += [
             "",
-            "Does sigma distinguish two sites? AUROC of a larger sigma for the second (0.5 is chance, below it the first has the larger",
-            "sigmas), with a 95 % interval over patients:",
+            "Does sigma distinguish two sites? AUROC of a larger sigma for the second site, with a 95 % interval",
+            "over patients. 0.5 is chance; below it the first site has the larger sigmas.",
             "",
         ]
         text += [f"| sites (images) | {' | '.join(runs)} |", "|---" * (len(runs) + 1) + "|"]

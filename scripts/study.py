@@ -391,6 +391,7 @@ def main():
                 facts["reference"] = arguments.reference
             if arguments.ensembles:
                 facts["ensembles"] = list(facts["methods"])
+            if arguments.reference or arguments.ensembles:
                 table.keep(networks, facts, folder)
             write(folder, networks, facts)
             return
