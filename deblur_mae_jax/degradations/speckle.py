@@ -29,7 +29,7 @@ def _after(x: jax.Array, axis: int) -> jax.Array:
 
 
 def srad_step(
-    state: jax.Array, q0: jax.Array, dt: float, coefficient: str, quarter: bool, eps: float, size: Size = None
+    state: jax.Array, q0: jax.Array, dt: float, coefficient: str, quarter: bool, eps: float, *, size: Size = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One diffusion step of Yu & Acton (IEEE TIP 2002, eqs. 31-33, 47, 58-61) on `(..., H, W)`.
 
@@ -120,7 +120,7 @@ def srad(
                 average = (state * region).sum((-2, -1), keepdims=True) / count
                 spread = (((state - average) ** 2) * region).sum((-2, -1), keepdims=True) / count
                 scale = jnp.maximum(jnp.sqrt(spread) / average, 1e-6)
-            return srad_step(state, scale, dt, coefficient, quarter, eps, size)[0], None
+            return srad_step(state, scale, dt, coefficient, quarter, eps, size=size)[0], None
 
         state, _ = jax.lax.scan(step, state, jnp.arange(iterations, dtype=jnp.float32))
         result = jnp.moveaxis(state - 1.0 if q0 == "decay" else 255.0 * jnp.log(state), 0, -1)
