@@ -35,9 +35,9 @@ def parse():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", default="", help="workdirs of blur searches, separated by commas")
-    parser.add_argument("--table", default="")
-    parser.add_argument("--by", default="folder")
-    parser.add_argument("--output", default="")
+    parser.add_argument("--table", default="", help="a CSV with a column image, and the column of --by")
+    parser.add_argument("--by", default="folder", help="folder, or a column")
+    parser.add_argument("--output", default="", help="folder of the kept levels and the tables")
     parser.add_argument("--rebuild", default="", metavar="FOLDER")
     return parser.parse_args()
 
@@ -53,6 +53,8 @@ def collect(a):
         for row, site in zip(rows, blur_fingerprint.sites_of(rows, a.by), strict=True):
             sites[row["image"]] = (row.get("group", ""), site)
             found.setdefault(row["image"], {})[place.name] = row["sigma"]
+        if place.name in names:
+            raise UserError(f"--runs: two workdirs are called '{place.name}'; the tables need different names")
         names.append(place.name)
     lacking = [image for image, own in found.items() if len(own) < len(names)]
     if lacking:

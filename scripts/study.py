@@ -56,7 +56,9 @@ def parse(arguments=None):
     parser.add_argument("--folds", default="0", help="test folds, such as 0,1,2,3,4")
     parser.add_argument("--only", default="", help="methods, separated by semicolons")
     parser.add_argument("--reference", default="", help="method that the others are compared with")
-    parser.add_argument("--ensembles", action="store_true", help="also judge the mean of all networks of a method")
+    parser.add_argument(
+        "--ensembles", action="store_true", help="also judge the mean probabilities of all classifiers of a method"
+    )
     parser.add_argument("--weights", default="", help="folder of weight files that some methods start from")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--set_pretrain", action="append", default=[], metavar="NAME=VALUE")

@@ -1,6 +1,7 @@
 """The scripts, as a user runs them."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -367,6 +368,9 @@ def test_an_ensemble_is_the_mean_of_the_networks_of_a_method(tmp_path):
     expected = [np.mean([each[image] for each in own]) for image in added.images]
     np.testing.assert_allclose(added.columns["p_malignant"], expected)
     assert ensembles.add(networks, facts) == (networks, facts)
+    single = dataclasses.replace(networks[0], fold=1)  # a fold that fewer networks were tested on
+    _, judged = ensembles.add([*networks, single], facts | {"ensembles": ["plain"]})
+    assert "plain, ensemble of 1 to 4" in judged["methods"]
 
 
 def test_ensembles_stay_in_the_table(tmp_path):

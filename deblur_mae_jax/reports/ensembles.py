@@ -13,18 +13,19 @@ from deblur_mae_jax.reports.study_network import Network
 def add(networks: list[Network], facts: dict[str, Any]) -> tuple[list[Network], dict[str, Any]]:
     """The networks and facts of a study, with a row for the ensemble of each method in `facts["ensembles"]`.
 
-    An ensemble has one network per fold, so its interval covers the patients alone. Methods with fewer than two
-    networks, and segmenters, have none.
+    An ensemble has one network per fold, so its interval covers the patients alone. Methods with one network
+    per fold, and segmenters, have none.
     """
     methods, out = {}, list(networks)
     for name, about in facts["methods"].items():
         methods[name] = about
         own = [n for n in networks if n.method == name and n.classes] if name in facts.get("ensembles", []) else []
         folds = {fold: [n for n in own if n.fold == fold] for fold in sorted({n.fold for n in own})}
-        sizes = {len(members) for members in folds.values()}
-        if len(sizes) != 1 or sizes == {1}:
+        sizes = sorted({len(members) for members in folds.values()})
+        if not sizes or sizes == [1]:
             continue
-        title = f"{name}, ensemble of {sizes.pop()}"
+        count = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        title = f"{name}, ensemble of {count}"
         methods[title] = about | {"paper": {}}
         out += [_mean(title, members) for members in folds.values()]
     return out, facts | {"methods": methods}

@@ -9,6 +9,7 @@ import tiny
 from scipy import ndimage
 from tiny_runs import fine, go, pretraining
 
+import deblur_mae_jax as dm
 from deblur_mae_jax.degradations import blur, parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search, search_cache
@@ -102,6 +103,9 @@ def test_a_search_is_what_the_network_says_and_is_kept(tmp_path):
             off = np.asarray(masking.unpatchify(pred - goal, network.model.patch_size, 1))[0, :, :, 0]
             off = off - ndimage.gaussian_filter(off, 1.5, radius=radius, mode="mirror")
             np.testing.assert_allclose(sharp.losses[position, column], float(np.square(off).mean()), rtol=1e-4)
+    images = [index.source.read(i) for i in range(7)]
+    found = dm.search_blur(trained, images, step=5, high_pass=1.5)
+    np.testing.assert_allclose(found.losses, sharp.losses, rtol=1e-4)
     again = search()
     [file] = set(tmp_path.glob("*.csv")) - others
     assert again.searched == 0
