@@ -370,7 +370,10 @@ def joined(output, networks, facts, order=()):
         methods[name] = methods[name] | {"leakage": methods[name]["leakage"] or old["methods"][name]["leakage"]}
     order = [name for name in order if name in methods]
     methods = {name: methods[name] for name in [*order, *(name for name in methods if name not in order)]}
-    carried = {key: facts.get(key) or old.get(key) for key in ("reference", "ensembles")}
+    carried = {
+        "reference": facts.get("reference") or old.get("reference"),
+        "ensembles": list(dict.fromkeys([*old.get("ensembles", []), *facts.get("ensembles", [])])),
+    }
     return networks + earlier, facts | {"methods": methods} | {k: v for k, v in carried.items() if v}
 
 

@@ -373,6 +373,13 @@ def test_an_ensemble_is_the_mean_of_the_networks_of_a_method(tmp_path):
     assert "plain, ensemble of 1 to 4" in judged["methods"]
 
 
+def test_a_later_command_adds_to_the_ensembles(tmp_path):
+    networks, facts = kept_study(tmp_path)
+    study.table.keep(networks, facts | {"ensembles": ["plain"]}, tmp_path)
+    _, joined = study.joined(tmp_path, networks, facts | {"ensembles": ["better, sharper"]})
+    assert joined["ensembles"] == ["plain", "better, sharper"]
+
+
 def test_ensembles_stay_in_the_table(tmp_path):
     kept_study(tmp_path)
     for flags in (["--ensembles"], []):

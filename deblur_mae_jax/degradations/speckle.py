@@ -15,7 +15,7 @@ COEFFICIENTS = ("rational", "exponential")
 
 
 def _before(x: jax.Array, axis: int) -> jax.Array:
-    """The value one pixel before, the border replicated. Slices: XLA's gathers are ten times slower on a CPU."""
+    """The value one pixel before, the border replicated. Slices, because a gather is slower on a CPU."""
     n = x.shape[axis]
     parts = jax.lax.slice_in_dim(x, 0, 1, axis=axis), jax.lax.slice_in_dim(x, 0, n - 1, axis=axis)
     return jnp.concatenate(parts, axis)
