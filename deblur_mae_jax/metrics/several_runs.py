@@ -5,6 +5,11 @@ another training would both change the mean, so its interval has to cover both. 
 with several readers and cases, with trained networks in place of readers: Obuchowski and Rockette (1995), with the
 degrees of freedom of Hillis (2007) and readers nested in methods, because seed 1 of one method and seed 1 of another
 have nothing in common. The covariances over patients are jackknife estimates, which leave out one patient at a time.
+
+In a cross-validation every test patient is a training patient of the other folds, so the networks' errors depend on
+one another and the jackknife is too small (Bates, Hastie and Tibshirani 2024). With k folds it is multiplied by
+1 + 1 / (k - 1), one plus the ratio of test to training patients, which Nadeau and Bengio (2003) add to 1 / k. In
+simulations the intervals then cover (`python -m benchmarks.coverage`).
 """
 
 from __future__ import annotations
@@ -62,11 +67,15 @@ class Difference(NamedTuple):
 
 @dataclasses.dataclass
 class _Table:
-    """Values of a method: of every training `(R,)`, and of every training without one patient `(R, P)`."""
+    """Values of a method: of every training `(R,)`, and of every training without one patient `(R, P)`.
+
+    overlap: what the variance over patients is multiplied by, 1 without folds.
+    """
 
     values: np.ndarray
     without: np.ndarray
     patients: list[str]
+    overlap: float = 1.0
 
     @property
     def mean(self) -> float:
@@ -103,7 +112,9 @@ def table(networks: Sequence[Judged]) -> _Table:
         values[of].append(value)
         without[of].append(left)
     means = np.array([np.mean(v) for v in values])
-    return _Table(means, np.array([np.mean(w, axis=0) for w in without]), patients)
+    folds = len({frozenset(n.patients) for n in networks})
+    overlap = 1 + 1 / (folds - 1) if folds > 1 else 1.0
+    return _Table(means, np.array([np.mean(w, axis=0) for w in without]), patients, overlap)
 
 
 def _between(covariance: np.ndarray) -> float:
@@ -126,7 +137,7 @@ def mean(networks: Sequence[Judged] | _Table, share: bool = True) -> Mean:
     t = networks if isinstance(networks, _Table) else table(networks)
     R, P = t.without.shape
     sd = float(t.values.std(ddof=1)) if R > 1 else float("nan")
-    of_patients = max(_between(statistics.jackknife(t.without, t.without)), 0.0)
+    of_patients = t.overlap * max(_between(statistics.jackknife(t.without, t.without)), 0.0)
     parts = [(t.mean_square / R, R - 1), (of_patients, P - 1)]
     interval = Interval(float("nan"), float("nan"))
     if P >= MIN_PATIENTS:
@@ -147,6 +158,7 @@ def difference(first: Sequence[Judged] | _Table, second: Sequence[Judged] | _Tab
     value = a.mean - b.mean
     common = _between(statistics.jackknife(a.without, a.without)) + _between(statistics.jackknife(b.without, b.without))
     of_patients = max(common - 2 * float(statistics.jackknife(a.without, b.without).mean()), 0.0)
+    of_patients *= max(a.overlap, b.overlap)
     parts = [(of_patients, P - 1)]
     for own, other in ((a, b), (b, a)):
         known = own if len(own.values) > 1 else other

@@ -19,6 +19,7 @@ LEVEL = 0.95
 MIN_PATIENTS = 5  # fewer patients do not allow an inference about others
 MOST = 1000
 POWER = 0.8
+RESAMPLES = 400
 Weighted = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 # No more numbers than this are held per temporary array.
 ENTRIES = 20_000_000
@@ -34,7 +35,9 @@ class Interval(NamedTuple):
     high: float
 
 
-def over_patients(labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, metric: Weighted) -> Interval:
+def over_patients(
+    labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, metric: Weighted, kind: str = "smooth"
+) -> Interval:
     """Interval of a measure from 0 to 1, over patients with all their images.
 
     The variance is a jackknife over patients (Efron 1982), Student's t on the logit of the measure. On test sets of
@@ -46,9 +49,42 @@ def over_patients(labels: np.ndarray, probabilities: np.ndarray, patients: np.nd
     probabilities: `(N, C)`.
     patients: `(N,)` names.
     metric: one of `weighted.MEASURES`.
+    kind: `weighted.KINDS` of the measure. "decision": it depends on the predicted classes alone. A class whose few
+        patients are all right, or all wrong, shows no variance. The variance is therefore at least that with two more
+        patients per class, one right and one wrong, in the spirit of Agresti and Coull (1998). "threshold": a
+        jackknife does not estimate the variance of a quantile, a bootstrap does.
     """
     value, without, _ = without_each(patients, lambda weights: metric(labels, probabilities, weights))
-    return _over(without, value, share=True)
+    if len(without) < MIN_PATIENTS:
+        return Interval(float("nan"), float("nan"))
+    variance = float(jackknife(without, without))
+    if kind == "decision" and variance >= NOTHING:
+        variance = max(variance, _with_two_more_per_class(labels, probabilities, patients, metric))
+    if kind == "threshold" and variance >= NOTHING:
+        variance = _of_resamples(patients, lambda weights: metric(labels, probabilities, weights))
+    return student(value, variance, len(without) - 1, share=True)
+
+
+def _with_two_more_per_class(
+    labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, metric: Weighted
+) -> float:
+    C = probabilities.shape[1]
+    certain = np.eye(C)
+    labels = np.concatenate([labels, np.arange(C), np.arange(C)])
+    probabilities = np.concatenate([probabilities, certain, np.roll(certain, 1, axis=1)])
+    which = np.unique(patients, return_inverse=True)[1]
+    which = np.concatenate([which, which.max() + 1 + np.arange(2 * C)])
+    _, without, _ = without_each(which, lambda weights: metric(labels, probabilities, weights))
+    return float(jackknife(without, without))
+
+
+def _of_resamples(patients: np.ndarray, measure: Callable[[np.ndarray], np.ndarray]) -> float:
+    names, which = np.unique(patients, return_inverse=True)
+    rng = np.random.default_rng(0)
+    times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
+    size = max(1, ENTRIES // len(which))
+    values = [measure(times[i : i + size, which].astype(float)) for i in range(0, RESAMPLES, size)]
+    return float(np.nanvar(np.concatenate(values), ddof=1))
 
 
 def of_mean(values: np.ndarray, patients: np.ndarray) -> Interval:

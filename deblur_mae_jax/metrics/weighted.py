@@ -116,3 +116,7 @@ MEASURES: dict[str, Weighted] = {
         accuracy, balanced_accuracy, f1_binary, f1_macro, auroc, average_precision, sensitivity_at_specificity,
     )
 }  # fmt: skip
+# What a measure depends on: see `statistics.over_patients`.
+KINDS = dict.fromkeys(MEASURES, "smooth")
+KINDS |= dict.fromkeys(("accuracy", "balanced_accuracy", "f1_binary", "f1_macro"), "decision")
+KINDS["sensitivity_at_specificity"] = "threshold"

@@ -175,7 +175,9 @@ def measured(p: Predictions, intervals: bool) -> dict[str, dict[str, Any]]:
     for name, value in classification.measure(p.labels, p.probabilities).items():
         out[name] = {"value": _plain(value)}
         if name in weighted.MEASURES and intervals:
-            interval = statistics.over_patients(p.labels, p.probabilities, p.patients, weighted.MEASURES[name])
+            interval = statistics.over_patients(
+                p.labels, p.probabilities, p.patients, weighted.MEASURES[name], weighted.KINDS[name]
+            )
             out[name] |= {"low": _plain(interval.low), "high": _plain(interval.high)}
     return out
 

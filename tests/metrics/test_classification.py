@@ -122,6 +122,37 @@ def test_the_interval_is_over_whole_patients():
     assert np.isnan(statistics.over_patients(few.labels, few.probabilities, few.patients, weighted.accuracy)).all()
 
 
+def test_a_class_whose_few_patients_are_all_right_is_not_certain():
+    """Five malignant patients, all found: their recall is not known to be 1."""
+    labels = np.r_[np.zeros(30, int), np.ones(5, int)]
+    scores = np.r_[np.full(24, 0.2), np.full(6, 0.8), np.full(5, 0.9)]
+    names, p = np.arange(35).astype(str), two_columns(scores)
+    plain = statistics.over_patients(labels, p, names, weighted.balanced_accuracy)
+    careful = statistics.over_patients(labels, p, names, weighted.balanced_accuracy, "decision")
+    assert plain.low > 0.78 > careful.low > 0.55 and careful.high < 1
+    # With many patients the imagined ones weigh nothing.
+    many = np.tile(labels, 30), np.tile(p, (30, 1)), np.arange(35 * 30).astype(str)
+    measure = weighted.balanced_accuracy
+    np.testing.assert_allclose(
+        statistics.over_patients(*many, measure, "decision"), statistics.over_patients(*many, measure), atol=0.01
+    )
+    assert set(weighted.KINDS) == set(weighted.MEASURES)
+
+
+def test_the_interval_of_a_threshold_is_a_bootstrap_over_patients():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 2, 300)
+    p, names = two_columns(1 / (1 + np.exp(-(labels + rng.normal(size=300))))), np.repeat(np.arange(150), 2).astype(str)
+    got = statistics.over_patients(labels, p, names, weighted.sensitivity_at_specificity, "threshold")
+    again = statistics.over_patients(labels, p, names, weighted.sensitivity_at_specificity, "threshold")
+    assert got == again  # the same data, the same interval
+    values = []
+    for _ in range(300):
+        chosen = np.concatenate([np.flatnonzero(names == str(i)) for i in rng.integers(0, 150, 150)])
+        values.append(classification.METRICS["sensitivity_at_specificity"](labels[chosen], p[chosen]))
+    assert np.diff(got)[0] == pytest.approx(3.92 * np.std(values), rel=0.2)
+
+
 def test_many_patients_are_left_out_in_groups(monkeypatch):
     values = np.random.default_rng(3).normal(size=3000)
     names = np.array([f"{i:05d}" for i in range(3000)])

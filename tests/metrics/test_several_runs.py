@@ -1,5 +1,7 @@
 """Weighted measures against scikit-learn on repeated cases; the mean of several runs against simulation and theory."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -86,6 +88,26 @@ def test_folds_are_averaged_and_their_patients_counted_once():
     got = several_runs.mean(halves, share=False)
     assert got.value == pytest.approx(values.mean()) and got.patients == 20
     assert 0.5 < (got.interval.high - got.interval.low) / (2 * 2.09 * values.std(ddof=1) / np.sqrt(20)) < 2
+
+
+def test_patients_that_train_the_other_folds_widen_the_interval():
+    """Each of four folds' networks judges a quarter of the patients and has trained on the others."""
+    rng = np.random.default_rng(5)
+    values, names = rng.normal(size=40), np.array([f"p{i:02d}" for i in range(40)])
+    mean = lambda part: lambda w: w @ values[part] / w.sum(axis=1)
+    parts = [slice(10 * k, 10 * k + 10) for k in range(4)]
+    folds = several_runs.table([Judged(0, names[part], mean(part)) for part in parts])
+    apart = several_runs.table([Judged(0, names, mean(slice(None)))])
+    assert folds.overlap == pytest.approx(4 / 3) and apart.overlap == 1
+    width = lambda t: np.diff(several_runs.mean(t, share=False).interval)[0]
+    independent = several_runs.mean(dataclasses.replace(folds, overlap=1.0), share=False).interval
+    assert width(folds) == pytest.approx(np.sqrt(4 / 3) * np.diff(independent)[0])
+    other = [Judged(0, names[p], lambda w, p=p: w @ values[p][::-1] / w.sum(axis=1)) for p in parts]
+    wide = several_runs.difference(folds, other).interval
+    narrow = several_runs.difference(
+        dataclasses.replace(folds, overlap=1.0), dataclasses.replace(several_runs.table(other), overlap=1.0)
+    ).interval
+    assert np.diff(wide)[0] == pytest.approx(np.sqrt(4 / 3) * np.diff(narrow)[0])
 
 
 def test_a_difference_between_methods_is_paired_over_patients():
