@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import sys
@@ -32,6 +33,8 @@ def load_config(path: str, *changes: str) -> Any:
 def _value(text: str, old: Any) -> Any:
     if isinstance(old, bool):
         return text in ("True", "true", "1")
+    if old is None:  # a field that is not set yet
+        return ast.literal_eval(text)
     return type(old)(text)
 
 

@@ -96,6 +96,7 @@ DINO: Group = {
 SIMCLR: Group = {"temperature": Field(0.1, "Temperature of the contrast.")}
 CLASSIFY: Group = {
     "frozen": Field(False, "Train the head only."),
+    "cache_features": Field(False, "With `frozen`: encode the central view of every image once and train the head on these features, without random crops and flips."),
     "label_smoothing": Field(0.1, "Share of the target that is spread over all classes."),
     "mixup": Field(0.8, "Parameter of mixup's Beta distribution. 0: off."),
     "cutmix": Field(1.0, "Parameter of cutmix's Beta distribution. 0: off."),

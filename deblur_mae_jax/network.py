@@ -21,8 +21,8 @@ from deblur_mae_jax.input_pipeline.volumes import VolumeInputs
 from deblur_mae_jax.models.contract import Rules
 from deblur_mae_jax.tasks.contract import Kind, Task
 
-# Fields of `config.task` that belong to the input pipeline; the others belong to the task.
-INPUT_FIELDS = ("name", "degrade", "blur_site")
+# Fields of `config.task` that belong to the input pipeline or the experiment; the others belong to the task.
+INPUT_FIELDS = ("name", "degrade", "blur_site", "cache_features")
 IMAGES = {2: "2-D images", 3: "volumes"}
 DTYPES = ("auto", "bfloat16", "float32")
 

@@ -13,7 +13,7 @@ from deblur_mae_jax import sharding
 from deblur_mae_jax.data.order import InOrder
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import attention_rollout, blur_search
-from deblur_mae_jax.input_pipeline import crop_resize
+from deblur_mae_jax.input_pipeline import crop_resize, stores
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.metrics import classification
 from deblur_mae_jax.reports import classification as report
@@ -31,14 +31,17 @@ MAX_EMBEDDED = 2000
 MISTAKES = 8
 
 
-def make_predict(run: Experiment) -> Any:
-    """Return the jitted `predict(params, arrays, batch, first) -> (logits (B, C), level (B,), inputs)`."""
+def make_predict(run: Experiment, store: Any) -> Any:
+    """Return the jitted `predict(params, arrays, batch, first) -> (logits (B, C), level (B,), inputs)`.
+
+    store: the store that `batch` is from.
+    """
     network, supervision = run.network, run.supervision
     assert supervision is not None
     setting, degradation = supervision.setting, network.inputs.degradation
 
     def predict(params, arrays, batch, first):
-        examples = run.store.gather(arrays["images"], jax.tree.map(lambda x: x[0], batch))
+        examples = store.gather(arrays["images"], jax.tree.map(lambda x: x[0], batch))
         B = examples["size"].shape[0]
         keys = stream_keys(0, EVALUATION_STEP, first + jnp.arange(B))
         level = None
@@ -49,7 +52,8 @@ def make_predict(run: Experiment) -> Any:
             level = _oracle(params, examples)
         data = network.inputs.evaluate(examples, keys, level)
         given = data.get("level", jnp.zeros(B, jnp.int32))
-        logits, _ = network.model.apply({"params": params}, data["inputs"], level=data.get("level"))
+        encoded = data.get("features")
+        logits, _ = network.model.apply({"params": params}, data["inputs"], level=data.get("level"), encoded=encoded)
         return logits, given, data["inputs"]
 
     def _oracle(params, examples):
@@ -77,7 +81,7 @@ class Evaluator:
         self.run, self.workdir, self.labels = run, workdir, run.supervision
         self.latest: dict[str, float] = {}
         self.metric = run.config.select.metric
-        self._predict = make_predict(run)
+        self._predict = make_predict(run, run.store)
         B = max(1, run.config.optim.batch_size // run.config.optim.accum_steps)
         self.batch_size = -(-B // run.mesh.size) * run.mesh.size
 
@@ -175,6 +179,8 @@ class Evaluator:
         )
 
     def _features(self, params: Any, indices: np.ndarray) -> np.ndarray:
+        if self.run.encoded is not None:
+            return self.run.encoded.features[indices]
         model = self.run.network.model
 
         def features(params, images, level):
@@ -202,11 +208,14 @@ class Evaluator:
     def _over(self, params: Any, indices: np.ndarray, program: Any) -> Any:
         """Apply `program(params, network inputs, level)` to images of the index."""
         order = InOrder(indices, self.batch_size)
-        conditioned = self.run.network.conditioned
+        conditioned, store, predict = self.run.network.conditioned, self.run.store, self._predict
+        if self.run.encoded is not None:  # the store has features alone
+            store = stores.Streaming(self.run.loader, order, self.run.mesh, 1)
+            predict = make_predict(self.run, store)
         results = []
-        for number, batch in enumerate(self.run.store.in_order(order)):
+        for number, batch in enumerate(store.in_order(order)):
             first = jnp.int32(number * self.batch_size)
-            _, level, images = self._predict(params, self.run.arrays, batch, first)
+            _, level, images = predict(params, self.run.arrays, batch, first)
             results.append(jax.device_get(program(params, images, level if conditioned else None)))
         count = len(indices)
         return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *results)

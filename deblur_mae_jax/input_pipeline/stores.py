@@ -188,6 +188,25 @@ def _budget(mesh: Mesh) -> int:
     return int(RESIDENT_SHARE["accelerator"] * limit) * mesh.size
 
 
+def on_host(precompute: Callable[[jax.Array, jax.Array], jax.Array]) -> Precompute:
+    """`precompute` for any number of images, in chunks of one shape."""
+    jitted = jax.jit(precompute)
+
+    def computed(images: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        # Always the same shape, so that it compiles once: the last chunk is padded.
+        batches = []
+        for start in range(0, len(images), CHUNK):
+            chunk, size = images[start : start + CHUNK], sizes[start : start + CHUNK]
+            missing = CHUNK - len(chunk)
+            chunk = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            size = np.pad(size, ((0, missing), (0, 0)), constant_values=1)
+            degraded = jitted(jnp.asarray(chunk), jnp.asarray(size))
+            batches.append(np.asarray(degraded)[: CHUNK - missing])
+        return np.concatenate(batches)
+
+    return computed
+
+
 def make(
     kind: str,
     loader: Loader,
@@ -216,22 +235,7 @@ def make(
             f"{loader.index.canvas}, too much here; use streaming or a smaller config.data.max_side"
         )
     logging.info("%s store, %d images, %.2f GiB", kind, len(loader), need / 2**30)
-    host_precompute = None
-    if precompute is not None:
-        jitted = jax.jit(precompute)
-
-        def host_precompute(images, sizes):
-            # Always the same shape, so that it compiles once: the last chunk is padded.
-            batches = []
-            for start in range(0, len(images), CHUNK):
-                chunk, size = images[start : start + CHUNK], sizes[start : start + CHUNK]
-                missing = CHUNK - len(chunk)
-                chunk = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0)))
-                size = np.pad(size, ((0, missing), (0, 0)), constant_values=1)
-                degraded = jitted(jnp.asarray(chunk), jnp.asarray(size))
-                batches.append(np.asarray(degraded)[: CHUNK - missing])
-            return np.concatenate(batches)
-
+    host_precompute = None if precompute is None else on_host(precompute)
     if kind == "resident":
         return Resident(loader, order, mesh, accum_steps, precompute=host_precompute, num_threads=num_threads)
     return Streaming(

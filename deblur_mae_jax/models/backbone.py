@@ -41,11 +41,14 @@ class Backbone(nn.Module):
         """`(B, H, W, C)` -> features `(B, D)` float32, the input of the head. Levels are not used."""
         return self._pooled(images, False, self.drop_path_scales(drop_path_keys))[0]
 
-    def __call__(self, images, level=None, mix=None, drop_path_keys=None, train=False, frozen=False):
+    def __call__(self, images, level=None, *, mix=None, drop_path_keys=None, train=False, frozen=False, encoded=None):
         """`(B, H, W, C)` -> logits `(B, num_classes)` float32.
 
+        encoded: `features` of the images `(B, D)`, if they are known.
         out: `assign`, the new running statistics in training. A frozen network uses those that it has.
         """
+        if encoded is not None:
+            return self._logits(encoded), {"assign": {}}
         x, new = self._pooled(images, train and not frozen, self.drop_path_scales(drop_path_keys))
         if frozen:
             x = jax.lax.stop_gradient(x)

@@ -26,7 +26,7 @@ each image, and ignores it if it is not conditioned. By kind, for images `(B, *s
     contrast, 2-D     also takes train; predicts embeddings `(B, E)`; out has `assign`, new values of running statistics
     distill, 2-D      also takes mask `(B, L)` and drop_path_keys; predicts the student's features `(B, D)`; has methods
                       `local` and `target`
-    classify          also takes mix, drop_path_keys, train and frozen; predicts logits `(B, K)`;
+    classify          also takes mix, drop_path_keys, train, frozen and encoded; predicts logits `(B, K)`;
                       out may have `assign`, new values of running statistics. Field: `num_classes`
     segment           also takes train and drop_path_keys; predicts logits `(B, *space, K)`; out may have `assign`, and
                       `auxiliary`, logits of a second head

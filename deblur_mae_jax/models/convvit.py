@@ -193,9 +193,12 @@ class ConvViT(Hybrid):
             x = block(x) if scales is None else block(x, scales[:, before + number])
         return maps, x
 
-    def __call__(self, images, level=None, mix=None, drop_path_keys=None, train=False, frozen=False):
-        """`(B, H, W, C)` -> logits `(B, num_classes)` float32."""
-        x = self.features(images, level, mix, drop_path_keys)
+    def __call__(self, images, level=None, *, mix=None, drop_path_keys=None, train=False, frozen=False, encoded=None):
+        """`(B, H, W, C)` -> logits `(B, num_classes)` float32.
+
+        encoded: `features` of the images `(B, D)`, if they are known.
+        """
+        x = self.features(images, level, mix, drop_path_keys) if encoded is None else encoded
         return self.head(jax.lax.stop_gradient(x) if frozen else x), {"assign": {}}
 
 

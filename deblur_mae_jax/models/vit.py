@@ -208,12 +208,13 @@ class ViT(Encoder):
             return self.fc_norm(x[:, self.num_prefix :].astype(jnp.float32).mean(axis=1))
         return self.norm(x[:, 0].astype(jnp.float32))
 
-    def __call__(self, images, level=None, mix=None, drop_path_keys=None, train=False, frozen=False):
+    def __call__(self, images, level=None, *, mix=None, drop_path_keys=None, train=False, frozen=False, encoded=None):
         """`(B, H, W, C)` -> logits `(B, num_classes)` float32.
 
+        encoded: `features` of the images `(B, D)`, if they are known.
         out: `assign`, the new running statistics of a linear probe in training.
         """
-        x = self.features(images, level, mix, drop_path_keys)
+        x = self.features(images, level, mix, drop_path_keys) if encoded is None else encoded
         if frozen:
             x = jax.lax.stop_gradient(x)
         if self.probe:

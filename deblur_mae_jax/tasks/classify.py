@@ -41,8 +41,8 @@ def make(
     class_weights: weight of each class in the loss. (): none.
     frozen: train the head only (a linear probe).
 
-    The loss takes `inputs` `(B, H, W, C)`, `label` `(B,)` and, for a conditioned model, `level` `(B,)`. Its `out` has
-    `logits` `(B, num_classes)`.
+    The loss takes `inputs` `(B, H, W, C)`, `label` `(B,)` and, for a conditioned model, `level` `(B,)`. If the batch
+    has `features` `(B, D)`, these are classified instead of the inputs. Its `out` has `logits` `(B, num_classes)`.
     """
     for name, value in (("label_smoothing", label_smoothing), ("mix_probability", mix_probability),
                         ("mix_switch", mix_switch)):  # fmt: skip
@@ -69,6 +69,7 @@ def make(
             drop_path_keys=keys["drop_path"],
             train=True,
             frozen=frozen,
+            encoded=batch.get("features"),
         )
         targets = mixing.mixed_targets(labels, share, model.num_classes, label_smoothing)
         terms = -targets * jax.nn.log_softmax(logits)

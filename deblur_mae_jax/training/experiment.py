@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from deblur_mae_jax.pretrained import warm_start
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.sharding import Division
 from deblur_mae_jax.tasks.contract import merged
-from deblur_mae_jax.training import checks, optimizer, schedule, stop, supervision, train_step
+from deblur_mae_jax.training import cached_features, checks, optimizer, schedule, stop, supervision, train_step
 from deblur_mae_jax.training.schedule import Lengths
 from deblur_mae_jax.training.supervision import Progress, Supervision
 from deblur_mae_jax.training.train_step import TrainState
@@ -48,6 +47,7 @@ class Experiment:
     choose_level: the search inside the step, `params -> ChooseLevel`.
     notes: lines for the user that describe how the run was set up.
     skipped: files that are left out; files that cannot be read during training are added.
+    encoded: the features of all images, if the run trains on these instead of on the images.
     """
 
     config: ConfigDict
@@ -67,6 +67,7 @@ class Experiment:
     choose_level: Any
     notes: list[str]
     skipped: list[Skipped]
+    encoded: cached_features.Encoded | None = None
 
     @property
     def total_steps(self) -> int:
@@ -101,7 +102,7 @@ def build(
     config: ConfigDict,
     workdir: Workdir | None = None,
     source: TrainedNetwork | None = None,
-    progress: tuple[Progress | None, Progress | None] = (None, None),
+    progress: Sequence[Progress | None] = (None, None, None),
 ) -> Experiment:
     """Check the config, index the images, build the network and the step. Raises `UserError`.
 
@@ -114,33 +115,32 @@ def build(
     identity, mesh = checks.check(config), sharding.make_mesh(replica=config.sharding.replica)
     division = Division(mesh, config.sharding.params, config.sharding.min_mib * 2**20)
     images = _images(config, identity, workdir, source, mesh, progress)
-    if workdir is not None:
-        index = images.index
-        run_folder.check_data(workdir, index.fingerprint, len(index), index.earlier)
 
-    # Network, length, optimiser
+    # Network, length, optimiser, and the initial state with the weights that it starts from
     labels = images.supervision
-    classes = None if labels is None else labels.classes
-    weights = () if labels is None else supervision.class_weights(config, labels)
-    network = networks.build(config, len(classes or []), weights)
+    network = _network(config, labels)
     length = schedule.lengths(config.optim, images.order.steps_per_epoch)
     learning_rate = schedule.make(config.optim, length)
     tx = optimizer.make(config.optim, learning_rate, network.model, network.rules, network.task.trains)
+    taken, table = _start(config, network, source, None if labels is None else labels.classes)
+    make_state = _initial_state(network, tx, taken, division)
 
     # Store, and the other arrays that stay on the devices
-    store = _store(config, network, images, mesh)
+    encoded = None
+    if labels is not None and cached_features.wanted(config, labels, identity.kind):
+        encode = cached_features.empty if workdir is None else cached_features.encode
+        encoded = encode(config, network, images.loader, make_state().params, mesh, progress[2])
+        network = cached_features.head_alone(network, encoded)
+    store = _store(config, network, images, mesh, encoded)
     arrays, choose = {"images": store.arrays}, None
     if source is not None and labels is not None and labels.searches_online:
         arrays["search"] = jax.device_put(source.params, sharding.replicated(mesh))
         choose = supervision.online(labels, source, network, config.search.high_pass)
 
-    # Step, and the initial state with the weights it starts from
+    # Step
     def prepare(arrays, batch, keys):
         at = choose(arrays["search"]) if choose is not None else None
         return network.inputs.train(store.gather(arrays["images"], batch), keys, at)
-
-    taken, table = _start(config, network, source, classes)
-    make_state = _initial_state(network, tx, taken, division)
 
     def step_for(division: Division) -> Any:
         step = train_step.make_train_step(
@@ -150,12 +150,12 @@ def build(
         return jax.jit(step, donate_argnums=0, out_shardings=where)
 
     divided = [] if division.params == "replicate" else [division.line(jax.eval_shape(network.init))]
-    logging.info("%d steps, %.1f per epoch", length.steps, length.per_epoch)
     return Experiment(
         config=config, mesh=mesh, network=network, index=images.index, loader=images.loader, order=images.order,
         store=store, arrays=arrays, length=length, train_step=step_for(division), step_for=step_for,
         make_state=make_state, source=source, supervision=labels, choose_level=choose,
         notes=[*([] if labels is None else labels.lines), *table, *divided], skipped=list(images.index.skipped),
+        encoded=encoded,
     )  # fmt: skip
 
 
@@ -175,28 +175,42 @@ def _images(
     workdir: Workdir | None,
     source: TrainedNetwork | None,
     mesh: Mesh,
-    progress: tuple[Progress | None, Progress | None],
+    progress: Sequence[Progress | None],
 ) -> _Images:
     main = jax.process_index() == 0
     cache = workdir.index() if workdir is not None and main else None
     channels = config.model.in_chans
-    if not identity.supervised:
+    if identity.supervised:
+        index, labels = supervision.prepare(config, identity, source, mesh, cache, progress)
+        extras = {}
+        if labels.mask_values is None:
+            extras["label"] = labels.labels
+        if labels.levels is not None:
+            extras["level"] = labels.levels
+        loader = Loader(index, channels, extras, labels.split_numbers, labels.mask_classes)
+        images = _Images(index, loader, supervision.train_order(config, labels), labels)
+    else:
         index = dataset.build_index(config, cache, progress=progress[0])
         loader = Loader(index, channels, modality_of(index))
-        return _Images(index, loader, _order(config, identity, index), None)
-    index, labels = supervision.prepare(config, identity, source, mesh, cache, progress)
-    extras = {}
-    if labels.mask_values is None:
-        extras["label"] = labels.labels
-    if labels.levels is not None:
-        extras["level"] = labels.levels
-    loader = Loader(index, channels, extras, labels.split_numbers, labels.mask_classes)
-    return _Images(index, loader, supervision.train_order(config, labels), labels)
+        images = _Images(index, loader, _order(config, identity, index), None)
+    if workdir is not None:
+        run_folder.check_data(workdir, index.fingerprint, len(index), index.earlier)
+    return images
 
 
-def _store(config: ConfigDict, network: Network, images: _Images, mesh: Mesh) -> stores.Resident | stores.Streaming:
+def _network(config: ConfigDict, labels: Supervision | None) -> Network:
+    if labels is None:
+        return networks.build(config)
+    return networks.build(config, len(labels.classes), supervision.class_weights(config, labels))
+
+
+def _store(
+    config: ConfigDict, network: Network, images: _Images, mesh: Mesh, encoded: cached_features.Encoded | None
+) -> stores.Resident | stores.Streaming:
     stop.poll()
     data, inputs = config.data, network.inputs
+    if encoded is not None:
+        return stores.Resident(encoded, images.order, mesh, config.optim.accum_steps)
     return stores.make(
         data.store,
         images.loader,

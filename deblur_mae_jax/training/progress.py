@@ -53,11 +53,12 @@ class Progress:
         self.stream.write(text + "\n")
         self.stream.flush()
 
-    def counters(self) -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
-        """Return the callback `(done, total)` for the check of the images and for a blur search."""
+    def counters(self) -> tuple[Callable[[int, int], None], ...]:
+        """Return the callback `(done, total)` for the check of the images, for a blur search, and for encoding."""
         return (
             lambda done, total: self.update(f"checking images: {done} of {total}"),
             lambda done, total: self.update(f"blur search: {done} of {total} images"),
+            lambda done, total: self.update(f"encoding: {done} of {total} images"),
         )
 
     def done(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def prepare(
     source: TrainedNetwork | None,
     mesh: jax.sharding.Mesh,
     cache: Path | None = None,
-    progress: tuple[Progress | None, Progress | None] = (None, None),
+    progress: Sequence[Progress | None] = (None, None),
 ) -> tuple[data_index.Index, Supervision]:
     """Index the images of all splits and determine their blur levels. Raises `UserError`.
 

@@ -12,6 +12,7 @@ import tiny
 from flax import traverse_util
 from tiny_runs import classifier, fine, go, lines, pretraining
 
+import deblur_mae_jax as dm
 from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
 from deblur_mae_jax import train
@@ -20,7 +21,7 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.pretrained import inherit, trained_network, warm_start
 from deblur_mae_jax.reports import predictions
-from deblur_mae_jax.training import checks
+from deblur_mae_jax.training import checks, supervision
 
 ROOT = tiny.ROOT
 
@@ -211,6 +212,42 @@ def test_a_linear_probe_moves_the_head_and_its_statistics_only(tmp_path):
     assert float(np.abs(result.params["head_1"]["bias"]).max()) > 0
 
 
+@pytest.mark.parametrize("store", ["resident", "streaming"])
+def test_a_linear_probe_on_cached_features_is_that_of_the_network(tmp_path, store):
+    """The whole network, with the trained head, predicts from the images what the run predicted from the features."""
+    result = go(
+        tmp_path, "linear_probe", task__cache_features=True, data__store=store, optim__epochs=4.0,
+        optim__warmup_epochs=0.5,
+    )  # fmt: skip
+    start = trained_network.load(pretraining()).params
+    np.testing.assert_array_equal(
+        result.params["blocks_0"]["attn"]["qkv"]["kernel"], start["blocks_0"]["attn"]["qkv"]["kernel"]
+    )
+    assert float(np.abs(result.params["head_0"]["running_mean"]).max()) > 0
+    assert float(np.abs(result.params["head_1"]["bias"]).max()) > 0
+    table = predictions.read(tmp_path / "predictions.csv")
+    trained = dm.load(tmp_path)
+    config = trained.info.config
+    index, _ = supervision.divided(config, networks.identify(config))
+    numbers = [index.source.names.index(name) for name in table.names]
+    levels = None if (table.level == 0).all() else table.level.astype(int)
+    p = dm.predict(trained, [index.source.read(i)[..., 0] for i in numbers], level=levels)
+    np.testing.assert_allclose(np.asarray(p), table.probabilities, atol=2e-5)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Most confident mistakes" in page or "mistake" in page
+
+
+@pytest.mark.parametrize("network", fields.PROBED)
+def test_features_given_to_any_network_are_those_it_would_compute(network):
+    net = networks.build(inherit.resolve(tiny.config(f"linear_probe:{network}"))[0], 2)
+    params = jax.jit(net.init)()
+    images = np.random.default_rng(0).standard_normal((2, *net.inputs.out, 1)).astype(np.float32)
+    features = net.model.apply({"params": params}, images, method=net.model.features)
+    want, _ = net.model.apply({"params": params}, images)
+    got, _ = net.model.apply({"params": params}, images, encoded=features)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
 @pytest.mark.parametrize("network", [name for name in fields.PROBED if name != "vit"])
 def test_a_linear_probe_of_any_network_moves_the_head_only(network):
     config = tiny.config(f"linear_probe:{network}")
@@ -342,6 +379,18 @@ def test_crops_of_a_linear_probe_are_cut_not_drawn_again():
         ({"data__balance": "magic"}, ["data.balance", "sampling"]),
         ({"select__metric": "goodness"}, ["select.metric", "f1_macro"]),
         ({"model__pool": "max"}, ["model.pool", "mean"]),
+        ({"task__cache_features": True}, ["task.cache_features=True", "task.frozen=True", "linear_probe.py"]),
+        ({"task__cache_features": True, "task__frozen": True, "task__mixup": 0.8}, ["task.mixup=0.8", "Choices: 0"]),
+        (
+            {
+                "task__cache_features": True,
+                "task__frozen": True,
+                "task__mixup": 0.0,
+                "task__cutmix": 0.0,
+                "search__setting": "oracle",
+            },
+            ["search.setting=oracle", "fixed(sigma)"],
+        ),
         ({"model__embed_dim": 64}, ["do not fit the network", "other shape", "init_strict=False"]),
         ({"model__depth": 2}, ["missing blocks_1", "init_strict=False"]),
         ({"task__mixup": -1.0}, ["task.mixup=-1.0"]),
