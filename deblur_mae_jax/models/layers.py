@@ -43,43 +43,87 @@ def _gelu_bwd(x, grad):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_bwd)
 
 
+def widened(x: jax.Array) -> Any:
+    """Type of a product's result before it is rounded to the type of `x`: float32 for bfloat16 on a CPU, else `None`.
+
+    XLA's CPU products of bfloat16 use the processor's instructions for it only if the result is float32. For any other
+    result it converts both factors to float32 first.
+    """
+    return jnp.float32 if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu" else None
+
+
+def _product(x, y, axes, dtype):
+    """`dot_general` of two matrices, summed over the given axes of each."""
+    wide = widened(x)
+    out = jax.lax.dot_general(x, y, (axes, ((), ())), preferred_element_type=wide)
+    # XLA cannot run a bfloat16 product with a float32 result into which it has folded a transposition.
+    return out.astype(dtype) if wide is None else jax.lax.optimization_barrier(out).astype(dtype)
+
+
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`(M, K) @ (K, N)`, with the gradient of the kernel computed in the kernel's own layout.
+    """`(M, K) @ (K, N)` in the type of `x`, with the gradient of the kernel computed in the kernel's own layout.
 
     JAX's rule computes the transposed gradient and transposes it back. GPU and TPU compilers fold
     that away; the CPU compiler copies every weight gradient, a quarter of a ViT-B step.
     """
-    return jax.lax.dot_general(x, kernel, (((1,), (0,)), ((), ())))
+    return _matmul_fwd(x, kernel)[0]
 
 
 def _matmul_fwd(x, kernel):
-    return matmul(x, kernel), (x, kernel)
+    narrow = kernel.astype(x.dtype)
+    return _product(x, narrow, ((1,), (0,)), x.dtype), (x, narrow, jnp.zeros((), kernel.dtype))
 
 
 def _matmul_bwd(residuals, grad):
-    x, kernel = residuals
-    return (
-        jax.lax.dot_general(grad, kernel, (((1,), (1,)), ((), ()))),
-        jax.lax.dot_general(x, grad, (((0,), (0,)), ((), ()))),
-    )
+    x, kernel, like = residuals
+    down = _product(grad, kernel, ((1,), (1,)), x.dtype)
+    if widened(x) is None:
+        return down, _product(x, grad, ((0,), (0,)), x.dtype).astype(like.dtype)
+    if len(x) % 2:
+        return down, _product(x, grad, ((0,), (0,)), like.dtype)
+    # A sum over two axes makes the compiler transpose `x`; for a sum over the first one it has no bfloat16 product.
+    x, grad = (a.reshape(2, len(a) // 2, -1) for a in (x, grad))
+    return down, _product(x, grad, ((0, 1), (0, 1)), like.dtype)
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
-def _dot_general(x, kernel, dimension_numbers, **_):
-    """`matmul` in the form `nn.Dense` asks for: the last axis of `x` with the first of `kernel`."""
-    assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())) and kernel.ndim == 2
-    out = matmul(x.reshape(-1, x.shape[-1]), kernel)
-    return out.reshape(*x.shape[:-1], kernel.shape[-1])
+@jax.custom_vjp
+def shift(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """`x + bias` in the type of `x`, with the gradient of the bias summed in float32."""
+    return x + bias.astype(x.dtype)
 
 
-def dense(features: int, dtype: Any, name: str | None = None, init: Any = xavier, use_bias: bool = True) -> nn.Dense:
+def _shift_bwd(like, grad):
+    return grad, grad.astype(jnp.float32).sum(tuple(range(grad.ndim - 1))).astype(like.dtype)
+
+
+shift.defvjp(lambda x, bias: (shift(x, bias), jnp.zeros((), bias.dtype)), _shift_bwd)
+
+
+class Linear(nn.Module):
+    """`nn.Dense`, with the products and sums above."""
+
+    features: int
+    dtype: Any = jnp.float32
+    kernel_init: Any = xavier
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        out = matmul(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
+        out = out.reshape(*x.shape[:-1], self.features)
+        if self.use_bias:
+            out = shift(out, self.param("bias", nn.initializers.zeros, (self.features,)))
+        return out
+
+
+def dense(features: int, dtype: Any, name: str | None = None, init: Any = xavier, use_bias: bool = True) -> Linear:
     """Linear layer, by default Xavier-uniform as in MAE."""
-    return nn.Dense(
-        features, kernel_init=init, dtype=dtype, dot_general=_dot_general, name=name, use_bias=use_bias
-    )  # fmt: skip
+    return Linear(features, dtype, init, use_bias, name=name)
 
 
 def one_cpu() -> bool:

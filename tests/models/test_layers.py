@@ -150,3 +150,40 @@ def test_every_device_gets_its_own_images_for_a_kernel(monkeypatch, devices, ima
     assert asked == {"implementation": "triton"}
     assert (where is not None) == divided
     assert not divided or where.spec == jax.sharding.PartitionSpec(layers.sharding.AXES)
+
+
+@pytest.mark.parametrize("rows", [6, 7])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_linear_layer_is_flax_s(dtype, rows):
+    """The same parameters, values and gradients as `nn.Dense`; in bfloat16 the gradients keep float32."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, rows, 16)), dtype)
+    ours, flax = layers.Linear(24, jnp.dtype(dtype)), nn.Dense(24, kernel_init=layers.xavier, dtype=jnp.dtype(dtype))
+    params = ours.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, params, flax.init(jax.random.key(0), x))
+    params["params"]["bias"] = jnp.asarray(rng.standard_normal(24), jnp.float32)
+    towards = jnp.asarray(rng.standard_normal((2, rows, 24)), dtype)
+
+    def value_and_grads(layer):
+        out, back = jax.vjp(lambda p, x: layer.apply(p, x), params, x)
+        return out, back(towards)
+
+    got, want = jax.jit(lambda: value_and_grads(ours))(), value_and_grads(flax)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype
+        close = {"float32": 1e-5, "bfloat16": 0.1}[dtype]  # Flax rounds the sums of its gradients
+        np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), atol=close)
+    exact = np.asarray(x, np.float64).reshape(-1, 16).T @ np.asarray(towards, np.float64).reshape(-1, 24)
+    np.testing.assert_allclose(got[1][0]["params"]["kernel"], exact, atol=2e-5)
+    exact = np.asarray(towards, np.float64).reshape(-1, 24).sum(axis=0)
+    np.testing.assert_allclose(got[1][0]["params"]["bias"], exact, atol=2e-5)
+
+
+def test_a_product_may_be_transposed_in_bfloat16():
+    """XLA would fold the transposition into the product, which it then could not run."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 32)), jnp.bfloat16)
+    kernel = jnp.ones((32, 48))
+    got = jax.jit(lambda x: layers.matmul(x, kernel).T)(x)
+    np.testing.assert_array_equal(got, layers.matmul(x, kernel).T)
+    grads = jax.jit(jax.grad(lambda k: (layers.matmul(x, k.T) ** 2).sum()))(kernel.T)
+    assert grads.shape == (48, 32) and grads.dtype == jnp.float32
