@@ -31,15 +31,15 @@ from deblur_mae_jax.data import packing, source_config
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search
-from deblur_mae_jax.inference.arrays import as_list, batches
+from deblur_mae_jax.inference.arrays import as_list, batches, probabilities_of
 from deblur_mae_jax.inference.segmenter import Segmenter
 from deblur_mae_jax.input_pipeline import crop_resize
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.models import masking
 from deblur_mae_jax.network import Network, need_images
+from deblur_mae_jax.performance import compile_cache
 from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
-from deblur_mae_jax.reports.predictions import probabilities_of
 from deblur_mae_jax.tasks import losses
 
 BATCH = 32
@@ -50,9 +50,12 @@ Ready = list[np.ndarray]  # from `as_list`
 def load(run_or_file: str | Path) -> TrainedNetwork:
     """Load a trained network onto the device. Raises `UserError`.
 
+    Compiled programs are kept where the run keeps its own (`config.compilation_cache`), unless JAX has a cache folder.
+
     run_or_file: workdir of a run, whose best weights are loaded, or a weight file of a known format.
     """
     trained = trained_network.load(run_or_file, "run")
+    compile_cache.use(trained.config.compilation_cache)
     return trained.with_params(jax.tree.map(jnp.asarray, trained.params))
 
 

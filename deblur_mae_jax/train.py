@@ -20,7 +20,7 @@ from deblur_mae_jax import lookup
 from deblur_mae_jax.config import flat
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data import summary
-from deblur_mae_jax.performance import profiling
+from deblur_mae_jax.performance import compile_cache, profiling
 from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.training import agreement, checks, compilation, experiment, stop, train_step
 from deblur_mae_jax.training.experiment import Experiment
@@ -48,7 +48,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, dry_run: bool = 
 def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, requests: stop.Stop) -> Result:
     progress = Progress()
     clock = goodput.Clock(folder.time if jax.process_index() == 0 and not dry_run else None)
-    compilation.use_compilation_cache(config.compilation_cache)
+    compile_cache.use(config.compilation_cache)
 
     # Identify the run. Unset fields are inherited from the network it starts from.
     config, source, notes = inherit.resolve(config, None if dry_run else folder)

@@ -32,7 +32,7 @@ from deblur_mae_jax.commands.run import PROGRAMS
 from deblur_mae_jax.config import copy, flat
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.input_pipeline.keys import stream_keys
-from deblur_mae_jax.performance import chips
+from deblur_mae_jax.performance import chips, compile_cache
 from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.training import compilation, experiment
 from deblur_mae_jax.training.progress import Progress, duration
@@ -239,7 +239,7 @@ def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
     if config.task.name in PROGRAMS:
         raise UserError(f"--plan is for training; config.task.name={config.task.name} trains nothing")
     own_prices = parse_prices(prices)
-    compilation.use_compilation_cache(config.compilation_cache)
+    compile_cache.use(config.compilation_cache)
     config, source, _ = inherit.resolve(config, None)
     if num_images < 0:
         raise UserError(f"--plan_images={num_images} must be greater than 0")

@@ -23,12 +23,12 @@ def run(config: ConfigDict, workdir: str | Path, dry_run: bool = False, profile:
     profile: trace a few training steps; only for tasks that train.
     """
     from deblur_mae_jax import train
-    from deblur_mae_jax.training import compilation
+    from deblur_mae_jax.performance import compile_cache
 
     program = PROGRAMS.get(config.task.name)
     if program is None:
         return train.train_and_evaluate(config, workdir, dry_run, profile)
     if profile:
         raise UserError(f"--profile traces training; config.task.name={config.task.name} trains nothing")
-    compilation.use_compilation_cache(config.compilation_cache)
+    compile_cache.use(config.compilation_cache)
     return lookup.module("commands", program, "run", "config.task.name").run(config, workdir, dry_run)

@@ -12,7 +12,7 @@ from deblur_mae_jax import config as fields
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data.order import InOrder
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.inference import attention_rollout, blur_search
+from deblur_mae_jax.inference import arrays, attention_rollout, blur_search
 from deblur_mae_jax.input_pipeline import crop_resize, stores
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.metrics import classification
@@ -101,7 +101,7 @@ class Evaluator:
             self.run.index,
             self.labels,
             split,
-            predictions.probabilities_of(np.concatenate(logits)[:count]),
+            arrays.probabilities_of(np.concatenate(logits)[:count]),
             np.concatenate(levels)[:count],
             blur_search.all_sigmas(self.run.network.inputs.degradation),
         )

@@ -1,4 +1,4 @@
-"""Check arrays of images from a user and pad them to one canvas for the input pipeline."""
+"""Arrays of a user: images are checked and padded to one canvas, and logits become probabilities."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.special import softmax
 
 from deblur_mae_jax.errors import UserError
 
@@ -82,3 +83,8 @@ def batches(ready: list[np.ndarray], channels: int, batch: int) -> Iterator[tupl
             canvas[i, : image.shape[0], : image.shape[1]] = image
             sizes[i] = image.shape[:2]
         yield start, len(images), {"image": canvas, "size": sizes}
+
+
+def probabilities_of(logits: np.ndarray) -> np.ndarray:
+    """Softmax in float64 `(N, C)`."""
+    return softmax(logits.astype(np.float64), axis=-1)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.metrics import classification, statistics, weighted
@@ -155,11 +154,6 @@ def of_index(
         level,
         sigma,
     )
-
-
-def probabilities_of(logits: np.ndarray) -> np.ndarray:
-    """Softmax in float64 `(N, C)`."""
-    return softmax(logits.astype(np.float64), axis=-1)
 
 
 def concatenate(tables: list[Predictions]) -> Predictions:

@@ -108,7 +108,8 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
     of_method = {name: _complete(own) for name, own in every.items()}
     out = [
         {"method": name, "runs": len(of_method[name]), "left_out": len(every[name]) - len(of_method[name]),
-         "pretrainings": len({n.training for n in of_method[name]} - {""}), **about}
+         "pretrainings": len({n.training for n in of_method[name]} - {""}),
+         "folds": len({n.fold for n in of_method[name]}), **about}
         for name, about in facts["methods"].items()
     ]  # fmt: skip
     reference = facts.get("reference", "")
@@ -207,6 +208,12 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         "trainings (Obuchowski and Rockette); with one training over patients alone. The paper's numbers were measured "
         "on its own images, not on these."
     )
+    folds = max((row["folds"] for row in found), default=1)
+    if folds > 1:
+        text += (
+            f" Test patients of one of the {folds} folds train the others; the variance over patients is multiplied by "
+            f"{folds}/{folds - 1} for it."
+        )
     for row in found:
         if row["left_out"]:
             text += f" {row['method']}: {row['left_out']} runs are left out, because their training lacks a fold."

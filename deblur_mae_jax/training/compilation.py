@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 from clu import parameter_overview
 
-from deblur_mae_jax.errors import ADDRESS
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.training.progress import Progress
-
-DEFAULT_CACHE = "~/.cache/deblur_mae_jax/xla"
-
-
-def use_compilation_cache(setting: str) -> None:
-    """Cache compiled programs between runs, unless the user has already set a cache folder through JAX."""
-    if setting and not getattr(jax.config, "jax_compilation_cache_dir", None):
-        folder = DEFAULT_CACHE if setting == "auto" else setting
-        # JAX itself reads and writes addresses such as gs://bucket/cache.
-        path = folder if ADDRESS.match(folder) else str(Path(folder).expanduser())
-        jax.config.update("jax_compilation_cache_dir", path)
 
 
 @dataclasses.dataclass

@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn import metrics
 
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.inference import arrays
 from deblur_mae_jax.metrics import classification, statistics, weighted
 from deblur_mae_jax.reports import comparison, predictions
 from deblur_mae_jax.reports.predictions import Predictions
@@ -81,9 +82,9 @@ def test_a_class_that_is_absent_is_left_out_of_averages(golden):
 def test_temperature_scaling_calibrates_and_keeps_the_order():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 3))
-    p = predictions.probabilities_of(logits)
+    p = arrays.probabilities_of(logits)
     labels = np.array([rng.choice(3, p=row) for row in p])
-    over = predictions.probabilities_of(3.0 * logits)  # too confident
+    over = arrays.probabilities_of(3.0 * logits)  # too confident
     temperature = classification.fit_temperature(labels, over)
     assert abs(temperature - 3) < 0.25
     scaled = classification.scale(over, temperature)
