@@ -373,6 +373,13 @@ def test_an_ensemble_is_the_mean_of_the_networks_of_a_method(tmp_path):
     assert "plain, ensemble of 1 to 4" in judged["methods"]
 
 
+def test_networks_of_other_images_make_no_ensemble(tmp_path):
+    networks, facts = kept_study(tmp_path)
+    networks[1].images = np.array([f"other {i}" for i in range(120)])
+    with pytest.raises(UserError, match=r"no ensemble of plain: .image 0. .* seed 1"):
+        ensembles.add(networks, facts | {"ensembles": ["plain"]})
+
+
 def test_a_later_command_adds_to_the_ensembles(tmp_path):
     networks, facts = kept_study(tmp_path)
     study.table.keep(networks, facts | {"ensembles": ["plain"]}, tmp_path)
@@ -427,6 +434,9 @@ def test_a_training_without_a_fold_is_left_out_and_other_patients_are_not_compar
     ]
     found = study.table.rows(networks + second, facts)
     assert [row["left_out"] for row in found] == [2, 2, 0] and found[0]["runs"] == 4
+    text = study.table.write(networks + second, facts, tmp_path)
+    assert "one of the 2 folds train the others" in text and "multiplied by 2/1" in text
+    assert "folds train" not in study.table.write(networks, facts, tmp_path)
     only = [n for n in second if n.method == "plain"] + half
     found = study.table.rows(only, facts)
     assert (

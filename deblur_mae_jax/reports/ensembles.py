@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.reports.study_network import Network
 
 
@@ -32,10 +33,17 @@ def add(networks: list[Network], facts: dict[str, Any]) -> tuple[list[Network], 
 
 
 def _mean(title: str, members: list[Network]) -> Network:
-    """The ensemble of networks that were judged on the same images."""
+    """The ensemble of networks that were judged on the same images. Raises `UserError` if they were not."""
     first = members[0]
     columns = {"label": first.columns["label"]}
     places = [{image: i for i, image in enumerate(n.images)} for n in members]
+    for network, place in zip(members, places, strict=True):
+        lacking = set(first.images) ^ set(place)
+        if lacking:
+            raise UserError(
+                f"no ensemble of {first.method}: '{min(lacking)}' was judged by only one of the networks of seed "
+                f"{first.seed} and seed {network.seed}, which were run on different images"
+            )
     orders = [np.array([place[image] for image in first.images]) for place in places]
     for name in (f"p_{label}" for label in first.classes):
         found = [n.columns[name][order] for n, order in zip(members, orders, strict=True)]
