@@ -89,8 +89,8 @@ def main():
         both = float(np.median([t["load"] + t["call"] for t in found[1:]]))
         numbers[name] = {"call": calls[name], "cold": found[0], "warm": warm | {"load_and_call": both}}
         print(
-            f"{name:12s} import {warm['import']:.1f} s, load {warm['load']:.1f} s, first {calls[name]} {warm['call']:.1f} s, "
-            f"load and call {both:.1f} s; cold {found[0]['load'] + found[0]['call']:.1f} s"
+            f"{name:12s} import {warm['import']:.1f} s, load {warm['load']:.1f} s, first {calls[name]} "
+            f"{warm['call']:.1f} s, load and call {both:.1f} s; cold {found[0]['load'] + found[0]['call']:.1f} s"
         )
     common.write(a.output, "first_call", __doc__.splitlines()[0], {"networks": numbers})
 
