@@ -43,21 +43,31 @@ def _gelu_bwd(x, grad):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_bwd)
 
 
-def widened(x: jax.Array) -> Any:
-    """Type of a product's result before it is rounded to the type of `x`: float32 for bfloat16 on a CPU, else `None`.
+def _plain(x, y, axes, dtype):
+    return jax.lax.dot_general(x, y, (axes, ((), ()))).astype(dtype)
+
+
+def _widened(x, y, axes, dtype):
+    """A bfloat16 product on a CPU, whose result is float32 before it is rounded.
 
     XLA's CPU products of bfloat16 use the processor's instructions for it only if the result is float32. For any other
     result it converts both factors to float32 first.
     """
-    return jnp.float32 if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu" else None
+    if axes == ((0,), (0,)) and len(x) % 2 == 0:
+        # A sum over two axes makes the compiler transpose `x`; for a sum over the first one it has no bfloat16 product.
+        x, y = (a.reshape(2, len(a) // 2, -1) for a in (x, y))
+        axes = ((0, 1), (0, 1))
+    out = jax.lax.dot_general(x, y, (axes, ((), ())), preferred_element_type=jnp.float32)
+    # XLA cannot run such a product if it has folded a transposition into it.
+    return jax.lax.optimization_barrier(out).astype(dtype)
 
 
 def _product(x, y, axes, dtype):
-    """`dot_general` of two matrices, summed over the given axes of each."""
-    wide = widened(x)
-    out = jax.lax.dot_general(x, y, (axes, ((), ())), preferred_element_type=wide)
-    # XLA cannot run a bfloat16 product with a float32 result into which it has folded a transposition.
-    return out.astype(dtype) if wide is None else jax.lax.optimization_barrier(out).astype(dtype)
+    """`dot_general` of two matrices, summed over one axis of each, for the platform that it is compiled for."""
+    if x.dtype != jnp.bfloat16:
+        return _plain(x, y, axes, dtype)
+    ways = {name: functools.partial(f, axes=axes, dtype=dtype) for name, f in (("cpu", _widened), ("default", _plain))}
+    return jax.lax.platform_dependent(x, y, **ways)
 
 
 @jax.custom_vjp
@@ -78,13 +88,7 @@ def _matmul_fwd(x, kernel):
 def _matmul_bwd(residuals, grad):
     x, kernel, like = residuals
     down = _product(grad, kernel, ((1,), (1,)), x.dtype)
-    if widened(x) is None:
-        return down, _product(x, grad, ((0,), (0,)), x.dtype).astype(like.dtype)
-    if len(x) % 2:
-        return down, _product(x, grad, ((0,), (0,)), like.dtype)
-    # A sum over two axes makes the compiler transpose `x`; for a sum over the first one it has no bfloat16 product.
-    x, grad = (a.reshape(2, len(a) // 2, -1) for a in (x, grad))
-    return down, _product(x, grad, ((0, 1), (0, 1)), like.dtype)
+    return down, _product(x, grad, ((0,), (0,)), like.dtype)
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
