@@ -107,8 +107,8 @@ def _shift_bwd(like, grad):
 shift.defvjp(lambda x, bias: (shift(x, bias), jnp.zeros((), bias.dtype)), _shift_bwd)
 
 
-class Linear(nn.Module):
-    """`nn.Dense`, with the products and sums above."""
+class Dense(nn.Module):
+    """`nn.Dense`, with the products and sums above. Unnamed layers are called `Dense_0` in checkpoints, after the class."""
 
     features: int
     dtype: Any = jnp.float32
@@ -125,9 +125,9 @@ class Linear(nn.Module):
         return out
 
 
-def dense(features: int, dtype: Any, name: str | None = None, init: Any = xavier, use_bias: bool = True) -> Linear:
+def dense(features: int, dtype: Any, name: str | None = None, init: Any = xavier, use_bias: bool = True) -> Dense:
     """Linear layer, by default Xavier-uniform as in MAE."""
-    return Linear(features, dtype, init, use_bias, name=name)
+    return Dense(features, dtype, init, use_bias, name=name)
 
 
 def one_cpu() -> bool:

@@ -158,7 +158,7 @@ def test_a_linear_layer_is_flax_s(dtype, rows):
     """The same parameters, values and gradients as `nn.Dense`; in bfloat16 the gradients keep float32."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((2, rows, 16)), dtype)
-    ours, flax = layers.Linear(24, jnp.dtype(dtype)), nn.Dense(24, kernel_init=layers.xavier, dtype=jnp.dtype(dtype))
+    ours, flax = layers.Dense(24, jnp.dtype(dtype)), nn.Dense(24, kernel_init=layers.xavier, dtype=jnp.dtype(dtype))
     params = ours.init(jax.random.key(0), x)
     jax.tree.map(np.testing.assert_array_equal, params, flax.init(jax.random.key(0), x))
     params["params"]["bias"] = jnp.asarray(rng.standard_normal(24), jnp.float32)
