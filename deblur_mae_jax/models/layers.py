@@ -108,7 +108,7 @@ shift.defvjp(lambda x, bias: (shift(x, bias), jnp.zeros((), bias.dtype)), _shift
 
 
 class Dense(nn.Module):
-    """`nn.Dense`, with the products and sums above. Unnamed layers are called `Dense_0` in checkpoints, after the class."""
+    """`nn.Dense`, with the products and sums above. Checkpoints call unnamed layers `Dense_0`, after the class."""
 
     features: int
     dtype: Any = jnp.float32
