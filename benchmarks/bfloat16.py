@@ -4,7 +4,7 @@
     python -m benchmarks.bfloat16 --config=configs/quickstart.py --batch=32 --side=160 --repeats=5 --torch
 
 PyTorch's step is eager and uses autocast. The result says whether the processor has instructions for products of
-bfloat16 (AVX512-BF16 or AMX); without them bfloat16 is slower than float32.
+bfloat16 (AVX512-BF16 or AMX). Processors without them have not been measured.
 """
 
 import argparse

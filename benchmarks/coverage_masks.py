@@ -56,8 +56,8 @@ def segmented(rng, s, of, hard, unlucky, shift):
     """Dice `(N,)` and 95 % distance in pixels `(N,)` of one network; missed cases have no distance."""
     own = two_levels(rng, of, 1, 0.5)[:, 0]
     z = special.logit(s.dice) + shift + s.spread * (np.sqrt(0.7) * hard + np.sqrt(0.3) * own)
-    # Most misses are common to all networks.
-    missed = 0.8 * unlucky + 0.2 * rng.random(len(of)) < s.missed
+    # Four of five misses are common to all networks.
+    missed = np.where(rng.random(len(of)) < 0.8, unlucky, rng.random(len(of))) < s.missed
     dice = np.where(missed, 0.0, special.expit(z))
     return {"dice": dice, "hd95": np.where(missed, np.nan, 10 * np.exp(-z / 2))}
 

@@ -115,7 +115,7 @@ SECOND_HEAD: Group = {
 }
 
 COMPUTE: Group = {
-    "dtype": Field("auto", "auto (bfloat16 on accelerators, float32 on CPUs) | bfloat16 | float32. On a CPU bfloat16 is faster if the processor has AVX512-BF16 or AMX."),
+    "dtype": Field("auto", "auto (bfloat16 on accelerators, float32 on CPUs) | bfloat16 | float32. On a CPU with AVX512-BF16 bfloat16 is faster; other CPUs were not measured."),
     "remat": Field(False, "Recompute activations in the backward pass to save memory."),
 }  # fmt: skip
 VIT: Group = {

@@ -42,6 +42,14 @@ def wanted(config: ConfigDict, labels: Supervision, kind: str) -> bool:
             f"{field}: config.search.setting={labels.setting.kind} chooses another level for each view. Choices: none, "
             "fixed(sigma), search(step), random"
         )
+    for group, name, off in (
+        ("augment", "rand_augment", "''"),
+        ("augment", "erase_probability", 0),
+        ("model", "drop_path", 0),
+    ):
+        value = config[group][name]
+        if value:
+            raise UserError(f"{field}: config.{group}.{name}={value} changes the features at every step. Use {off}")
     return True
 
 

@@ -391,6 +391,17 @@ def test_crops_of_a_linear_probe_are_cut_not_drawn_again():
             },
             ["search.setting=oracle", "fixed(sigma)"],
         ),
+        (
+            {
+                "task__cache_features": True,
+                "task__frozen": True,
+                "task__mixup": 0.0,
+                "task__cutmix": 0.0,
+                "augment__rand_augment": "",
+                "augment__erase_probability": 0.25,
+            },
+            ["augment.erase_probability=0.25", "Use 0"],
+        ),
         ({"model__embed_dim": 64}, ["do not fit the network", "other shape", "init_strict=False"]),
         ({"model__depth": 2}, ["missing blocks_1", "init_strict=False"]),
         ({"task__mixup": -1.0}, ["task.mixup=-1.0"]),
