@@ -22,9 +22,13 @@ NETWORKS = {
     "beit": ("beit", "linear_probe:beit", "unetpp:beit"),
     "convvit": ("convvit", "linear_probe:convvit", "unetpp:convvit"),
 }
-# The preset `cpu` shortens what the configs say.
+# The preset `cpu` shortens what the configs say; a probe encodes every image once.
 _SHORT = {"data.num_threads": 2, "log.tensorboard": False, "optim.warmup_epochs": 1.0}
-_EPOCHS = {"fine-tuned": 10.0, "linear probe": 20.0, "U-Net++": 10.0}
+_BY_ROW = {
+    "fine-tuned": {"optim.epochs": 10.0},
+    "linear probe": {"task.cache_features": True, "optim.batch_size": 64, "optim.epochs": 90.0},
+    "U-Net++": {"optim.epochs": 10.0},
+}
 
 
 def get_study(preset, network="vit"):
@@ -42,7 +46,7 @@ def get_study(preset, network="vit"):
         "methods": {
             name: {
                 "list": file, "finetune": config,
-                "finetune_overrides": _SHORT | {"optim.epochs": _EPOCHS[what]} if small else {},
+                "finetune_overrides": _SHORT | _BY_ROW[what] if small else {},
             }
             for name, file, config, what in kinds
         },
