@@ -63,6 +63,7 @@ def measure(
     spacing: tuple[float, ...],
     tolerance: float = 1.0,
     empty: str = "skip",
+    shape: tuple[int, ...] | None = None,
 ) -> dict[str, float]:
     """Compute every measure of two boolean masks.
 
@@ -73,6 +74,7 @@ def measure(
     tolerance: distance in the same unit up to which surfaces count as equal (surface Dice).
     empty: if a mask is empty, distances are undefined. "skip" gives NaN. "count" gives the diagonal of the image, the
         worst possible distance; if both masks are empty it gives distance 0 and surface Dice 1.
+    shape: that of the whole image, if the masks are cut out of it; nothing outside them may belong to either.
     """
     if empty not in EMPTY:
         raise unknown("config.report.empty", empty, EMPTY)
@@ -89,7 +91,7 @@ def measure(
     worst, same = float("nan"), float("nan")
     if empty == "count":
         both_empty = not truth.any() and not predicted.any()
-        extent = np.array(truth.shape) * np.array(spacing)
+        extent = np.array(truth.shape if shape is None else shape) * np.array(spacing)
         worst, same = (0.0, 1.0) if both_empty else (float(np.linalg.norm(extent)), 0.0)
     return out | {"hd": worst, "hd95": worst, "surface_distance": worst, "surface_dice": same}
 
@@ -103,10 +105,23 @@ def measure_labels(
     empty: str = "skip",
 ) -> dict[str, np.ndarray]:
     """Compute every measure, each `(num_labels,)`, for labels 1 to `num_labels` of two label maps."""
-    rows = [
-        measure(truth == label, predicted == label, spacing, tolerance, empty) for label in range(1, num_labels + 1)
-    ]
+    rows = []
+    for label, *found in zip(
+        range(1, num_labels + 1),
+        ndimage.find_objects(truth, num_labels),
+        ndimage.find_objects(predicted, num_labels),
+        strict=True,
+    ):
+        box = _union([one for one in found if one is not None], truth.ndim)  # nothing outside it matters
+        rows.append(measure(truth[box] == label, predicted[box] == label, spacing, tolerance, empty, truth.shape))
     return {name: np.array([row[name] for row in rows]) for name in MEASURES}
+
+
+def _union(boxes: list[tuple[slice, ...]], axes: int) -> tuple[slice, ...]:
+    """The smallest box that contains all of the boxes; an empty one if there are none."""
+    if not boxes:
+        return (slice(0, 0),) * axes
+    return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*boxes, strict=True))
 
 
 def largest_components(labels: np.ndarray) -> np.ndarray:

@@ -18,39 +18,50 @@ BAND_DRAWS = 200
 MIN_IN_BIN = 3
 
 
-def _curves(labels: np.ndarray, p: np.ndarray, kind: str) -> np.ndarray:
-    """ROC (`roc`) or precision-recall (`pr`) curve on `GRID`, as the mean over the classes present."""
-    present = np.unique(labels)
-    chosen = [1] if p.shape[1] == 2 else [int(c) for c in present]
-    rows = []
-    for c in chosen:
-        truth = labels == c
-        if truth.all() or not truth.any():
-            continue
-        if kind == "roc":
-            x, y, _ = metrics.roc_curve(truth, p[:, c])
-            row = np.interp(GRID, x, y)
-            row[0] = 0.0
-        else:
-            y, x, _ = metrics.precision_recall_curve(truth, p[:, c])
-            row = np.interp(GRID, x[::-1], y[::-1])
-        rows.append(row)
-    return np.mean(rows, axis=0) if rows else np.full(len(GRID), np.nan)
+def curves_of(labels: np.ndarray, p: np.ndarray, kind: str, weights: np.ndarray) -> np.ndarray:
+    """ROC (`roc`) or precision-recall (`pr`) curves on `GRID`, each the mean over its classes: `(D, len(GRID))`.
+
+    The curves are scikit-learn's, for all sets of weights at once.
+
+    labels, p: true classes `(N,)` and probabilities `(N, C)`.
+    weights: how often each image counts, `(D, N)`. A class that has no image, or all, is left out of that curve.
+    """
+    chosen = [1] if p.shape[1] == 2 else np.unique(labels).tolist()
+    rows = [_curves_of_class(labels == c, p[:, c], kind, weights) for c in chosen]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # no class is left: NaN
+        return np.nanmean(rows, axis=0)
+
+
+def _curves_of_class(truth: np.ndarray, score: np.ndarray, kind: str, weights: np.ndarray) -> np.ndarray:
+    order = np.argsort(-score, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # the last image of every score
+    weights = weights[:, order].astype(np.float64)
+    hits = np.cumsum(weights * truth[order], axis=1)[:, ends]
+    alarms = np.cumsum(weights * ~truth[order], axis=1)[:, ends]
+    start = np.zeros((len(weights), 1))
+    with np.errstate(invalid="ignore"):
+        sensitivity, fallout = hits / hits[:, -1:], alarms / alarms[:, -1:]
+        # Before the first image that counts the precision is 1, as scikit-learn has it.
+        precision = np.where(hits + alarms > 0, hits / (hits + alarms), 1.0)
+    x, y = (fallout, sensitivity) if kind == "roc" else (sensitivity, precision)
+    x, y = np.hstack([start, x]), np.hstack([start if kind == "roc" else start + 1, y])
+    out = np.array([np.interp(GRID, one, other) for one, other in zip(x, y, strict=True)])
+    if kind == "roc":
+        out[:, 0] = 0.0
+    out[(hits[:, -1] == 0) | (alarms[:, -1] == 0)] = np.nan
+    return out
 
 
 def _band(p: Predictions, kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Pointwise 95 % band from a bootstrap over patients."""
     _, which = np.unique(p.patients, return_inverse=True)
-    order = np.argsort(which, kind="stable")
-    rows = np.split(order, np.cumsum(np.bincount(which))[:-1])
-    generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(BAND_DRAWS):
-        chosen = np.concatenate([rows[i] for i in generator.integers(0, len(rows), len(rows))])
-        drawn.append(_curves(p.labels[chosen], p.probabilities[chosen], kind))
+    count = int(which.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=BAND_DRAWS)
+    lines = curves_of(p.labels, p.probabilities, kind, drawn[:, which])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a band is NaN if no resample has both classes
-        low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+        low, high = np.nanpercentile(lines, [2.5, 97.5], axis=0)
     return low, high
 
 
@@ -68,7 +79,7 @@ def judgement(p: Predictions, temperature: float | None) -> Figure:
     figure, (roc, pr, confusion, reliability) = _grid(4, columns=2, height=3.9)
     several = "mean over classes, one against the rest" if len(p.classes) > 2 else ""
     for axis, kind in ((roc, "roc"), (pr, "pr")):
-        line = _curves(p.labels, p.probabilities, kind)
+        line = curves_of(p.labels, p.probabilities, kind, np.ones((1, len(p))))[0]
         low, high = _band(p, kind)
         axis.fill_between(GRID, low, high, alpha=0.25, lw=0, label="95 %, bootstrap over patients")
         axis.plot(GRID, line)

@@ -96,6 +96,22 @@ def test_the_iou_is_the_share_of_the_union():
     assert segmentation.measure(truth & False, truth & False, (1.0, 1.0), empty="count")["iou"] == 1.0
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 7), min_size=2, max_size=3), labels=st.integers(1, 3), share=st.floats(0, 1),
+    empty=st.sampled_from(segmentation.EMPTY), seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_labels_are_measured_as_their_masks(shape, labels, share, empty, seed):
+    """Each label is cut out of the image before it is measured."""
+    rng = np.random.default_rng(seed)
+    truth, predicted = (rng.integers(0, labels + 1, shape) * (rng.random(shape) < share) for _ in range(2))
+    spacing = (0.5, 2.0, 1.0)[: len(shape)]
+    got = segmentation.measure_labels(truth, predicted, labels, spacing, 1.0, empty)
+    for number in range(labels):
+        mask = segmentation.measure(truth == number + 1, predicted == number + 1, spacing, 1.0, empty)
+        np.testing.assert_array_equal([got[m][number] for m in mask], list(mask.values()))
+
+
 def test_a_table_of_an_earlier_version_gets_its_iou(tmp_path):
     """It follows from the Dice: 0.5 / (2 - 0.5)."""
     columns = "image,group,split,label,dice,hd,hd95,surface_distance,surface_dice,truth_size,predicted_size,unit"
