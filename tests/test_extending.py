@@ -190,6 +190,7 @@ def toy_config(base, **overrides):
     return config
 
 
+@pytest.mark.slow
 def test_a_toy_of_each_trains_fine_tunes_exports_and_comes_back(toys):
     config = toy_config("quickstart", task__degrade="blur.gaussian(sigma=1.1)", optim__steps=3)
     config.task = type(config)({"name": "toy_task", "degrade": "blur.gaussian(sigma=1.1)"})

@@ -423,6 +423,7 @@ def test_a_distance_that_is_not_defined_is_counted(tmp_path):
     assert "one: hd95 is not defined in 3 of 20 cases" in text and "surface_distance is not" not in text
 
 
+@pytest.mark.slow
 def test_a_training_without_a_fold_is_left_out_and_other_patients_are_not_compared(tmp_path):
     networks, facts = kept_study(tmp_path)
     half = [n for n in networks if n.training == "0"]

@@ -25,7 +25,7 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", tiny.others_slow(CONFIGS, "quickstart", "mae_thyroid", "d2mae_thyroid", "simmim"))
 def test_every_config_takes_a_step(tmp_path, name):
     result = run(tmp_path, name, optim__steps=1)
     assert result.finished and result.step == 1 and result.checkpoint.exists()
@@ -235,6 +235,7 @@ def test_images_damaged_on_purpose_are_listed_and_the_run_goes_on(tmp_path):
     assert not any(np.isnan(v) for v in lines(tmp_path / "run").values())
 
 
+@pytest.mark.slow
 def test_real_images_train(tmp_path, real_data):
     root = real_data / "usanotai_tiny"
     result = run(

@@ -2,7 +2,11 @@
 
 import importlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
@@ -32,6 +36,7 @@ SHRINK = {
     "log.every_steps": 1,
     "log.tensorboard": False,
 }
+
 # A run with labels has no decoder of its own, and its sizes come from where it starts.
 LABELS = {
     "init_from": "",
@@ -61,6 +66,15 @@ QUICKSTART = {
     "report.eval_split": "",
 }
 UNLABELLED = ("report.num_", "report.every", "model.decoder", "optim.steps")
+
+
+def others_slow(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """Values of a parameter of a test. `make test` runs the kept ones; the others are slow."""
+    values = list(values)
+    assert set(kept) <= set(values), "a kept value is not among the values"
+    return [
+        v if v in kept else pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values
+    ]
 
 
 def load(name):

@@ -31,7 +31,10 @@ def labelled(folder, patients=12):
     return folder
 
 
-@pytest.mark.parametrize(("name", "root"), [("quickstart", "list.csv"), ("simmim", ""), ("simclr", "")])
+@pytest.mark.parametrize(
+    ("name", "root"),
+    tiny.others_slow([("quickstart", "list.csv"), ("simmim", ""), ("simclr", "")], ("quickstart", "list.csv")),
+)
 def test_a_pre_training_judges_its_features_on_labelled_images(tmp_path, name, root):
     folder = labelled(tmp_path / "set")
     fields = SMALL | {"report__monitor_root": str(folder / root), "report__monitor_images": 20}

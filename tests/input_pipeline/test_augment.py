@@ -87,6 +87,7 @@ def test_operations_are_those_of_pillow(name, channels):
     assert changed or (name == "color" and channels == 1) or name == "auto_contrast"
 
 
+@pytest.mark.slow
 def test_an_operation_that_is_not_drawn_changes_nothing():
     image = jnp.asarray(picture(1), jnp.float32)
     for number in range(len(augment.OPERATIONS)):

@@ -36,7 +36,7 @@ def prepared(store, degrade, step=3, **overrides):
 
 
 @pytest.mark.parametrize("site", ["native", "network"])
-@pytest.mark.parametrize("name", DEGRADE)
+@pytest.mark.parametrize("name", tiny.others_slow(DEGRADE, "levels", "stored"))
 def test_resident_and_streaming_give_the_same_pixels(name, site):
     first = prepared("resident", DEGRADE[name], task__blur_site=site)
     second = prepared("streaming", DEGRADE[name], task__blur_site=site)
@@ -63,7 +63,7 @@ def test_each_step_and_example_has_its_own_draws():
     np.testing.assert_array_equal(jax.random.key_data(later["mask"]), jax.random.key_data(keys["mask"])[4:])
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", tiny.others_slow([1, 3], 1))
 def test_degraded_input_is_gray_and_the_target_keeps_its_channels(channels):
     out = prepared("resident", DEGRADE["levels"], model__in_chans=channels)
     assert out["inputs"].shape == out["targets"].shape == (6, 16, 16, channels)

@@ -260,6 +260,7 @@ def write_run(folder, t, judged="test"):
     (folder / "metrics.json").write_text(json.dumps({**numbers, "judged_on": judged, "leakage": [], "n_train": 120}))
 
 
+@pytest.mark.slow
 def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
     import sys
 

@@ -202,6 +202,7 @@ def test_cka(golden):
         np.testing.assert_allclose(similarity.linear_cka(x, y, True), z[f"cka{i}_unbiased"], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_voxels_are_drawn_alike():
     inside = np.zeros((3, 4, 5), bool)
     inside[0, 1, 2] = inside[2, 0, :3] = True
@@ -228,6 +229,7 @@ def cubes_of(**fields):
     return volumes.VolumeInputs(parse.degradation("none"), 16, **fields)
 
 
+@pytest.mark.slow
 def test_cubes_hold_a_label_in_their_middle():
     from deblur_mae_jax.input_pipeline.keys import stream_keys
 

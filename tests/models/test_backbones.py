@@ -94,6 +94,7 @@ def images(chans=1, count=4):
     return np.random.default_rng(0).standard_normal((count, 32, 32, chans)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_statistics_follow_the_batches_unless_the_network_is_frozen():
     model, params = built("resnet")
     _, out = model.apply({"params": params}, images(), train=True)
@@ -114,7 +115,7 @@ def test_a_frozen_network_trains_its_head_only(name):
     assert trained == {f"{head}/kernel", f"{head}/bias"}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", tiny.others_slow(CONFIGS, "resnet"))
 def test_drop_path_leaves_out_branches_in_training_only(name):
     model, params = built(name, drop_path=0.9)
     params = jax.tree.map(lambda x: x + 0.1, params)  # a new ResNet has branches of 0
@@ -125,7 +126,7 @@ def test_drop_path_leaves_out_branches_in_training_only(name):
     np.testing.assert_array_equal(plain, model.apply({"params": params}, images())[0])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", tiny.others_slow(CONFIGS, "resnet"))
 def test_remat_changes_nothing(name):
     model, params = built(name)
     again, _ = built(name, remat=True)
@@ -133,7 +134,7 @@ def test_remat_changes_nothing(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), loss(model), loss(again))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", tiny.others_slow(CONFIGS, "resnet"))
 def test_colour_weights_give_the_same_result_for_gray_images(name):
     """Exact for networks that do not pad the first layer; a ResNet pads, so only the centre agrees."""
     three, params = built(name, in_chans=3)

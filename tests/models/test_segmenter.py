@@ -84,9 +84,10 @@ def _four(model, images):
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [("mae_thyroid", "upernet:vit"), ("from_scratch", "unetpp:vit"), ("moco_v3", "upernet:vit"),
+    tiny.others_slow([("mae_thyroid", "upernet:vit"), ("from_scratch", "unetpp:vit"), ("moco_v3", "upernet:vit"),
      ("simmim_swin", "upernet:swin"), ("swin", "unetpp:swin"), ("convnext", "unetpp:convnext"), ("simclr", "unetpp"),
      ("resnet", "unetpp"), ("convmae", "unetpp:convvit"), ("simmim:beit", "upernet:beit")],
+    ("mae_thyroid", "upernet:vit"), ("resnet", "unetpp")),
 )  # fmt: skip
 def test_the_encoder_of_every_pre_training_is_taken_over(source, target):
     before = trained(source)

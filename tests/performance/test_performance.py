@@ -222,6 +222,7 @@ def test_a_plan_says_what_is_wrong(change, prices, words):
         plan.run(config, prices)
 
 
+@pytest.mark.slow
 def test_profile_says_where_the_time_goes(tmp_path, capfd):
     result = train.train_and_evaluate(tiny.config(optim__steps=12), tmp_path, profile=True)
     assert result.finished
@@ -234,6 +235,7 @@ def test_profile_says_where_the_time_goes(tmp_path, capfd):
     assert text.splitlines()[0] in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 5])
 def test_a_run_too_short_for_a_profile_says_so(tmp_path, capfd, steps):
     train.train_and_evaluate(tiny.config(optim__steps=steps), tmp_path, profile=True)

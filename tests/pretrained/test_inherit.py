@@ -237,7 +237,7 @@ def test_a_linear_probe_on_cached_features_is_that_of_the_network(tmp_path, stor
     assert "Most confident mistakes" in page or "mistake" in page
 
 
-@pytest.mark.parametrize("network", fields.PROBED)
+@pytest.mark.parametrize("network", tiny.others_slow(fields.PROBED, "vit"))
 def test_features_given_to_any_network_are_those_it_would_compute(network):
     net = networks.build(inherit.resolve(tiny.config(f"linear_probe:{network}"))[0], 2)
     params = jax.jit(net.init)()
@@ -276,6 +276,7 @@ def test_every_transfer_config_can_be_built(name):
         assert set(new) <= {"head", "head_0", "head_1", "fc_norm"} and taken["blocks_0"]
 
 
+@pytest.mark.slow
 def test_from_scratch_and_best_weights_with_patience(tmp_path):
     config = tiny.config(
         "from_scratch", data__phantom_seed=1, optim__epochs=30.0, select__patience_epochs=2.0,

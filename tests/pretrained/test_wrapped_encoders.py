@@ -19,7 +19,7 @@ def without_tables(tree):
 
 @pytest.mark.parametrize(
     ("source", "target", "inside", "outside"),
-    [
+    tiny.others_slow([
         ("mae_thyroid", "moco_v3", "", "base_encoder"), ("from_scratch", "moco_v3", "", "base_encoder"),
         ("resnet", "simclr", "", "base_encoder"), ("moco_v3", "from_scratch", "base_encoder", ""),
         ("moco_v3", "mae_thyroid", "base_encoder", ""), ("simclr", "resnet", "base_encoder", ""),
@@ -28,6 +28,8 @@ def without_tables(tree):
         ("simmim_swin", "swin", "encoder", ""),
         ("diffmae", "from_scratch", "", ""), ("convmae", "convvit", "", ""), ("convvit", "convmae", "", ""),
     ],
+        ("mae_thyroid", "moco_v3", "", "base_encoder"), ("simmim:beit", "beit", "encoder", ""),
+        ("diffmae", "from_scratch", "", "")),
 )  # fmt: skip
 def test_the_encoder_is_taken_over(source, target, inside, outside):
     before = trained(source)

@@ -41,6 +41,7 @@ def run(monkeypatch, folder):
     hand_made_features.main()
 
 
+@pytest.mark.slow
 def test_the_row_is_added_once_and_its_cases_are_those_of_the_study(tmp_path, monkeypatch, capsys):
     names = images(tmp_path)
     kept(tmp_path, names)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline.keys import stream_keys
@@ -36,7 +37,7 @@ def test_the_schedule_falls_from_one_to_almost_nothing():
     np.testing.assert_allclose(diffmae.kept(rho=1.0)[500], np.prod(1 - beta[:500]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("decoder", vit_diffmae.DECODERS)
+@pytest.mark.parametrize("decoder", tiny.others_slow(vit_diffmae.DECODERS, "cross_self"))
 def test_what_the_decoder_sees(decoder):
     """A noisy patch matters for another one only where the noisy patches see each other; visible ones always do."""
     model, params = built(decoder=decoder)
@@ -60,14 +61,14 @@ def test_what_the_decoder_sees(decoder):
     assert np.abs(run(IMAGES + 0.5 * jnp.arange(3)[:, None, None, None], noisy)[0] - pred)[hidden][24:].max() > 1e-4
 
 
-@pytest.mark.parametrize("time", vit_diffmae.TIMES)
+@pytest.mark.parametrize("time", tiny.others_slow(vit_diffmae.TIMES, "addition"))
 def test_the_strength_of_the_noise_is_told(time):
     model, params = built(time=time)
     run = lambda step: model.apply({"params": params}, IMAGES, noise=NOISE, mask_ratio=0.75, step=jnp.full(3, step))[0]
     assert (np.abs(run(1) - run(700)).max() > 1e-5) == (time != "none")
 
 
-@pytest.mark.parametrize(("skip", "seen"), [("u_shape", 3), ("last", 1)])
+@pytest.mark.parametrize(("skip", "seen"), tiny.others_slow([("u_shape", 3), ("last", 1)], ("u_shape", 3)))
 def test_every_encoder_block_is_learned(skip, seen):
     model, params = built(skip=skip)
     task = diffmae.make(model)

@@ -95,6 +95,7 @@ def test_the_teacher_is_a_moving_average_without_optimiser(built):
     assert [name for name, x in student.items() if not x.any()] == []
 
 
+@pytest.mark.slow
 def test_every_term_counts(built):
     run, params, batch = built
     keys = stream_keys(0, 1, jnp.arange(4))

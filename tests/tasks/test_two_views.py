@@ -166,6 +166,7 @@ def test_widths_that_are_impossible_are_refused(fields, message):
         siamese_resnet.Model("50", **given)
 
 
+@pytest.mark.slow
 def test_the_last_norm_of_simclr_has_a_scale_and_no_bias():
     model = siamese_resnet.Model(
         "50", width=4, depths=(1, 1, 1, 1), image_size=32, projector=(8, 8, 4), predictor=(), momentum=False,

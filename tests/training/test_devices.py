@@ -40,6 +40,7 @@ print(json.dumps(out))
 """
 
 
+@pytest.mark.slow
 def test_a_step_of_pictures_sums_the_gradients_once():
     found = printed(PICTURES, JAX_DISABLE_MOST_OPTIMIZATIONS="0")
     for store, seen in found.items():

@@ -260,6 +260,7 @@ def test_a_damaged_record_of_the_time_is_begun_again(tmp_path, text):
     assert goodput.read(tmp_path / "time.json") == []
 
 
+@pytest.mark.slow
 def test_a_run_records_its_time_over_its_starts(tmp_path):
     run(tmp_path, optim__steps=3)
     [first] = json.loads((tmp_path / "time.json").read_text())

@@ -248,6 +248,7 @@ def test_an_encoder_alone_and_a_classifier(golden, tmp_path):
     assert table.read_text().splitlines()[0].endswith("p_a,p_b,p_c,level,sigma")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "depth"), [pytest.param("mae_p8c3", 3, marks=pytest.mark.slow), ("mae_p8c1", 2)])
 def test_pre_training_starts_from_a_file(tmp_path, name, depth, capsys):
     path = foreign_file(tmp_path / "mae.safetensors", name=name)

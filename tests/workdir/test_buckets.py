@@ -60,7 +60,12 @@ class Memory(MemoryFileSystem):
         return "/" + str(path).split("://", 1)[-1].strip("/") if "://" in str(path) else super()._strip_protocol(path)
 
 
-@pytest.fixture(params=["gs", "s3", "memory"])
+STORES = ("gs", "s3", "memory")
+# Whole runs take place in one store in `make test`, in the others when the slow tests run.
+RUNS = pytest.mark.parametrize("store", tiny.others_slow(STORES, "gs"), indirect=True)
+
+
+@pytest.fixture(params=STORES)
 def store(request, servers, monkeypatch, tmp_path):
     """The address of a new folder in a store, and a home of its own for the copies."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -91,6 +96,7 @@ def another_machine():
     shutil.rmtree(os.path.expanduser("~/.cache/deblur_mae_jax"), ignore_errors=True)
 
 
+@RUNS
 def test_a_run_at_an_address_is_that_of_a_folder_and_goes_on_elsewhere(store, tmp_path):
     run = f"{store}/run"
     local = train.train_and_evaluate(tiny.config(optim__steps=6), tmp_path / "run")
@@ -126,6 +132,7 @@ def test_a_run_at_an_address_is_that_of_a_folder_and_goes_on_elsewhere(store, tm
     assert again.weights_hash == api.load(tmp_path / "run").weights_hash
 
 
+@RUNS
 def test_old_checkpoints_and_weights_leave_the_store(store):
     run = f"{store}/classifier"
     config = tiny.config("finetune", **tiny_runs.fine(optim__epochs=4.0, checkpoint__keep_last=1))
@@ -150,6 +157,7 @@ def put(folder, address):
     buckets.copy_tree(folder, buckets.at(address, "test"))
 
 
+@RUNS
 def test_prediction_start_export_and_comparison_of_a_run_at_an_address(store, images, tmp_path):
     put(tiny_runs.classifier()[0], f"{store}/a")
     put(tiny_runs.classifier()[0], f"{store}/b")
@@ -180,6 +188,7 @@ def test_prediction_start_export_and_comparison_of_a_run_at_an_address(store, im
     assert result.params_fingerprint == tiny_runs.classifier()[1].params_fingerprint
 
 
+@RUNS
 def test_a_packed_set_at_an_address_gives_the_losses_of_the_folder(store, images, tmp_path):
     values = {"data__name": "image_folder", "data__root": str(images), "optim__batch_size": 3, "optim__steps": 3}
     packing.pack(tiny.resolved(**values), tmp_path / "packed", shard_mb=0.002)
@@ -252,6 +261,7 @@ def test_a_store_that_takes_nothing_is_one_line_at_the_start(gs, servers):
 
 
 # TensorStore goes on with writes that nobody waits for after one has failed.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_store_that_is_full_later_ends_the_run_with_what_it_has_here(gs, servers, capsys):
     """The last checkpoint is not saved, which is exit code 4; training itself goes on to its end."""
@@ -318,6 +328,7 @@ def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_not_removed(gs, server
     assert any(name.startswith("checkpoints/step_6/") for name in names(f"{gs}/run"))
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_copy_left_does_not_make_a_checkpoint_damaged(servers, monkeypatch, tmp_path):
     """Names of array files are random, so those of a copy that was killed stay beside the new ones."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -370,6 +381,7 @@ def test_folders_that_a_console_made_are_no_files(gs, servers):
     assert names(f"{gs}/run") == {"a/file"}
 
 
+@RUNS
 def test_an_export_does_not_overwrite_a_run_at_its_address(store):
     put(tiny_runs.pretraining("mae_thyroid"), f"{store}/run")
     before = (buckets.at(store, "test") / "run" / "config.json").read_text()

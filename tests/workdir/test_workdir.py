@@ -164,6 +164,7 @@ def test_a_checkpoint_without_its_commit_file_is_not_used(tmp_path):
     assert starts[1]["from"] == 3
 
 
+@pytest.mark.slow
 def test_the_way_of_committing_can_be_changed_between_starts(tmp_path):
     whole = run(tmp_path, optim__steps=6)
     for commit in ("file", "rename"):
