@@ -494,6 +494,20 @@ def test_a_wrong_option_of_a_study_is_named(tmp_path, options, message):
         planned(tmp_path, "methods", *options)
 
 
+def test_methods_on_several_sets_have_each_their_number_of_patients_and_no_order(tmp_path):
+    networks, facts = kept_study(tmp_path)
+    half = [
+        dataclasses.replace(n, method="of others", images=n.images[:40], groups=n.groups[:40],
+                            columns={name: values[:40] for name, values in n.columns.items()})
+        for n in networks if n.method == "plain"
+    ]  # fmt: skip
+    facts = facts | {"reference": ""}
+    text = study.table.write(networks + half, facts, tmp_path)
+    lines = [line.split(" | ") for line in text.splitlines()]
+    assert lines[0][3] == "test patients" and [line[3] for line in lines[2:5]] == ["60", "60", "20"]
+    assert "over its test patients" in text and not (tmp_path / "ranks.png").exists()
+
+
 def test_a_folder_without_a_study_is_refused(tmp_path):
     done = subprocess.run([sys.executable, "scripts/study.py", f"--rebuild={tmp_path}"], cwd=ROOT, capture_output=True,
                           text=True, timeout=100)  # fmt: skip

@@ -157,12 +157,18 @@ def _cell(value: dict[str, float] | None) -> str:
     return text if np.isnan(value["low"]) else f"{text} ({value['low']:.1f} to {value['high']:.1f})"
 
 
+def _patients(found: list[dict[str, Any]]) -> set[int]:
+    """Numbers of test patients; several where the methods are judged on other sets (tasks of a benchmark)."""
+    return {row["patients"] for row in found if "patients" in row}
+
+
 def _means(found: list[dict[str, Any]], facts: dict[str, Any]) -> list[list[str]]:
     """The lines of the first table, its head first."""
     also, states = facts.get("quotes", []), "quotes" in facts
     shown = [{**row, **(row["paper"] if states else {})} for row in found]  # measures that only the paper gives too
     measures = [m for m in (*OF_CLASSES, *OF_MASKS) if any(m in row for row in shown)]
-    head = ["method", *(["state"] if states else []), "runs"]
+    several = len(_patients(found)) > 1
+    head = ["method", *(["state"] if states else []), "runs", *(["test patients"] if several else [])]
     for measure in measures:
         head += [measure, f"{measure}, paper"]
     lines = [head + [f"{name}, paper" for name in also]]
@@ -170,6 +176,7 @@ def _means(found: list[dict[str, Any]], facts: dict[str, Any]) -> list[list[str]
         paper = lambda name, row=row: "" if name not in row["paper"] else f"{row['paper'][name]:.2f}"
         line = [row["method"] + (" (LEAKAGE)" if row["leakage"] else ""), *([row["state"]] if states else [])]
         line.append(f"{row['runs']}" + (f" of {row['pretrainings']} pre-trainings" if row["pretrainings"] > 1 else ""))
+        line += [str(row.get("patients", ""))] if several else []
         for measure in measures:
             line += [_cell(row.get(measure)), paper(measure)]
         lines.append(line + [paper(name) for name in also])
@@ -202,9 +209,10 @@ def _differences(found: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    patients = max((row.get("patients", 0) for row in found), default=0)
+    patients = _patients(found)
+    count = next(iter(patients), 0) if len(patients) < 2 else "its"
     text = (
-        f"Percent (distances in mm or pixels): mean over runs, with a 95 % interval over {patients} test patients and "
+        f"Percent (distances in mm or pixels): mean over runs, with a 95 % interval over {count} test patients and "
         "trainings (Obuchowski and Rockette); with one training over patients alone. The paper's numbers were measured "
         "on its own images, not on these."
     )
@@ -248,9 +256,9 @@ def _html(lines: list[list[str]]) -> str:
 def _picture(
     networks: list[Network], facts: dict[str, Any], found: list[dict[str, Any]], folder: Path
 ) -> str:  # fmt: skip
-    """Write the picture of the methods, and return it for the page."""
+    """Write the picture of the methods, and return it for the page; none if they are judged on several sets."""
     measure = study_figure.measure_of(found)
-    if not measure:
+    if not measure or len(_patients(found)) > 1:  # methods on other sets have no order
         return ""
     trainings: dict[str, list[float]] = {}
     for n in networks:
