@@ -14,7 +14,9 @@ from deblur_mae_jax.workdir import run_folder
 
 ROOT = tiny.ROOT
 COMMANDS = [
-    (backend, name, command) for backend in ("cpu", "gpu", "tpu") for name, command in suite.parts(backend).items()
+    (backend, name, command)
+    for backend in ("cpu", "gpu", "tpu")
+    for name, command in suite.parts(backend, every=True).items()
 ]
 
 
@@ -26,7 +28,7 @@ def test_every_part_is_a_program_with_these_flags(backend, name, command):
 
 
 def test_every_target_belongs_to_a_part():
-    known = {name for backend in ("cpu", "gpu") for name in suite.parts(backend)}
+    known = {name for backend in ("cpu", "gpu") for name in suite.parts(backend, every=True)}
     assert {target.part for target in suite.TARGETS} <= known
 
 
