@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deblur_mae_jax.models import conv3d_segments
+
 EPSILON = 1e-5
 
 
@@ -40,11 +42,11 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Convolve `(B, D, H, W, I)` with `(k, k, k, I, O)`, with PyTorch's zero padding by k // 2.
 
     On a CPU, this runs one 2-D convolution per plane of the kernel. XLA's 3-D convolution takes three to five
-    times as long there, forward and backward, for the same values.
+    times as long there, forward and backward, for the same values. Large volumes have products of their own
+    (`models/conv3d_segments.py`).
     """
-    k = kernel.shape[0]
-    pad = k // 2
-    if jax.default_backend() != "cpu" or k == 1:
+    if jax.default_backend() != "cpu" or kernel.shape[0] == 1:
+        pad = kernel.shape[0] // 2
         return jax.lax.conv_general_dilated(
             x,
             kernel,
@@ -52,6 +54,14 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
             [(pad, pad)] * 3,
             dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
         )
+    if stride == 1 and conv3d_segments.pays(x, kernel):
+        return _of_large_volume(x, kernel)
+    return _by_planes(x, kernel, stride)
+
+
+def _by_planes(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    k = kernel.shape[0]
+    pad = k // 2
     B, D = x.shape[:2]
     padded = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0), (0, 0)))
     out: Any = 0
@@ -63,6 +73,20 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
     return out.reshape(B, -1, *out.shape[1:])
+
+
+@jax.custom_vjp
+def _of_large_volume(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return conv3d_segments.convolve(x, kernel) if x.shape[-1] == 1 else _by_planes(x, kernel)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    flipped = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
+    return _by_planes(gradient, flipped), conv3d_segments.of_kernel(x, gradient)
+
+
+_of_large_volume.defvjp(lambda x, kernel: (_of_large_volume(x, kernel), (x, kernel)), _backward)
 
 
 class Conv(nn.Module):

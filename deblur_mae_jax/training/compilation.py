@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
+from deblur_mae_jax.performance import tuning
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.training.progress import Progress
 
@@ -27,6 +28,7 @@ def compile_step(run: Experiment, state: Any, batch: Any) -> Program:
     """Compile the training step for exactly these shapes, so that nothing is compiled later in the loop."""
     started = time.monotonic()
     compiled = run.train_step.lower(state, run.arrays, batch).compile()
+    tuning.give_back_memory()
     cost = compiled.cost_analysis() or {}
     memory = compiled.memory_analysis()
     total = 0

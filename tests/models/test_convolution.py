@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deblur_mae_jax.models import convolution
+from deblur_mae_jax.models import conv3d, conv3d_segments, convolution
 
 CASES = {  # side, stride, padding, depthwise
     "one pixel": (1, 1, 0, False), "one pixel, every second": (1, 2, 0, False), "patches": (4, 4, 0, False),
@@ -56,3 +56,31 @@ def test_images_of_a_batch_do_not_mix_in_a_loop():
         x
     )
     np.testing.assert_allclose(jax.grad(loss)(jnp.ones((3, 3, 1, 8))), per_image.sum(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 8, 1), (1, 4, 7, 12, 3)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_large_volumes_have_the_values_and_gradients_of_a_convolution(monkeypatch, shape, dtype):
+    monkeypatch.setattr(conv3d_segments, "LARGE", 1)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(shape), dtype)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 3, shape[-1], 5)), dtype)
+    assert conv3d_segments.pays(x, kernel) and not conv3d_segments.pays(x[:, :, :, 1:], kernel)
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1, 1), [(1, 1)] * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        )
+
+    exact = lambda x, kernel: plain(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    want, back = jax.vjp(exact, x, kernel)
+    upstream = jnp.asarray(rng.standard_normal(want.shape), dtype)
+    close = {"atol": 1e-4} if dtype == jnp.float32 else {"rtol": 0.02, "atol": 0.3}
+    for ours in (conv3d.convolve, conv3d_segments.convolve):
+        got = jax.jit(ours)(x, kernel)
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got.astype(np.float32), want, **close)
+    gradients = jax.jit(lambda x, kernel, up: jax.vjp(conv3d.convolve, x, kernel)[1](up))(x, kernel, upstream)
+    for a, b in zip(gradients, back(upstream.astype(jnp.float32)), strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), **close)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -317,3 +318,14 @@ def test_reading_an_image_does_not_look_at_the_whole_set():
     for number in range(12):
         loader.example(number)
     assert Sizes.looked == 1
+
+
+def test_freed_memory_is_given_back_where_the_system_can(monkeypatch):
+    asked = []
+    monkeypatch.setattr(tuning.ctypes, "CDLL", lambda name: types.SimpleNamespace(malloc_trim=asked.append))
+    tuning.give_back_memory()
+    assert asked == [0]
+    monkeypatch.setattr(tuning.ctypes, "CDLL", lambda name: types.SimpleNamespace())
+    tuning.give_back_memory()
+    monkeypatch.undo()
+    tuning.give_back_memory()
