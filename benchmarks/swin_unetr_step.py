@@ -204,12 +204,15 @@ def main():
         return
     import jax
 
+    from deblur_mae_jax.performance import tuning
     from deblur_mae_jax.workdir import run_folder
 
     left_out = {name.strip() for name in arguments.skip.split(",")}
     names = [*OURS, *(f"{name} remat" for name in OURS if arguments.remat), *THEIRS]
     names = [name for name in names if name not in left_out]
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    # Without the huge pages of main.py: where large processes take turns, they cost more than they bring.
+    environment = {k: v for k, v in os.environ.items() if k != tuning.ALLOCATOR[0]}
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     options = [f"--{k}={getattr(arguments, k)}" for k in ("side", "batch", "feature")]
     workers = {}
     for name in names:

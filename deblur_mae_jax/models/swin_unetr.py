@@ -42,11 +42,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, x):
         if self.kind == "unet_basic":
             return conv3d.BasicStem(self.features, self.dtype, name="proj")(x)
-        init = conv3d.torch_uniform(8 * x.shape[-1])
-        return nn.Conv(
-            self.features, (2, 2, 2), (2, 2, 2), padding="VALID", kernel_init=init, bias_init=init,
-            dtype=self.dtype, name="proj",
-        )(x)  # fmt: skip
+        return conv3d.Patches(self.features, 2, self.dtype, name="proj")(x)
 
 
 class _Layers(nn.Module):

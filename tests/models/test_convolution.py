@@ -84,3 +84,17 @@ def test_large_volumes_have_the_values_and_gradients_of_a_convolution(monkeypatc
     for a, b in zip(gradients, back(upstream.astype(jnp.float32)), strict=True):
         assert a.dtype == dtype
         np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), **close)
+
+
+def test_patches_of_volumes_are_those_of_flax():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 6, 8, 3)), jnp.float32)
+    ours, flax = conv3d.Patches(7, 2), nn.Conv(7, (2, 2, 2), (2, 2, 2), padding="VALID")
+    params = ours.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, flax.init(jax.random.key(0), x))
+    np.testing.assert_allclose(ours.apply(params, x), flax.apply(params, x), atol=1e-5)
+
+
+def test_a_kernel_of_one_voxel_is_a_product():
+    x, kernel = jnp.ones((1, 3, 4, 5, 2)), jnp.arange(6.0).reshape(1, 1, 1, 2, 3)
+    np.testing.assert_array_equal(conv3d.convolve(x, kernel), jnp.broadcast_to(kernel.sum(axis=3), (1, 3, 4, 5, 3)))
+    assert conv3d.convolve(x, kernel, stride=2).shape == (1, 2, 2, 3, 3)
