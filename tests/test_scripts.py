@@ -505,7 +505,7 @@ def test_methods_on_several_sets_have_each_their_number_of_patients_and_no_order
     text = study.table.write(networks + half, facts, tmp_path)
     lines = [line.split(" | ") for line in text.splitlines()]
     assert lines[0][3] == "test patients" and [line[3] for line in lines[2:5]] == ["60", "60", "20"]
-    assert "over its test patients" in text and not (tmp_path / "ranks.png").exists()
+    assert "over the test patients of each row and" in text and not (tmp_path / "ranks.png").exists()
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):
