@@ -210,10 +210,9 @@ def _differences(found: list[dict[str, Any]]) -> list[list[str]]:
 
 def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     patients = _patients(found)
-    count = next(iter(patients), 0) if len(patients) < 2 else "the"
-    each = "" if len(patients) < 2 else " of each row"
+    over = f"{next(iter(patients), 0)} test patients" if len(patients) < 2 else "the test patients of each row"
     text = (
-        f"Percent (distances in mm or pixels): mean over runs, with a 95 % interval over {count} test patients{each} and "
+        f"Percent (distances in mm or pixels): mean over runs, with a 95 % interval over {over} and "
         "trainings (Obuchowski and Rockette); with one training over patients alone. The paper's numbers were measured "
         "on its own images, not on these."
     )
