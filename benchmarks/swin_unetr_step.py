@@ -174,17 +174,21 @@ def work(arguments):
     run()  # warm-up
     Path("/proc/self/clear_refs").write_text("5")  # the peak of the steps, without that of the compiler
     print(json.dumps(facts), flush=True)
+    wall, busy = 0.0, 0.0
     for line in sys.stdin:
         if line.strip() == "end":
             break
-        started = time.perf_counter()
+        started, begun = time.perf_counter(), time.process_time()
         loss = run()
-        print(json.dumps([time.perf_counter() - started, loss]), flush=True)
+        seconds = time.perf_counter() - started
+        wall, busy = wall + seconds, busy + time.process_time() - begun
+        print(json.dumps([seconds, loss]), flush=True)
     from benchmarks.common import resident_bytes
 
     steps = resident_bytes("VmHWM") / 2**20
     print(json.dumps({
         "before_mib": before, "peak_mib": peak_rss(), "peak_of_steps_mib": steps, "device_peak_mib": device_peak(),
+        "cores_busy": busy / wall if wall else None,
     }))  # fmt: skip
 
 
