@@ -17,7 +17,8 @@ from deblur_mae_jax.pretrained import inherit, trained_network
 from deblur_mae_jax.reports import predictions
 
 
-@pytest.mark.parametrize("setting", tiny.others_slow(["online(2)", "oracle"], "online(2)"))
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["online(2)", "oracle"])
 def test_settings_that_search_in_the_step(tmp_path, setting):
     result = go(tmp_path, search__setting=setting, optim__epochs=1.0, report__audit="identical")
     assert result.finished

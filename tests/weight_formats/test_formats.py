@@ -280,6 +280,7 @@ def test_a_decoder_of_another_size_starts_anew(tmp_path):
     assert "decoder_embed" in dict(found.rows)["left out"] and "blocks_0" in found.params
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_a_file(tmp_path, capsys):
     path = foreign_file(tmp_path / "mae.safetensors")
     go(tmp_path / "run", init_from=str(path), model__in_chans=1, image_size=24, optim__epochs=1.0)

@@ -132,7 +132,7 @@ def test_a_run_at_an_address_is_that_of_a_folder_and_goes_on_elsewhere(store, tm
     assert again.weights_hash == api.load(tmp_path / "run").weights_hash
 
 
-@RUNS
+@pytest.mark.slow
 def test_old_checkpoints_and_weights_leave_the_store(store):
     run = f"{store}/classifier"
     config = tiny.config("finetune", **tiny_runs.fine(optim__epochs=4.0, checkpoint__keep_last=1))
@@ -157,7 +157,7 @@ def put(folder, address):
     buckets.copy_tree(folder, buckets.at(address, "test"))
 
 
-@RUNS
+@pytest.mark.slow
 def test_prediction_start_export_and_comparison_of_a_run_at_an_address(store, images, tmp_path):
     put(tiny_runs.classifier()[0], f"{store}/a")
     put(tiny_runs.classifier()[0], f"{store}/b")
