@@ -15,8 +15,9 @@ one of every pre-training run; `--only` selects methods.
 their names: `--finetune_root='lists/busbra_{fold}.csv' --folds=1,2,3,4`.
 
 A method may start from a weight file in the folder of `--weights`, or be quoted; the table says of each row whether it
-was run. `--ensembles` adds a row for the mean probabilities of all networks of a method. The predictions of every
-network are kept in `cases.csv.gz`, from which `--rebuild` writes the table again without the runs.
+was run. The predictions of every network are kept in `cases.csv.gz`, from which `--rebuild` writes the table again
+without the runs. `--ensembles` adds a row for the mean probabilities of all networks of a method, and with `--rebuild`
+`--average="A;B"` one for two methods, such as networks and hand-made features, whose ensembles count the same.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def parse(arguments=None):
     parser.add_argument(
         "--ensembles", action="store_true", help="also judge the mean probabilities of all classifiers of a method"
     )
+    parser.add_argument("--average", default="", metavar="A;B", help="also judge the mean of two methods")
     parser.add_argument("--weights", default="", help="folder of weight files that some methods start from")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--set_pretrain", action="append", default=[], metavar="NAME=VALUE")
@@ -66,6 +68,8 @@ def parse(arguments=None):
     parsed = parser.parse_args(arguments)
     if not parsed.rebuild and not (parsed.study and parsed.output):
         parser.error("a study and --output are needed, or --rebuild=FOLDER")
+    if parsed.average and not parsed.rebuild:
+        parser.error("--average needs --rebuild=FOLDER")
     return parsed
 
 
@@ -372,6 +376,7 @@ def joined(output, networks, facts, order=()):
     methods = {name: methods[name] for name in [*order, *(name for name in methods if name not in order)]}
     carried = {
         "reference": facts.get("reference") or old.get("reference"),
+        "averaged": old.get("averaged", []),
         "ensembles": list(dict.fromkeys([*old.get("ensembles", []), *facts.get("ensembles", [])])),
     }
     return networks + earlier, facts | {"methods": methods} | {k: v for k, v in carried.items() if v}
@@ -383,22 +388,33 @@ def write(output, networks, facts):
     print(f"table {output / 'table.md'}")
 
 
+def rebuild(arguments):
+    """Write the tables of a kept study again, with the rows that are asked for."""
+    folder = Path(arguments.rebuild).expanduser()
+    networks, facts = table.kept(folder)
+    pair = [name.strip() for name in arguments.average.split(";")] if arguments.average else []
+    for flag, name in (("--reference", arguments.reference), *(("--average", name) for name in pair)):
+        if name and name not in facts["methods"]:
+            raise unknown(flag, name, facts["methods"])
+    if pair and len(pair) != 2:
+        raise UserError(f"--average={arguments.average} must name two methods, separated by a semicolon")
+    if arguments.reference:
+        facts["reference"] = arguments.reference
+    if arguments.ensembles:
+        facts["ensembles"] = list(facts["methods"])
+    if pair and pair not in facts.get("averaged", []):
+        facts["averaged"] = [*facts.get("averaged", []), pair]
+    if arguments.reference or arguments.ensembles or pair:
+        table.keep(networks, facts, folder)
+    write(folder, networks, facts)
+
+
 def main():
     """Plan, run, collect."""
     arguments = parse()
     try:
         if arguments.rebuild:
-            folder = Path(arguments.rebuild).expanduser()
-            networks, facts = table.kept(folder)
-            if arguments.reference:
-                if arguments.reference not in facts["methods"]:
-                    raise unknown("--reference", arguments.reference, facts["methods"])
-                facts["reference"] = arguments.reference
-            if arguments.ensembles:
-                facts["ensembles"] = list(facts["methods"])
-            if arguments.reference or arguments.ensembles:
-                table.keep(networks, facts, folder)
-            write(folder, networks, facts)
+            rebuild(arguments)
             return
         study = load(arguments.study, arguments.preset)
         runs = plan(study, arguments)

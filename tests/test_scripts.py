@@ -380,6 +380,29 @@ def test_networks_of_other_images_make_no_ensemble(tmp_path):
         ensembles.add(networks, facts | {"ensembles": ["plain"]})
 
 
+def test_two_methods_are_averaged_with_the_same_weight(tmp_path):
+    networks, facts = kept_study(tmp_path)
+    one = [n for n in networks if n.method == "plain"][:1]
+    networks = one + [n for n in networks if n.method == "better, sharper"]
+    facts = facts | {"averaged": [["plain", "better, sharper"]]}
+    found = study.table.rows(*ensembles.add(networks, facts))
+    assert found[-1]["method"] == "plain and better, sharper, averaged" and found[-1]["runs"] == 1
+    judged = ensembles.add(networks, facts)[0][-1]
+    sharper = np.mean([n.columns["p_malignant"] for n in networks[1:]], axis=0)
+    np.testing.assert_allclose(judged.columns["p_malignant"], (one[0].columns["p_malignant"] + sharper) / 2)
+    study.table.keep(networks, facts, tmp_path)
+    assert study.joined(tmp_path, networks, facts)[1]["averaged"] == [["plain", "better, sharper"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [("plain", "must name two methods"), ("plain;none", "--average: unknown name 'none'")]
+)
+def test_a_wrong_average_is_named(tmp_path, names, message):
+    kept_study(tmp_path)
+    with pytest.raises(UserError, match=message):
+        study.rebuild(study.parse([f"--rebuild={tmp_path}", f"--average={names}"]))
+
+
 def test_a_later_command_adds_to_the_ensembles(tmp_path):
     networks, facts = kept_study(tmp_path)
     study.table.keep(networks, facts | {"ensembles": ["plain"]}, tmp_path)

@@ -1,4 +1,4 @@
-"""Ensembles of a study: the mean probabilities of all networks of a method."""
+"""Ensembles of a study: the mean probabilities of all networks of a method, and those of two methods."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from deblur_mae_jax.reports.study_network import Network
 
 
 def add(networks: list[Network], facts: dict[str, Any]) -> tuple[list[Network], dict[str, Any]]:
-    """The networks and facts of a study, with a row for the ensemble of each method in `facts["ensembles"]`.
+    """The networks and facts of a study, with a row for each ensemble.
 
-    An ensemble has one network per fold, so its interval covers the patients alone. Methods with one network
-    per fold, and segmenters, have none.
+    `facts["ensembles"]` names methods; `facts["averaged"]` holds pairs of methods, whose ensembles count the same. An
+    ensemble has one network per fold, so its interval covers the patients alone. Methods with one network per fold,
+    and segmenters, have none.
     """
     methods, out = {}, list(networks)
     for name, about in facts["methods"].items():
@@ -29,6 +30,13 @@ def add(networks: list[Network], facts: dict[str, Any]) -> tuple[list[Network], 
         title = f"{name}, ensemble of {count}"
         methods[title] = about | {"paper": {}}
         out += [_mean(title, members) for members in folds.values()]
+    for pair in facts.get("averaged", []):
+        title = " and ".join(pair) + ", averaged"
+        methods[title] = {"state": "run", "leakage": any(methods[name]["leakage"] for name in pair), "paper": {}}
+        parts = [[n for n in networks if n.method == name and n.classes] for name in pair]
+        for fold in sorted(set.intersection(*({n.fold for n in part} for part in parts))):
+            halves = [_mean(title, [n for n in part if n.fold == fold]) for part in parts]
+            out.append(_mean(title, halves))
     return out, facts | {"methods": methods}
 
 
