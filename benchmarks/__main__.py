@@ -1,6 +1,6 @@
 """Run every standing benchmark on this machine and compare the results with the targets.
 
-    python -m benchmarks                    # all parts; half an hour on two CPU cores
+    python -m benchmarks                    # all parts; more than half an hour on two CPU cores
     python -m benchmarks --only=start,memory
     python -m benchmarks --table            # only the table, from existing results
 
