@@ -158,6 +158,8 @@ def make_theirs(arguments, dtype):
 
 def work(arguments):
     """Run one variant: take a step for every line on standard input and print its seconds and loss."""
+    from benchmarks.common import forget_peak, resident_bytes
+
     library, dtype, *rest = arguments.worker.split()
     if library == "jax":
         import jax
@@ -172,7 +174,7 @@ def work(arguments):
         before = peak_rss()
         run, device_peak, facts = make_theirs(arguments, dtype)
     run()  # warm-up
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of the steps, without that of the compiler
+    forget_peak()  # the peak of the steps, without that of the compiler
     print(json.dumps(facts), flush=True)
     wall, busy = 0.0, 0.0
     for line in sys.stdin:
@@ -183,8 +185,6 @@ def work(arguments):
         seconds = time.perf_counter() - started
         wall, busy = wall + seconds, busy + time.process_time() - begun
         print(json.dumps([seconds, loss]), flush=True)
-    from benchmarks.common import resident_bytes
-
     steps = resident_bytes("VmHWM") / 2**20
     print(json.dumps({
         "before_mib": before, "peak_mib": peak_rss(), "peak_of_steps_mib": steps, "device_peak_mib": device_peak(),

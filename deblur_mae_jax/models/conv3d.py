@@ -126,7 +126,7 @@ class _Convolution(nn.Module):
 class Patches(nn.Module):
     """A convolution that reads every voxel once, in cubes of `side` voxels, with the parameters of `nn.Conv`.
 
-    On a CPU it is a matrix product, four times as fast as XLA's convolution.
+    On a CPU it is a matrix product, which takes a fifth or less of the time of XLA's convolution.
     """
 
     features: int

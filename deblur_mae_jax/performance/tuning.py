@@ -53,7 +53,7 @@ def start_well() -> None:
 def give_back_memory() -> None:
     """Return freed memory to the system, where glibc would keep it: what a compilation used is never needed again.
 
-    After a Swin-UNETR was compiled, this was 1.6 GB, twice what its step needs.
+    After a Swin-UNETR for cubes of 64 voxels was compiled, this was 0.8 GB, more than its step needs.
     """
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -249,7 +249,7 @@ def test_an_encoder_alone_and_a_classifier(golden, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "depth"), [pytest.param("mae_p8c3", 3, marks=pytest.mark.slow), ("mae_p8c1", 2)])
+@pytest.mark.parametrize(("name", "depth"), [("mae_p8c3", 3), ("mae_p8c1", 2)])
 def test_pre_training_starts_from_a_file(tmp_path, name, depth, capsys):
     path = foreign_file(tmp_path / "mae.safetensors", name=name)
     config = tiny.config(
