@@ -126,7 +126,7 @@ def changed(name, **overrides):
 
 def simulated(devices):
     """The environment of a process with so many CPU devices, which may take their time to meet each other."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
     paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests"))
     return os.environ | {"XLA_FLAGS": f"{flags} {patience}", "PYTHONPATH": paths}
