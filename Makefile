@@ -46,8 +46,9 @@ demo3d: setup
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
+# PART=1/2 runs one half of them, PART=2/2 the other.
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	SLOW_PART=$(PART) $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

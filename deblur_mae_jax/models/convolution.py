@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deblur_mae_jax.models import layers
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -52,15 +54,19 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0,
     (B, H, W, C), k = x.shape, kernel.shape[0]
     if jax.default_backend() == "cpu" and not padding and groups == 1:
         if k == 1:  # reads one pixel of each step
-            return x[:, ::stride, ::stride] @ kernel[0, 0]
+            return _product(x[:, ::stride, ::stride], kernel[0, 0])
         if k == stride:  # reads every pixel once
             x = x[:, : H // k * k, : W // k * k].reshape(B, H // k, k, W // k, k, C).transpose(0, 1, 3, 2, 4, 5)
-            return x.reshape(B, H // k, W // k, -1) @ kernel.reshape(-1, kernel.shape[3])
+            return _product(x.reshape(B, H // k, W // k, -1), kernel.reshape(-1, kernel.shape[3]))
     if jax.default_backend() == "cpu" and groups == C > 1 and stride == 1 and k == 2 * padding + 1:
         return depthwise(x, kernel)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=LAYOUT, feature_group_count=groups
     )
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return layers.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp

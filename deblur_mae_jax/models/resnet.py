@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from deblur_mae_jax import sides
-from deblur_mae_jax.models import backbone, layers
+from deblur_mae_jax.models import backbone, layers, pooling
 from deblur_mae_jax.models.backbone import AXES, KINDS
 from deblur_mae_jax.models.contract import Rules
 
@@ -75,8 +75,7 @@ class ResNet(backbone.Backbone):
     def maps(self, images, train=False, scales=None):
         x, first = self.bn1(self.conv1(images.astype(self.dtype)), train)
         new = {"bn1": first}
-        # Padded with -inf, so that the border does not win where all values are negative.
-        x = nn.max_pool(nn.relu(x.astype(self.dtype)), (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = pooling.max_pool(nn.relu(x.astype(self.dtype)))
         out, number = [], 0
         for stage, depth in enumerate(self.depths):
             for name in (f"layer{stage + 1}_{n}" for n in range(depth)):

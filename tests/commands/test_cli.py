@@ -77,21 +77,22 @@ def test_the_installed_command_finds_the_configs_of_the_package(tmp_path, monkey
 @pytest.mark.parametrize(
     ("flags", "field"),
     [
-        (["--workdir=ftp://host/run"], "--workdir"),
-        (
-            ["--workdir={}/run", "--config.data.name=image_folder", "--config.data.root=s3://bucket/images"],
+        ("--workdir=ftp://host/run", "--workdir"),
+        pytest.param(
+            "--workdir={}/run --config.data.name=image_folder --config.data.root=s3://bucket/images",
             "config.data.root",
+            marks=pytest.mark.slow,
         ),
-        (["--workdir={}/run", "--config.init_from=az://bucket/run"], "config.init_from"),
-        (["--mode=predict", "--workdir=az://bucket/run", "--input=images"], "--workdir"),
-        (["--workdir=hf://bucket/run", "--inspect"], "--workdir"),
+        pytest.param("--workdir={}/run --config.init_from=az://bucket/run", "config.init_from", marks=pytest.mark.slow),
+        pytest.param("--mode=predict --workdir=az://bucket/run --input=images", "--workdir", marks=pytest.mark.slow),
+        pytest.param("--workdir=hf://bucket/run --inspect", "--workdir", marks=pytest.mark.slow),
     ],
 )
 def test_an_address_is_not_taken_for_a_folder(tmp_path, flags, field):
     """`pathlib` makes the local folder `gs:` of gs://bucket/run."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), f"--config={ROOT}/configs/quickstart.py",
-         *(flag.format(tmp_path) for flag in flags)],
+         *flags.format(tmp_path).split()],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2 and "is an address" in done.stderr and f"error: {field}: '" in done.stderr, done.stderr
