@@ -272,14 +272,20 @@ def command(folder, config, overrides):
 
 
 def execute(runs):
-    """Run all unfinished runs. If a run fails, report it and continue with the others."""
+    """Run all unfinished runs. If a run fails, report it and continue with those that do not start from it."""
     failed = []
+    trained = {str(run.folder): run.folder for run in runs if run.kind == "pretrain"}
     for number, run in enumerate(runs, start=1):
         what = f"[{number}/{len(runs)}] {run.kind} {run.method}, {run.described}"
         if finished(run.folder):
             print(f"{what}: done before", flush=True)
             continue
         print(what, flush=True)
+        source = trained.get(run.overrides.get("init_from", ""))
+        if source and not finished(source):
+            print(f"  left out: its pre-training in {source} is not finished", flush=True)
+            failed.append(run.method)
+            continue
         run.folder.mkdir(parents=True, exist_ok=True)
         with open(run.folder / "log.txt", "a", encoding="utf-8") as log:
             line = command(run.folder, run.config, run.overrides)
@@ -436,7 +442,7 @@ def main():
     table.keep(networks, facts, output)
     write(output, networks, facts)
     if failed:
-        print(f"error: {len(failed)} run(s) failed: {', '.join(failed)}", file=sys.stderr)
+        print(f"error: {len(failed)} run(s) failed or were left out: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -537,6 +537,25 @@ def test_a_folder_without_a_study_is_refused(tmp_path):
     assert done.returncode == 2 and "holds no study" in done.stderr
 
 
+def test_no_fine_tuning_starts_from_a_pre_training_that_failed(tmp_path, monkeypatch, capsys):
+    folder, fine = tmp_path / "pretrain", tmp_path / "fine"
+    runs = [
+        study.Run("pretrain", "MAE", 0, 0, 0, folder, "mae_thyroid", {}),
+        study.Run("finetune", "MAE", 0, 0, 0, fine, "finetune", {"init_from": str(folder)}),
+        study.Run("finetune", "from scratch", "", 0, 0, tmp_path / "scratch", "from_scratch", {}),
+    ]
+    started = []
+
+    def run(line, stdout, **settings):
+        started.append(line)
+        stdout.write("error: the run hangs\n")
+        return subprocess.CompletedProcess(line, int("mae_thyroid" in line[2]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert study.execute(runs) == ["MAE", "MAE"] and len(started) == 2 and not fine.exists()
+    assert f"left out: its pre-training in {folder} is not finished" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_study_runs_what_is_missing_and_writes_one_table(tmp_path):
     small = [f"{k}={v}" for k, v in tiny.SHRINK.items()]

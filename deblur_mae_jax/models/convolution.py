@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from deblur_mae_jax.models import layers
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Pixels and channels from which a kernel's gradient is faster as nine products (docs/performance.md).
+LARGE, MANY = 48 * 48, 512
 
 
 class Convolution(nn.Module):
@@ -60,9 +62,36 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0,
             return _product(x.reshape(B, H // k, W // k, -1), kernel.reshape(-1, kernel.shape[3]))
     if jax.default_backend() == "cpu" and groups == C > 1 and stride == 1 and k == 2 * padding + 1:
         return depthwise(x, kernel)
+    if layers.one_cpu() and groups == stride == padding == 1 and k == 3 and H * W >= LARGE and C >= MANY:
+        return _of_large_maps(x, kernel)
+    return _plain(x, kernel, stride, padding, groups)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=LAYOUT, feature_group_count=groups
     )
+
+
+@jax.custom_vjp
+def _of_large_maps(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution of 3 x 3; the gradient of its kernel is one matrix product for each of the nine places."""
+    return _plain(x, kernel, 1, 1)
+
+
+def _of_large_maps_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    wide, flat = _padded(x, 3), gradient.reshape(-1, gradient.shape[-1])
+
+    def of_place(place):  # in a loop, so that one shifted copy is in memory at a time
+        seen = jax.lax.dynamic_slice(wide, (0, place // 3, place % 3, 0), x.shape)
+        return layers.summed_product(seen.reshape(-1, x.shape[-1]), flat, kernel.dtype)
+
+    places = jax.lax.map(of_place, jnp.arange(9))
+    return _plain(gradient, kernel[::-1, ::-1].swapaxes(2, 3), 1, 1), places.reshape(kernel.shape)
+
+
+_of_large_maps.defvjp(lambda x, kernel: (_of_large_maps(x, kernel), (x, kernel)), _of_large_maps_backward)
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:

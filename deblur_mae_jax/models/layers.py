@@ -70,6 +70,11 @@ def _product(x, y, axes, dtype):
     return jax.lax.platform_dependent(x, y, **ways)
 
 
+def summed_product(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
+    """`(M, K)` and `(M, N)` to `(K, N)`, summed over their first axis: the gradient of a kernel."""
+    return _product(x, y, ((0,), (0,)), dtype)
+
+
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`(M, K) @ (K, N)` in the type of `x`, with the gradient of the kernel computed in the kernel's own layout.
@@ -88,7 +93,7 @@ def _matmul_fwd(x, kernel):
 def _matmul_bwd(residuals, grad):
     x, kernel, like = residuals
     down = _product(grad, kernel, ((1,), (1,)), x.dtype)
-    return down, _product(x, grad, ((0,), (0,)), like.dtype)
+    return down, summed_product(x, grad, like.dtype)
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)

@@ -10,14 +10,18 @@ from deblur_mae_jax.models import conv3d, conv3d_segments, convolution
 
 CASES = {  # side, stride, padding, depthwise
     "one pixel": (1, 1, 0, False), "one pixel, every second": (1, 2, 0, False), "patches": (4, 4, 0, False),
-    "halving": (2, 2, 0, False), "3 x 3": (3, 1, 1, False), "3 x 3, every second": (3, 2, 1, False),
+    "halving": (2, 2, 0, False), "3 x 3": (3, 1, 1, False), "large maps": (3, 1, 1, False),
+    "3 x 3, every second": (3, 2, 1, False),
     "depthwise": (5, 1, 2, True), "large depthwise": (7, 1, 3, True), "depthwise, halving": (2, 2, 0, True),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 12, 6), (2, 9, 5, 6)])
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_are_those_of_a_convolution(case, shape):
+def test_values_and_gradients_are_those_of_a_convolution(monkeypatch, case, shape):
+    if case == "large maps":
+        monkeypatch.setattr(convolution, "LARGE", 1)
+        monkeypatch.setattr(convolution, "MANY", 1)
     side, stride, padding, depthwise = CASES[case]
     C, D = shape[-1], shape[-1] if depthwise else 10
     groups = C if depthwise else 1
