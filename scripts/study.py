@@ -291,8 +291,9 @@ def execute(runs):
             line = command(run.folder, run.config, run.overrides)
             done = subprocess.run(line, cwd=ROOT, stdout=log, stderr=log)
         if done.returncode:
-            last = (run.folder / "log.txt").read_text().strip().splitlines()[-1:]
-            print(f"  failed: {' '.join(last)}", flush=True)
+            lines = (run.folder / "log.txt").read_text().strip().splitlines()
+            said = [line for line in lines if line.startswith("error:")] or lines  # stacks may follow the message
+            print(f"  failed: {' '.join(said[-1:])}", flush=True)
             failed.append(run.method)
     return failed
 

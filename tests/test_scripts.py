@@ -548,12 +548,14 @@ def test_no_fine_tuning_starts_from_a_pre_training_that_failed(tmp_path, monkeyp
 
     def run(line, stdout, **settings):
         started.append(line)
-        stdout.write("error: the run hangs\n")
+        stdout.write("error: the run hangs\n  File main.py, line 6\n")
         return subprocess.CompletedProcess(line, int("mae_thyroid" in line[2]))
 
     monkeypatch.setattr(subprocess, "run", run)
     assert study.execute(runs) == ["MAE", "MAE"] and len(started) == 2 and not fine.exists()
-    assert f"left out: its pre-training in {folder} is not finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "failed: error: the run hangs\n" in said
+    assert f"left out: its pre-training in {folder} is not finished" in said
 
 
 @pytest.mark.slow
