@@ -309,8 +309,8 @@ def normalise_batch(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`(B, ..., D)` with mean 0 and variance 1 in every channel, times `scale`, plus `bias`, both `(D,)`.
 
-    Also the mean and biased variance `(D,)`, which have no gradient. The closed form of the gradient sums twice over
-    the input, automatic differentiation five times.
+    Also the mean and biased variance `(D,)`, which have no gradient. The closed form of the gradient sums over the
+    input only as often as the gradients of scale and bias do.
     """
     return _normalise_batch_fwd(x, scale, bias, epsilon)[0]
 
