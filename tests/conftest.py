@@ -20,7 +20,7 @@ cache = os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Halves the time to compile the many small programs; the slow tests run with optimisations.
+# Halves the time to compile the many small programs; tests that count what the compiler makes run with optimisations.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Takes away another third of it; with optimisations it would save nothing, and the programs would be slower.
 if "xla_cpu_use_fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):

@@ -46,7 +46,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     (`models/conv3d_segments.py`).
     """
     if jax.default_backend() == "cpu" and kernel.shape[0] == stride == 1:
-        return layers.matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0, 0]).reshape(*x.shape[:-1], -1)
+        return layers.linear(x, kernel[0, 0, 0])
     if jax.default_backend() != "cpu" or kernel.shape[0] == 1:
         pad = kernel.shape[0] // 2
         return jax.lax.conv_general_dilated(

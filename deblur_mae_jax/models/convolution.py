@@ -56,10 +56,10 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0,
     (B, H, W, C), k = x.shape, kernel.shape[0]
     if jax.default_backend() == "cpu" and not padding and groups == 1:
         if k == 1:  # reads one pixel of each step
-            return _product(x[:, ::stride, ::stride], kernel[0, 0])
+            return layers.linear(x[:, ::stride, ::stride], kernel[0, 0])
         if k == stride:  # reads every pixel once
             x = x[:, : H // k * k, : W // k * k].reshape(B, H // k, k, W // k, k, C).transpose(0, 1, 3, 2, 4, 5)
-            return _product(x.reshape(B, H // k, W // k, -1), kernel.reshape(-1, kernel.shape[3]))
+            return layers.linear(x.reshape(B, H // k, W // k, -1), kernel.reshape(-1, kernel.shape[3]))
     if jax.default_backend() == "cpu" and groups == C > 1 and stride == 1 and k == 2 * padding + 1:
         return depthwise(x, kernel)
     if layers.one_cpu() and groups == stride == padding == 1 and k == 3 and H * W >= LARGE and C >= MANY:
@@ -92,10 +92,6 @@ def _of_large_maps_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Ar
 
 
 _of_large_maps.defvjp(lambda x, kernel: (_of_large_maps(x, kernel), (x, kernel)), _of_large_maps_backward)
-
-
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return layers.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp

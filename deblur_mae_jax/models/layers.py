@@ -99,6 +99,11 @@ def _matmul_bwd(residuals, grad):
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
+def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`(..., K)` times `(K, N)`, with the products of `matmul`."""
+    return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 @jax.custom_vjp
 def shift(x: jax.Array, bias: jax.Array) -> jax.Array:
     """`x + bias` in the type of `x`, with the gradient of the bias summed in float32."""
@@ -123,8 +128,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        out = matmul(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
-        out = out.reshape(*x.shape[:-1], self.features)
+        out = linear(x.astype(self.dtype), kernel)
         if self.use_bias:
             out = shift(out, self.param("bias", nn.initializers.zeros, (self.features,)))
         return out

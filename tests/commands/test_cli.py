@@ -76,17 +76,16 @@ def test_the_installed_command_finds_the_configs_of_the_package(tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("flags", "field"),
-    [
+    tiny.others_slow(
+        [
+            ("--workdir=ftp://host/run", "--workdir"),
+            ("--workdir={}/run --config.data.name=image_folder --config.data.root=s3://b/images", "config.data.root"),
+            ("--workdir={}/run --config.init_from=az://bucket/run", "config.init_from"),
+            ("--mode=predict --workdir=az://bucket/run --input=images", "--workdir"),
+            ("--workdir=hf://bucket/run --inspect", "--workdir"),
+        ],
         ("--workdir=ftp://host/run", "--workdir"),
-        pytest.param(
-            "--workdir={}/run --config.data.name=image_folder --config.data.root=s3://bucket/images",
-            "config.data.root",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param("--workdir={}/run --config.init_from=az://bucket/run", "config.init_from", marks=pytest.mark.slow),
-        pytest.param("--mode=predict --workdir=az://bucket/run --input=images", "--workdir", marks=pytest.mark.slow),
-        pytest.param("--workdir=hf://bucket/run --inspect", "--workdir", marks=pytest.mark.slow),
-    ],
+    ),
 )
 def test_an_address_is_not_taken_for_a_folder(tmp_path, flags, field):
     """`pathlib` makes the local folder `gs:` of gs://bucket/run."""
