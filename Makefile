@@ -46,7 +46,7 @@ demo3d: setup
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-# PART=1/2 runs one half of them, PART=2/2 the other.
+# PART=1/4 runs the first quarter of them, PART=4/4 the last.
 test-slow: $(VENV)/.dev
 	SLOW_PART=$(PART) $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 

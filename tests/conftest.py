@@ -51,7 +51,7 @@ def golden():
 
 
 def pytest_collection_modifyitems(config, items):
-    """With SLOW_PART=1/2, leave out every slow test but a half that depends on its name alone."""
+    """With SLOW_PART=1/4, leave out every slow test but a quarter that depends on its name alone."""
     part = os.environ.get("SLOW_PART")
     if not part:
         return
