@@ -19,24 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import load_config, write, write_images
+from benchmarks.common import load_config, product_speed, write, write_images
 from deblur_mae_jax import network, sharding
 from deblur_mae_jax.commands import search
 from deblur_mae_jax.data import dataset
 from deblur_mae_jax.inference import blur_search
 from deblur_mae_jax.pretrained import trained_network
-
-
-def product_speed(dtype, size=2048, repeats=8):
-    """FLOP/s of one large matrix product."""
-    a = jnp.ones((size, size), dtype)
-    program = jax.jit(lambda a, b: a @ b)
-    program(a, a).block_until_ready()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        out = program(a, a)
-    out.block_until_ready()
-    return 2 * size**3 * repeats / (time.perf_counter() - started)
 
 
 def forward_of(trained, batch):

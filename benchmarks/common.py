@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,21 @@ def write_images(folder: Path, count: int, side: int) -> None:
     folder.mkdir()
     for number in range(count):
         Image.fromarray(source.read(number)[..., 0]).save(folder / f"{number:06d}.png")
+
+
+def product_speed(dtype: Any, size: int = 2048, repeats: int = 8) -> float:
+    """FLOP/s of one large matrix product."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones((size, size), dtype)
+    program = jax.jit(lambda a, b: a @ b)
+    program(a, a).block_until_ready()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        out = program(a, a)
+    out.block_until_ready()
+    return 2 * size**3 * repeats / (time.perf_counter() - started)
 
 
 def device_name() -> str:

@@ -12,6 +12,8 @@ slows down slows all of them. Variants:
   torch       a PyTorch ViT-MAE of the same size on such images, eager (with --torch)
   compiled    the same under torch.compile (with --torch --compile)
 
+Each round also times large matrix products, the machine's best rate, of which the step's share is reported.
+
 Images are simulated phantoms of `--side` pixels, resident on the device. Writes JSON under
 benchmarks/results/. Runs unchanged on CPU and on one GPU; on an accelerator the step is bfloat16 on
 both sides.
@@ -26,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.common import load_config, simulated, write
+from benchmarks.common import load_config, product_speed, simulated, write
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.performance import chips
@@ -133,13 +135,20 @@ def torch_peak(variants):
     return max(known) / 2**30 if known else None
 
 
-def measure(variants, rounds, repeats):
-    """Seconds per step of each variant, interleaved; the first round warms up and is dropped.
+def best_product(dtype):
+    """FLOP/s of the fastest of three square matrix products."""
+    return max(product_speed(dtype, size, repeats) for size, repeats in ((1024, 32), (2048, 8), (4096, 2)))
+
+
+def measure(variants, rounds, repeats, dtype):
+    """Seconds per step of each variant, and FLOP/s of the best product, interleaved.
+
+    The first round warms up and is dropped.
 
     Each timing follows an untimed step of the same variant: the step right after another library's
     pays for its threads and memory (a quarter more was seen on a CPU).
     """
-    times = {name: [] for name in variants}
+    times, products = {name: [] for name in variants}, []
     for number in range(rounds + 1):
         for name, step in variants.items():
             step()
@@ -148,7 +157,9 @@ def measure(variants, rounds, repeats):
                 step()
             if number:
                 times[name].append((time.perf_counter() - started) / repeats)
-    return times
+        if number:
+            products.append(best_product(dtype))
+    return times, products
 
 
 def main():
@@ -177,7 +188,7 @@ def main():
         if "levels" not in arguments.degrade:
             config.model.conditioning = "none"
     run, variants, facts = build_variants(config, arguments)
-    times = measure(variants, arguments.rounds, arguments.repeats)
+    times, products = measure(variants, arguments.rounds, arguments.repeats, run.network.model.dtype)
 
     device = jax.devices()[0]
     peak = chips.peak_flops(device.device_kind)
@@ -195,6 +206,10 @@ def main():
         for name, values in times.items()
     }
     paired = [1 - p / f for p, f in zip(times["prepared"], times["full"], strict=True)]
+    share = {
+        name: statistics.median(flops / t / p for t, p in zip(times[name], products, strict=True))
+        for name in ("full", "prepared")
+    }
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     result = {
         "config": arguments.config,
@@ -204,6 +219,8 @@ def main():
         "peak_device_gib": memory / 2**30 if memory else None,
         "peak_device_gib_torch": torch_peak(variants),
         "variants": table,
+        "best_product_gflops_per_second": statistics.median(products) / 1e9,
+        "share_of_the_best_product": share,
         "input_share": median["input"] / median["full"],
         "input_share_by_leaving_it_out": statistics.median(paired),
         "speed_against": {
@@ -213,11 +230,15 @@ def main():
         },
     }
     for name, row in table.items():
-        share = f"  MFU {row['mfu']:.1%}" if row["mfu"] else ""
+        mfu = f"  MFU {row['mfu']:.1%}" if row["mfu"] else ""
         print(
             f"{name:10s} {row['median_ms']:10.1f} ms  {row['images_per_second']:9.1f} img/s  "
-            f"{row['gflops_per_second']:9.1f} GFLOP/s{share}"
+            f"{row['gflops_per_second']:9.1f} GFLOP/s{mfu}"
         )
+    print(
+        f"share of the best product's {result['best_product_gflops_per_second']:.0f} GFLOP/s: {share['full']:.1%}, "
+        f"without input {share['prepared']:.1%}"
+    )
     print(
         f"input and degradation: {result['input_share']:.1%} of the step timed alone, "
         f"{result['input_share_by_leaving_it_out']:.1%} by leaving it out"

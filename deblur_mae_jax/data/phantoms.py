@@ -14,7 +14,7 @@ import dataclasses
 import functools
 
 import numpy as np
-from scipy import ndimage, signal
+from scipy import ndimage
 
 from deblur_mae_jax.data.source import Source
 
@@ -143,6 +143,8 @@ def _received(rng: np.random.Generator, field: np.ndarray, depth: np.ndarray) ->
 
     The point-spread function is a pulse along the beam times a profile across it, which widens away from the focus.
     """
+    from scipy import signal  # takes a third of a second, which runs on other images need not wait
+
     focus = rng.uniform(0.4, 0.6)
     pulse = np.exp(-0.5 * (np.arange(-6, 7) / 1.4) ** 2)[:, None]
     field = signal.fftconvolve(field, pulse, mode="same", axes=0)
@@ -176,6 +178,8 @@ def _rectangle_on_screen(width: float, height: int, samples: int, beams: int) ->
 
 
 def _across(field: np.ndarray, width: float) -> np.ndarray:
+    from scipy import signal
+
     beam = np.exp(-0.5 * (np.arange(-7, 8) / width) ** 2)[None]
     beam /= np.sqrt((beam**2).sum())
     return signal.fftconvolve(field, beam, mode="same", axes=1)

@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import interpolate
 
 from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError
@@ -282,6 +281,8 @@ def resized(table: np.ndarray, before: tuple[int, ...], window: tuple[int, ...])
     distance of one token; the values at the new offsets are interpolated linearly (BEiT's code: by cubic splines).
     Offsets beyond the last place have its value.
     """
+    from scipy import interpolate  # takes a quarter of a second, which most runs need not wait
+
     read, at = zip(*(_places(*pair) for pair in zip(before, window, strict=True)), strict=True)
     grid = table.astype(np.float64).reshape(*(len(places) for places in read), -1)
     wanted = np.stack(np.meshgrid(*at, indexing="ij"), axis=-1)
