@@ -15,6 +15,10 @@ Ablations of the paper's table 3, each one override:
 DeblurrMAE. At its start the run prints which weights are loaded, converted, left out
 and new. Training for a tenth of the epochs is our choice, not the paper's.
 Checkpoints of MAE's authors that include the decoder are named `mae_visualize_*`.
+`d2mae_thyroid.py:small` pre-trains a small network on a CPU: a ViT 192 wide and 6 deep at 96 pixels, 4,000 steps at batch 64, with the
+levels sigma = 0.2 t after the resize.
+Fine-tune it with configs/finetune.py:small.
+
 Deviation: one gray channel (--config.model.in_chans=3 for the paper's three).
 """
 
@@ -23,11 +27,14 @@ from deblur_mae_jax.config import pick, pretraining
 
 def get_config(arguments=""):
     """Levels sigma = 0.1 t, t = 1..11, drawn per image and given to the network as a token."""
-    (start,) = pick(arguments, ("from_scratch", "warm_start"))
-    config = pretraining()
+    start, size = pick(arguments, ("from_scratch", "warm_start"), ("paper", "small"))
+    config = pretraining(size)
     config.task.degrade = "blur.gaussian_levels(max_sigma=1.1, step=0.1)"
     config.model.conditioning = "token"
-    config.optim.batch_size = 1024
+    if size == "small":
+        config.task.degrade = "blur.gaussian_levels(max_sigma=2.2, step=0.2, kernel='opencv_float')"
+    else:
+        config.optim.batch_size = 1024
     config.optim.epochs = 8000.0 if start == "from_scratch" else 800.0
     config.checkpoint.every_epochs = 50.0
     return config

@@ -6,15 +6,19 @@ The papers: ViT-B/16, 10,675 images, 12,000 epochs at batch 256; fine-tuned: acc
 AUROC 95.54. He et al. normalise the pixels of each patch in the target; so does this config
 (--config.task.norm_pix_loss=False for the plain target).
 Expected cost: 59 GFLOP per image with three channels, 7.4e18 in all.
+`mae_thyroid.py:small` pre-trains a small network on a CPU: a ViT 192 wide and 6 deep at 96 pixels, 4,000 steps at batch 64.
+Fine-tune it with configs/finetune.py:small.
+
 Deviation: one gray channel (--config.model.in_chans=3 for the paper's three).
 """
 
-from deblur_mae_jax.config import pretraining
+from deblur_mae_jax.config import pick, pretraining
 
 
-def get_config():
+def get_config(arguments=""):
     """Nothing is degraded; the loss is on the masked patches."""
-    config = pretraining()
+    (size,) = pick(arguments, ("paper", "small"))
+    config = pretraining(size)
     config.task.degrade = "none"
     config.task.loss_on = "masked"
     config.task.norm_pix_loss = True

@@ -1,0 +1,58 @@
+"""Every word that a config takes after its colon gives a config that can be built; the small recipes fit together."""
+
+import re
+
+import numpy as np
+import pytest
+
+import deblur_mae_jax as dm
+from deblur_mae_jax import config as fields
+from deblur_mae_jax import network as networks
+from deblur_mae_jax import train
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.pretrained import inherit
+from tests import tiny
+
+
+def words(name):
+    """The words of a config, from its own message; none if it takes none."""
+    try:
+        tiny.load(f"{name}:no such word")
+    except UserError as error:
+        return re.search(r"Choices: (.*?)\.?$", str(error)).group(1).split(", ")
+    except TypeError:
+        return []
+    raise AssertionError(f"{name} takes any word")
+
+
+PAIRS = [f"{name}:{word}" for name in tiny.CONFIGS for word in words(name)]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_word_builds(pair):
+    config = tiny.load(pair)
+    identity = networks.identify(config)
+    if identity.kind and not identity.starts_from_pretrained and not identity.supervised:
+        networks.build(inherit.resolve(config)[0])
+
+
+def test_there_are_words():
+    assert {"d2mae_thyroid:small", "mae_thyroid:small", "finetune:small", "resnet:own"} <= set(PAIRS)
+
+
+@pytest.mark.parametrize("name", tiny.others_slow(
+    ("mae_thyroid", "denoising_mae_thyroid", "deblur_mae_thyroid", "d2mae_thyroid"), "d2mae_thyroid"))  # fmt: skip
+def test_the_small_recipes_fit_together(name, tmp_path):
+    """`config:small` pre-trains at its own size, and `finetune:small` starts from it without further flags."""
+    few = {
+        "data.name": "phantoms", "data.num_images": 24, "data.side": 100, "data.num_threads": 2,
+        "log.tensorboard": False,
+    }  # fmt: skip
+    short = {"optim.steps": 2, "optim.batch_size": 4, "report.num_images": 2, "report.num_eval_images": 2}
+    train.train_and_evaluate(fields.change(tiny.load(f"{name}:small"), few | short), tmp_path / "pretrained")
+    short = {"init_from": str(tmp_path / "pretrained"), "optim.epochs": 1.0, "optim.warmup_epochs": 0.5}
+    train.train_and_evaluate(fields.change(tiny.load("finetune:small"), few | short), tmp_path / "classifier")
+    trained = dm.load(tmp_path / "classifier")
+    assert trained.config.image_size == 96 and trained.config.model.embed_dim == 192
+    assert trained.config.task.blur_site == "network"
+    assert dm.predict(trained, [np.zeros((80, 90), np.uint8)]).shape == (1, len(trained.classes))
