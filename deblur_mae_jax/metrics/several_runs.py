@@ -32,11 +32,13 @@ class Judged(NamedTuple):
         compared, else that of the fine-tuning. Networks of one training are averaged.
     patients: patient of every case, `(N,)`.
     measure: the measure `(B,)` of the cases with weights `(B, N)`; NaN where it is not defined.
+    counted: whether a case has a value of this measure, `(N,)`; `None` if all have.
     """
 
     training: Hashable
     patients: np.ndarray
     measure: Callable[[np.ndarray], np.ndarray]
+    counted: np.ndarray | None = None
 
 
 class Mean(NamedTuple):
@@ -69,12 +71,14 @@ class Difference(NamedTuple):
 class _Table:
     """Values of a method: of every training `(R,)`, and of every training without one patient `(R, P)`.
 
+    counted: whether any network has a value of this patient, `(P,)`. The others do not count as patients.
     overlap: what the variance over patients is multiplied by, 1 without folds.
     """
 
     values: np.ndarray
     without: np.ndarray
     patients: list[str]
+    counted: np.ndarray
     overlap: float = 1.0
 
     @property
@@ -97,6 +101,7 @@ def table(networks: Sequence[Judged]) -> _Table:
     if any(own != seen[0] for own in seen):
         raise ValueError(f"the trainings were judged on different patients ({', '.join(str(len(s)) for s in seen)})")
     patients = sorted(seen[0])
+    folds = len({frozenset(n.patients) for n in networks})
     if len(patients) > statistics.MOST:  # leave out groups, the same ones for every network
         group = {patient: patients[i % statistics.MOST] for i, patient in enumerate(patients)}
         networks = [n._replace(patients=np.array([group[str(p)] for p in n.patients])) for n in networks]
@@ -104,17 +109,19 @@ def table(networks: Sequence[Judged]) -> _Table:
     where = {patient: i for i, patient in enumerate(patients)}
     values: list[list[float]] = [[] for _ in trainings]
     without: list[list[np.ndarray]] = [[] for _ in trainings]
+    counted = np.zeros(len(patients), bool)
     for network in networks:
         value, left_out, own = statistics.without_each(network.patients, network.measure)
         left = np.full(len(patients), value)  # patients of other folds do not change this network's measure
         left[[where[str(patient)] for patient in own]] = left_out
+        has = network.patients if network.counted is None else network.patients[network.counted]
+        counted[[where[str(patient)] for patient in np.unique(has)]] = True
         of = trainings.index(network.training)
         values[of].append(value)
         without[of].append(left)
     means = np.array([np.mean(v) for v in values])
-    folds = len({frozenset(n.patients) for n in networks})
     overlap = 1 + 1 / (folds - 1) if folds > 1 else 1.0
-    return _Table(means, np.array([np.mean(w, axis=0) for w in without]), patients, overlap)
+    return _Table(means, np.array([np.mean(w, axis=0) for w in without]), patients, counted, overlap)
 
 
 def _between(covariance: np.ndarray) -> float:
@@ -129,20 +136,33 @@ def _degrees(parts: Sequence[tuple[float, int]]) -> float:
     return total**2 / sum(v**2 / d for v, d in parts if v > 0) if total > 0 else float("nan")
 
 
+def _of_trainings(a: _Table, b: _Table) -> list[tuple[float, int]]:
+    """Variance of the difference between two methods over trainings, in parts with their degrees of freedom.
+
+    One estimate that serves both methods is one part: as two, it would count as two independent ones.
+    """
+    several = [t for t in (a, b) if len(t.values) > 1]
+    if len(several) == 1:
+        known = several[0]
+        return [(known.mean_square * (1 / len(a.values) + 1 / len(b.values)), len(known.values) - 1)]
+    return [(t.mean_square / len(t.values), len(t.values) - 1) for t in several]
+
+
 def mean(networks: Sequence[Judged] | _Table, share: bool = True) -> Mean:
     """Mean over trainings with its interval, which is NaN for fewer than `MIN_PATIENTS` patients.
 
     share: whether the measure is between 0 and 1.
     """
     t = networks if isinstance(networks, _Table) else table(networks)
-    R, P = t.without.shape
+    R, P = len(t.values), int(t.counted.sum())
     sd = float(t.values.std(ddof=1)) if R > 1 else float("nan")
-    of_patients = t.overlap * max(_between(statistics.jackknife(t.without, t.without)), 0.0)
-    parts = [(t.mean_square / R, R - 1), (of_patients, P - 1)]
     interval = Interval(float("nan"), float("nan"))
     if P >= MIN_PATIENTS:
+        without = t.without[:, t.counted]
+        of_patients = t.overlap * max(_between(statistics.jackknife(without, without)), 0.0)
+        parts = [(t.mean_square / R, R - 1), (of_patients, P - 1)]
         interval = statistics.student(t.mean, sum(v for v, _ in parts), _degrees(parts), share)
-    return Mean(t.mean, interval, sd, R, P)
+    return Mean(t.mean, interval, sd, R, len(t.patients))
 
 
 def difference(first: Sequence[Judged] | _Table, second: Sequence[Judged] | _Table) -> Difference:
@@ -154,19 +174,21 @@ def difference(first: Sequence[Judged] | _Table, second: Sequence[Judged] | _Tab
     a, b = (m if isinstance(m, _Table) else table(m) for m in (first, second))
     if a.patients != b.patients:
         raise ValueError(f"the methods were judged on different patients ({len(a.patients)} and {len(b.patients)})")
-    P = len(a.patients)
+    counted = a.counted | b.counted
+    P = int(counted.sum())
     value = a.mean - b.mean
-    common = _between(statistics.jackknife(a.without, a.without)) + _between(statistics.jackknife(b.without, b.without))
-    of_patients = max(common - 2 * float(statistics.jackknife(a.without, b.without).mean()), 0.0)
+    unknown = Difference(value, Interval(float("nan"), float("nan")), float("nan"), float("nan"))
+    if P < MIN_PATIENTS:
+        return unknown
+    of_a, of_b = a.without[:, counted], b.without[:, counted]
+    common = _between(statistics.jackknife(of_a, of_a)) + _between(statistics.jackknife(of_b, of_b))
+    of_patients = max(common - 2 * float(statistics.jackknife(of_a, of_b).mean()), 0.0)
     of_patients *= max(a.overlap, b.overlap)
-    parts = [(of_patients, P - 1)]
-    for own, other in ((a, b), (b, a)):
-        known = own if len(own.values) > 1 else other
-        parts.append((known.mean_square / len(own.values), len(known.values) - 1))
+    parts = [(of_patients, P - 1), *_of_trainings(a, b)]
     variance, degrees = sum(v for v, _ in parts), _degrees(parts)
     interval = statistics.student(value, variance, degrees)
-    if P < MIN_PATIENTS or np.isnan(interval.low):
-        return Difference(value, Interval(float("nan"), float("nan")), float("nan"), float("nan"))
+    if np.isnan(interval.low):
+        return unknown
     error = np.sqrt(variance)
     smallest = (stats.t.ppf((1 + LEVEL) / 2, degrees) + stats.t.ppf(POWER, degrees)) * error
     return Difference(value, interval, float(2 * stats.t.sf(abs(value) / error, degrees)), float(smallest))

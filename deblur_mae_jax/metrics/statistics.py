@@ -196,6 +196,9 @@ def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
     _, p, _, _, auc_a, auc_b, info = Delong_test(labels, a, b, random_state=0)
     difference = float(auc_a - auc_b)
     if info["method"] != "delong":
+        # The variance is 0, as where both separate the classes perfectly: equal areas do not differ, and for others
+        # the test is not defined.
+        p = 1.0 if abs(difference) < 1e-12 else np.nan
         return Comparison(difference, Interval(np.nan, np.nan), float(p), float("nan"))
     error = float(np.sqrt(info["var_diff"]))
     half = stats.norm.ppf((1 + LEVEL) / 2) * error

@@ -55,7 +55,7 @@ def _widened(x, y, axes, dtype):
     """
     if axes == ((0,), (0,)) and len(x) % 2 == 0:
         # A sum over two axes makes the compiler transpose `x`; for a sum over the first one it has no bfloat16 product.
-        x, y = (a.reshape(2, len(a) // 2, -1) for a in (x, y))
+        x, y = (a.reshape(2, len(a) // 2, a.shape[1]) for a in (x, y))
         axes = ((0, 1), (0, 1))
     out = jax.lax.dot_general(x, y, (axes, ((), ())), preferred_element_type=jnp.float32)
     # XLA cannot run such a product if it has folded a transposition into it.

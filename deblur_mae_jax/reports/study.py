@@ -77,8 +77,10 @@ def kept(folder: Path) -> tuple[list[Network], dict[str, Any]]:
 def _judged(networks: list[Network], measure: str) -> list[Judged]:
     """The networks of a method. Trainings are the pre-trainings if there are several, else the fine-tunings."""
     several = len({n.training for n in networks}) > 1
-    measured = [functools.partial(n.measure, measure) for n in networks]
-    return [Judged(n.training if several else n.seed, n.patients, m) for n, m in zip(networks, measured, strict=True)]
+    return [
+        Judged(n.training if several else n.seed, n.patients, functools.partial(n.measure, measure), n.counted(measure))
+        for n in networks
+    ]
 
 
 def _complete(networks: list[Network]) -> list[Network]:

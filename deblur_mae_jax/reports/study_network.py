@@ -61,6 +61,10 @@ class Network:
     def _probabilities(self) -> list[np.ndarray]:
         return [values for name, values in self.columns.items() if name.startswith("p_")]
 
+    def counted(self, name: str) -> np.ndarray | None:
+        """Whether a case has a value of this measure `(N,)`; `None` if all have."""
+        return None if "label" in self.columns else np.isfinite(self.columns[name])
+
     def measure(self, name: str, weights: np.ndarray) -> np.ndarray:
         """A measure `(B,)` of the cases with weights `(B, N)`."""
         if "label" in self.columns:
@@ -68,7 +72,8 @@ class Network:
             return weighted.MEASURES[name](labels, p, weights)
         values = self.columns[name]
         found = np.isfinite(values)
-        return weights[:, found] @ values[found] / weights[:, found].sum(axis=1)
+        with np.errstate(invalid="ignore"):  # no case with a value: NaN
+            return weights[:, found] @ values[found] / weights[:, found].sum(axis=1)
 
 
 def read_network(folder: Path, method: str, training: str, seed: int, fold: int) -> Network:

@@ -188,6 +188,19 @@ def test_delong(golden):
     assert statistics.delong(labels, z["dl_a"], z["dl_a"]).p == 1
 
 
+def test_delong_without_variance():
+    """Two classifiers without an error do not differ; against one that guesses the test is not defined."""
+    labels = np.repeat([0, 1], 10)
+    perfect, also = labels + np.linspace(0, 0.5, 20), labels + np.linspace(0, 0.5, 20) ** 3
+    got = statistics.delong(labels, perfect, also)
+    assert (got.difference, got.p) == (0, 1)
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 60), rng.random(60)
+    assert statistics.delong(labels, scores, scores**3).p == 1
+    guessing = statistics.delong(np.repeat([0, 1], 10), perfect, np.full(20, 0.5))
+    assert guessing.difference == 0.5 and np.isnan(guessing.p)
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_corrected_t_test(golden, number):
     z = golden("metrics_stats")

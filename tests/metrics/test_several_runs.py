@@ -10,6 +10,8 @@ from scipy import stats
 
 from deblur_mae_jax.metrics import classification, several_runs, statistics, weighted
 from deblur_mae_jax.metrics.several_runs import Judged
+from deblur_mae_jax.reports import study
+from deblur_mae_jax.reports.study_network import Network
 
 
 @settings(deadline=None)
@@ -127,6 +129,39 @@ def test_a_difference_between_methods_is_paired_over_patients():
     assert low < several_runs.mean(b, share=False).value < high
     with pytest.raises(ValueError, match="different patients"):
         several_runs.difference(a, [n._replace(patients=names[:50], measure=lambda w: w[:, 0]) for n in b])
+
+
+def constant(values, names=tuple(f"p{i}" for i in range(40))):
+    """A method whose trainings have these values for every patient."""
+    return [Judged(i, np.array(names), lambda w, v=v: np.full(len(w), v)) for i, v in enumerate(values)]
+
+
+@pytest.mark.parametrize("values", [(0.5, 0.6), (0.5, 0.6, 0.75)])
+def test_one_training_against_several_has_the_degrees_of_freedom_of_the_several(values):
+    """Without variance over patients this is a t-test of one value against a sample."""
+    got = several_runs.difference(constant([0.9]), constant(values))
+    R = len(values)
+    error = np.std(values, ddof=1) * np.sqrt(1 + 1 / R)
+    half = stats.t.ppf(0.975, R - 1) * error
+    np.testing.assert_allclose(got.interval, [got.value - half, got.value + half])
+    assert got.p == pytest.approx(2 * stats.t.sf(got.value / error, R - 1))
+
+
+@pytest.mark.parametrize("known", [0, 1, 3, 6])
+def test_patients_without_a_value_do_not_count(known):
+    """As the 95 % Hausdorff distance of a structure that a network missed."""
+    rng = np.random.default_rng(known)
+    names = np.array([f"p{i:02d}" for i in range(30)])
+    values = np.full((2, 30), np.nan)
+    values[:, :known] = rng.normal(20, 5, (2, known))
+    methods = [[Network("m", "", 0, 0, names, names, {"hd95": v, "dice": v})] for v in values]
+    tables = [several_runs.table(study._judged(m, "hd95")) for m in methods]
+    got, apart = several_runs.mean(tables[0], share=False), several_runs.difference(*tables)
+    if known < statistics.MIN_PATIENTS:
+        assert np.isnan(got.interval).all() and np.isnan([*apart.interval, apart.p]).all()
+    else:
+        np.testing.assert_allclose(got.interval, statistics.of_mean(values[0, :known], names[:known]))
+    assert got.patients == 30
 
 
 def test_few_patients_give_no_interval():
