@@ -36,6 +36,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.reports import study as table
 
@@ -152,8 +153,24 @@ def _images(study, kind, root, file=""):
     """Where the images of a kind of run come from: the user's folder or CSV, a list in this folder, or phantoms."""
     if not root:
         return study["phantoms"].get(kind, {})
-    place = (Path(root).expanduser() / file).resolve()
-    return {"data.root": str(place)} | ({"data.name": "manifest"} if place.suffix == ".csv" else {})
+    place = absolute(f"{root.rstrip('/')}/{file}" if file else root)
+    return {"data.root": place} | ({"data.name": "manifest"} if place.endswith(".csv") else {})
+
+
+def absolute(root):
+    """The folders of "lung=ct;brain=mr" as absolute paths, because runs start in the repository; addresses stay."""
+    parts = [part.partition("=") for part in root.split(";")]
+    return ";".join(str(_absolute(path)) + equals + modality for path, equals, modality in parts)
+
+
+def _absolute(path):
+    return path if buckets.is_address(path) else Path(path).expanduser().resolve()
+
+
+def missing(root):
+    """The first of the paths in `root` that does not exist; None if all do, or are addresses."""
+    paths = [part.partition("=")[0] for part in root.split(";")]
+    return next((p for p in paths if not buckets.is_address(p) and not Path(p).expanduser().exists()), None)
 
 
 def plan(study, arguments):
@@ -169,8 +186,8 @@ def plan(study, arguments):
     lists = [("finetune_root", root_of(arguments, fold)) for fold in _numbers(arguments.folds, "--folds")]
     given = [(flag, getattr(arguments, flag)) for flag in ("init_from", "pretrain_root", "weights")]
     for flag, value in given + lists:
-        if value and "=" not in value and "://" not in value and not Path(value).expanduser().exists():
-            raise UserError(f"--{flag}: '{value}' does not exist")
+        if value and missing(value):
+            raise UserError(f"--{flag}: '{missing(value)}' does not exist")
     if arguments.reference and arguments.reference not in study["methods"]:
         raise unknown("--reference", arguments.reference, study["methods"])
     runs, done = [], set()
@@ -179,7 +196,7 @@ def plan(study, arguments):
             continue
         file = weights_of(method, arguments.weights)
         if arguments.init_from:
-            file = Path(arguments.init_from).expanduser().resolve()
+            file = _absolute(arguments.init_from)
         starts = pretrainings(study, name, method, arguments) if method.get("pretrain") else []
         runs += [run for run in starts if run.folder not in done]
         done |= {run.folder for run in starts}
@@ -439,9 +456,13 @@ def main():
     output.mkdir(parents=True, exist_ok=True)
     failed = execute(runs)
     facts = facts_of(study, runs, arguments)
-    networks, facts = joined(output, networks_of(runs), facts, list(study["methods"]))
-    table.keep(networks, facts, output)
-    write(output, networks, facts)
+    try:
+        networks, facts = joined(output, networks_of(runs), facts, list(study["methods"]))
+        table.keep(networks, facts, output)
+        write(output, networks, facts)
+    except UserError as error:  # the predictions are kept: --rebuild writes the table
+        print("error:", error, file=sys.stderr)
+        sys.exit(2)
     if failed:
         print(f"error: {len(failed)} run(s) failed or were left out: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)

@@ -295,6 +295,24 @@ def test_official_folds_are_lists_with_the_fold_in_their_names(tmp_path):
         planned(tmp_path, "methods", *options, "--folds=1,2")
 
 
+def test_addresses_and_every_folder_of_a_root_reach_the_runs(tmp_path, monkeypatch):
+    """Runs start in the repository, so relative folders have to be made absolute, and addresses must not be."""
+    (tmp_path / "ct").mkdir()
+    (tmp_path / "mr").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = [run for run in planned(tmp_path, "dae", "--pretrain_root=ct=ct;mr=mr") if run.kind == "pretrain"]
+    assert {run.overrides["data.root"] for run in before} == {f"{tmp_path}/ct=ct;{tmp_path}/mr=mr"}
+    with pytest.raises(UserError, match="--pretrain_root: 'pet' does not exist"):
+        planned(tmp_path, "dae", "--pretrain_root=ct=ct;pet=mr")
+    runs = planned(tmp_path, "methods", "--pretrain_root=gs://bucket/packed", "--set_pretrain", "data.name=packed")
+    assert {run.overrides["data.root"] for run in runs if run.kind == "pretrain"} == {"gs://bucket/packed"}
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "classify_mmotu.csv").write_text("path,label,split\n")
+    runs = planned(tmp_path, "ultrabench", "--init_from=gs://bucket/run", "--finetune_root=lists")
+    assert {run.overrides["init_from"] for run in runs} == {"gs://bucket/run"}
+    assert {run.overrides["data.root"] for run in runs} == {f"{tmp_path}/lists/classify_mmotu.csv"}
+
+
 @pytest.mark.parametrize("name", ["methods", "paper_tables", "label_share", "open_questions"])
 def test_runs_on_images_of_the_user_have_a_warm_up_shorter_than_themselves(tmp_path, name):
     from deblur_mae_jax.config import copy
@@ -463,11 +481,18 @@ def test_a_training_without_a_fold_is_left_out_and_other_patients_are_not_compar
     assert "folds train" not in study.table.write(networks, facts, tmp_path)
     only = [n for n in second if n.method == "plain"] + half
     found = study.table.rows(only, facts)
-    assert (
-        "different patients (60 and 120)" in found[1]["not_compared"]
-        or "different patients" in found[1]["not_compared"]
-    )
+    assert "different patients" in found[1]["not_compared"]
     assert "is not compared" in study.table.write(only, facts, tmp_path)
+
+
+def test_a_method_whose_images_changed_between_two_runs_does_not_cost_the_others_their_rows(tmp_path):
+    networks, facts = kept_study(tmp_path)
+    last = networks[-1]
+    fewer = {name: values[2:] for name, values in last.columns.items()}
+    networks[-1] = dataclasses.replace(last, images=last.images[2:], groups=last.groups[2:], columns=fewer)
+    plain, better, _ = study.table.rows(networks, facts)
+    assert "auroc" in plain and "auroc" not in better and "overlap (59, 60)" in better["not_judged"]
+    assert "better, sharper has no measures: " in study.table.write(networks, facts, tmp_path)
 
 
 def test_a_second_command_adds_to_what_is_kept(tmp_path):

@@ -94,14 +94,18 @@ class _Table:
 def table(networks: Sequence[Judged]) -> _Table:
     """Judge every network on all of its cases, and without the cases of each patient.
 
-    Raises `ValueError` if the trainings were not judged on the same patients.
+    Raises `ValueError` if the trainings were not judged on the same patients, or folds share patients.
     """
     trainings = list(dict.fromkeys(n.training for n in networks))
     seen = [{str(p) for n in networks if n.training == t for p in n.patients} for t in trainings]
     if any(own != seen[0] for own in seen):
         raise ValueError(f"the trainings were judged on different patients ({', '.join(str(len(s)) for s in seen)})")
     patients = sorted(seen[0])
-    folds = len({frozenset(n.patients) for n in networks})
+    sets = {frozenset(str(p) for p in n.patients) for n in networks}  # one for each fold
+    if sum(len(s) for s in sets) > len(patients):
+        sizes = ", ".join(str(len(s)) for s in sorted(sets, key=len))
+        raise ValueError(f"the networks of a training were judged on different patients that overlap ({sizes})")
+    folds = len(sets)
     if len(patients) > statistics.MOST:  # leave out groups, the same ones for every network
         group = {patient: patients[i % statistics.MOST] for i, patient in enumerate(patients)}
         networks = [n._replace(patients=np.array([group[str(p)] for p in n.patients])) for n in networks]

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -18,6 +18,8 @@ from deblur_mae_jax.reports.cases import Cases
 from deblur_mae_jax.reports.predictions import Predictions
 from deblur_mae_jax.workdir import mirror
 from deblur_mae_jax.workdir.run_folder import Workdir
+
+Table = TypeVar("Table", Predictions, Cases)
 
 
 @dataclasses.dataclass
@@ -71,7 +73,29 @@ def aligned(a: Run, b: Run) -> tuple[Predictions, Predictions]:
     first, second = (p.where(np.argsort(p.names)) for p in tables)
     if (first.labels != second.labels).any():
         raise UserError(f"{a.name} and {b.name} disagree about the labels of the images")
-    return first, second
+    return same_patients(first, second, (a.name, b.name))
+
+
+def same_patients(first: Table, second: Table, names: tuple[str, str]) -> tuple[Table, Table]:
+    """Return two tables of the same images in the same order, with the patients of one in both.
+
+    If only one of them knows the patients, both get its patients. Raises `UserError` if they disagree about which
+    images show one patient.
+    """
+    known = [bool((t.groups != "").any()) for t in (first, second)]
+    if all(known):
+        where = [np.unique(t.patients, return_index=True, return_inverse=True)[1:] for t in (first, second)]
+        starts = [index[which] for index, which in where]  # the first image of each image's patient
+        apart = np.flatnonzero(starts[0] != starts[1])
+        if len(apart):
+            i = apart[0]
+            raise UserError(
+                f"{names[0]} and {names[1]} disagree about which images show one patient, for example about "
+                f"'{first.names[i]}' (patients '{first.patients[i]}' and '{second.patients[i]}'): a paired comparison "
+                "needs the same patients (a column `group`, config.data.group_pattern)"
+            )
+    groups = second.groups if known == [False, True] else first.groups
+    return dataclasses.replace(first, groups=groups), dataclasses.replace(second, groups=groups)
 
 
 def pairs(runs: list[Run]) -> list[dict[str, Any]]:
@@ -136,8 +160,7 @@ def aligned_cases(a: Cases, b: Cases, names: tuple[str, str]) -> tuple[Cases, Ca
             f"{names[0]} and {names[1]} were not judged on the same images ({len(a)} and {len(b)}, {both} in common): "
             "a paired comparison needs the same ones"
         )
-    first, second = a.where(np.argsort(a.names)), b.where(np.argsort(b.names))
-    return first, second
+    return same_patients(a.where(np.argsort(a.names)), b.where(np.argsort(b.names)), names)
 
 
 def compare_cases(a: Cases, b: Cases, names: tuple[str, str]) -> dict[str, Any]:

@@ -104,7 +104,8 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
     """One row per method: its state, and per measure the mean, interval and difference from the reference.
 
     The p-values are adjusted by Holm's method over the methods that are compared with the reference. `left_out` counts
-    the networks of trainings that lack a fold; `not_compared` says why a row has no difference.
+    the networks of trainings that lack a fold; `not_judged` and `not_compared` say why a row has no measures or no
+    difference.
     """
     every = {name: [n for n in networks if n.method == name] for name in facts["methods"]}
     of_method = {name: _complete(own) for name, own in every.items()}
@@ -117,12 +118,14 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
     reference = facts.get("reference", "")
     for measure in (*OF_CLASSES, *OF_MASKS):
         by = 1.0 if measure in LENGTHS else 100.0
-        tables = {
-            name: several_runs.table(_judged(own, measure))
-            for name, own in of_method.items()
-            if own and measure in own[0].measures
-        }
+        tables = {}
         for row in out:
+            own = of_method[row["method"]]
+            try:
+                if own and measure in own[0].measures:
+                    tables[row["method"]] = several_runs.table(_judged(own, measure))
+            except ValueError as error:
+                row["not_judged"] = str(error)
             if row["method"] in tables:
                 mean = several_runs.mean(tables[row["method"]], share=measure not in LENGTHS)
                 low, high = mean.interval
@@ -232,6 +235,8 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
                 f" {row['method']}: {measure} is not defined in {lacking} of {total} cases, where nothing was found or "
                 "nothing is there; its mean leaves them out, so it favours a method that misses structures."
             )
+        if "not_judged" in row:
+            text += f" {row['method']} has no measures: {row['not_judged']}. Did its images change between two runs?"
         if "not_compared" in row:
             text += f" {row['method']} is not compared: {row['not_compared']}."
     if facts.get("ensembles"):

@@ -307,6 +307,27 @@ def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
         comparison.read_run(tmp_path)
 
 
+def run_of(name, t):
+    return comparison.Run(name, t, t, {})
+
+
+def test_runs_that_group_the_images_differently_are_not_compared():
+    """Patient tables are sorted by name: patients of other names would be paired in another order."""
+    labels = np.repeat([0, 1], 40)
+    p = two_columns(np.random.default_rng(0).random(80))
+    pairs = np.array([f"p{i // 2:02d}" for i in range(80)])
+    renamed = np.array([f"case {39 - i // 2:02d}" for i in range(80)])  # the same patients in another order
+    [row] = comparison.pairs([run_of("a", table(labels, p, pairs)), run_of("b", table(labels, p, renamed))])
+    assert row["unit"] == "patient" and row["auroc"].difference == 0 and row["accuracy"].difference == 0
+    for order in (1, -1):  # one of the runs does not know the patients
+        runs = [run_of("a", table(labels, p, pairs)), run_of("b", table(labels, p))][::order]
+        [row] = comparison.pairs(runs)
+        assert row["unit"] == "patient" and row["patients"] == 40
+    shifted = np.roll(pairs, 1)
+    with pytest.raises(UserError, match="a and b disagree about which images show one patient, for example"):
+        comparison.pairs([run_of("a", table(labels, p, pairs)), run_of("b", table(labels, p, shifted))])
+
+
 def test_an_interval_has_a_width_or_there_is_none():
     t = table(np.arange(40) % 2, two_columns((np.arange(40) % 2).astype(float)))
     assert np.isnan(statistics.over_patients(t.labels, t.probabilities, t.patients, weighted.accuracy)).all()
