@@ -1,6 +1,6 @@
 """Export a trained network to PyTorch, with a certificate of how well JAX and PyTorch agree.
 
-    python scripts/export_to_pytorch.py RUN --format=timm
+    python scripts/export_to_pytorch.py RUN
     python scripts/export_to_pytorch.py RUN --format=hf --output=my_model --in_chans=3
 
 RUN is the workdir of a run, or a weight file. --help lists the formats: d2mae holds any ViT, with the network in one
@@ -26,7 +26,10 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="workdir of a run, or a weight file")
     parser.add_argument(
-        "--format", default="timm", help="; ".join(f"{name}: {title}" for name, title in titles().items())
+        "--format",
+        default="",
+        help="; ".join(f"{name}: {title}" for name, title in titles().items())
+        + "; default: timm or monai where they have a place for the network, else another one",
     )
     parser.add_argument("--output", default="", help="a folder, or a .safetensors or .pth file")
     parser.add_argument("--in_chans", type=int, default=0, help="1 or 3; 0: as trained")

@@ -28,6 +28,8 @@ from deblur_mae_jax.weight_formats.torch_calls import EXTRA, need_torch
 from deblur_mae_jax.workdir import run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
+# Without a name, the first of these formats that has a place for the network, and then any other.
+PREFERRED = ("timm", "monai", "d2mae")
 NOT_MEASURED = "not measured"
 # Fields of a config that hold paths.
 _PRIVATE = ("data.root", "data.tfds_name", "data.labels", "report.monitor_root", "init_from", "compilation_cache",
@@ -38,23 +40,26 @@ _LEFT_OUT = {"model.mask_token": ("monai", "dae"), "model.probe": ("timm", "hf")
 
 def export(
     run: str | Path | TrainedNetwork,
-    format: str = "timm",
+    format: str = "",
     output: str | Path = "",
     in_chans: int = 0,
 ) -> Path:
     """Export the network of `run` to PyTorch and return the folder.
 
     run: a workdir, a weight file or a loaded network.
-    format: "mae", "timm", "hf" or "d2mae"; for volumes "monai" or "dae" (see `weight_formats.contract.formats()`).
+    format: "mae", "timm", "hf" or "d2mae"; for volumes "monai" or "dae" (see `weight_formats.contract.formats()`). "":
+        timm's or MONAI's if it has a place for the network, else another one.
     output: a folder, or a .safetensors or .pth file in a folder of its own; the run's `export/<format>` by default.
     in_chans: 1 or 3, converted as described in `channels.py`; 0: as trained.
 
     Also writes `certificate.json`, with the differences between JAX and PyTorch that are measured here, and a
     `README.md`. Raises `UserError`.
     """
-    contract.named(format)
+    if format:
+        contract.named(format)
     trained = run if isinstance(run, TrainedNetwork) else trained_network.load(run, "RUN")
-    module = contract.named(format, trained.config.model.name)
+    module = contract.named(format, trained.config.model.name) if format else _chosen(trained)
+    format = module.NAME
     _require_fit(trained, module)
     place = trained.place if isinstance(run, TrainedNetwork) else run
     if not output and buckets.is_address(place):
@@ -93,6 +98,24 @@ def export(
             os.replace(path, folder / path.name)
     target.send(*([] if target.path == folder else sorted(folder.iterdir())))
     return folder if target.remote is None else target.remote
+
+
+def _chosen(trained: TrainedNetwork) -> Any:
+    """The first format that has a place for the network. Raises `UserError`."""
+    fitting = [m for m in contract.formats().values() if trained.config.model.name in m.MODELS]
+    rank = lambda m: PREFERRED.index(m.NAME) if m.NAME in PREFERRED else len(PREFERRED)
+    refused: list[UserError] = []
+    for module in sorted(fitting, key=rank):
+        try:
+            module.from_ours(description.describe(trained), state_of(trained))
+        except UserError as error:
+            refused.append(error)
+        else:
+            return module
+    if refused:
+        raise refused[0]
+    _require_fit(trained, contract.named(PREFERRED[0]))
+    raise AssertionError("a format fits, and was not found")
 
 
 def _require_fit(trained: TrainedNetwork, module: Any) -> None:
