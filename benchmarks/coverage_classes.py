@@ -130,6 +130,8 @@ def trial(s, rng, truth):
         yield "3 x 3 trainings, over patients and trainings", measure, *contains(nine.interval, average)
         difference = several_runs.difference(*tables).interval
         yield "3 x 3 trainings, difference of two methods", measure, *contains(difference, 0.0)
+        once = several_runs.difference(judged[0][:1], judged[1][::3]).interval
+        yield "1 training against 3, difference of two methods", measure, *contains(once, 0.0)
         yield "3 trainings, over patients and trainings", measure, *contains(three.interval, average)
     if len(s.shares) == 2 and len(set(labels)) == 2:
         yield from tests(labels, of, fixed, other)

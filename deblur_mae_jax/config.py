@@ -356,7 +356,7 @@ OPTIM: Group = {
     "b2": Field(0.95, "AdamW's decay of the second moment."),
     "eps": Field(1e-8, "AdamW's epsilon."),
     "weight_decay": Field(0.05, "Weight decay."),
-    "decay_on": Field("weights_and_tokens", "What weight decay acts on: weights | weights_and_tokens | all."),
+    "decay_on": Field("weights_and_tokens", "What AdamW's weight decay acts on: weights | weights_and_tokens | all. That of LARS acts on parameters with more than one axis."),
     "layer_decay": Field(1.0, "Factor of the learning rate from each block to the one below. 1: off."),
     "clip_norm": Field(0.0, "Clip gradients to this global norm. 0: off."),
 }  # fmt: skip

@@ -267,8 +267,11 @@ def search(
         def keep(number: int, losses: jax.Array) -> None:
             rows, numbers = np.asarray(losses), missing[number * B : (number + 1) * B]
             # Another image replaces one that can no longer be read; its losses must not be used.
-            lost = {item.name for item in loader.failed}
-            readable = [row for row, i in enumerate(numbers) if index.source.names[i] not in lost]
+            failed = {item.name for item in loader.failed}
+            lost = np.array([index.source.names[i] in failed for i in numbers])
+            if jax.process_count() > 1:  # each process knows of the images that it read itself
+                lost = np.logical_or.reduce(np.asarray(multihost_utils.process_allgather(lost)))
+            readable = np.flatnonzero(~lost)
             results.add([hashes[numbers[row]] for row in readable], rows[readable])
             if show is not None:
                 show(number * B + len(numbers), len(missing))
@@ -283,10 +286,19 @@ def search(
     return Table(index.source.names, levels, sigmas(degradation, levels), table, len(missing), seconds)
 
 
+# Settings of a model that change how it is computed, not what.
+_SAME_RESULT = ("attention", "remat")
+
+
 def _spec(trained: TrainedNetwork, levels: np.ndarray, high_pass: float) -> dict[str, Any]:
-    """Everything that the errors of an image depend on, except the weights and the image."""
+    """Everything that the errors of an image depend on, except the weights and the image.
+
+    The settings of the model count, because some change no shape, such as the number of heads.
+    """
     config, inputs = trained.config, trained.network.inputs
     return {
+        "model": {name: value for name, value in sorted(config.model.items()) if name not in _SAME_RESULT},
+        "norm_pix_loss": trained.network.task.norm_pix_loss,
         "levels": levels.tolist(),
         "degrade": config.task.degrade,
         "site": config.task.blur_site,
@@ -335,7 +347,8 @@ def assign(
 ) -> tuple[np.ndarray | None, Table | None]:
     """Return the level of every image `(count,)`, or `None` if the training step finds or draws it.
 
-    Setting "none" is level 1, whose sigma of 0.1 does not blur. Setting "random" draws one level per image, once.
+    Setting "none" is level 1. In the paper its sigma of 0.1 does not blur; in other ranges it may. Setting "random"
+    draws one level per image, once.
     """
     if setting.kind == "search":
         table = run_search(setting.step)

@@ -59,7 +59,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0,
             return layers.linear(x[:, ::stride, ::stride], kernel[0, 0])
         if k == stride:  # reads every pixel once
             x = x[:, : H // k * k, : W // k * k].reshape(B, H // k, k, W // k, k, C).transpose(0, 1, 3, 2, 4, 5)
-            return layers.linear(x.reshape(B, H // k, W // k, -1), kernel.reshape(-1, kernel.shape[3]))
+            return layers.linear(x.reshape(B, H // k, W // k, k * k * C), kernel.reshape(k * k * C, -1))
     if jax.default_backend() == "cpu" and groups == C > 1 and stride == 1 and k == 2 * padding + 1:
         return depthwise(x, kernel)
     if layers.one_cpu() and groups == stride == padding == 1 and k == 3 and H * W >= LARGE and C >= MANY:

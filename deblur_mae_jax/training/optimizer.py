@@ -107,6 +107,11 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _scale_by(scales: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Multiply the updates by `scales(updates)`."""
+    return optax.stateless(lambda updates, params=None: jax.tree.map(jnp.multiply, updates, scales(updates)))
+
+
 def adamw(
     schedule: Schedule,
     *,
@@ -126,18 +131,11 @@ def adamw(
     scales: `params -> factors` of the learning rate (`layer_scales`).
     """
     first = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    last = []
-    if scales is not None:
-
-        def scaled(updates, params=None):
-            return jax.tree.map(jnp.multiply, updates, scales(updates))
-
-        last = [optax.stateless(scaled)]
     return optax.chain(
         *first,
         scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask=lambda p: decay_mask(p, decay_on, tokens)),
-        *last,
+        *([] if scales is None else [_scale_by(scales)]),
         keep_state(optax.scale_by_learning_rate(schedule)),
     )
 
@@ -150,6 +148,7 @@ def lars(
     trust_coefficient: float = 0.001,
     clip_norm: float = 0.0,
     rate_first: bool = False,
+    scales: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LARS as in MAE's linear probe and MoCo v3.
 
@@ -157,6 +156,7 @@ def lars(
     applied after the momentum.
 
     rate_first: apply the learning rate before the momentum, as SimCLR's code and `optax.lars`.
+    scales: `params -> factors` of the learning rate (`layer_scales`).
     """
 
     def matrices(params):
@@ -164,11 +164,13 @@ def lars(
 
     first = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     last = [optax.trace(decay=momentum), optax.scale_by_learning_rate(schedule)]
+    by_layer = [] if scales is None else [_scale_by(scales)]
     return keep_state(
         optax.chain(
             *first,
             optax.add_decayed_weights(weight_decay, mask=matrices),
             optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), matrices),
+            *by_layer,
             *(last[::-1] if rate_first else last),
         )
     )
@@ -214,7 +216,9 @@ def make(
         scales = functools.partial(_scaled, optim.layer_decay, rules.layers(model))
     if optim.name.startswith("lars"):
         rate_first = optim.name == "lars_simclr"
-        tx = lars(schedule, weight_decay=optim.weight_decay, clip_norm=optim.clip_norm, rate_first=rate_first)
+        tx = lars(
+            schedule, weight_decay=optim.weight_decay, clip_norm=optim.clip_norm, rate_first=rate_first, scales=scales
+        )
     else:
         tx = adamw(
             schedule,

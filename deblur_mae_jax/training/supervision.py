@@ -94,7 +94,10 @@ def prepare(
     supervision.setting = setting
     searches = source is not None and source.network.kind == "reconstruct"
     why = "" if searches or setting.kind != "none" else ": there is no pre-training network to search with"
+    degradation = parse.degradation(config.task.degrade)
     value = f" {setting.value:g}" if setting.value else ""
+    if setting.kind == "none":
+        value = f" (level 1, sigma {blur_search.all_sigmas(degradation)[0]:g})"
     supervision.lines.append(f"blur of the images: {setting.kind}{value}{why}")
 
     def show(done: int, total: int) -> None:
@@ -116,7 +119,6 @@ def prepare(
             show=show,
         )
 
-    degradation = parse.degradation(config.task.degrade)
     supervision.levels, supervision.table = blur_search.assign(
         setting, degradation, len(index), config.seed, run_search
     )

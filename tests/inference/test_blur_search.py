@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 from scipy import ndimage
-from tiny_runs import fine, go, pretraining
+from tiny_runs import fine, go, pretraining, trained
 
 import deblur_mae_jax as dm
 from deblur_mae_jax.degradations import blur, parse
@@ -40,6 +40,17 @@ def test_levels_of_the_settings_that_search_nothing():
     assert set(levels("random")) == set(range(1, 12))
     np.testing.assert_array_equal(levels("random"), levels("random"))
     assert levels("oracle") is None and levels("online(2)") is None
+
+
+@pytest.mark.parametrize("changes", [{"task__norm_pix_loss": True}, {"model__num_heads": 2}])
+def test_settings_that_change_the_errors_and_no_weight_have_their_own_cache(changes):
+    one, other = trained("d2mae_thyroid"), trained("d2mae_thyroid", **changes)
+    assert one.weights_hash == other.weights_hash
+    levels = blur_search.candidates(11, 2)
+    keys = [search_cache.cache_key(t.weights_hash, blur_search._spec(t, levels, 0.0)) for t in (one, other)]
+    assert keys[0] != keys[1]
+    again = trained("d2mae_thyroid")
+    assert search_cache.cache_key(again.weights_hash, blur_search._spec(again, levels, 0.0)) == keys[0]
 
 
 def test_a_high_pass_must_be_a_sigma():

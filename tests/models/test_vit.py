@@ -143,6 +143,17 @@ def test_lars(golden, suffix):
             np.testing.assert_allclose(params[f"p{i}"], z[f"p{i}_steps{suffix}"][k], atol=4e-6)
 
 
+@pytest.mark.parametrize("rate_first", [False, True])
+def test_lars_scales_the_learning_rate_of_every_layer(rate_first):
+    params = {"low": jnp.ones((3, 2)), "high": jnp.ones((3, 2))}
+    grads = jax.tree.map(lambda p: 0.1 * p, params)
+    tx = optimizer.lars(lambda _: 0.5, rate_first=rate_first, scales=lambda _: {"low": 0.25, "high": 1.0})
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(grads, state, params)
+        np.testing.assert_allclose(updates["low"], 0.25 * updates["high"], rtol=1e-6)
+
+
 def test_the_batch_norm_of_a_linear_probe(golden):
     z = golden("linprobe_head")
     norm = layers.BatchNorm()
