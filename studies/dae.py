@@ -32,6 +32,8 @@ _ALONE = {
     "DAE, local masking alone": ("dae_ct_mr:local_masking", {}),
     "DAE, as coded": ("dae_ct_mr", {"model.layout": "as_coded"}),
 }  # fmt: skip
+# As coded, the depth of the patches of 32 voxels, 16, is the number of channels.
+_WIDE = {"model.feature_size": 16, "model.num_heads": (2, 4, 8, 16)}
 _FETA = {"from scratch": (83.9, 61.8), "3-D MAE": (83.8, 62.5), "DAE": (84.2, 65.1)}
 
 
@@ -57,6 +59,10 @@ def get_study(preset):
                 "finetune_overrides": {"data.fraction": share},
                 "paper": {"dice": _FETA[name][column]},
             }
-    for name, (config, fields) in _ALONE.items():
+    alone = dict(_ALONE)
+    if small:
+        config, fields = alone.pop("DAE, as coded")
+        alone |= {"DAE, 16 wide": (config, _WIDE), "DAE, as coded, 16 wide": (config, fields | _WIDE)}
+    for name, (config, fields) in alone.items():
         study["methods"][name] = {"pretrain": config, "pretrain_overrides": fields, "finetune": fine, "paper": {}}
     return study

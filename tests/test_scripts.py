@@ -13,10 +13,13 @@ import pytest
 import tiny
 from PIL import Image
 
+from deblur_mae_jax import config as fields
+from deblur_mae_jax import network as networks
 from deblur_mae_jax.data import audit, dataset, image_folder, index, manifest, splits
 from deblur_mae_jax.data.phantoms import Phantoms
 from deblur_mae_jax.data.source import subset
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.reports import ensembles
 
 ROOT = Path(__file__).parent.parent
@@ -253,6 +256,9 @@ def test_every_study_can_be_planned(path, tmp_path):
         fine = [run for run in runs if run.kind == "finetune"]
         made = {str(run.folder) for run in runs if run.kind == "pretrain"}
         assert all(run.overrides.get("init_from", next(iter(made), "")) in made for run in fine)
+        for run in runs:
+            if run.kind == "pretrain":  # raises `UserError` if its settings do not fit each other
+                networks.build(inherit.resolve(fields.copy(tiny.load(run.config), run.overrides))[0])
 
 
 def planned(tmp_path, name, *options):

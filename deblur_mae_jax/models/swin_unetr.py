@@ -206,6 +206,12 @@ def Model(
             f"config.model.feature_size={size}: every stage, twice as wide as the one before, must be divisible "
             f"by its heads, config.model.num_heads={tuple(heads)}"
         )
+    depth = sides.of(image_size, 3)[0] // 2
+    if layout == "as_coded" and size != depth:
+        raise UserError(
+            "config.model.layout=as_coded takes the depth of the patches, image_size / 2, for their channels, so "
+            f"config.image_size={image_size} needs config.model.feature_size={depth}, not {size}"
+        )
     return SwinUNETR(
         feature_size=size,
         patch_embed=patch_embed,

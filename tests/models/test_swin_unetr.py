@@ -177,7 +177,7 @@ def test_daes_pre_training_network(golden, case):
     coded = case.endswith("ascoded")
     model = swin_unetr.Model(
         "12", feature_size=32 if coded else 12, patch_embed="unet_basic", merge_order="legacy", normalize=False,
-        num_heads=(2, 4, 8, 16) if coded else (3, 6, 12, 24), layout="as_coded" if coded else "intended",
+        num_heads=(2, 4, 8, 16) if coded else (3, 6, 12, 24), layout="as_coded" if coded else "intended", image_size=64,
     )  # fmt: skip
     clean = last(z["x_org_u8"]).astype(np.float32) / 255
     weights = recipe(z)
@@ -235,6 +235,7 @@ def test_without_the_skip_nothing_of_the_input_reaches_the_output_directly():
         ({"merge_order": "v3"}, ["merge_order", "legacy"]),
         ({"feature_size": 13}, ["feature_size=13", "num_heads"]),
         ({"layout": "x"}, ["layout", "as_coded"]),
+        ({"layout": "as_coded", "variant": "12", "image_size": 32}, ["as_coded", "feature_size=16, not 12"]),
     ],
 )
 def test_bad_settings(fields, parts):
