@@ -94,6 +94,17 @@ def arrange(
     return layout
 
 
+def masks_among(files: Sequence[File], stem_of: Callable[[str], str], *, volumes: bool = False) -> dict[str, str]:
+    """Find the files that are named like the mask of another one, in a list in which all should be images.
+
+    The result has the path of the image by the path of the mask. Other arguments: as in `arrange`.
+    """
+    items = _items(files, stem_of, Layout([], [], []))
+    images, candidates = [i for i in items if i.role != "mask"], [i for i in items if i.role == "mask"]
+    found = pairing.owners(images, candidates, volumes)
+    return {mask.file.path: image.file.path for mask, image in zip(candidates, found, strict=True) if image is not None}
+
+
 def _items(files: Sequence[File], stem_of: Callable[[str], str], layout: Layout) -> list[Item]:
     """Read the names of the folders. Files beside split folders are left out."""
     splits = _split_folders(files)

@@ -6,15 +6,17 @@ Other columns are ignored.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+from deblur_mae_jax.data import layout
 from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.data.decode import EXTENSIONS
 from deblur_mae_jax.data.image_files import Files, Masks, decoder_of, mask_file_of
 from deblur_mae_jax.data.layout import groups_by_pattern
-from deblur_mae_jax.data.listing import existing_root
+from deblur_mae_jax.data.listing import File, existing_root
 from deblur_mae_jax.data.naming import views
-from deblur_mae_jax.data.source import Source
+from deblur_mae_jax.data.source import Skipped, Source
 from deblur_mae_jax.errors import UserError
 
 AXES = 2  # of its images
@@ -34,7 +36,7 @@ def source(data, channels: int) -> Source:
             raise UserError(f"config.data.root: '{data.root}' holds no manifest.csv; name the CSV")
     table = tables.read(root, data.split, data.columns)
     finder = tables.Finder(root.parent, sorted(EXTENSIONS))
-    rows = sorted(table.rows, key=lambda row: row["path"])
+    rows, masks_listed = without_masks(table.rows, lambda base: Path(base).stem)
     paths = [finder.path(row["path"]) for row in rows]
     refuse_twice(root, paths, [row["path"] for row in rows])
     names = [tables.name_of(row["path"]) for row in rows]
@@ -50,7 +52,7 @@ def source(data, channels: int) -> Source:
         labels=[row["label"] for row in rows] if "label" in table.columns else None,
         groups=groups,
         **masks.fields(),
-        skipped=table.skipped,
+        skipped=table.skipped + masks_listed,
         examine=files.examine,
         notes=notes,
         splits=[row["split"] for row in rows] if "split" in table.columns else None,
@@ -58,9 +60,38 @@ def source(data, channels: int) -> Source:
     )
 
 
+def without_masks(
+    rows: list[dict[str, str]], stem_of: Callable[[str], str], *, volumes: bool = False
+) -> tuple[list[dict[str, str]], list[Skipped]]:
+    """The rows of a CSV in order, without those that are masks of other rows, and a reason for each of these.
+
+    A row is a mask if another one names it in its column `mask`, or if it is named like the mask of another one.
+
+    stem_of: name of a file without its suffix.
+    """
+    rows = sorted(rows, key=lambda row: row["path"])
+    named = {tables.name_of(mask): row["path"] for row in rows for mask in _cells(row) if mask != row["path"]}
+    files = [File(row["path"], tables.name_of(row["path"])) for row in rows]
+    called = layout.masks_among(files, stem_of, volumes=volumes)
+    kept, skipped = [], []
+    for row in rows:
+        name = tables.name_of(row["path"])
+        image = named.get(name) or ("" if _cells(row) else called.get(row["path"], ""))
+        if image:
+            how = "it is the mask of" if name in named else "it is named like the mask of"
+            skipped.append(Skipped(name, f"{how} '{image}', another row: masks belong into the column `mask`"))
+        else:
+            kept.append(row)
+    return kept, skipped
+
+
+def _cells(row: dict[str, str]) -> list[str]:
+    """The masks that a row names, separated by semicolons."""
+    return [part.strip() for part in row.get("mask", "").split(";") if part.strip()]
+
+
 def _masks_of(row: dict[str, str], finder: tables.Finder) -> tuple[str, ...]:
-    cell = row.get("mask", "")
-    return tuple(finder.path(part.strip()) for part in cell.split(";") if part.strip())
+    return tuple(finder.path(mask) for mask in _cells(row))
 
 
 def refuse_twice(root: Path, paths: list[str], cells: list[str]) -> None:

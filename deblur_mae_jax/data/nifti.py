@@ -16,7 +16,7 @@ import numpy as np
 from deblur_mae_jax.data import layout, listing, masks, naming, volume_file
 from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.data.layout import groups_by_pattern
-from deblur_mae_jax.data.manifest import refuse_twice
+from deblur_mae_jax.data.manifest import refuse_twice, without_masks
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
 from deblur_mae_jax.data.volume_reader import Volumes
 from deblur_mae_jax.errors import UserError
@@ -180,8 +180,9 @@ def _of_entry(entry: tuple[str, str], number: int, data) -> _Found:
         raise UserError(f"config.data.root: '{root}' is a file; name its folder, or a CSV that lists volumes")
     read = tables.read(table, data.split, data.columns)
     finder = tables.Finder(table.parent, volume_file.SUFFIXES)
-    found = _Found([], read.skipped, read.notes, read.unused)
-    for row in sorted(read.rows, key=lambda row: row["path"]):
+    rows, masks_listed = without_masks(read.rows, volume_file.stem, volumes=True)
+    found = _Found([], read.skipped + masks_listed, read.notes, read.unused)
+    for row in rows:
         own = row.get("modality", "")
         kind = (modality if naming.is_missing(own) else own).lower()
         kind = SYNONYMS.get(kind, kind)

@@ -211,6 +211,12 @@ def pair(
         record.skipped += [Skipped(mask.file.name, f"{what} of its name") for mask in masks]
 
 
+def owners(images: list[Item], candidates: list[Item], volumes: bool) -> list[Item | None]:
+    """The image of each candidate by its name and folder; `None` where there is none, or several."""
+    finder = _Images(images, volumes)
+    return [next(iter(finder.of(mask) or finder.elsewhere(mask)), None) for mask in candidates]
+
+
 def _give(mask: Item, images: list[Item], paired_folders: set[str]) -> bool:
     """Give a mask to its images. Returns whether there are any."""
     if not images:

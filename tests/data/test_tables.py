@@ -181,6 +181,40 @@ def test_masks_may_be_several_and_missing(images):
     assert source.masks(0).max() == 2
 
 
+def test_masks_that_are_listed_as_images_are_left_out_and_listed(images):
+    """As a user's `glob("**/*.png")` writes them; in a folder they would be recognised."""
+    for path in images.glob("benign/*.png"):  # soft borders, so that the gray levels do not give them away
+        Image.open(path).save(path.with_name(f"{path.stem}_mask.png"))
+    source = listed(images, "path,label", lambda p, i: f"{p},{label(p)}")
+    assert len(source) == 20 and not any("mask" in name for name in source.names)
+    assert len(source.skipped) == 10
+    assert source.skipped[0].reason == (
+        "it is named like the mask of 'benign/benign_0.png', another row: masks belong into the column `mask`"
+    )
+
+
+def test_masks_that_other_rows_name_are_no_images(images):
+    (images / "drawn").mkdir()
+    for path in images.glob("benign/*.png"):
+        Image.open(path).save(images / "drawn" / path.name.replace("benign", "by_hand"))
+
+    def cell(path, i):
+        start = ("./drawn/", "drawn\\")[i % 2]
+        return f"{path}," + (start + path.split("/")[1].replace("benign", "by_hand") if label(path) == "benign" else "")
+
+    source = listed(images, "path,mask", cell)
+    assert len(source) == 20 and sum(source.masked) == 10
+    assert {item.reason.split(" '")[0] for item in source.skipped} == {"it is the mask of"} and len(
+        source.skipped
+    ) == 10
+
+
+def test_images_that_are_only_called_like_masks_are_images(images):
+    (images / "benign" / "lesion_mask.png").write_bytes((images / "benign" / "benign_0.png").read_bytes())
+    source = listed(images, "path,label", lambda p, i: f"{p},{label(p)}")
+    assert len(source) == 21 and not source.skipped
+
+
 def test_patients_by_pattern_from_a_csv(images):
     source = listed(images, "path,label", lambda p, i: f"{p},{label(p)}", data__group_pattern=r"_(\d)")
     assert len(set(source.groups)) == 10

@@ -68,6 +68,17 @@ def test_orientation_and_spacing(tmp_path):
     assert finer.header(0) == (12, 8, 5) and finer.read(0).shape == (12, 8, 5, 1)
 
 
+def test_label_maps_that_a_csv_lists_as_volumes_are_left_out_and_listed(tmp_path):
+    for case in ("a", "b"):
+        for name in ("t1", "seg"):
+            save(tmp_path / case / f"{case}_{name}.nii.gz", cube(shape=(8, 8, 8), low=0, high=4))
+    rows = [f"{case}/{case}_{name}.nii.gz,mr" for case in "ab" for name in ("t1", "seg")]
+    (tmp_path / "list.csv").write_text("\n".join(["path,modality", *rows]) + "\n")
+    source = nifti.source(data_of(tmp_path / "list.csv"), 1)
+    assert [name.rsplit("/", 1)[1] for name in source.names] == ["a_t1.nii.gz", "b_t1.nii.gz"]
+    assert [item.name for item in source.skipped] == ["a/a_seg.nii.gz", "b/b_seg.nii.gz"]
+
+
 def test_a_manifest_with_masks_groups_and_splits(tmp_path):
     save(tmp_path / "images" / "a.nii.gz", cube())
     save(tmp_path / "images" / "b.nii.gz", cube(1))
