@@ -5,7 +5,9 @@ This module contains only flags and exit codes; notebooks and tests call `comman
 
 from __future__ import annotations
 
+import difflib
 import importlib.resources
+import re
 import signal
 import sys
 import time
@@ -120,8 +122,33 @@ def parse(argv: list[str]) -> list[str]:
         text = str(error)
         if "Traceback" in text:  # an error in a config file: the last line has its message
             error = Exception(text.strip().splitlines()[-1].split(": ", 1)[-1])
-        fail(error)
+        fail(_unknown_field(argv, text) or error)
         raise AssertionError from error
+
+
+def _unknown_field(argv: list[str], text: str) -> str:
+    """A message for a `--config.` flag whose field does not exist; "" if `text` is about something else.
+
+    text: the error, which names the unknown part of the field alone.
+    """
+    from deblur_mae_jax import config as fields
+
+    quoted = re.match(r"""[\\"']*(\w+)\\?['"]""", text)
+    name = quoted[1] if quoted else ""
+    flag = next((a for a in argv if re.match(rf"--?config\.(\w+\.)*{name}(\.|=|$)", a)), "") if name else ""
+    if not flag:
+        return ""
+    field = flag.lstrip("-").partition("=")[0]
+    sections = [section for kind in fields.GROUPS.values() for section in kind.items()]
+    known = {f"config.{section}.{own}".replace("..", ".") for section, groups in sections for g in groups for own in g}
+    likeness = lambda other: [
+        difflib.SequenceMatcher(None, a, b).ratio()
+        for a, b in zip(field.split("."), other.split("."), strict=False)
+    ]  # fmt: skip
+    close = [other for other in known - {field} if other.count(".") == field.count(".") and min(likeness(other)) > 0.6]
+    hint = f" Did you mean {max(close, key=lambda other: sum(likeness(other)))}?" if close else ""
+    also = " Other configs have it." if field in known else ""
+    return f"{field}: this config has no such field.{hint}{also} All fields: docs/reference/config.md"
 
 
 def check(argv: list[str]) -> None:

@@ -11,7 +11,7 @@ from deblur_mae_jax import network as networks
 from deblur_mae_jax.config import copy
 from deblur_mae_jax.data import buckets, dataset, privacy, summary
 from deblur_mae_jax.data import index as data_index
-from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.data.index import Index, Unusable
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.reports import inspection
@@ -52,7 +52,10 @@ def run(config: ConfigDict, workdir: str | Path = "") -> Path:
         except UserError as error:
             problem = error
     if not rows:
-        index = _everything(config, problem, show)
+        index = (None if supervised else _usual(config, show)) or _everything(config, problem, show)
+        if isinstance(problem, Unusable):
+            known = {item.name for item in index.skipped}
+            index.skipped.extend(item for item in problem.skipped if item.name not in known)
         table = summary.rows(index)
         splits = index.source.splits or [""] * len(index)
         for split in dict.fromkeys(splits):
@@ -69,6 +72,14 @@ def run(config: ConfigDict, workdir: str | Path = "") -> Path:
     target.send()
     progress.print(f"contact sheets {target.shown(path)}")
     return path
+
+
+def _usual(config: ConfigDict, show) -> Index | None:
+    """The index of the images of a run without labels; `None` if they cannot be used."""
+    try:
+        return dataset.build_index(copy(config, {"data.max_bad_fraction": 1.0}), progress=show, check="pixels")
+    except UserError:
+        return None
 
 
 def _everything(config: ConfigDict, problem: UserError | None, show) -> Index:

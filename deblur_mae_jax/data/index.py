@@ -68,6 +68,17 @@ class Index:
         return tuple(int(side) for side in self.sizes.max(axis=0))
 
 
+class Unusable(UserError):
+    """Too few images can be used.
+
+    skipped: those that cannot, with reasons.
+    """
+
+    def __init__(self, message: str, skipped: list[Skipped]):
+        super().__init__(message)
+        self.skipped = skipped
+
+
 def pixel_hash(pixels: np.ndarray) -> str:
     """A 128-bit hash of one decoded image, in hexadecimal."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
@@ -152,7 +163,7 @@ def build(
     settings: settings that change the decoded values.
     progress: called with the number of checked images and the number of all images.
     masks: read the masks too; an image without a mask is unusable.
-    Raises `UserError` if no image is usable, or if more than `max_bad_fraction` of them are not.
+    Raises `Unusable` if no image is usable, or if more than `max_bad_fraction` of them are not, and `UserError`.
     """
     if check not in CHECKS:
         raise unknown("config.data.check", check, CHECKS)
@@ -240,15 +251,17 @@ def _usable(source: Source, results: list[dict], max_bad_fraction: float, masks:
     still = {good[i] for i in repeated}
     good = [i for i in good if i not in still]
     if not good:
-        raise UserError(
+        raise Unusable(
             f"config.data.root: none of the {len(source)} images can be used; the first is "
-            f"'{bad[0].name}': {bad[0].reason}"
+            f"'{bad[0].name}': {bad[0].reason}",
+            bad + source.skipped,
         )
     if len(bad) > max_bad_fraction * len(source):
-        raise UserError(
+        raise Unusable(
             f"{len(bad)} of {len(source)} images cannot be used, more than "
             f"config.data.max_bad_fraction={max_bad_fraction:g} allows; the first is "
-            f"'{bad[0].name}': {bad[0].reason}"
+            f"'{bad[0].name}': {bad[0].reason}",
+            bad + source.skipped,
         )
     fingerprint = _fingerprint(source.keys or source.names, results, good, masks)
     earlier = _fingerprint(source.names, results, good, masks) if source.keys else ""

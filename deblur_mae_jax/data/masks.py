@@ -369,7 +369,9 @@ def _hex(code: int) -> str:
 def _colour_message(pixels: np.ndarray) -> str:
     codes = np.unique(_codes(pixels)) if pixels.dtype == np.uint8 else np.array([], int)
     shown = ", ".join(_hex(int(code)) for code in codes[:6]) or "of more than 8 bits"
+    classes = [f"{_hex(int(code))}={f'class{i}' if code else 'background'}" for i, code in enumerate(codes[:6])]
+    named = ",".join(classes) if 0 < len(codes) <= 6 else "#000000=background,#ff0000=lesion,..."
     return (
         f"its mask holds colours ({shown}{' ...' if len(codes) > 6 else ''}), and a class is a number: name the "
-        "colours with config.data.mask_values='#ff0000=lesion,#000000=background'"
+        f"colours with config.data.mask_values='{named}'"
     )

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from deblur_mae_jax.data.index import Index
-from deblur_mae_jax.data.source import Skipped
+from deblur_mae_jax.data.source import Skipped, Source
 
 SHOWN = 12
 REASONS = 6
 WIDTH = 116
+JUDGED = ("train", "val", "test")  # a patient belongs to one of these
 
 
 def rows(
@@ -40,7 +41,7 @@ def rows(
     if labels and not mask_classes:
         unlabelled = len(source) - len(labels)
         out.append(("classes", _counts(Counter(labels)) + (f", no class {unlabelled}" if unlabelled else "")))
-    out.append(("patients", _patients(source.groups)))
+    out.append(("patients", _patients(source.groups) + _in_several_splits(source, indices)))
     out += [("left out" if i == 0 else "", line) for i, line in enumerate(left_out(index.skipped))]
     assumed = [*source.notes, *index.notes, *notes]
     out += [("assumed" if i == 0 else "", line) for i, line in enumerate(assumed)]
@@ -61,7 +62,7 @@ def left_out(skipped: Sequence[Skipped]) -> list[str]:
     """The files that are left out, by reason; the most frequent reasons first."""
     by_reason: dict[str, list[str]] = {}
     for item in skipped:
-        by_reason.setdefault(re.sub(r"\d+(\.\d+)?|'[^']*'", "...", item.reason), []).append(item.name)
+        by_reason.setdefault(re.sub(r"#[0-9a-f]{6}|\d+(\.\d+)?|'[^']*'", "...", item.reason), []).append(item.name)
     first = {item.name: item.reason for item in reversed(skipped)}
     ordered = sorted(by_reason.values(), key=lambda names: (-len(names), names[0]))
     out = []
@@ -103,6 +104,28 @@ def _patients(groups: Sequence[str] | None) -> str:
     unknown = len(groups or []) - len(known)
     alone = f"; {unknown} images without a patient count as one each" if unknown else ""
     return f"{len(sizes)}, {each} image{'' if each == '1' else 's'} each{alone}"
+
+
+def _in_several_splits(source: Source, indices: Mapping[str, np.ndarray] | None) -> str:
+    """A warning of patients that are trained on and tested on; "" if there are none."""
+    if source.groups is None:
+        return ""
+    split_of = list(source.splits or [""] * len(source))
+    for name, numbers in (indices or {}).items():
+        for i in numbers:
+            split_of[i] = name
+    of_patient: dict[str, set[str]] = {}
+    for group, split in zip(source.groups, split_of, strict=True):
+        if group and split in JUDGED:
+            of_patient.setdefault(group, set()).add(split)
+    shared = {group: found for group, found in of_patient.items() if len(found) > 1}
+    if not shared:
+        return ""
+    first = next(iter(shared))
+    return (
+        f"; warning: {len(shared)} of them in several splits, the first '{first}' "
+        f"({', '.join(name for name in JUDGED if name in shared[first])}): results on the test images will be too good"
+    )
 
 
 def _counts(counts: Mapping[str, int]) -> str:

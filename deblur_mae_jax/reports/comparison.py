@@ -120,7 +120,7 @@ def pairs(runs: list[Run]) -> list[dict[str, Any]]:
             "a": a.name,
             "b": b.name,
             "images": len(first),
-            "patients": len(patients),
+            "patients": len(np.unique(first.patients)),
         }
         row["unit"] = "image" if first.patients_known else "image, patients unknown"
         f1 = classification.f1_macro

@@ -35,12 +35,12 @@ def outlined(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 
 def tile(index: Index, number: int) -> np.ndarray:
-    """A square thumbnail of an image with its mask, `(TILE, TILE, 3)` uint8. A volume shows one slice."""
-    source = index.source
-    pixels = np.asarray(source.read(number))
-    mask = None
-    if source.masks is not None and (source.masked is None or source.masked[number]):
-        mask = source.masks(number)
+    """A square thumbnail of an image with its mask, `(TILE, TILE, 3)` uint8. A volume shows one slice.
+
+    A mask that cannot be used is not drawn.
+    """
+    pixels = np.asarray(index.source.read(number))
+    mask = _mask(index, number)
     if pixels.ndim == 4:
         pixels, mask = _slice(pixels[..., 0].astype(np.float32), mask)
     scale = TILE / max(pixels.shape[:2])
@@ -53,6 +53,17 @@ def tile(index: Index, number: int) -> np.ndarray:
     top, left = (TILE - size[1]) // 2, (TILE - size[0]) // 2
     out[top : top + size[1], left : left + size[0]] = outlined(small, mask)
     return out
+
+
+def _mask(index: Index, number: int) -> np.ndarray | None:
+    """The mask of an image; `None` if it has none that can be used."""
+    source = index.source
+    if source.masks is None or (source.masked is not None and not source.masked[number]):
+        return None
+    try:
+        return source.masks(number)
+    except (BadImage, OSError):
+        return None
 
 
 def _slice(volume: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -80,7 +91,7 @@ def sheet(index: Index, rows: dict[str, np.ndarray]) -> Image.Image:
             try:
                 row.append(tile(index, int(number)))
             except (BadImage, OSError):  # readable when it was checked, but no longer
-                continue
+                row.append(np.full((TILE, TILE, 3), 128, np.uint8))
         tiles.append(row)
         labels.append(f"{label}\n{len(numbers)}")
     return page.sheet(tiles, [""] * max(map(len, tiles)), labels, TILE)
@@ -97,6 +108,7 @@ def write(
     more = f"<p class=note>The first {ROWS} of {len(rows)} rows are shown.</p>" if len(rows) > ROWS else ""
     return page.write(folder, title, [
         f"<table>{cells}</table>",
-        "<p class=note>One row per split and class, with its number of images. Masks are drawn as outlines.</p>", more,
+        "<p class=note>One row per split and class, with its number of images. Masks that can be used are drawn as "
+        "outlines.</p>", more,
         page.embedded(page.png_of(image), "contact sheet"),
     ])  # fmt: skip

@@ -199,7 +199,7 @@ def summarise(p: Predictions) -> dict[str, Any]:
         patients = table_of_split.by_patient
         entry: dict[str, Any] = {
             "images": len(table_of_split),
-            "patients": len(patients),
+            "patients": len(np.unique(table_of_split.patients)),
             "patients_known": table_of_split.patients_known,
             "per_class": {c: int((table_of_split.labels == i).sum()) for i, c in enumerate(p.classes)},
             "per_image": measured(table_of_split, name == judged),

@@ -15,7 +15,13 @@ ROOT = tiny.ROOT
     ("flags", "parts"),
     [
         (["--config.task.mask_ration=0.5"], ["Did you mean", "mask_ratio"]),
-        (["--config.optim.epoch=3"], ['Did you mean "epochs"']),
+        (
+            ["--config.optim.epoch=3"],
+            ["config.optim.epoch: this config has no such field", "mean config.optim.epochs?"],
+        ),
+        (["--config.dat.root=x"], ["config.dat.root: this config has no such field", "Did you mean config.data.root?"]),
+        (["--config.report.bootstrap=20"], ["config.report.bootstrap: this config has no such field. All fields"]),
+        (["--config.task.frozen=True"], ["config.task.frozen: this config has no such field. Other configs have it"]),
         (["--config.optim.batch_size=many"], ["batch_size"]),
         (["--config=configs/no_such.py"], ["no_such.py"]),
         (

@@ -7,7 +7,7 @@ import tiny
 from PIL import Image
 from tiny_runs import classifier, command
 
-from deblur_mae_jax.commands import inspect, predict
+from deblur_mae_jax.commands import inspect, predict, run
 from deblur_mae_jax.data import dicom, phantoms, privacy
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.reports import inspection, predictions
@@ -52,6 +52,60 @@ def test_what_would_stop_the_run_comes_after_the_table(tmp_path, capfd):
     with pytest.raises(UserError, match="soft edges"):
         inspect.run(config, tmp_path / "run")
     assert "masks     12 of 12" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["quickstart", "segment_images"])
+def test_masks_that_cannot_be_used_do_not_hide_the_images(tmp_path, capfd, name):
+    root = write(tmp_path / "set")
+    for path in (root / "masks").glob("*/*.png"):
+        shape = np.asarray(Image.open(path)).shape
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)).save(path)
+    config = tiny.config(name, data__name="image_folder", data__root=str(root))
+    if name == "quickstart":
+        page = inspect.run(config, tmp_path / "run")
+        sheet = np.asarray(Image.open(page.parent / "contact_sheet.png"))
+        assert len(np.unique(sheet[..., 0])) > 50
+    else:
+        with pytest.raises(UserError, match="none of the 12 images can be used"):
+            inspect.run(config, tmp_path / "run")
+        rows = (tmp_path / "run" / "inspection" / "skipped.csv").read_text().splitlines()[1:]
+        assert len(rows) >= 12 and sum("its mask holds colours" in row for row in rows) == 12
+        assert "left out  12 files" in capfd.readouterr().err
+        with pytest.raises(UserError, match=r"all are listed in .*skipped\.csv"):
+            run.run(config, tmp_path / "run")
+        assert (tmp_path / "run" / "skipped.csv").read_text().count("its mask holds colours") == 12
+
+
+def test_an_inspection_of_a_pre_training_shows_what_the_run_trains_on(tmp_path, capfd):
+    made = phantoms.Phantoms(12, 1, 40)
+    for i in range(12):
+        folder = tmp_path / "set" / ("train", "val", "test")[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(made.read(i)[..., 0]).save(folder / f"{i}.png")
+    config = tiny.config("quickstart", data__name="image_folder", data__root=str(tmp_path / "set"), data__split="train")
+    inspect.run(config, tmp_path / "run")
+    said = capfd.readouterr().err
+    assert "images    4, " in said and "not used: test 4, val 4" in said
+
+
+def test_patients_in_several_splits_are_said(tmp_path, capfd):
+    made = phantoms.Phantoms(24, 1, 40)
+    lines = ["path,label,split,group"]
+    for i in range(24):
+        Image.fromarray(made.read(i)[..., 0]).save(tmp_path / f"{i:02d}.png")
+        group = "P1" if i < 3 else f"P{i}"
+        lines.append(f"{i:02d}.png,{'ab'[i // 3 % 2]},{('train', 'val', 'test')[i % 3]},{group}")
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    config = tiny.config(
+        "finetune",
+        data__name="manifest",
+        data__root=str(tmp_path / "list.csv"),
+        data__val_split="val",
+        data__test_split="test",
+    )
+    inspect.run(config, tmp_path / "run")
+    said = " ".join(capfd.readouterr().err.split())
+    assert "22, 1 to 3 images each; warning: 1 of them in several splits, the first 'P1' (train, val, test)" in said
 
 
 def test_the_flag(tmp_path):
