@@ -46,7 +46,7 @@ def source(data, channels: int) -> Source:
     notes = [*_lists(found.files), *arranged.notes]
     notes += [f"the folder '{name}' holds no file" for name in found.empty[:5]]
     if found.links:
-        notes.append(f"{found.links} linked folders are read too")
+        notes.append(f"linked folders that are read too: {found.links}")
     return Source(
         [case.file.name for case in cases],
         reader.read,

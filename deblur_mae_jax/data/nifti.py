@@ -220,7 +220,7 @@ def _of_folder(root: Path, modality: str, number: int, data) -> _Found:
     cases = arranged.of_splits(data.split, root)
     found = _Found([], skipped + arranged.skipped, list(arranged.notes), layout.unused(arranged.cases, cases))
     if walked.links:
-        found.notes.append(f"{walked.links} linked folders are read too")
+        found.notes.append(f"linked folders that are read too: {walked.links}")
     for case in cases:
         named = [SYNONYMS.get(folder.lower(), folder.lower()) for folder in case.file.folders]
         kind = modality or next((name for name in named if name in MODALITIES), "")

@@ -254,5 +254,5 @@ def say_joined(images: list[Item], record: Record) -> None:
     several = [item for item in images if len(item.masks) > 1]
     if several:
         record.notes.append(
-            f"{len(several)} images have several masks, the first '{several[0].file.name}': they are joined"
+            f"images with several masks: {len(several)}, the first '{several[0].file.name}': they are joined"
         )

@@ -122,6 +122,7 @@ def entry(values: np.ndarray, patients: np.ndarray, interval: bool) -> dict[str,
         out["value"] = float(values[finite].mean())
     if finite.any() and interval:
         low, high = statistics.of_mean(values[finite], patients[finite])
+        low = max(low, 0.0)  # NaN stays; no measure is negative
         for name, end in (("low", low), ("high", high)):
             out[name] = float(end) if np.isfinite(end) else None
     return out

@@ -129,6 +129,7 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
             if row["method"] in tables:
                 mean = several_runs.mean(tables[row["method"]], share=measure not in LENGTHS)
                 low, high = mean.interval
+                low = max(low, 0.0)  # NaN stays; no measure is negative
                 row[measure] = {"mean": by * mean.value, "sd": by * mean.sd, "low": by * low, "high": by * high}
                 row["patients"] = mean.patients
                 row["undefined"] = row.get("undefined", {}) | _undefined(of_method[row["method"]], measure)

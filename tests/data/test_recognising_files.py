@@ -136,7 +136,7 @@ def test_linked_folders_are_read_once(tmp_path):
     assert source.labels == ["benign"] * 3 + ["malignant"] * 3
     reasons = {s.name: s.reason for s in source.skipped}
     assert reasons == {"benign/loop": "a link to a folder that is read elsewhere", "gone.png": "a link to nothing"}
-    assert "1 linked folders are read too" in said(source)
+    assert "linked folders that are read too: 1" in said(source)
 
 
 def test_names_that_are_not_utf8_can_be_written(tmp_path):
