@@ -12,7 +12,8 @@ fine-tuning share their pre-training. `--set NAME=VALUE` overrides a field of ev
 one of every pre-training run; `--only` selects methods.
 
 `--folds` are drawn from the images. Official folds are lists, one for each, with the column `split` and the fold in
-their names: `--finetune_root='lists/busbra_{fold}.csv' --folds=1,2,3,4`.
+their names: `--finetune_root='lists/busbra_{fold}.csv' --folds=1,2,3,4`. With `{fold}` in `--pretrain_root` too, every
+fold has a pre-training of its own, so that it can use the training images without having seen the test images.
 
 A method may start from a weight file in the folder of `--weights`, or be quoted; the table says of each row whether it
 was run. The predictions of every network are kept in `cases.csv.gz`, from which `--rebuild` writes the table again
@@ -183,8 +184,10 @@ def plan(study, arguments):
         raise UserError("this study needs --init_from, a run or a weight file, and --finetune_root, a folder of lists")
     if arguments.init_from and not study.get("starts"):
         raise UserError(f"--init_from={arguments.init_from}: this study has its own pre-trainings")
-    lists = [("finetune_root", root_of(arguments, fold)) for fold in _numbers(arguments.folds, "--folds")]
-    given = [(flag, getattr(arguments, flag)) for flag in ("init_from", "pretrain_root", "weights")]
+    every = _numbers(arguments.folds, "--folds")
+    roots = ("finetune_root", "pretrain_root")
+    lists = [(flag, of_fold(getattr(arguments, flag), fold)) for flag in roots for fold in every]
+    given = [(flag, getattr(arguments, flag)) for flag in ("init_from", "weights")]
     for flag, value in given + lists:
         if value and missing(value):
             raise UserError(f"--{flag}: '{missing(value)}' does not exist")
@@ -197,27 +200,31 @@ def plan(study, arguments):
         file = weights_of(method, arguments.weights)
         if arguments.init_from:
             file = _absolute(arguments.init_from)
-        starts = pretrainings(study, name, method, arguments) if method.get("pretrain") else []
-        runs += [run for run in starts if run.folder not in done]
-        done |= {run.folder for run in starts}
-        for training, source in [(run.training, run.folder) for run in starts] or [("", file)]:
-            runs += finetunings(study, name, method, training, source, arguments)
+        for folds in [[fold] for fold in every] if FOLD in arguments.pretrain_root else [every]:
+            starts = pretrainings(study, name, method, folds[0], arguments) if method.get("pretrain") else []
+            runs += [run for run in starts if run.folder not in done]
+            done |= {run.folder for run in starts}
+            for training, source in [(run.training, run.folder) for run in starts] or [("", file)]:
+                runs += finetunings(study, name, method, (training, source), folds, arguments)
     if not runs:
         raise UserError(f"no method can be run: each needs a file that is not in '{arguments.finetune_root}'")
     return runs
 
 
-def root_of(arguments, fold):
-    """The folder or list of the labelled images for one fold."""
-    return arguments.finetune_root.replace(FOLD, str(fold))
+def of_fold(root, fold):
+    """The folder or list of the images for one fold."""
+    return root.replace(FOLD, str(fold))
 
 
-def pretrainings(study, name, method, arguments):
-    """The pre-trainings of a method, one per seed. Methods that differ in fine-tuning alone share them."""
+def pretrainings(study, name, method, fold, arguments):
+    """The pre-trainings of a method, one per seed. Methods that differ in fine-tuning alone share them.
+
+    fold: number for a `--pretrain_root` that has a list for each.
+    """
     out = []
     for seed in _numbers(arguments.pretrain_seeds, "--pretrain_seeds"):
         overrides = {**study["pretrain"], **method.get("pretrain_overrides", {}),
-                     **_images(study, "pretrain", arguments.pretrain_root),
+                     **_images(study, "pretrain", of_fold(arguments.pretrain_root, fold)),
                      **_overrides(arguments.set_pretrain, "--set_pretrain")}  # fmt: skip
         overrides |= {"seed": seed} if seed else {}
         folder = f"pretrain_{slug(method['pretrain'])}_{_code(method['pretrain'], overrides)}"
@@ -227,12 +234,15 @@ def pretrainings(study, name, method, arguments):
     return out
 
 
-def finetunings(study, name, method, training, source, arguments):
-    """The fine-tunings of a method from one pre-training, from a file of weights or from scratch."""
-    out = []
+def finetunings(study, name, method, start, folds, arguments):
+    """The fine-tunings of a method from one pre-training, from a file of weights or from scratch.
+
+    start: number of the pre-training, "" if there is none, and where its weights are.
+    """
+    out, (training, source) = [], start
     seeds = _numbers(arguments.seeds, "--seeds") if arguments.seeds else study["seeds"]
-    for fold, seed in itertools.product(_numbers(arguments.folds, "--folds"), seeds):
-        images = _images(study, "finetune", root_of(arguments, fold), method.get("list", ""))
+    for fold, seed in itertools.product(folds, seeds):
+        images = _images(study, "finetune", of_fold(arguments.finetune_root, fold), method.get("list", ""))
         scratch = {} if source else method.get("scratch", study["scratch"])
         overrides = {**study["finetune"], **scratch, "seed": seed, "data.fold": fold,
                      **method.get("finetune_overrides", {}), **images,

@@ -299,6 +299,14 @@ def test_official_folds_are_lists_with_the_fold_in_their_names(tmp_path):
     assert study.settings_of(fine) == study.settings_of(fine[:1])
     with pytest.raises(UserError, match=r"folds_2\.csv' does not exist"):
         planned(tmp_path, "methods", *options, "--folds=1,2")
+    # A list for each fold to pre-train on: every fine-tuning starts from the pre-training of its own fold.
+    own = f"--pretrain_root={tmp_path}/folds_{{fold}}.csv"
+    runs = planned(tmp_path, "methods", *options, own, "--folds=1,4", "--pretrain_seeds=0,1")
+    images = {run.folder: Path(run.overrides["data.root"]).name for run in runs if run.kind == "pretrain"}
+    assert sorted(images.values()) == ["folds_1.csv"] * 2 + ["folds_4.csv"] * 2
+    fine = [run for run in runs if run.kind == "finetune"]
+    assert all(images[Path(run.overrides["init_from"])] == f"folds_{run.fold}.csv" for run in fine) and len(fine) == 4
+    assert {run.training for run in fine} == {0, 1}
 
 
 def test_addresses_and_every_folder_of_a_root_reach_the_runs(tmp_path, monkeypatch):

@@ -13,13 +13,14 @@ import dataclasses
 import functools
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data.index import Index, pixel_hash
@@ -252,8 +253,6 @@ def search(
     hashes = [digest or pixel_hash(index.source.read(i)) for i, digest in enumerate(index.hashes)]
     missing = np.array([i for i, h in enumerate(hashes) if h not in results.known], np.int64)
     if jax.process_count() > 1:  # the first process alone writes the cache, so it decides
-        from jax.experimental import multihost_utils
-
         flags = np.zeros(len(hashes), bool)
         flags[missing] = True
         missing = np.flatnonzero(multihost_utils.broadcast_one_to_all(flags))
@@ -266,12 +265,7 @@ def search(
 
         def keep(number: int, losses: jax.Array) -> None:
             rows, numbers = np.asarray(losses), missing[number * B : (number + 1) * B]
-            # Another image replaces one that can no longer be read; its losses must not be used.
-            failed = {item.name for item in loader.failed}
-            lost = np.array([index.source.names[i] in failed for i in numbers])
-            if jax.process_count() > 1:  # each process knows of the images that it read itself
-                lost = np.logical_or.reduce(np.asarray(multihost_utils.process_allgather(lost)))
-            readable = np.flatnonzero(~lost)
+            readable = np.flatnonzero(~_lost(loader, [index.source.names[i] for i in numbers]))
             results.add([hashes[numbers[row]] for row in readable], rows[readable])
             if show is not None:
                 show(number * B + len(numbers), len(missing))
@@ -284,6 +278,15 @@ def search(
     if jax.process_count() > 1:
         table = np.asarray(multihost_utils.broadcast_one_to_all(table))
     return Table(index.source.names, levels, sigmas(degradation, levels), table, len(missing), seconds)
+
+
+def _lost(loader: Loader, names: Sequence[str]) -> np.ndarray:
+    """Whether another image replaced each of these, because it could no longer be read: its losses must not be used."""
+    failed = {item.name for item in loader.failed}
+    lost = np.array([name in failed for name in names])
+    if jax.process_count() > 1:  # each process knows of the images that it read itself
+        lost = np.logical_or.reduce(np.asarray(multihost_utils.process_allgather(lost)))
+    return lost
 
 
 # Settings of a model that change how it is computed, not what.

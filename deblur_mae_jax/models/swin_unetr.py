@@ -181,10 +181,6 @@ def Model(
         fields["out_chans"] = num_classes
     if not sides.fits(image_size, 32):
         raise UserError(f"config.image_size={image_size}: every side must be a multiple of 32 voxels (five halvings)")
-    if layout == "as_coded" and len(set(sides.of(image_size, 3))) > 1:
-        raise UserError(
-            f"config.model.layout=as_coded takes depth for channels, so it needs a cube; config.image_size={image_size}"
-        )
     if num_levels:
         raise UserError("config.task.degrade: a degradation with levels does not fit a Swin-UNETR")
     if variant not in ("12", "24", "48"):
@@ -206,12 +202,8 @@ def Model(
             f"config.model.feature_size={size}: every stage, twice as wide as the one before, must be divisible "
             f"by its heads, config.model.num_heads={tuple(heads)}"
         )
-    depth = sides.of(image_size, 3)[0] // 2
-    if layout == "as_coded" and size != depth:
-        raise UserError(
-            "config.model.layout=as_coded takes the depth of the patches, image_size / 2, for their channels, so "
-            f"config.image_size={image_size} needs config.model.feature_size={depth}, not {size}"
-        )
+    if layout == "as_coded":
+        _require_as_coded(image_size, size)
     return SwinUNETR(
         feature_size=size,
         patch_embed=patch_embed,
@@ -222,6 +214,20 @@ def Model(
         dtype=jnp.dtype(dtype),
         **fields,
     )
+
+
+def _require_as_coded(image_size: sides.Size, feature_size: int) -> None:
+    """Raise `UserError` if a network that takes depth for channels cannot have these sizes."""
+    if len(set(sides.of(image_size, 3))) > 1:
+        raise UserError(
+            f"config.model.layout=as_coded takes depth for channels, so it needs a cube; config.image_size={image_size}"
+        )
+    depth = sides.of(image_size, 3)[0] // 2
+    if feature_size != depth:
+        raise UserError(
+            "config.model.layout=as_coded takes the depth of the patches, image_size / 2, for their channels, so "
+            f"config.image_size={image_size} needs config.model.feature_size={depth}, not {feature_size}"
+        )
 
 
 def encoder_flops(model: SwinUNETR) -> float:
