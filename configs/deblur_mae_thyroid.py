@@ -9,7 +9,7 @@ Expected cost: 59 GFLOP per image with three channels, 7.4e18 in all.
 Ablations of the paper, each one override:
   blur        --config.task.degrade="speckle.srad(40, 0.1)"  or  blur.mean(5)  blur.median(5)
               blur.motion(5)  blur.defocus(5)  "blur.gaussian(sigma=0.5)"
-  mask ratio  --config.task.mask_ratio=0.6       patch   --config.model.patch_size=8   or 32
+  mask ratio  --config.task.mask_ratio=0.6       patch   --config.model.patch_size=8   or 28
   size        --config.model.variant=L           images  --config.data.fraction=0.5
 
 `deblur_mae_thyroid.py:warm_start` starts from the weights of another network (--config.init_from): ImageNet's MAE, a DeblurringMIM

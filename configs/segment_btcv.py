@@ -8,6 +8,9 @@ The paper, Dice over 5 folds: DAE 0.8512, Swin-UNETR SSL 0.8472, MAE 0.8448, con
 paper gives no intervals, and 0.003 on 30 scans is within noise. `segment_btcv.py:upstream` follows the published
 commands (1,000 epochs). The foreground is not cropped beforehand, because crops are drawn around labelled voxels and
 voxels above the window anyway.
+
+Without `init_from` the network has MONAI's patch embedding and merging order. DAE's own code trains from scratch the network that it
+pre-trains: --config.model.patch_embed=unet_basic --config.model.merge_order=legacy
 """
 
 from deblur_mae_jax.config import volume_segmentation
@@ -21,4 +24,5 @@ def get_config(preset="paper"):
     config.data.test_split = "none"  # five folds train and validate, as in the paper
     if preset == "upstream":
         config.optim.epochs = 1000.0
+        config.report.every_epochs = 5.0
     return config

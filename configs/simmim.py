@@ -11,6 +11,8 @@
 all patches, so a step takes 1.8 times the operations of MAE's. SimMIM's features are poor in a linear or nearest-
 neighbour probe, and good after fine-tuning.
 Fine-tune it with `configs/finetune.py`, or `configs/beit.py` after `:beit`.
+
+Deviation: the warm-up of the learning rate starts at 0 (published: 0.5 % of its largest value).
 """
 
 from deblur_mae_jax.config import deblurring, pick, simmim

@@ -8,7 +8,8 @@ Rotation, contrast of two views and reconstruction of what was cut out, weighted
     swin_ssl_ct_mr.py:rotation     0.8356   predicts by how many quarter turns the cube was rotated
     swin_ssl_ct_mr.py:contrastive  0.8367   recognises two views of the same cube; needs more than one cube per batch
 The published commands: 100,000 steps at a rate of 6e-6, weight decay 0.1, one cube per GPU. The contrast here is over the whole
-batch of all devices; the published code contrasts within each GPU.
+batch of all devices; the published code contrasts within each GPU. Cubes are drawn anywhere; the published code crops each
+volume to its foreground first.
 """
 
 from deblur_mae_jax.config import pick, pretext

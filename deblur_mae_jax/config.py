@@ -747,6 +747,9 @@ UPSTREAM: dict[str, dict[str, Any]] = {
     "finetuning": {
         "task.mixup": 0.0,
         "task.cutmix": 0.0,
+        "optim.base_lr": 1e-3,
+        "optim.min_lr": 1e-6,
+        "optim.warmup_epochs": 5.0,
         "optim.weight_decay": 0.01,
         "optim.layer_decay": 1.0,
         "optim.decay_on": "all",

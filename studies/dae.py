@@ -43,7 +43,7 @@ def get_study(preset):
     study = {
         "pretrain": _PRETRAIN if small else {},
         "finetune": _FINETUNE if small else {},
-        "scratch": {**_SIZE, "model.patch_embed": "unet_basic", "model.merge_order": "legacy"} if small else {},
+        "scratch": {**(_SIZE if small else {}), "model.patch_embed": "unet_basic", "model.merge_order": "legacy"},
         "phantoms": _PHANTOMS if small else {},
         "seeds": common.preset(preset)["seeds"],
         "title": "Disruptive Autoencoders",

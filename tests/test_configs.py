@@ -36,6 +36,20 @@ def test_every_word_builds(pair):
         networks.build(inherit.resolve(config)[0])
 
 
+@pytest.mark.parametrize(
+    ("pair", "field", "value"),
+    [
+        ("convvit:upstream", "optim.base_lr", 1e-3), ("beit:upstream", "optim.base_lr", 1e-3),
+        ("beit:upstream", "optim.warmup_epochs", 5.0), ("finetune:upstream", "optim.min_lr", 1e-6),
+        ("dae_ct_mr:upstream", "optim.epochs", 1000.0), ("dae_ct_mr:noise,upstream", "optim.epochs", 300.0),
+        ("dae_ct_mr:local_masking,upstream", "optim.epochs", 300.0),
+        ("segment_btcv:upstream", "report.every_epochs", 5.0),
+    ],
+)  # fmt: skip
+def test_published_commands(pair, field, value):
+    assert fields.flat(tiny.load(pair))[field] == value
+
+
 def test_there_are_words():
     assert {"d2mae_thyroid:small", "mae_thyroid:small", "finetune:small", "resnet:own"} <= set(PAIRS)
 

@@ -142,8 +142,11 @@ class ImageInputs:
             degraded = d.apply(crop_resize.to_gray(clean), params, None)
         elif d.taps is not None:
             gray = crop_resize.to_gray(image.astype(jnp.float32))
-            blurred = crop_resize.matrices(box, size, canvas, out, flip, d.taps(params))
+            taps = d.taps(params)
+            blurred = crop_resize.matrices(box, size, canvas, out, flip, taps)
             degraded = crop_resize.render(gray, *blurred, blurred=True)
+            # A blur that changes nothing must leave the view as it is, which is clipped between its two passes.
+            degraded = jnp.where(taps.max() == 1, crop_resize.render(gray, rows, cols), degraded)
         elif "degraded" in example:
             degraded = crop_resize.render(example["degraded"], rows, cols)
         else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,8 +26,12 @@ truncated = nn.initializers.truncated_normal(0.02)
 
 
 class Backbone(nn.Module):
-    """The fields and the calls that these networks share. A network has `maps`, `_pooled` and `_logits`."""
+    """The fields and the calls that these networks share. A network has `maps`, `_pooled` and `_logits`.
 
+    branches: number of branches of a block, each of which stochastic depth draws for itself.
+    """
+
+    branches: ClassVar[int] = 1
     image_size: sides.Size = 224
     in_chans: int = 1
     num_classes: int = 0
@@ -55,10 +59,14 @@ class Backbone(nn.Module):
         return self._logits(x), {"assign": new}
 
     def drop_path_scales(self, keys: jax.Array | None) -> jax.Array | None:
-        """The factor of the branch of every block `(B, blocks)`, for stochastic depth."""
+        """The factor of the branch of every block `(B, blocks)`, for stochastic depth.
+
+        With two branches, `(B, blocks, 2)`.
+        """
         if keys is None or self.drop_path == 0:
             return None
-        return vit.drop_path_scales(keys, self.drop_path, sum(self.depths))[..., 0].astype(self.dtype)
+        scales = vit.drop_path_scales(keys, self.drop_path, sum(self.depths)).astype(self.dtype)
+        return scales if self.branches == 2 else scales[..., 0]
 
     def pyramid(self, images, level=None, train=False, drop_path_keys=None):
         """`(B, H, W, C)` -> the map after each stage `(B, h, w, D)`, and the new running statistics in training."""

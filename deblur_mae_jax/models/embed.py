@@ -37,16 +37,21 @@ def _patch_bias_init(fan_in: int):
 
 
 class PatchEmbed(nn.Module):
-    """Linear embedding of flattened patches, stored as the P x P convolution it is in PyTorch."""
+    """Linear embedding of flattened patches, stored as the P x P convolution it is in PyTorch.
+
+    bias_init: initialisation of the bias; `None`: that of a PyTorch convolution.
+    """
 
     patch_size: int
     in_chans: int
     embed_dim: int
     dtype: Any = jnp.float32
+    bias_init: Any = None
 
     @nn.compact
     def __call__(self, patches):
-        return _PatchProjection(self.patch_size, self.in_chans, self.embed_dim, self.dtype, name="proj")(patches)
+        sizes = self.patch_size, self.in_chans, self.embed_dim
+        return _PatchProjection(*sizes, self.dtype, self.bias_init, name="proj")(patches)
 
 
 class _PatchProjection(nn.Module):
@@ -54,6 +59,7 @@ class _PatchProjection(nn.Module):
     in_chans: int
     embed_dim: int
     dtype: Any
+    bias_init: Any
 
     @nn.compact
     def __call__(self, patches):
@@ -63,7 +69,7 @@ class _PatchProjection(nn.Module):
             return layers.xavier(key, (P * P * C, D), dtype).reshape(shape)
 
         kernel = self.param("kernel", kernel_init, (P, P, C, D))
-        bias = self.param("bias", _patch_bias_init(P * P * C), (D,))
+        bias = self.param("bias", self.bias_init or _patch_bias_init(P * P * C), (D,))
         x, kernel, bias = nn.dtypes.promote_dtype(patches, kernel, bias, dtype=self.dtype)
         x = x.reshape(-1, P * P * C)
         return (layers.matmul(x, kernel.reshape(P * P * C, D)) + bias).reshape(*patches.shape[:-1], D)

@@ -34,6 +34,11 @@ class ProjectingViT(vit.ViT):
     def position_table(self):
         return position.sincos_2d_quarters(self.embed_dim, self.grid, self.num_prefix)
 
+    @property
+    def patch_bias_init(self):
+        """Zeros: the patch embedding is frozen, so that a bias would stay as it is drawn."""
+        return nn.initializers.zeros
+
     def _block(self):
         return functools.partial(super()._block(), qkv_init=separate)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -115,9 +115,10 @@ class Block(nn.Module):
         region = regions(padded, window, shift) if shifted else None
         attention = WindowAttention(self.num_heads, window, self.dtype, name="attn")
         y = from_windows(attention(to_windows(y, window), region), window, padded[0], padded[1])[:, :H, :W]
-        x = backbone.residual(x, jnp.roll(y, shift, (1, 2)) if shifted else y, scale)
+        scales = (None, None) if scale is None else (scale[:, 0], scale[:, 1])
+        x = backbone.residual(x, jnp.roll(y, shift, (1, 2)) if shifted else y, scales[0])
         mlp = layers.Mlp(4 * C, self.dtype, backbone.truncated, name="mlp")
-        return backbone.residual(x, mlp(swin.layer_norm(self.dtype, "norm2")(x)), scale)
+        return backbone.residual(x, mlp(swin.layer_norm(self.dtype, "norm2")(x)), scales[1])
 
 
 class PatchMerging(nn.Module):
@@ -182,6 +183,7 @@ class Head(nn.Module):
 class Swin(backbone.Backbone):
     """The network. Build it with `Model`."""
 
+    branches: ClassVar[int] = 2  # attention and MLP
     width: int = 96
     window: int = 7
 

@@ -74,7 +74,7 @@ class SwinSSL(nn.Module):
 
         out: `rotation`, logits `(B, 4)`, and `embedding` `(B, 512)`.
         """
-        last = self.encode(x)[-1]
+        last = conv3d.channel_norm(self.encode(x)[-1])  # as MONAI's encoder returns it
         tokens = last.reshape(last.shape[0], -1, last.shape[-1]).astype(jnp.float32)
         rebuilt = self.conv(last).astype(jnp.float32) if self.rebuilds else None
         # A cube of 32 voxels ends in a single token, which then serves both.

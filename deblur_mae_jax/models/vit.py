@@ -80,6 +80,11 @@ class Encoder(nn.Module):
         """The table of positions `(num_prefix + L, D)` before training."""
         return position.sincos_2d(self.embed_dim, self.grid, self.num_prefix)
 
+    @property
+    def patch_bias_init(self) -> Any:
+        """Initialisation of the patch embedding's bias, as in `PatchEmbed`."""
+        return None
+
     def _encoder(self, learned_positions: bool, init: Any = embed.token_init) -> None:
         """Create the encoder's parameters, in the order that their random numbers depend on.
 
@@ -94,7 +99,9 @@ class Encoder(nn.Module):
             shape = (1, self.num_prefix + self.num_patches, self.embed_dim)
             self.pos_embed = self.param("pos_embed", table, shape)
         self._level_code()
-        self.patch_embed = embed.PatchEmbed(self.patch_size, self.in_chans, self.embed_dim, self.dtype)
+        self.patch_embed = embed.PatchEmbed(
+            self.patch_size, self.in_chans, self.embed_dim, self.dtype, self.patch_bias_init
+        )
         block = self._block()
         self.blocks = [block(self.num_heads, self.mlp_ratio, self.dtype, self.attention) for _ in range(self.depth)]
 

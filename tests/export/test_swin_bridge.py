@@ -14,6 +14,7 @@ from deblur_mae_jax.commands import predict
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.export import export
 from deblur_mae_jax.pretrained import trained_network
+from deblur_mae_jax.weight_formats import names
 from deblur_mae_jax.weight_formats.torch_calls import modeling
 
 torch = pytest.importorskip("torch")
@@ -114,6 +115,33 @@ def test_what_does_not_fit_is_refused(tmp_path, format, overrides, parts):
     with pytest.raises(UserError) as caught:
         export.export(random_run(**overrides), format, tmp_path / "out")
     assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_the_heads_of_the_self_supervised_network_see_what_monais_encoder_returns():
+    """MONAI's encoder normalises the hidden states that it returns, and keeps them as they are inside."""
+    from monai.networks.nets.swin_unetr import SwinTransformer
+
+    config = config_of("swin_ssl_ct_mr", model__merge_order="monai15", image_size=64)
+    net = network.build(config)
+    params = jax.device_get(jax.jit(net.init)())
+    state = names.state_dict_from_params(params)
+    size = net.model.feature_size
+    theirs = SwinTransformer(
+        in_chans=1, embed_dim=size, window_size=(7, 7, 7), patch_size=(2, 2, 2), depths=(2, 2, 2, 2),
+        num_heads=(3, 6, 12, 24), norm_layer=torch.nn.LayerNorm, spatial_dims=3,
+    ).eval()  # fmt: skip
+    own = {k.removeprefix("swinViT."): torch.tensor(v) for k, v in state.items() if k.startswith("swinViT.")}
+    lacking, unknown = theirs.load_state_dict(own, strict=False)
+    assert not unknown and all(name.endswith("relative_position_index") for name in lacking), (lacking, unknown)
+    x = np.random.default_rng(0).standard_normal((1, 64, 64, 64, 1)).astype(np.float32)
+    _, out = jax.jit(lambda p: net.model.apply({"params": p}, x))(params)
+    with torch.no_grad():
+        last = theirs(torch.tensor(x.transpose(0, 4, 1, 2, 3)))[4]
+        tokens = last.flatten(2).transpose(1, 2).numpy()
+    for name, token in (("rotation", 0), ("embedding", 1)):
+        head = {"rotation": "rotation_head", "embedding": "contrastive_head"}[name]
+        want = tokens[:, token] @ state[f"{head}.weight"].T + state[f"{head}.bias"]
+        np.testing.assert_allclose(out[name], want, atol=1e-5)
 
 
 def test_scrambled_axes_are_refused(tmp_path):

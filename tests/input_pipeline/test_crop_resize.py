@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
+from deblur_mae_jax import network as networks
 from deblur_mae_jax.data.phantoms import Phantoms
 from deblur_mae_jax.degradations import blur
 from deblur_mae_jax.input_pipeline import crop_resize
@@ -108,6 +110,17 @@ def test_a_blur_folded_into_the_crop_is_the_blur_before_it():
     full = jnp.zeros_like(image, jnp.float32).at[:21, :18].set(blurred)
     want = render(full, size, whole, (40, 40))
     np.testing.assert_allclose(render(image, size, whole, (40, 40), taps=taps), want, atol=2e-3)
+
+
+def test_levels_that_change_nothing_leave_the_view_as_it_is():
+    """Hard edges overshoot in a resize and are clipped between its passes, also where a blur is folded into it."""
+    net = networks.build(tiny.resolved("d2mae_thyroid", task__degrade="blur.gaussian_levels()"))
+    image = np.zeros((1, 48, 64, 1), np.uint8)
+    image[0, 8:11, 5:60], image[0, 20:40, 30:33] = 255, 200
+    examples = {"image": jnp.asarray(image), "size": jnp.array([[48, 64]])}
+    degraded, clean = net.inputs.at_levels(examples, *net.inputs.central(examples), jnp.arange(1, 5))
+    off = np.abs(np.asarray(degraded - clean[:, None])).max(axis=(0, 2, 3, 4))
+    assert (off[:2] == 0).all() and (off[2:] > 0).all()
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (400, 120), (90, 640)])
