@@ -29,6 +29,7 @@ NO_PICTURES = {
 }  # fmt: skip
 # Deflated Explicit VR Little Endian, and the largest size of such a file after inflation, bytes.
 DEFLATED, MAX_INFLATED = b"1.2.840.10008.1.2.1.99", 500_000_000
+MOST_FRAMES = 1_000_000
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 # The modality of a SOP class, for files that do not state it.
 MODALITIES = {
@@ -184,6 +185,8 @@ def _header(path: str, values: Any) -> Header:
         raise BadImage("it holds no picture (no Rows and Columns)")
     syntax = getattr(meta, "TransferSyntaxUID", None)
     frames = int(values.get("NumberOfFrames", 1) or 1)
+    if frames > MOST_FRAMES:  # a damaged number
+        raise BadImage(f"damaged: it states {frames:,} frames")
     regions, spacing, unused = _regions(values)
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
         sizes = tuple(float(s) for s in values.get(name, None) or ())

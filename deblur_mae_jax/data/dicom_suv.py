@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import re
+from datetime import datetime, timedelta
 from typing import Any
 
 from deblur_mae_jax.data.source import BadImage
 
+# Less than any dose that is given; a number below it is in MBq or mCi.
+LEAST_DOSE = 1e5
+_TIME = re.compile(r"(\d{8})(\d{2})(?::?(\d{2}))?(?::?(\d{2}))?(?:\.\d*)?([+-]\d{4})?")
+_ZONE = re.compile(r"[+-]\d{4}")
 NOTE = "PET is read as standardised uptake values by body weight, on which config.data.window acts"
 
 
@@ -28,6 +33,8 @@ def factor(values: Any, transform: Any) -> float:
         raise BadImage(f"PET with {len(agents)} items in RadiopharmaceuticalInformationSequence has no SUV")
     weight = _number(values, "PatientWeight") * 1000
     dose, half_life = _number(agents[0], "RadionuclideTotalDose"), _number(agents[0], "RadionuclideHalfLife")
+    if dose < LEAST_DOSE:
+        raise BadImage(f"PET with RadionuclideTotalDose {dose:g}, which must be in Bq, not MBq, has no SUV")
     reference = str(values.get("DecayCorrection", "") or "").upper()
     if reference == "ADMIN":  # corrected to the time of the injection
         return weight / dose
@@ -38,7 +45,8 @@ def factor(values: Any, transform: Any) -> float:
         raise BadImage("PET whose SeriesTime is after AcquisitionTime was made from other series, and has no SUV")
     injected = agents[0].get("RadiopharmaceuticalStartDateTime", None)
     if injected:
-        given = _parsed(str(injected), "RadiopharmaceuticalStartDateTime")
+        zone = str(values.get("TimezoneOffsetFromUTC", "") or "").strip()
+        given = _parsed(str(injected), "RadiopharmaceuticalStartDateTime", zone)
     else:
         given = _parsed(
             str(values.get("SeriesDate", "")) + _text(agents[0], "RadiopharmaceuticalStartTime"),
@@ -72,9 +80,27 @@ def _time(values: Any, date: str, time: str) -> datetime:
     return _parsed(_text(values, date) + _text(values, time), time)
 
 
-def _parsed(text: str, name: str) -> datetime:
-    """A date and time such as 20260131120000.000+0100; the zone is that of all times of the file."""
+def _parsed(text: str, name: str, zone: str = "") -> datetime:
+    """A date and time such as 20260131120000.000+0100, in the zone of the file. Minutes and seconds may be missing.
+
+    zone: `TimezoneOffsetFromUTC` of the file, "" if it states none.
+    """
+    found = _TIME.fullmatch(text.strip())
     try:
-        return datetime.strptime(text[:14].split(".")[0], "%Y%m%d%H%M%S")
+        if found is None:
+            raise ValueError(text)
+        date, hour, minute, second, own = found.groups()
+        given = datetime.strptime(date + hour + (minute or "00") + (second or "00"), "%Y%m%d%H%M%S")
     except ValueError as error:
         raise BadImage(f"PET with {name} that is no time has no SUV") from error
+    if not own or own == zone:
+        return given
+    if not _ZONE.fullmatch(zone):
+        raise BadImage(f"PET with {name} in the zone {own} has no SUV: TimezoneOffsetFromUTC does not state the file's")
+    return given - _offset(own) + _offset(zone)
+
+
+def _offset(zone: str) -> timedelta:
+    """The difference of a zone such as +0100 from UTC."""
+    hours = timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5]))
+    return -hours if zone[0] == "-" else hours

@@ -86,8 +86,8 @@ def arrange(
     candidates += found
     pairing.pair(images, candidates, looks_like_mask, volumes, layout)
     images.sort(key=lambda item: item.file.name)
-    labels = _labels(images, layout) if not volumes else [""] * len(images)
-    groups = _groups(images, labels, group_pattern, volumes, layout)
+    labels, depth = ([""] * len(images), 0) if volumes else _labels(images, layout)
+    groups = _groups(images, labels, depth, group_pattern, volumes, layout)
     for item, label, group in zip(images, labels, groups, strict=True):
         layout.cases.append(Case(item.file, tuple(file.path for _, file in item.masks), item.split, label, group))
     pairing.say_joined(images, layout)
@@ -151,8 +151,11 @@ def _split_folders(files: Sequence[File]) -> dict[str, str]:
     return {path: split for paths in found.values() for path, split in paths.items()}
 
 
-def _labels(images: list[Item], layout: Layout) -> list[str]:
-    """The class of every image: the first folder that is no split and not called like `images`."""
+def _labels(images: list[Item], layout: Layout) -> tuple[list[str], int]:
+    """The class of every image, and the number of the folder that names it.
+
+    That is the first folder that is no split and not called like `images`, or the one below it.
+    """
     firsts = {item.rest[0] for item in images if item.rest}
     seconds = {item.rest[1] for item in images if len(item.rest) > 1}
     depth = 0
@@ -165,7 +168,7 @@ def _labels(images: list[Item], layout: Layout) -> list[str]:
         layout.notes.append(
             f"the folders {', '.join(sorted(set(raw))[:3])} ... look like patients: they are groups, not classes"
         )
-        return [""] * len(images)
+        return [""] * len(images), depth
     unlabelled = [name for name in raw if naming.UNLABELLED.match(name)]
     if unlabelled:
         layout.notes.append(f"{len(unlabelled)} images in '{unlabelled[0]}' have no class")
@@ -173,20 +176,24 @@ def _labels(images: list[Item], layout: Layout) -> list[str]:
     labels, lines = naming.canonical(raw)
     layout.notes += [f"classes: {line}" for line in lines]
     # A folder may be called "none" or "NA", unlike an empty cell of a table.
-    return [label or name for label, name in zip(labels, raw, strict=True)]
+    return [label or name for label, name in zip(labels, raw, strict=True)], depth
 
 
-def _groups(images: list[Item], labels: list[str], pattern: str, volumes: bool, layout: Layout) -> list[str]:
-    """The patient of every image: by `group_pattern`, else by folders that look like patients."""
+def _groups(
+    images: list[Item], labels: list[str], depth: int, pattern: str, volumes: bool, layout: Layout
+) -> list[str]:
+    """The patient of every image: by `group_pattern`, else by folders that look like patients.
+
+    depth: number of the folder that names the class, which may look like a patient: `covid19`.
+    """
     if pattern:
         return groups_by_pattern([item.file.name for item in images], pattern, layout.notes)
     groups = []
     shared = _shared_depth(images)
     for item, label in zip(images, labels, strict=True):
-        own = [folder for folder in item.rest[shared:] if naming.is_id(folder)]
+        below = item.rest[max(shared, depth + 1 if label else 0) :]
+        own = [folder for folder in below if naming.is_id(folder)]
         own.sort(key=lambda folder: not folder.lower().startswith("sub-"))  # BIDS
-        if label and own and item.rest and naming.is_id(item.rest[0]):
-            own = own[1:] if own[0] == item.rest[0] else own  # the class itself may be a number
         name = own[0] if own else ""
         # Short numbers are counted anew in every class.
         groups.append(f"{label}/{name}" if name.isdigit() and len(name) < 5 and label else name)

@@ -150,7 +150,8 @@ class _Images:
             if found := self.channel.get((mask.place, stem)):
                 return found
         found = self.leading.get((mask.place, naming.without_leading_word(tries[-1])), [])
-        own_word = named is None and naming.without_leading_word(mask.stem) != mask.stem
+        # `spleen_1_seg` is not the mask of `liver_1`: the same number is not enough where a word is left.
+        own_word = naming.without_leading_word(tries[-1]) != tries[-1]
         if tries[-1] and len(found) == 1 and not own_word:
             return found
         beside = self.places.get(mask.place, [])

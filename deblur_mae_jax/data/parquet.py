@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,14 @@ def source(data, channels: int) -> Source:
         own = [naming.split_name(text) for text in texts.get("split") or ()]
         splits += own or [naming.split_of_shard(where)] * len(rows)
         names += [f"{where}/{i:07d}" for i in range(len(rows))]
-    if wanted & set(splits):
+    unused: dict[str, int] = {}
+    if any(splits) and wanted:
+        unused = dict(Counter(split or "no split" for split in splits if split not in wanted))
+        if not wanted & set(splits):
+            raise UserError(
+                f"config.data.split: '{data.split}' is not a split of '{root}'. Choices: "
+                f"{', '.join(sorted(filter(None, set(splits))))}, all."
+            )
         chosen = [i for i, split in enumerate(splits) if split in wanted]
         places = [places[i] for i in chosen]
         labels, groups, splits, names = ([values[i] for i in chosen] for values in (labels, groups, splits, names))
@@ -106,7 +114,7 @@ def source(data, channels: int) -> Source:
     return Source(
         names, reader.read, None, reader.stamp, labels=labels if any(labels) else None,
         groups=groups if any(groups) else None, examine=reader.examine, notes=notes,
-        splits=splits if any(splits) else None,
+        splits=splits if any(splits) else None, unused=unused,
     )  # fmt: skip
 
 

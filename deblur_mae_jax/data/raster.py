@@ -254,5 +254,7 @@ def turned_image(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error, or its kind, in one line."""
+    """The message of an error, or its kind, in one line. That of the operating system is without the path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

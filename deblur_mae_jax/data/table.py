@@ -116,6 +116,8 @@ def _cells(path: Path, table: Table) -> tuple[list[tuple[int, list[str]]], list[
     if not first:
         raise UserError(f"config.data.root: '{path}' is empty")
     delimiter = max(DELIMITERS, key=lambda d: (first.count(d), d == ","))
+    empty = next(number for number, line in enumerate(lines) if line.strip())
+    lines = lines[empty:]  # pandas takes the number of columns from the first line
     unbalanced = sum(line.count('"') for line in lines) % 2 == 1
     if unbalanced:
         table.notes.append(f"'{path.name}' has an unbalanced quote; quotes are read as ordinary characters")
@@ -156,7 +158,7 @@ def _cells(path: Path, table: Table) -> tuple[list[tuple[int, list[str]]], list[
     rows = frame.fillna("").to_numpy(dtype=object).tolist()
     start = next(i for i, row in enumerate(rows) if any(str(cell).strip() for cell in row))
     header = [str(cell).strip() for cell in rows[start]]
-    return [(i + 1, [str(cell) for cell in row]) for i, row in enumerate(rows) if i > start], header
+    return [(empty + i + 1, [str(cell) for cell in row]) for i, row in enumerate(rows) if i > start], header
 
 
 def _first_line(lines: list[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.data import buckets
+from deblur_mae_jax.data.raster import one_line
 from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.errors import UserError
 
@@ -48,9 +49,12 @@ def source(data, channels: int) -> Source:
     features = records.dataset_info.features
     texts: dict[str, list[str]] = {name: [] for name in ("label", "group") if name in features.keys()}  # noqa: SIM118
     for i in range(len(records) if texts else 0):
-        record = records[i]
+        try:
+            record = records[i]
+        except Exception:  # damaged: `Records.read` says so when the image is checked
+            record = None
         for name, values in texts.items():
-            values.append(_text(features[name], record[name]))
+            values.append("" if record is None else _text(features[name], record[name]))
     names = [f"{data.tfds_name}/{split}/{i:07d}" for i in range(len(records))]
     return Source(names, reader.read, labels=texts.get("label"), groups=texts.get("group"))
 
@@ -71,9 +75,9 @@ def _copied(tfds: Any, data) -> Path:
 
 
 def _text(feature: Any, value: Any) -> str:
-    """A label or a group as text: the name of a class, or the value."""
+    """A label or a group as text: the name of a class, or the value. An unknown class, -1, is ""."""
     if hasattr(feature, "int2str"):
-        return feature.int2str(int(value))
+        return feature.int2str(int(value)) if int(value) >= 0 else ""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -84,8 +88,11 @@ class Records:
         self.records, self.channels = records, channels
 
     def read(self, index: int) -> np.ndarray:
-        """Pixels of one record."""
-        image = np.asarray(self.records[index]["image"])
+        """Pixels of one record. Raises `BadImage`."""
+        try:
+            image = np.asarray(self.records[index]["image"])
+        except Exception as error:  # records are damaged in as many ways as there are bytes
+            raise BadImage(f"damaged: {one_line(error)}") from error
         if image.ndim == 2:
             image = image[:, :, None]
         if image.dtype == np.uint16:

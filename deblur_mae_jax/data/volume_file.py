@@ -125,6 +125,7 @@ class VolumeFile:
             header.set_slope_inter(1, 0)
             for field in ("descrip", "aux_file", "db_name", "intent_name"):
                 header[field] = b""
+            header.extensions.clear()
             header["intent_code"] = header["cal_min"] = header["cal_max"] = 0
         image: Any = nib.Nifti1Image(stored, self.affine if header is None else None, header)
         nib.save(image, path)

@@ -7,13 +7,14 @@ import hashlib
 import itertools
 import json
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from deblur_mae_jax.data import volume_file
+from deblur_mae_jax.data import privacy, volume_file
 from deblur_mae_jax.data.grid import Grid
 from deblur_mae_jax.data.image_files import stamp_of
 from deblur_mae_jax.data.masks import MaskValues, classes, join
@@ -79,8 +80,10 @@ class Volumes:
         return _stamp(self.paths[index])
 
     def mask_stamp(self, index: int) -> list[Any]:
-        """Name, size and modification time of every mask."""
-        return [[path if isinstance(path, str) else "", _stamp(path)] for path in self.masks[index]]
+        """Name, size and modification time of every mask; of DICOM series a hash of the name."""
+        private = not isinstance(self.paths[index], str)
+        name = lambda path: "" if not isinstance(path, str) else privacy.pseudonym(path) if private else path
+        return [[name(path), _stamp(path)] for path in self.masks[index]]
 
     def read(self, index: int) -> np.ndarray:
         """float16 `(D, H, W, 1)`, scaled."""
@@ -99,7 +102,7 @@ class Volumes:
         if decoded is not None:
             decoded.parent.mkdir(parents=True, exist_ok=True)
             decoded.with_suffix(".json").write_text(json.dumps(notes))
-            draft = decoded.with_name(f"{decoded.name}.{os.getpid()}.tmp")
+            draft = decoded.with_name(f"{decoded.name}.{os.getpid()}.{threading.get_ident()}.tmp")
             with open(draft, "wb") as file:
                 np.save(file, volume)
             os.replace(draft, decoded)
@@ -132,7 +135,7 @@ class Volumes:
         volume = self._open(self.paths[index])
         parts, notes = [], list[str]()
         for path in self.masks[index]:
-            mask = self._open_mask(path)
+            mask = self._open_mask(path, private=not isinstance(self.paths[index], str))
             notes += [f"of its mask: {note}" for note in mask.notes]
             if not (mask.oriented and volume.oriented) and mask.shape == volume.shape:
                 notes.append(VOXEL_ON_VOXEL)
@@ -143,11 +146,11 @@ class Volumes:
             notes += more
         return join(parts), list(dict.fromkeys(notes))
 
-    def _open_mask(self, path: str | Place) -> VolumeFile:
+    def _open_mask(self, path: str | Place, private: bool) -> VolumeFile:
         try:
             return self._open(path)
         except BadImage as error:
-            name = f" '{Path(path).name}'" if isinstance(path, str) else ""
+            name = f" '{Path(path).name}'" if isinstance(path, str) and not private else ""
             raise BadImage(f"its mask{name}: {error}") from error
 
     def _kept(self, index: int) -> Path | None:

@@ -627,8 +627,26 @@ def test_pet_is_read_as_uptake_where_all_fields_are_there(tmp_path, reference):
 
 
 @pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        ({"RadiopharmaceuticalStartTime": "1130"}, 1800), ({"RadiopharmaceuticalStartTime": "11"}, 3600),
+        ({"RadiopharmaceuticalStartTime": "113000.5"}, 1800),
+        ({"RadiopharmaceuticalStartDateTime": "202601311130"}, 1800),
+        ({"RadiopharmaceuticalStartDateTime": "20260131100000+0000", "TimezoneOffsetFromUTC": "+0100"}, 3600),
+        ({"RadiopharmaceuticalStartDateTime": "20260131110000.0+0100", "TimezoneOffsetFromUTC": "+0100"}, 3600),
+    ],
+)  # fmt: skip
+def test_times_of_an_injection_may_be_short_or_in_another_zone(tmp_path, changes, seconds):
+    pixels, _ = read(pet(tmp_path / "a.dcm", **changes), window="0,15")
+    uptake = deep() * 10.0 * 70_000 / (370e6 * 2 ** (-seconds / 6586.2))
+    assert abs(pixels[..., 0] - np.clip(uptake / 15, 0, 1) * 255).max() <= 1
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"RadiopharmaceuticalStartDateTime": "20260131100000+0000"}, "TimezoneOffsetFromUTC"),
+        ({"RadionuclideTotalDose": 370}, "must be in Bq, not MBq"),
         ({"Units": "CNTS"}, "'CNTS'"), ({"CorrectedImage": ["DECY"]}, "ATTN and DECY"),
         ({"PatientWeight": None}, "without PatientWeight"), ({"DecayCorrection": "NONE"}, "DecayCorrection 'NONE'"),
         ({"RadionuclideTotalDose": None}, "without RadionuclideTotalDose"),

@@ -317,6 +317,9 @@ def test_hugging_face_parquet(tmp_path):
     train = load(tmp_path / "packed", "train")
     assert len(train) == 16 and train.unused == {"test": 8} and set(train.labels) <= set(names)
     np.testing.assert_array_equal(train.read(3)[..., 0], np.asarray(Image.open(files[3])))
+    assert load(tmp_path / "hf", "train", name="parquet").unused == {"test": 8}
+    with pytest.raises(UserError, match=r"'val' is not a split of .* Choices: test, train, all"):
+        load(tmp_path / "hf", "val", name="parquet")
     (tmp_path / "hf" / "bad.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(UserError, match="is not a Parquet file, or damaged"):
         load(tmp_path / "hf", name="parquet")

@@ -379,6 +379,14 @@ def test_tensorflow_datasets(tmp_path):
     wanted = {np.roll(gradient(), i).tobytes() for i in range(8)}
     assert {found.read(i).tobytes() for i in range(8)} == wanted
     assert tfds_source.source(fields, 3).read(0).shape == (40, 50, 3)
+    assert tfds_source._text(tiny_tfds.tfds.features.ClassLabel(names=["a", "b"]), -1) == ""  # unknown, in TFDS
+
+    class Damaged:
+        def __getitem__(self, index):
+            raise AttributeError("'NoneType' object has no attribute 'shape'")
+
+    with pytest.raises(source.BadImage, match="damaged"):
+        tfds_source.Records(Damaged(), 1).read(0)
     with pytest.raises(UserError, match="cannot load 'no_such_set'"):
         tfds_source.source(data(tmp_path, tfds_name="no_such_set"), 1)
     with pytest.raises(UserError, match="tfds_name is not set"):

@@ -177,6 +177,24 @@ def test_the_folder_around_all_classes_is_no_class(tmp_path):
     assert set(source.labels) == {"benign", "malignant"} and "its sub-folders are the classes" in said(source)
 
 
+def test_a_class_with_a_number_is_no_patient(tmp_path):
+    for i in range(2):
+        for label in ("covid19", "normal", "pneumonia"):
+            picture(tmp_path / "COVID_dataset" / label / f"{i}.png", i)
+    source = load(tmp_path)
+    assert set(source.labels) == {"covid19", "normal", "pneumonia"} and source.groups is None
+
+
+@pytest.mark.parametrize("other", ["malignant_1_mask.png", "spleen_1_seg.png"])
+def test_a_mask_of_another_word_and_the_same_number_is_another_images(tmp_path, other):
+    for i in (1, 2):
+        picture(tmp_path / "images" / f"benign_{i}.png", i)
+    mask(tmp_path / "masks" / "benign_2_mask.png")
+    mask(tmp_path / "masks" / other)
+    source = load(tmp_path, "quickstart")
+    assert source.masked == [False, True] and [s.name for s in source.skipped] == [f"masks/{other}"]
+
+
 def test_patients_come_from_the_pattern(tmp_path):
     for patient in ("0001", "0002"):
         for side in "lr":

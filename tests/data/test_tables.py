@@ -43,6 +43,14 @@ def label(path):
     return path.split("/")[0]
 
 
+@pytest.mark.parametrize("start", ["", "\n", "# exported by hand\n", "sep=,\n", "\n# twice\n\n"])
+def test_lines_before_the_header_are_no_rows(images, start):
+    source = load(images, f"{start}path,label\n" + "".join(f"{p},{label(p)}\n" for p in rows(images)))
+    assert len(source) == 20 and set(source.labels) == {"benign", "malignant"}
+    damaged = load(images, f"{start}path,label\nbenign/benign_0.png,a,b,c\nbenign/benign_1.png,a\n")
+    assert len(damaged) == 1 and len(damaged.skipped) == 1
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_delimiters_and_encodings(images, delimiter, encoding):

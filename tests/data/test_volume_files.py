@@ -401,6 +401,7 @@ def test_impossible_spacings_are_one_clear_line(tmp_path, spacing):
 def test_label_maps_carry_no_texts(tmp_path):
     image = nib.Nifti1Image(values(), np.eye(4))
     image.header["descrip"], image.header["db_name"] = b"Zzyzx", b"Zzyzx"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"PatientName=Zzyzx"))
     nib.save(image, tmp_path / "a.nii")
     path = load(tmp_path).grid_of(0).save(labels(), tmp_path / "out")
     assert b"Zzyzx" not in gzip.decompress(path.read_bytes())
