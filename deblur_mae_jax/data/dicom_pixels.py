@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ DECODERS = {
     "1.2.840.10008.1.2.4.91": "pylibjpeg", "1.2.840.10008.1.2.4.201": "pylibjpeg",
     "1.2.840.10008.1.2.4.202": "pylibjpeg", "1.2.840.10008.1.2.4.203": "pylibjpeg",
 }  # fmt: skip
+JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 JPEG_BASELINE = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 # Gray levels by which the channels of a gray picture may differ, and the share of pixels for which this must hold.
@@ -131,8 +133,35 @@ def stored(path: str, frame: int, values: Any) -> np.ndarray:
     if syntax in LOSSLESS_JPEG:
         pixels = _lossless_jpeg(path, frame, values)
     else:
-        pixels = np.asarray(pixel_array(path, index=frame, decoding_plugin=DECODERS.get(syntax, "")))
+        # pydicom converts by the header. A decoder that has converted by the stream must not be followed by it.
+        raw = int(values.get("SamplesPerPixel", 1) or 1) == 3 and decoded_as_rgb(
+            path, syntax, os.stat(path).st_mtime_ns
+        )
+        pixels = np.asarray(pixel_array(path, index=frame, raw=raw, decoding_plugin=DECODERS.get(syntax, "")))
     return _own_bits(pixels, values) if pixels.ndim == 2 else pixels
+
+
+@functools.lru_cache(maxsize=4096)
+def decoded_as_rgb(path: str, syntax: str, changed: int) -> bool:
+    """Whether the decoder converts YCbCr to RGB itself, because the first stream of a file says so.
+
+    A JPEG stream does by Adobe's marker with transform 1, and a JPEG 2000 stream by its colour transform.
+
+    changed: time of the last change of the file.
+    """
+    if syntax not in JPEG_BASELINE and syntax not in JPEG_2000:
+        return False
+    from pydicom.encaps import get_frame
+
+    values = dicom_file.pydicom().dcmread(path, force=True)
+    frames = int(values.get("NumberOfFrames", 1) or 1)
+    stream = get_frame(values.PixelData, 0, number_of_frames=frames)
+    if syntax in JPEG_2000:
+        coding = stream.find(b"\xff\x52")  # length 2, style 1, order 1, layers 2, then the transform
+        wide = str(values.get("PhotometricInterpretation", "")).startswith("YBR_FULL")
+        return wide and coding >= 0 and stream[coding + 8 : coding + 9] == b"\x01"
+    adobe = stream.find(b"Adobe", 0, 4096)  # version 2, flags 4, then the transform
+    return adobe >= 0 and stream[adobe + 11 : adobe + 12] == b"\x01"
 
 
 def _lossless_jpeg(path: str, frame: int, values: Any) -> np.ndarray:
@@ -158,8 +187,10 @@ def _own_bits(pixels: np.ndarray, values: Any) -> np.ndarray:
     pydicom does this for uncompressed files, and decoders of compressed ones do not.
     """
     bits, width = int(values.get("BitsStored", 0) or 0), 8 * pixels.dtype.itemsize
-    if pixels.dtype.kind not in "iu" or not 0 < bits < width or int(values.get("HighBit", bits - 1)) != bits - 1:
+    if pixels.dtype.kind not in "iu" or not 0 < bits < width:
         return pixels
+    if int(values.get("HighBit", bits - 1)) != bits - 1:
+        raise BadImage(f"HighBit is {values.HighBit} where BitsStored is {bits}; it must be one less")
     # Shifted to the top and back: the shift to the right repeats the sign of signed types.
     return (pixels << (width - bits)) >> (width - bits)
 
@@ -167,14 +198,14 @@ def _own_bits(pixels: np.ndarray, values: Any) -> np.ndarray:
 def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarray]:
     """The header and the stored values `(H, W)` of a frame, or its RGB colours `(H, W, 3)`. Raises `BadImage`."""
     dicom_file.pydicom()
-    from pydicom.pixels import apply_color_lut
-
     values = dicom_file.dataset(header.path)
     try:
-        pixels = stored(header.path, frame, values)
         photometric = str(values.get("PhotometricInterpretation", ""))
+        if photometric and photometric not in PHOTOMETRIC:
+            raise BadImage(_why(values))
+        pixels = stored(header.path, frame, values)
         if photometric == "PALETTE COLOR":
-            pixels = _palette_bits(np.asarray(apply_color_lut(pixels, values)), values)
+            pixels = _by_palette(pixels, values)
         elif photometric == "RGB" and pixels.ndim == 3:
             pixels = _as_stream_says(header, values, frame, pixels, notes)
         lossy = str(values.get("LossyImageCompression", "")) == "01"
@@ -222,6 +253,20 @@ def _why(values: Any) -> str:
 def _words(content: Any) -> np.ndarray:
     """16-bit numbers, which pydicom gives as bytes or as a list."""
     return np.frombuffer(content[: len(content) // 2 * 2], "<u2") if isinstance(content, bytes) else np.asarray(content)
+
+
+def _by_palette(pixels: np.ndarray, values: Any) -> np.ndarray:
+    """The 8-bit colours `(H, W, 3)` of palette numbers."""
+    from pydicom.pixels import apply_color_lut
+
+    colours = ("Red", "Green", "Blue")
+    described = [values.get(f"{colour}PaletteColorLookupTableDescriptor") for colour in colours]
+    discrete = all(f"{colour}PaletteColorLookupTableData" in values for colour in colours)
+    if discrete and all(d is not None and int(d[2]) == 8 and not 0 < int(d[0]) <= 256 for d in described):
+        # pydicom counts the numbers of a palette of 8 bits with 8 bits.
+        tables = [dicom_windows.table(values, f"{c}PaletteColorLookupTable{{}}") for c in colours]
+        return np.stack([dicom_windows.looked_up(pixels, *t[:2]) for t in tables], axis=-1).astype(np.uint8)
+    return _palette_bits(np.asarray(apply_color_lut(pixels, values)), values)
 
 
 def _palette_bits(pixels: np.ndarray, values: Any) -> np.ndarray:

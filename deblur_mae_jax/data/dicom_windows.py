@@ -12,6 +12,7 @@ from deblur_mae_jax.errors import UserError
 
 # Named windows of Hounsfield units: centre and width.
 WINDOWS = {"lung": (-600, 1500), "soft": (40, 400), "bone": (400, 1800), "brain": (40, 80), "liver": (60, 150)}
+NO_INTERCEPT = "CT without RescaleIntercept: its stored values are taken as Hounsfield units"
 NO_WINDOW = "the file has no window, so its own range of values is mapped to gray levels; config.data.window sets one"
 NO_WIDTH = "its window has no width, so it is not used"
 ONLY_CT = "config.data.window names a window of CT, so it is not used for files of other modalities"
@@ -64,13 +65,14 @@ def eight_bits(stored: np.ndarray, values: Any, frame: int, window: str, notes: 
     window: `config.data.window`; "": the first window or lookup table of the file, else its range of values.
     notes: assumptions are added.
     """
-    from pydicom.pixels import apply_modality_lut
-
     transform = group(values, frame, "PixelValueTransformationSequence")
     slope, intercept = rescale(transform)
     rescaled = stored * slope + intercept
     if transform.get("ModalityLUTSequence"):
-        rescaled = np.asarray(apply_modality_lut(stored, transform), np.float64)
+        entries, first, _ = table(transform.ModalityLUTSequence[0], "LUT{}")
+        rescaled = looked_up(stored, entries, first - 2**16 if first >= 2**15 and stored.min() < 0 else first) * 1.0
+    elif window and values.get("Modality") == "CT" and transform.get("RescaleIntercept") is None:
+        notes.append(NO_INTERCEPT)
     if window and window not in WINDOWS and values.get("Modality") == "PT":
         rescaled = rescaled * dicom_suv.factor(values, transform)
         notes.append(dicom_suv.NOTE)
@@ -128,18 +130,37 @@ def _first(values: Any, name: str) -> float | None:
 
 def _by_table(rescaled: np.ndarray, values: Any) -> np.ndarray:
     """The share of the range of gray levels by the first VOI lookup table of a file (PS3.3 C.11.2.1.1)."""
-    from pydicom.pixels import apply_voi
-
-    item = values.VOILUTSequence[0]
-    entries, first, bits = (int(v) for v in item.LUTDescriptor)
+    entries, first, bits = table(values.VOILUTSequence[0], "LUT{}")
     if first >= 2**15 and rescaled.min() < 0:  # a negative first value, stored as an unsigned number
-        item.LUTDescriptor = [entries, first - 2**16, bits]
-    levels = np.asarray(apply_voi(np.rint(rescaled).astype(np.int64), values), np.float64)
+        first -= 2**16
+    levels = looked_up(np.rint(rescaled), entries, first).astype(np.float64)
     # Some tables state 16 bits and hold fewer: their range is that of the fewest bits that hold the table.
-    data = item.LUTData
-    table = np.frombuffer(data, "<u2" if bits > 8 else "u1") if isinstance(data, bytes) else np.asarray(data)
-    used = int(table.max()).bit_length() if table.size and bits == 16 else bits
+    used = int(entries.max()).bit_length() if bits == 16 else bits
     return levels / (2 ** max(1, used) - 1)
+
+
+def table(item: Any, name: str) -> tuple[np.ndarray, int, int]:
+    """The entries of a lookup table, the number of the first one, and the bits of an entry (PS3.3 C.11.1.1.1).
+
+    pydicom's own lookup counts the entries of a table of 8 bits with 8 bits.
+
+    name: of its attributes, with braces in place of `Data` and `Descriptor`.
+    """
+    count, first, bits = (int(v) for v in item[name.format("Descriptor")].value)
+    count = count or 2**16
+    data = item[name.format("Data")].value
+    if isinstance(data, bytes):
+        wide = bits > 8 or len(data) >= 2 * count  # entries of 8 bits may be stored in words
+        data = np.frombuffer(data[: len(data) // (1 + wide) * (1 + wide)], "<u2" if wide else "u1")
+    entries = np.asarray(data).astype(np.int64)[:count]
+    if not entries.size:
+        raise BadImage("its lookup table is empty")
+    return entries, first, bits
+
+
+def looked_up(values: np.ndarray, entries: np.ndarray, first: int) -> np.ndarray:
+    """The entries of values; those outside of the table get its first or last entry."""
+    return entries[np.clip(values.astype(np.int64) - first, 0, len(entries) - 1)]
 
 
 def _padding(stored: np.ndarray, values: Any) -> np.ndarray:

@@ -29,6 +29,8 @@ NO_SPACE = "its header states no anatomical orientation; left-posterior-superior
 _GZIP = b"\x1f\x8b"
 # A larger start of the voxels in a NIfTI header is damage, or an attempt to fill the memory.
 _MAX_OFFSET = 16_000_000
+# Millimetres of the units of NRRD.
+NRRD_UNITS = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "micron": 0.001, "microns": 0.001}
 _MM = {"meter": 1000.0, "micron": 0.001}
 
 
@@ -334,7 +336,11 @@ def _with_simpleitk(path: str, max_voxels: int) -> VolumeFile:
     shape = _checked(size, np.uint8 if "8-bit unsigned" in kind else np.float32, max_voxels)
     flip = np.diag([-1.0, -1.0, 1.0])  # LPS to RAS
     direction = np.array(reader.GetDirection()).reshape(len(size), len(size))[:3, :3]
-    scale = 0.001 if re.search(r"^space units:.*(um|micron)", text, re.I | re.M) else 1.0
+    units = re.search(r'^space units:[\s"]*([^"\s]+)', text, re.I | re.M)
+    unit = units[1].lower() if units else "mm"
+    if unit not in NRRD_UNITS:
+        raise BadImage(f"space units '{unit}' are none of {', '.join(NRRD_UNITS)}")
+    scale = NRRD_UNITS[unit]
     affine = np.eye(4)
     affine[:3, :3] = scale * flip @ direction @ np.diag([float(s) for s in reader.GetSpacing()[:3]])
     affine[:3, 3] = scale * flip @ np.array(reader.GetOrigin()[:3])
