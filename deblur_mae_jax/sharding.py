@@ -166,6 +166,17 @@ def put_batch(mesh: Mesh, local: Any, accum_steps: int) -> Any:
     return jax.tree.map(put, local)
 
 
+def on_any_process(flags: Any) -> Any:
+    """Where a flag, or an array of them, is set on any process. All processes must call it."""
+    flags = np.asarray(flags, bool)
+    if jax.process_count() == 1:
+        return flags
+    from jax.experimental import multihost_utils
+
+    every = np.asarray(multihost_utils.process_allgather(flags))
+    return np.logical_or.reduce(every.reshape(jax.process_count(), *flags.shape))
+
+
 def local_rows(batch_size: int, accum_steps: int) -> np.ndarray:
     """Indices `(B_local,)` of the global batch that this process provides.
 

@@ -85,8 +85,8 @@ class Evaluator:
         B = max(1, run.config.optim.batch_size // run.config.optim.accum_steps)
         self.batch_size = -(-B // run.mesh.size) * run.mesh.size
 
-    def predict(self, params: Any, split: str) -> Predictions:
-        """Predict every image of a split."""
+    def predict(self, params: Any, split: str) -> tuple[Predictions, np.ndarray]:
+        """Predict every image of a split that can still be read. Returns also their numbers in the index."""
         indices = self.labels.indices[split]
         order = InOrder(indices, self.batch_size)
         logits, levels = [], []
@@ -106,12 +106,13 @@ class Evaluator:
             blur_search.all_sigmas(self.run.network.inputs.degradation),
         )
         # Another image replaces one that can no longer be read; its prediction is dropped.
-        lost = {item.name for item in self.run.loader.failed}
-        return table.where(np.array([name not in lost for name in table.names])) if lost else table
+        failed = {item.name for item in self.run.loader.failed}
+        kept = ~sharding.on_any_process([name in failed for name in table.names])
+        return (table, indices) if kept.all() else (table.where(kept), indices[kept])
 
     def evaluate(self, params: Any) -> Judgement:
         """Measure the validation images; the score is the measure that selects the weights."""
-        table = self.predict(params, "val")
+        table, _ = self.predict(params, "val")
         values = classification.measure(table.labels, table.probabilities)
         self.latest = {f"val_{name}": value for name, value in values.items()}
         value = values[self.metric]
@@ -140,9 +141,9 @@ class Evaluator:
                 page.progress(self.workdir.make_report(), self._title(), self.latest, curves)
             return Conclusion(self.latest, "", self.workdir.report)
         indices = self.labels.indices
-        tables = [self.predict(params, name) for name in ("val", "test") if name in indices]
-        judged = tables[-1]
-        shown = indices[str(judged.split[0])]
+        predicted = [self.predict(params, name) for name in ("val", "test") if name in indices]
+        tables = [table for table, _ in predicted]
+        judged, shown = predicted[-1]
         features = self._features(params, shown[:MAX_EMBEDDED])
         wrong = np.flatnonzero(judged.probabilities.argmax(1) != judged.labels)
         wrong = wrong[np.argsort(-judged.probabilities[wrong].max(axis=1))][:MISTAKES]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax import config as fields
+from deblur_mae_jax import sharding
 from deblur_mae_jax.data import audit
 from deblur_mae_jax.data import grid as grids
 from deblur_mae_jax.data.source import BadImage, Skipped
@@ -51,7 +52,9 @@ class Evaluator:
         segmented = self.segmenter.each([params], self.run.loader, self.supervision.indices["val"])
         for index, labels in segmented:
             stop.poll()
-            truth = classes[source.masks(index)]
+            truth = self._truth(index)
+            if truth is None:
+                continue
             spacing = wanted or source.grid_of(index).spacing
             rows.append([self._score(truth == n, labels == n, spacing) for n in range(1, len(self.labels) + 1)])
         values = np.array(rows)
@@ -70,6 +73,20 @@ class Evaluator:
                     self.latest[f"val_{self.metric}_{label}"] = float(values[measured[:, j], j].mean())
         score = mean if segmentation.HIGHER_IS_BETTER[self.metric] else -mean
         return Judgement(score, self.latest, {})
+
+    def _truth(self, index: int) -> np.ndarray | None:
+        """The classes of a mask; `None`, with a report, if it can no longer be read on some process."""
+        source, classes = self.run.index.source, self.supervision.mask_classes
+        assert source.masks is not None and classes is not None
+        truth, why = None, ""
+        try:
+            truth = classes[source.masks(index)]
+        except (BadImage, OSError) as error:
+            why = f"its mask: {error}"
+        if sharding.on_any_process(truth is None):
+            self.run.loader.report(Skipped(source.names[index], why or "another process cannot read its mask"))
+            return None
+        return truth
 
     def _score(self, truth: np.ndarray, labels: np.ndarray, spacing: tuple[float, ...]) -> float:
         """The measure that selects the weights, for one label; NaN if the truth does not contain the label."""
@@ -203,6 +220,8 @@ class Evaluator:
             name = Path(source.names[index]).name
             title = f"{kinds[row]}: {name}, Dice {dice[row]:.2f}"
             image = source.read(index).astype(np.float32).mean(axis=-1)
-            truth = classes[source.masks(index)]
+            truth = self._truth(index)
+            if truth is None:
+                continue
             out.append(Shown(title, image, truth, labels, source.grid_of(index).spacing))
         return out

@@ -283,10 +283,7 @@ def search(
 def _lost(loader: Loader, names: Sequence[str]) -> np.ndarray:
     """Whether another image replaced each of these, because it could no longer be read: its losses must not be used."""
     failed = {item.name for item in loader.failed}
-    lost = np.array([name in failed for name in names])
-    if jax.process_count() > 1:  # each process knows of the images that it read itself
-        lost = np.logical_or.reduce(np.asarray(multihost_utils.process_allgather(lost)))
-    return lost
+    return sharding.on_any_process([name in failed for name in names])  # each process knows of those that it read
 
 
 # Settings of a model that change how it is computed, not what.

@@ -118,11 +118,15 @@ class Segmenter:
         source = loader.index.source
         waiting: list[tuple[int, dict[str, Any]]] = []
         for number in (int(p) for p in indices):
+            image, why = None, ""
             try:
                 image = source.read(number)
             except (BadImage, OSError) as error:
-                loader.report(Skipped(source.names[number], str(error)))
+                why = str(error)
+            if sharding.on_any_process(image is None):  # the processes share the work on an image
+                loader.report(Skipped(source.names[number], why or "another process cannot read it"))
                 continue
+            assert image is not None
             if self.is_3d:
                 yield number, self.of_volume(members, image)
                 continue

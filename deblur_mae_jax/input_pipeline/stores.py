@@ -149,11 +149,20 @@ class Streaming:
         return self._stream(self.order, start_step, num_steps, self.accum_steps, self.cubes)
 
     def in_order(self, order: InOrder) -> Iterator[dict[str, jax.Array]]:
-        """Device batches `(1, B, ...)` that hold each image of `order` once."""
-        return self._stream(order, 0, order.num_batches, 1)
+        """Device batches `(1, B, ...)` that hold each image of `order` once.
+
+        They are read by threads: the loader of another process could not tell which images it replaced.
+        """
+        return self._stream(order, 0, order.num_batches, 1, workers=0)
 
     def _stream(
-        self, order: Order | InOrder, start_step: int, num_steps: int, accum_steps: int, cubes: Cubes | None = None
+        self,
+        order: Order | InOrder,
+        start_step: int,
+        num_steps: int,
+        accum_steps: int,
+        cubes: Cubes | None = None,
+        workers: int | None = None,
     ) -> Iterator[dict[str, jax.Array]]:
         for local in stream(
             self.loader,
@@ -162,7 +171,7 @@ class Streaming:
             num_steps=start_step + num_steps,
             rows=sharding.local_rows(order.batch_size, accum_steps),
             num_threads=self.num_threads,
-            num_workers=self.num_workers,
+            num_workers=self.num_workers if workers is None else workers,
             cubes=cubes,
         ):
             if self.precompute is not None:

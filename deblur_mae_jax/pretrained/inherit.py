@@ -30,7 +30,7 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
     workdir: if an earlier start saved a copy of the network in this folder, the copy is used.
     """
     identity = networks.identify(config)
-    started = workdir is not None and workdir.is_started()
+    started = workdir is not None and workdir.has_checkpoint()
     if not identity.starts_from_pretrained:
         # A run with its own checkpoint already has all its weights.
         source = trained_network.load(config.init_from) if config.init_from and not started else None
@@ -121,7 +121,7 @@ def _from_scratch(config: ConfigDict, axes: int) -> str:
 
 def keep_copy(workdir: Workdir, source: TrainedNetwork) -> None:
     """Save the parts of the source that a later start or a prediction needs. All processes call this."""
-    if jax.process_index() == 0 and not workdir.is_started():
+    if jax.process_index() == 0 and not workdir.has_checkpoint():
         workdir.pretrained.mkdir(exist_ok=True)
         from deblur_mae_jax.data import audit  # takes a second to import
 

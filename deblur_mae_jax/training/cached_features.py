@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.data.order import InOrder
+from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline import stores
 from deblur_mae_jax.input_pipeline.keys import stream_keys
@@ -41,6 +42,11 @@ def wanted(config: ConfigDict, labels: Supervision, kind: str) -> bool:
         raise UserError(
             f"{field}: config.search.setting={labels.setting.kind} chooses another level for each view. Choices: none, "
             "fixed(sigma), search(step), random"
+        )
+    if labels.levels is None and parse.degradation(config.task.degrade).random:
+        raise UserError(
+            f"{field}: config.task.degrade={config.task.degrade} draws another degradation for each view. "
+            "Choices: none, or one that draws nothing"
         )
     for group, name, off in (
         ("augment", "rand_augment", "''"),

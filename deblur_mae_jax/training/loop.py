@@ -104,6 +104,8 @@ class Loop:
         # The step donates its input, so copy the initial parameters and evaluate them after step 1; compile errors
         # then show before the first slow report.
         untrained = _copied(state.params) if start == 0 else None
+        if self.main:
+            checkpoint.forget_later_weights(self.workdir, start)
         with self.stop.deferred():
             self.clock.enter("steps")
             self.clock.at(step)
@@ -164,7 +166,8 @@ class Loop:
         # An evaluation that was stopped may still find the best weights.
         if self.best is None or self.unevaluated or not self.run.config.select.patience_epochs:
             return False
-        return step - self.best["step"] >= self.run.every(self.run.config.select.patience_epochs)
+        seen = step - step % self.run.every(self.run.config.report.every_epochs)  # the last step that was evaluated
+        return seen - self.best["step"] >= self.run.every(self.run.config.select.patience_epochs)
 
     @contextlib.contextmanager
     def watched(self, step: int, pending: Any) -> Iterator[None]:

@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import json
 import logging
+import shutil
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import StoreError, UserError, unknown
-from deblur_mae_jax.workdir.run_folder import BEST, Workdir, write_json
+from deblur_mae_jax.workdir.run_folder import BEST, COMMITTED, Workdir, write_json
 
 
 def _one_line(error: Exception) -> str:
@@ -27,7 +29,6 @@ def _one_line(error: Exception) -> str:
 
 CHECKSUMS = "checksums.json"
 # With `config.checkpoint.commit=file`, written into a checkpoint when it is complete.
-COMMITTED = "commit_success.txt"
 # How long `meet` waits, hours.
 MEETING_HOURS = 2
 WRITES = ("auto", "on", "off")
@@ -223,16 +224,12 @@ class Checkpoints:
         template: the state as arrays, or as shapes with shardings.
         intact: whether a restored state is the one that was saved.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps, certain = sorted(self._manager.all_steps(), reverse=True), list[bool]()
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         for step in steps:
             try:
                 on_all(functools.partial(_check_files, self.path(step)))
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()),
-                )
-                found = Restored(restored["state"], step, restored["notes"])
+                found = self._read(step, shapes)
                 on_all(functools.partial(_require_intact, found, intact))
             except Exception as error:  # damage shows in as many ways as there are files
                 if not isinstance(self.folder, Path) and not isinstance(error, Damaged):
@@ -242,10 +239,14 @@ class Checkpoints:
                     ) from error
                 logging.warning("checkpoint %s is damaged: %s", self.path(step), _one_line(error))
                 self.broken.append(step)
+                certain.append(isinstance(error, Damaged))
                 continue
-            # Later steps are damaged; remove them, or the run could not save those steps again.
-            for later in self.broken:
-                self._manager.delete(later)
+            # Later steps must make room, or the run could not save those steps again.
+            for later, damaged in zip(self.broken, certain, strict=True):
+                if damaged:
+                    self._manager.delete(later)
+                else:
+                    self._set_aside(later)
             return found
         if steps:
             raise UserError(
@@ -253,6 +254,26 @@ class Checkpoints:
                 "away to start from the beginning"
             )
         return None
+
+    def _read(self, step: int, shapes: Any) -> Restored:
+        """Read a checkpoint; a second time if that fails, as a network drive may for a moment."""
+        wanted = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=wanted)
+        except OSError as error:
+            logging.warning("checkpoint %s is read again: %s", self.path(step), _one_line(error))
+            restored = self._manager.restore(step, args=wanted)
+        return Restored(restored["state"], step, restored["notes"])
+
+    def _set_aside(self, step: int) -> None:
+        """Move a checkpoint that could not be read, but may be whole, to the folder `unreadable` of the workdir."""
+        if jax.process_index() == 0:
+            place = Path(self.folder).parent / "unreadable" / f"{self.path(step).name}_{time.time_ns()}"
+            place.parent.mkdir(exist_ok=True)
+            shutil.move(self.path(step), place)
+            logging.warning("it may be whole, so it was moved to %s", place)
+        meet(f"step {step} is set aside")
+        self._manager.reload()
 
     def close(self) -> None:
         """Wait for pending saves."""
@@ -290,7 +311,7 @@ def load_params(workdir: Workdir, shapes: Any) -> Any:
     """
     best = sorted(workdir.arrays.glob(f"{BEST}_*"), key=_step_of)
     steps = sorted(workdir.checkpoints.glob("step_*"), key=_step_of, reverse=True)
-    steps = [p for p in steps if p.name.split("_")[1].isdigit() and _is_committed(workdir, p)]
+    steps = [p for p in steps if p.name.split("_")[1].isdigit() and workdir.is_committed(p)]
     for path in [*best[-1:], *steps]:
         try:
             if path in steps:
@@ -304,13 +325,11 @@ def load_params(workdir: Workdir, shapes: Any) -> Any:
     raise UserError(f"'{workdir.path}' holds no checkpoint")
 
 
-def _is_committed(workdir: Workdir, folder: Path) -> bool:
-    """Whether a checkpoint is complete; with `config.checkpoint.commit=file` its folder may be there before."""
-    try:
-        by_file = json.loads(workdir.config.read_text()).get("checkpoint.commit") == "file"
-    except (OSError, ValueError):
-        by_file = False
-    return not by_file or (folder / COMMITTED).exists()
+def forget_later_weights(workdir: Workdir, step: int) -> None:
+    """Delete the best weights of steps after `step`, from which the run goes on: they are of another future."""
+    for path in workdir.arrays.glob(f"{BEST}_*"):
+        if _step_of(path) > step:
+            buckets.remove(path)
 
 
 def _step_of(path: Path) -> int:

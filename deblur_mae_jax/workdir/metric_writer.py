@@ -36,14 +36,18 @@ class Writer:
         """Delete the lines after the restored step, because they will be written again."""
         if not self.path.exists():
             return
-        lines = []
-        for line in self.path.read_text().splitlines():
+        lines, before = [], self.path.read_text()
+        for line in before.splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     lines.append(line)
             except (ValueError, KeyError):
                 continue  # a truncated line, left by a killed process
-        self.path.write_text("".join(line + "\n" for line in lines))
+        kept = "".join(line + "\n" for line in lines)
+        if kept != before:
+            draft = self.path.with_name(self.path.name + ".tmp")
+            draft.write_text(kept)
+            os.replace(draft, self.path)
 
     def _open_tensorboard(self, folder: Path, resume_step: int) -> None:
         try:

@@ -19,6 +19,8 @@ from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.workdir import mirror
 
+# The file that completes a checkpoint whose folder cannot appear at once.
+COMMITTED = "commit_success.txt"
 # Prefix of the folders of the best weights; the step follows it.
 BEST = "best"
 
@@ -27,7 +29,10 @@ BEST = "best"
 FREE = (
     "checkpoint.",
     "sharding.",
-    "report.",
+    "report.num_",
+    "report.eval_split",
+    "report.monitor_",
+    "report.audit",
     "log.",
     "data.root",
     "data.store",
@@ -137,6 +142,20 @@ class Workdir:
         self.report.mkdir(parents=True, exist_ok=True)
         return self.report
 
+    def is_committed(self, folder: Any) -> bool:
+        """Whether a checkpoint is complete. In a bucket, and with `config.checkpoint.commit=file`, its folder may be
+        there before."""
+        try:
+            by_file = json.loads(self.config.read_text()).get("checkpoint.commit") == "file"
+        except (OSError, ValueError):
+            by_file = False
+        return not (by_file or not isinstance(folder, Path)) or (folder / COMMITTED).exists()
+
+    def has_checkpoint(self) -> bool:
+        """Whether the folder contains a complete checkpoint, from which the run goes on."""
+        steps = (path for path in self.checkpoints.glob("step_*") if path.name.rsplit("_", 1)[1].isdigit())
+        return any(self.is_committed(path) for path in steps)
+
     def is_started(self) -> bool:
         """Whether the folder contains anything from a run that a new one must not overwrite."""
         # A save that was killed leaves a folder such as step_4.orbax-checkpoint-tmp, which is no checkpoint.
@@ -173,8 +192,10 @@ def claim(workdir: Workdir, config: ConfigDict) -> None:
             old = upgrade(json.loads(path.read_text()))
         except ValueError as error:
             raise UserError(f"--workdir: '{path}' is not readable JSON: {error}") from error
+        selects = any(key.startswith("select.") for key in new)
+        free = FREE if selects else (*FREE, "report.")  # evaluations choose the weights of a run with labels
         differ = sorted(
-            key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(FREE)
+            key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(free)
         )
         if differ:
             lines = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differ)

@@ -177,12 +177,15 @@ def test_a_stop_in_an_evaluation_is_made_up_for(tmp_path, monkeypatch, call):
 
 def test_patience_waits_for_an_evaluation_that_was_stopped():
     """It may find the best weights, and then the run is not over."""
-    select = types.SimpleNamespace(patience_epochs=1.0)
-    run = types.SimpleNamespace(total_steps=100, every=lambda _: 10, config=types.SimpleNamespace(select=select))
-    a_loop = types.SimpleNamespace(run=run, best={"step": 5}, unevaluated=False)
-    assert loop.Loop.is_over(a_loop, 15) and not loop.Loop.is_over(a_loop, 14)
+    config = types.SimpleNamespace(
+        select=types.SimpleNamespace(patience_epochs=1.0), report=types.SimpleNamespace(every_epochs=0.8)
+    )
+    run = types.SimpleNamespace(total_steps=100, every=lambda epochs: round(10 * epochs), config=config)
+    a_loop = types.SimpleNamespace(run=run, best={"step": 8}, unevaluated=False)
+    # Evaluated at 16 and 24; at 18 the patience is over, but a step between evaluations says nothing.
+    assert [step for step in range(9, 30) if loop.Loop.is_over(a_loop, step)] == list(range(24, 30))
     a_loop.unevaluated = True
-    assert not loop.Loop.is_over(a_loop, 15) and loop.Loop.is_over(a_loop, 100)
+    assert not loop.Loop.is_over(a_loop, 24) and loop.Loop.is_over(a_loop, 100)
 
 
 def test_a_run_that_is_stopped_while_it_checks_images_ends_with_the_code_of_the_signal(tmp_path):
