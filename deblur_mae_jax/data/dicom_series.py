@@ -19,6 +19,8 @@ MIN_SLICES = 8
 # Largest difference of a step between slices from the median step, as a share of it.
 GAP = 0.1
 # Largest angle between the normal of the slices and the line of their positions, degrees.
+# Largest distance of a slice from the line between the first and the last one, mm.
+ASIDE = 1.0
 TILT = 0.5
 SAME_PLACE = 0.01  # mm
 # Largest difference of direction cosines, and of pixel sizes as a share, within a volume.
@@ -290,6 +292,11 @@ def _ordered(slices: list[Slice]) -> list[Slice]:
         raise BadImage(
             f"the gantry is tilted by {angle:.1f} degrees: convert the series with dcm2niix, which resamples"
         )
+    places = np.array([one.position for one in ordered])
+    straight = places[0] + np.outer((along[order] - along[order][0]) / (along[order][-1] - along[order][0]), line)
+    aside = float(np.linalg.norm(places - straight, axis=1).max())
+    if aside > ASIDE:
+        raise BadImage(f"slices do not lie on one line: one is {aside:.1f} mm beside it")
     sizes = np.array([one.spacing for one in slices])
     if (np.abs(sizes / sizes[0] - 1) > SAME_SIZE).any():
         raise BadImage("slices with different pixel sizes")

@@ -61,6 +61,8 @@ class Segmentation:
         outside = (nearest < 0) | (nearest >= np.array(like.shape))
         if np.abs(places - nearest).max() > 0.1 or outside.any():
             raise BadImage("its segmentation is not on the voxels of its series")
+        if array.max() > 255:
+            raise BadImage(f"its segmentation has segment {int(array.max())}; the largest that is read is 255")
         out[tuple(nearest.T)] = array[tuple(where.T)]
         return out
 
@@ -101,7 +103,7 @@ def source(data, channels: int) -> Source:
     groups = dict(zip((h.path for h in headers), dicom.patients(headers, notes), strict=True))
     labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None
     finder = tables.Finder(Path(data.labels).expanduser().parent, volume_file.SUFFIXES) if data.labels else None
-    by_series = _segmentations(segmentations, root, skipped)
+    by_series = _segmentations(segmentations, root, {one.uid for one in series}, skipped)
     names_of_files = {header.path: file.name for header, file in zip(headers, files, strict=True)}
     kept: list[tuple[Series, dict[str, str], tuple[Any, ...]]] = []
     for one in sorted(series, key=lambda s: s.path):
@@ -173,17 +175,38 @@ def _by_series(left_out: list[dicom_series.LeftOut]) -> list[Skipped]:
     return [Skipped(f"series_{privacy.pseudonym('series', uid)}", reason) for (uid, reason) in counts]
 
 
-def _segmentations(paths: list[str], root: Path, skipped: list[Skipped]) -> dict[str, list[str]]:
-    """Segmentation files by the series that they segment; damaged ones are added to `skipped`."""
+def _segmentations(paths: list[str], root: Path, series: set[str], skipped: list[Skipped]) -> dict[str, list[str]]:
+    """Segmentation files by the series that they segment. Those that cannot be used are added to `skipped`.
+
+    series: UIDs of the series that are volumes.
+    """
     out: dict[str, list[str]] = defaultdict(list)
+    names: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+
+    def leave_out(path: str, reason: str) -> None:
+        skipped.append(Skipped(dicom.file_name(Path(path).relative_to(root).as_posix()), reason))
+
     for path in paths:
         try:
             values = dicom_file.dataset(path)
-            for reference in values.get("ReferencedSeriesSequence", None) or ():
-                out[str(reference.get("SeriesInstanceUID", ""))].append(path)
+            references = values.get("ReferencedSeriesSequence", None) or ()
+            uids = {str(reference.get("SeriesInstanceUID", "")) for reference in references}
+            segments = [(int(s.SegmentNumber), str(s.get("SegmentLabel", ""))) for s in values.SegmentSequence]
         except Exception as error:  # headers are damaged in as many ways as there are files
-            reason = f"a segmentation whose header cannot be read ({type(error).__name__}); its series has no mask"
-            skipped.append(Skipped(dicom.file_name(Path(path).relative_to(root).as_posix()), reason))
+            kind = type(error).__name__
+            leave_out(path, f"a segmentation whose header cannot be read ({kind}); its series has no mask")
+            continue
+        if not uids & series:
+            leave_out(path, f"a segmentation of {'a series that is no volume here' if uids else 'no stated series'}")
+        for uid in uids & series:
+            out[uid].append(path)
+            for number, label in segments:
+                names[uid][number].add(label)
+    for uid, numbers in names.items():
+        unclear = sorted(number for number, labels in numbers.items() if len(labels) > 1)
+        if unclear:  # "Liver" of one file and "Spleen" of another would become one class
+            for path in out.pop(uid):
+                leave_out(path, f"one of several segmentations of a series that name segment {unclear[0]} differently")
     return out
 
 

@@ -229,6 +229,38 @@ def test_a_segmentation_of_another_grid_is_refused(tmp_path):
         index.build(dataset.load_source(config, "all"), masks=True)
 
 
+def test_segmentations_that_name_one_segment_differently_or_no_series_are_listed(tmp_path):
+    folder = tmp_path / "set" / "ct"
+    made.slices(folder, hounsfield())
+    for name, label in (("liver", "part 1"), ("spleen", "another organ")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made.segmentation(tmp_path / "set" / f"{name}.dcm", folder, (organs() == 1).astype(np.uint8))
+        values = pydicom.dcmread(tmp_path / "set" / f"{name}.dcm")
+        values.SegmentSequence[0].SegmentLabel = label
+        values.save_as(tmp_path / "set" / f"{name}.dcm")
+    found = load(tmp_path / "set")
+    reasons = [item.reason for item in found.skipped]
+    assert len(reasons) == 2 and found.masks is None
+    assert all("name segment 1 differently" in reason and "organ" not in reason for reason in reasons)
+    values.ReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.3.999"
+    values.save_as(tmp_path / "set" / "spleen.dcm")
+    found = load(tmp_path / "set")
+    assert [item.reason for item in found.skipped] == ["a segmentation of a series that is no volume here"]
+    assert found.masked == [True]
+
+
+def test_slices_beside_the_line_are_no_volume(tmp_path):
+    def change(values, k):
+        if 4 <= k < 8:
+            x, y, z = values.ImagePositionPatient
+            values.ImagePositionPatient = [x + 30, y, z]
+
+    made.slices(tmp_path / "set" / "ct", hounsfield(), change=change)
+    with pytest.raises(UserError, match=r"slices do not lie on one line: one is 30\.0 mm beside it"):
+        load(tmp_path / "set")
+
+
 def test_a_folder_of_series_is_found_by_itself(tmp_path):
     made.slices(tmp_path / "set", hounsfield())
     for root in (str(tmp_path / "set"), f"{tmp_path / 'set'}=ct"):

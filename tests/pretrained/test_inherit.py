@@ -403,6 +403,18 @@ def test_crops_of_a_linear_probe_are_cut_not_drawn_again():
             },
             ["augment.erase_probability=0.25", "Use 0"],
         ),
+        (
+            {
+                "task__cache_features": True,
+                "task__frozen": True,
+                "task__mixup": 0.0,
+                "task__cutmix": 0.0,
+                "augment__rand_augment": "",
+                "augment__erase_probability": 0.0,
+                "init_from": "denoising_mae_thyroid",
+            },
+            ["task.degrade=noise.gaussian_noise", "draws another degradation"],
+        ),
         ({"model__embed_dim": 64}, ["do not fit the network", "other shape", "init_strict=False"]),
         ({"model__depth": 2}, ["missing blocks_1", "init_strict=False"]),
         ({"task__mixup": -1.0}, ["task.mixup=-1.0"]),
@@ -411,6 +423,8 @@ def test_crops_of_a_linear_probe_are_cut_not_drawn_again():
     ],
 )
 def test_bad_transfer_settings_are_one_clear_line(tmp_path, overrides, parts):
+    if overrides.get("init_from") in tiny.CONFIGS:
+        overrides = overrides | {"init_from": str(pretraining(overrides["init_from"]))}
     with pytest.raises(UserError) as caught:
         go(tmp_path, **overrides)
     message = str(caught.value)

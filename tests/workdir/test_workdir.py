@@ -15,7 +15,7 @@ from tiny_runs import classifier, command, launch, plain_run, run
 
 from deblur_mae_jax.config import fields_of, upgrade
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.workdir import checkpoint
+from deblur_mae_jax.workdir import checkpoint, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 ROOT = tiny.ROOT
@@ -107,6 +107,56 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, kind, caplo
     again = run(tmp_path, optim__steps=6)
     assert "is damaged" in caplog.text and folders[-1].name in caplog.text
     assert again.params_fingerprint == whole.params_fingerprint and again.checkpoint.exists()
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_checkpoint_that_could_not_be_read_is_not_deleted(tmp_path, monkeypatch, caplog, times):
+    """A network drive may fail for a moment, or for longer."""
+    whole = run(tmp_path, optim__steps=6)
+    real, left = checkpoint._Manager.restore, [times]
+
+    def restore(self, step, **arguments):
+        if step == 6 and left[0]:
+            left[0] -= 1
+            raise OSError(116, "Stale file handle")
+        return real(self, step, **arguments)
+
+    monkeypatch.setattr(checkpoint._Manager, "restore", restore)
+    again = run(tmp_path, optim__steps=6)
+    assert again.params_fingerprint == whole.params_fingerprint and "Stale file handle" in caplog.text
+    moved = list((tmp_path / "unreadable").glob("step_6_*/state"))
+    assert len(moved) == (times == 9) and ("is damaged" in caplog.text) == (times == 9)
+
+
+def test_a_folder_without_its_commit_file_is_no_checkpoint_to_go_on_from(tmp_path):
+    """Else a warm start whose first save was killed would begin from random weights."""
+    workdir = Workdir(tmp_path)
+    (workdir.checkpoints / "step_5").mkdir(parents=True)
+    for commit, complete in (("file", False), ("rename", True)):
+        workdir.config.write_text(json.dumps({"checkpoint.commit": commit}))
+        assert workdir.has_checkpoint() is complete
+    workdir.config.write_text(json.dumps({"checkpoint.commit": "file"}))
+    (workdir.checkpoints / "step_5" / "commit_success.txt").touch()
+    assert workdir.has_checkpoint()
+
+
+def test_best_weights_of_later_steps_are_forgotten(tmp_path):
+    workdir = Workdir(tmp_path)
+    for step in (4, 9):
+        workdir.best(step).mkdir(parents=True)
+    checkpoint.forget_later_weights(workdir, 6)
+    assert workdir.best(4).exists() and not workdir.best(9).exists()
+
+
+def test_fields_that_choose_the_weights_of_a_run_cannot_change(tmp_path):
+    for name, settings in (("quickstart", {}), ("finetune", {})):
+        folder = tmp_path / name
+        (folder / "checkpoints" / "step_3").mkdir(parents=True)
+        run_folder.claim(Workdir(folder), tiny.config(name, report__every_epochs=1.0, **settings))
+        run_folder.claim(Workdir(folder), tiny.config(name, report__every_epochs=1.0, log__every_steps=7))
+    run_folder.claim(Workdir(tmp_path / "quickstart"), tiny.config("quickstart", report__every_epochs=2.0))
+    with pytest.raises(UserError, match=r"report\.every_epochs: 1.0 there, 2.0 now"):
+        run_folder.claim(Workdir(tmp_path / "finetune"), tiny.config("finetune", report__every_epochs=2.0))
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path):

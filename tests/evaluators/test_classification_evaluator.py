@@ -1,0 +1,42 @@
+"""The evaluation of a classifier while images become unreadable."""
+
+import numpy as np
+from tiny_runs import go
+
+from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.evaluators import classification
+from deblur_mae_jax.reports import predictions
+
+
+def test_a_test_image_that_is_lost_costs_its_row_alone(tmp_path, monkeypatch):
+    finish, lost = classification.Evaluator.finish, []
+
+    def later(self, step, params, main):
+        source = self.run.index.source
+        lost.append(source.names[int(self.labels.indices["test"][2])])
+        real = source.read
+
+        def read(number):
+            if source.names[number] in lost:
+                raise BadImage("gone")
+            return real(number)
+
+        object.__setattr__(source, "read", read)
+        return finish(self, step, params, main)
+
+    monkeypatch.setattr(classification.Evaluator, "finish", later)
+    shown = []
+    rollouts = classification.Evaluator._rollouts
+
+    def noted(self, params, numbers):
+        shown.append([self.run.index.source.names[int(n)] for n in numbers])
+        return rollouts(self, params, numbers)
+
+    monkeypatch.setattr(classification.Evaluator, "_rollouts", noted)
+    result = go(tmp_path, data__store="streaming", optim__epochs=1.0, report__audit="identical")
+    table = predictions.read(tmp_path / "predictions.csv")
+    judged = table.where(table.split == "test")
+    assert result.finished and (tmp_path / "report" / "index.html").exists()
+    assert lost[0] not in judged.names and len(judged) == 8 and "gone" in (tmp_path / "skipped.csv").read_text()
+    wrong = judged.names[judged.probabilities.argmax(1) != judged.labels]
+    assert set(np.concatenate([[], *shown])) <= set(wrong)
