@@ -81,6 +81,23 @@ def test_formats_and_suffixes(tmp_path, name):
     assert ("the suffix is wrong" in notes(source)) == (name in ("gzip.nii", "plain.nii.gz"))
 
 
+@pytest.mark.parametrize(("unit", "size"), [("mm", 2.0), ("cm", 20.0), ("um", 0.002), ("inch", None)])
+def test_units_of_nrrd_are_converted_or_refused(tmp_path, unit, size):
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(values())
+    image.SetSpacing((2.0, 2.0, 2.0))
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"), useCompression=False)
+    head, data = (tmp_path / "a.nrrd").read_bytes().split(b"\n\n", 1)
+    words = b" ".join([b'"' + unit.encode() + b'"'] * 3)
+    (tmp_path / "a.nrrd").write_bytes(head + b"\nspace units: " + words + b"\n\n" + data)
+    if size is None:
+        with pytest.raises(BadImage, match="space units 'inch' are none of mm"):
+            volume_file.open_volume(str(tmp_path / "a.nrrd"), 10**7)
+    else:
+        np.testing.assert_allclose(volume_file.open_volume(str(tmp_path / "a.nrrd"), 10**7).zooms, [size] * 3)
+
+
 @pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".MHA"])
 def test_metaimage_and_nrrd_lie_where_nifti_lies(tmp_path, suffix):
     image = sitk.GetImageFromArray(values().transpose(2, 1, 0))
