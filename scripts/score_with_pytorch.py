@@ -27,7 +27,7 @@ def view(path, p):
 
     p: `preprocessing` of the certificate.
     """
-    blurred = p["degrade"] != "none" and p["where"] == "native"
+    blurred = p["degrade"] != "none" and p["where"] == "native" and max(p["taps"]) < 1  # else nothing changes
     image = Image.open(path).convert("L" if p["channels"] == 1 else "RGB")
     shrink = p["max_side"] / max(image.size) if p["max_side"] else 1.0
     if shrink < 1:

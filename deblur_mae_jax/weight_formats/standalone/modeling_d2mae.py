@@ -262,7 +262,8 @@ class D2MAE(nn.Module):
             x, sigma = degraded.float()[None], None
         native = c["blur_site"] == "native"
         if sigma is not None and native:
-            x = self._resize(gaussian_blur(to_gray(x), sigma, c["kernel"]), clip=False)
+            sharp = bool(gaussian_taps(sigma, c["kernel"]).max() == 1)  # too weak a blur to change anything
+            x = self._resize(gaussian_blur(to_gray(x), sigma, c["kernel"]), clip=sharp)
         else:
             x = self._resize(x)
             x = x if sigma is None else gaussian_blur(to_gray(x), sigma, c["kernel"])
