@@ -34,7 +34,7 @@ def recogniser():
         from rapidocr_onnxruntime import RapidOCR
     except ImportError as error:
         raise UserError(
-            "text is found by RapidOCR, which is not installed: pip install 'deblur_mae_jax[ocr]'"
+            "text is found by RapidOCR, which is not installed: pip install '.[ocr]' in the repository"
         ) from error
     engine = RapidOCR()
 

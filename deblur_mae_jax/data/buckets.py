@@ -23,7 +23,7 @@ from deblur_mae_jax.errors import ADDRESS, StoreError, UserError
 
 # The package that fsspec needs for each kind of address.
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
-EXTRA = "pip install 'deblur_mae_jax[cloud]'"
+EXTRA = "pip install '.[cloud]' in the repository"
 COPIES = "~/.cache/deblur_mae_jax/buckets"
 CHUNK = 1 << 22
 # Ends of the names of weight files, and of the lists of their parts.

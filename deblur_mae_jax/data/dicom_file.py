@@ -1,6 +1,6 @@
 """Read the header of one DICOM file: what it is, and the fields that are used.
 
-It needs pydicom: `pip install 'deblur_mae_jax[dicom]'`.
+It needs pydicom: `pip install ".[dicom]"` in the folder of the repository.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 
-EXTRA = "pip install 'deblur_mae_jax[dicom]'"
+EXTRA = "pip install '.[dicom]' in the repository"
 # Objects without pictures that can be trained on, by the start of their SOP class or by their modality.
 NO_PICTURES = {
     "1.2.840.10008.1.3.10": "a DICOMDIR", "1.2.840.10008.5.1.4.1.1.88": "a structured report",

@@ -315,7 +315,7 @@ def _with_simpleitk(path: str, max_voxels: int) -> VolumeFile:
     try:
         import SimpleITK as sitk
     except ImportError as error:
-        raise BadImage("MetaImage and NRRD files need SimpleITK: pip install 'deblur_mae_jax[volumes]'") from error
+        raise BadImage("MetaImage and NRRD files need SimpleITK: pip install '.[volumes]' in the repository") from error
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         path.encode()

@@ -12,7 +12,7 @@ import numpy as np
 
 from deblur_mae_jax.errors import UserError
 
-EXTRA = "pip install 'deblur_mae_jax[pytorch]'"
+EXTRA = "pip install '.[pytorch]' in the repository"
 STANDALONE = Path(__file__).with_name("standalone")
 MODELING = STANDALONE / "modeling_d2mae.py"
 MODELING_SWIN = STANDALONE / "modeling_swin.py"

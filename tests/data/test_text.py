@@ -25,7 +25,7 @@ def test_without_the_recogniser_it_is_one_clear_line(tmp_path, monkeypatch):
     import find_text
 
     monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
-    with pytest.raises(UserError, match=r"not installed: pip install 'deblur_mae_jax\[ocr\]'"):
+    with pytest.raises(UserError, match=r"not installed: pip install '\.\[ocr\]'"):
         find_text.main([str(tmp_path)])
 
 

@@ -418,7 +418,7 @@ except UserError as error:
 print(dm.export_to_pytorch.__name__)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
-    assert "PyTorch, which is not installed: pip install 'deblur_mae_jax[pytorch]'" in done.stdout, done.stderr
+    assert "PyTorch, which is not installed: pip install '.[pytorch]' in the repository" in done.stdout, done.stderr
     assert "export" in done.stdout
 
 
