@@ -413,9 +413,7 @@ def test_other_kinds_of_addresses_are_one_line(address, message):
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(buckets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--workdir: gs:// needs gcsfs, which is not installed: pip install '\.\[cloud"):
-        UserError, match=r"--workdir: gs:// needs gcsfs, which is not installed: pip install '\.\[cloud\]'"
-    ):
+    with pytest.raises(UserError, match=r"gs:// needs gcsfs, which is not installed: pip install '\.\[cloud\]'"):
         Workdir("gs://bucket/run")
 
 
