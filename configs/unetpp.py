@@ -14,7 +14,8 @@ The published network takes images of 512 pixels: --config.image_size=512 (else 
 Deviations: AdamW without weight decay for Adam; the Dice loss of background and lesion for each image, not of the
 lesion for the whole batch (--config.task.include_background=False counts the lesion alone); crops and flips for its
 augmentation; a norm on each map; an epsilon of 1e-6 in the last blocks of the ConvViT (1e-5); the 95 % Hausdorff
-distance is between surfaces (the published one counts every pixel of the masks, which makes it smaller); no relative positions and no layer scale in the blocks of the ConvViT.
+distance is between surfaces (the published one counts every pixel of the masks, which makes it smaller); no relative positions
+and no layer scale in the blocks of the ConvViT.
 """
 
 from deblur_mae_jax.config import pick, segmenter

@@ -470,7 +470,7 @@ def main():
         networks, facts = joined(output, networks_of(runs), facts, list(study["methods"]))
         table.keep(networks, facts, output)
         write(output, networks, facts)
-    except UserError as error:  # the predictions are kept: --rebuild writes the table
+    except UserError as error:  # the runs are kept: the same command writes the table once the fault is mended
         print("error:", error, file=sys.stderr)
         sys.exit(2)
     if failed:

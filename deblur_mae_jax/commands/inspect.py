@@ -52,7 +52,13 @@ def run(config: ConfigDict, workdir: str | Path = "") -> Path:
         except UserError as error:
             problem = error
     if not rows:
-        index = (None if supervised else _usual(config, show)) or _everything(config, problem, show)
+        try:
+            index = _everything(config, problem, show) if supervised else _usual(config, show)
+        except UserError as error:
+            if supervised:
+                raise
+            problem = error
+            index = _everything(config, problem, show)
         if isinstance(problem, Unusable):
             known = {item.name for item in index.skipped}
             index.skipped.extend(item for item in problem.skipped if item.name not in known)
@@ -74,12 +80,9 @@ def run(config: ConfigDict, workdir: str | Path = "") -> Path:
     return path
 
 
-def _usual(config: ConfigDict, show) -> Index | None:
-    """The index of the images of a run without labels; `None` if they cannot be used."""
-    try:
-        return dataset.build_index(copy(config, {"data.max_bad_fraction": 1.0}), progress=show, check="pixels")
-    except UserError:
-        return None
+def _usual(config: ConfigDict, show) -> Index:
+    """The index of the images of a run without labels, whatever part of them cannot be read."""
+    return dataset.build_index(copy(config, {"data.max_bad_fraction": 1.0}), progress=show, check="pixels")
 
 
 def _everything(config: ConfigDict, problem: UserError | None, show) -> Index:

@@ -86,6 +86,10 @@ def test_an_inspection_of_a_pre_training_shows_what_the_run_trains_on(tmp_path, 
     inspect.run(config, tmp_path / "run")
     said = capfd.readouterr().err
     assert "images    4, " in said and "not used: test 4, val 4" in said
+    config = tiny.config("quickstart", data__name="image_folder", data__root=str(tmp_path / "set"), data__split="trian")
+    with pytest.raises(UserError, match="'trian' is not a split"):
+        inspect.run(config, tmp_path / "run")
+    assert "images    12, " in capfd.readouterr().err
 
 
 def test_patients_in_several_splits_are_said(tmp_path, capfd):
