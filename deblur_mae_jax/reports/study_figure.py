@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+
+WIDTH = 36  # characters of a line of a name; longer lines leave no room for the panels
 
 # The measures that a picture can be of, the first that a study has is shown.
 MEASURES = {"auroc": "AUROC, percent", "dice": "Dice, percent", "accuracy": "accuracy, percent"}
@@ -39,7 +42,7 @@ def figure(found: list[dict[str, Any]], single: dict[str, list[float]], referenc
         if difference is not None:
             _bar(axes[1], place, difference["value"], difference, colour)
     names = [row["method"] + (", the reference" if row["method"] == reference else "") for row in shown]
-    axes[0].set_yticks(range(len(shown)), names)
+    axes[0].set_yticks(range(len(shown)), [textwrap.fill(name, WIDTH) for name in names])
     axes[0].set_xlabel(f"{MEASURES[measure]}\nmean and 95 % interval; dots: single networks", fontsize=9)
     if compared:
         axes[1].axvline(0, color=_LINE, linewidth=1)
