@@ -18,6 +18,7 @@ from deblur_mae_jax import sharding
 # Names of running statistics: they are in the parameter tree, but no optimiser updates them.
 STATISTICS = ("running_mean", "running_var")
 ATTENTIONS = ("auto", "xla", "cudnn", "triton", "by_image")
+KERNELS = ("cudnn", "triton")  # read queries, keys and values from an array each
 # Scores of a batch up to this size stay in a CPU's cache and are computed at once.
 CACHED_SCORES = 8 * 2**20
 xavier = nn.initializers.xavier_uniform()
@@ -118,20 +119,26 @@ shift.defvjp(lambda x, bias: (shift(x, bias), jnp.zeros((), bias.dtype)), _shift
 
 
 class Dense(nn.Module):
-    """`nn.Dense`, with the products and sums above. Checkpoints call unnamed layers `Dense_0`, after the class."""
+    """`nn.Dense`, with the products and sums above. Checkpoints call unnamed layers `Dense_0`, after the class.
+
+    parts: return this many equal parts of the features as a list, each from a product of its own. One array of all
+        features would have to be copied for a kernel that reads each part from an array of its own.
+    """
 
     features: int
     dtype: Any = jnp.float32
     kernel_init: Any = xavier
     use_bias: bool = True
+    parts: int = 1
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        out = linear(x.astype(self.dtype), kernel)
+        outs = [linear(x.astype(self.dtype), part) for part in jnp.split(kernel, self.parts, axis=1)]
         if self.use_bias:
-            out = shift(out, self.param("bias", nn.initializers.zeros, (self.features,)))
-        return out
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            outs = [shift(out, part) for out, part in zip(outs, jnp.split(bias, self.parts), strict=True)]
+        return outs[0] if self.parts == 1 else outs
 
 
 def dense(features: int, dtype: Any, name: str | None = None, init: Any = xavier, use_bias: bool = True) -> Dense:
@@ -147,18 +154,34 @@ def one_cpu() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
+def has_cudnn(dtype: Any, width: int) -> bool:
+    """Whether the devices have cuDNN's kernel for heads of this `width`: NVIDIA GPUs from Ampere on, with 16 bits."""
+    if jax.default_backend() != "gpu" or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return False
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; of other makers a name
+    return capability[:1].isdigit() and float(capability) >= 8 and width % 8 == 0 and width <= 128
+
+
+def chosen(implementation: str, dtype: Any, width: int) -> str:
+    """The implementation that "auto" stands for on this machine, for heads of this `width`; otherwise itself."""
+    if implementation != "auto":
+        return implementation
+    if one_cpu():
+        return "by_image"
+    return "cudnn" if has_cudnn(dtype, width) else "xla"
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto") -> jax.Array:
     """Scaled dot-product attention of `(B, tokens, heads, width)`; softmax in float32.
 
     The choice of `implementation` changes speed and memory, and results by rounding only:
-    auto: by_image on a single CPU device, else xla.
+    auto: by_image on a single CPU device, cudnn where there is its kernel (`has_cudnn`), else xla.
     xla: two matrix products and a softmax, compiled by XLA.
-    cudnn: NVIDIA's fused kernel, bfloat16 only.
+    cudnn: NVIDIA's fused kernel, 16 bits only.
     triton: Tokamax's kernel for NVIDIA GPUs, see `attend_by_triton`.
     by_image: a loop over the images for CPUs, see `attend_by_image`.
     """
-    if implementation == "auto":
-        implementation = "by_image" if one_cpu() else "xla"
+    implementation = chosen(implementation, q.dtype, q.shape[-1])
     if implementation == "by_image":
         return attend_by_image(q, k, v)
     if implementation == "triton":
@@ -213,8 +236,13 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
         B, L, D = x.shape
-        qkv = dense(3 * D, self.dtype, "qkv", self.qkv_init)(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(B, L, 3, self.num_heads, D // self.num_heads), 2, 0)
+        heads = self.num_heads, D // self.num_heads
+        if chosen(self.implementation, self.dtype, heads[1]) in KERNELS:
+            parts = Dense(3 * D, self.dtype, self.qkv_init, parts=3, name="qkv")(x)
+            q, k, v = (part.reshape(B, L, *heads) for part in parts)
+        else:
+            qkv = dense(3 * D, self.dtype, "qkv", self.qkv_init)(x)
+            q, k, v = jnp.moveaxis(qkv.reshape(B, L, 3, *heads), 2, 0)
         # Kept only where a caller asks for it (attention maps of the report).
         self.sow("intermediates", "query_key", (q, k))
         x = attend(q, k, v, self.implementation)
