@@ -14,6 +14,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -265,7 +266,8 @@ def run_part(name: str, command: list[str], path: Path, limit: float = 0) -> dic
     if done.returncode == 0:
         return json.loads(path.read_text())
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return {"failed": (lines[-1] if lines else f"status {done.returncode}")[:160]}
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)] or lines
+    return {"failed": (errors[-1] if errors else f"status {done.returncode}")[:300]}
 
 
 def table(results: dict[str, dict[str, Any]], device: str) -> str:

@@ -65,14 +65,14 @@ def with_triton():
     import tokamax  # noqa: F401
     from tokamax._src.ops.attention import pallas_triton, pallas_triton_vjp
 
-    from deblur_mae_jax.models import layers
+    from deblur_mae_jax.models import attention
 
     for kernel in (
         pallas_triton.PallasTritonFlashAttention,
         pallas_triton_vjp.PallasTritonFlashAttentionVjp,
     ):
         kernel.supported_on = lambda self, device: True
-    layers.attend = lambda q, k, v, implementation: layers.attend_by_triton(q, k, v)
+    attention.attend = lambda q, k, v, implementation, tokens=0: attention.attend_by_triton(q, k, v)
 
 
 def compiled(run, devices, num_images):

@@ -31,7 +31,7 @@ import optax
 from benchmarks.common import load_config, product_speed, simulated, write
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.input_pipeline.keys import stream_keys
-from deblur_mae_jax.models import layers
+from deblur_mae_jax.models import attention
 from deblur_mae_jax.performance import chips
 from deblur_mae_jax.sharding import Division
 from deblur_mae_jax.training import compilation, experiment, optimizer, train_step
@@ -90,7 +90,7 @@ def build_variants(config, arguments):
         "dtype": str(jnp.dtype(run.network.model.dtype)),
     }
     model = run.network.model
-    facts["attention"] = layers.chosen(model.attention, model.dtype, model.embed_dim // model.num_heads)
+    facts["attention"] = attention.chosen(model.attention, model.dtype, model.embed_dim // model.num_heads)
     if facts["attention"] != "xla" and arguments.compare:
         facts["off_from_xla"] = off_from_xla(run, state["full"].params, ready, keys)
     if arguments.torch:
@@ -140,7 +140,10 @@ def torch_peak(variants):
 
 def best_product(dtype):
     """FLOP/s of the fastest of three square matrix products."""
-    return max(product_speed(dtype, size, repeats) for size, repeats in ((1024, 32), (2048, 8), (4096, 2)))
+    sizes = ((1024, 32), (2048, 8), (4096, 2))
+    if jax.default_backend() != "cpu":
+        sizes = ((4096, 32), (8192, 16), (16384, 4))
+    return max(product_speed(dtype, size, repeats) for size, repeats in sizes)
 
 
 def measure(variants, rounds, repeats, dtype):

@@ -34,6 +34,14 @@ def make_mesh(devices: list[jax.Device] | None = None, replica: int = 1) -> Mesh
     return Mesh(every.reshape(replica, -1), AXES)
 
 
+def one_cpu() -> bool:
+    """Whether there is only one device, a CPU.
+
+    With several devices, a loop over a divided axis would gather all of it on every device.
+    """
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deblur_mae_jax import sharding
 from deblur_mae_jax.models import layers
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -62,7 +63,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0,
             return layers.linear(x.reshape(B, H // k, W // k, k * k * C), kernel.reshape(k * k * C, -1))
     if jax.default_backend() == "cpu" and groups == C > 1 and stride == 1 and k == 2 * padding + 1:
         return depthwise(x, kernel)
-    if layers.one_cpu() and groups == stride == padding == 1 and k == 3 and H * W >= LARGE and C >= MANY:
+    if sharding.one_cpu() and groups == stride == padding == 1 and k == 3 and H * W >= LARGE and C >= MANY:
         return _of_large_maps(x, kernel)
     return _plain(x, kernel, stride, padding, groups)
 

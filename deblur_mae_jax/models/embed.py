@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.models import layers, position
+from deblur_mae_jax.models import attention, layers, position
 
 # width, depth, heads of the encoder
 VARIANTS = {
@@ -122,7 +122,7 @@ def build(network: Any, variant: str, fields: dict[str, Any]) -> Any:
 
 def check(model: Any) -> None:
     """Raise `UserError` for fields that are invalid, or that this machine does not support."""
-    named = {"conditioning": CONDITIONINGS, "level_code": LEVEL_CODES, "attention": layers.ATTENTIONS}
+    named = {"conditioning": CONDITIONINGS, "level_code": LEVEL_CODES, "attention": attention.ATTENTIONS}
     for name, choices in named.items():
         if getattr(model, name) not in choices:
             raise unknown(f"config.model.{name}", getattr(model, name), choices)

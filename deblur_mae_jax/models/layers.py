@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
-from deblur_mae_jax import sharding
+from deblur_mae_jax.models import attention
 
 # Names of running statistics: they are in the parameter tree, but no optimiser updates them.
 STATISTICS = ("running_mean", "running_var")
-ATTENTIONS = ("auto", "xla", "cudnn", "triton", "by_image")
-KERNELS = ("cudnn", "triton")  # read queries, keys and values from an array each
-# Scores of a batch up to this size stay in a CPU's cache and are computed at once.
-CACHED_SCORES = 8 * 2**20
 xavier = nn.initializers.xavier_uniform()
 
 
@@ -146,85 +139,6 @@ def dense(features: int, dtype: Any, name: str | None = None, init: Any = xavier
     return Dense(features, dtype, init, use_bias, name=name)
 
 
-def one_cpu() -> bool:
-    """Whether there is only one device, a CPU.
-
-    With several devices, a loop over a divided axis would gather all of it on every device.
-    """
-    return jax.default_backend() == "cpu" and jax.device_count() == 1
-
-
-def has_cudnn(dtype: Any, width: int) -> bool:
-    """Whether the devices have cuDNN's kernel for heads of this `width`: NVIDIA GPUs from Ampere on, with 16 bits."""
-    if jax.default_backend() != "gpu" or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        return False
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; of other makers a name
-    return capability[:1].isdigit() and float(capability) >= 8 and width % 8 == 0 and width <= 128
-
-
-def chosen(implementation: str, dtype: Any, width: int) -> str:
-    """The implementation that "auto" stands for on this machine, for heads of this `width`; otherwise itself."""
-    if implementation != "auto":
-        return implementation
-    if one_cpu():
-        return "by_image"
-    return "cudnn" if has_cudnn(dtype, width) else "xla"
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto") -> jax.Array:
-    """Scaled dot-product attention of `(B, tokens, heads, width)`; softmax in float32.
-
-    The choice of `implementation` changes speed and memory, and results by rounding only:
-    auto: by_image on a single CPU device, cudnn where there is its kernel (`has_cudnn`), else xla.
-    xla: two matrix products and a softmax, compiled by XLA.
-    cudnn: NVIDIA's fused kernel, 16 bits only.
-    triton: Tokamax's kernel for NVIDIA GPUs, see `attend_by_triton`.
-    by_image: a loop over the images for CPUs, see `attend_by_image`.
-    """
-    implementation = chosen(implementation, q.dtype, q.shape[-1])
-    if implementation == "by_image":
-        return attend_by_image(q, k, v)
-    if implementation == "triton":
-        return attend_by_triton(q, k, v)
-    product: Any = jax.nn.dot_product_attention
-    return product(q, k, v, implementation=implementation)
-
-
-def attend_by_triton(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention in Tokamax's fused kernel for NVIDIA GPUs, forward and backward. It never stores the scores.
-
-    The compiler cannot divide a kernel among devices. So each device processes its own images, if their number is
-    divisible by the number of devices.
-    """
-    tokamax = importlib.import_module("tokamax")  # not required: `embed.check` asks for it
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(sys.argv[:1])  # otherwise Tokamax parses the command line of the running program
-    mesh = sharding.make_mesh()
-    divided = mesh.size > 1 and len(q) % mesh.size == 0
-    where = sharding.along(mesh) if divided else None
-    return tokamax.dot_product_attention(q, k, v, implementation="triton", q_sharding=where)
-
-
-def attend_by_image(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention in a loop over the images. The backward pass computes the scores again.
-
-    The scores of one image stay in a CPU's cache, while those of a batch are written to memory a dozen
-    times. The loop is twice as fast for the 198 tokens of a ViT-B decoder, forward and backward. Small
-    batches are computed at once.
-    """
-
-    def one(qkv):
-        q, k, v = (jnp.moveaxis(x, -3, -2) for x in qkv)
-        scores = jnp.einsum("...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return jnp.moveaxis(jnp.einsum("...qk,...kd->...qd", weights, v), -3, -2)
-
-    B, L, heads, _ = q.shape
-    if 4 * B * heads * L * L <= CACHED_SCORES:
-        return one((q, k, v))
-    return jax.lax.map(jax.checkpoint(one), (q, k, v))
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with a fused qkv projection, rows [q; k; v], head-major."""
 
@@ -237,16 +151,19 @@ class Attention(nn.Module):
     def __call__(self, x):
         B, L, D = x.shape
         heads = self.num_heads, D // self.num_heads
-        if chosen(self.implementation, self.dtype, heads[1]) in KERNELS:
+        implementation = attention.chosen(self.implementation, self.dtype, heads[1])
+        if implementation in attention.KERNELS:
+            if implementation == "cudnn":
+                x = attention.to_even(x)  # one array here instead of three later
             parts = Dense(3 * D, self.dtype, self.qkv_init, parts=3, name="qkv")(x)
-            q, k, v = (part.reshape(B, L, *heads) for part in parts)
+            q, k, v = (part.reshape(B, -1, *heads) for part in parts)
         else:
             qkv = dense(3 * D, self.dtype, "qkv", self.qkv_init)(x)
             q, k, v = jnp.moveaxis(qkv.reshape(B, L, 3, *heads), 2, 0)
         # Kept only where a caller asks for it (attention maps of the report).
-        self.sow("intermediates", "query_key", (q, k))
-        x = attend(q, k, v, self.implementation)
-        return dense(D, self.dtype, "proj")(x.reshape(B, L, D))
+        self.sow("intermediates", "query_key", (q[:, :L], k[:, :L]))
+        x = attention.attend(q, k, v, implementation, L)
+        return dense(D, self.dtype, "proj")(x.reshape(B, -1, D))[:, :L]
 
 
 class Mlp(nn.Module):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deblur_mae_jax import sharding
 from deblur_mae_jax.models import layers
 from deblur_mae_jax.models.conv3d import EPSILON, torch_uniform
 
@@ -106,7 +107,7 @@ class WindowAttention(nn.Module):
         qkv = linear(3 * C, C, self.dtype, "qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(M, N, 3, heads, width), 2, 0)
         q = q * jnp.asarray(width**-0.5, self.dtype)
-        attend = attend_by_window if layers.one_cpu() else attend_at_once
+        attend = attend_by_window if sharding.one_cpu() else attend_at_once
         out = attend(q, k, v, bias, region).reshape(M, N, C)
         return linear(C, C, self.dtype, "proj")(out)
 

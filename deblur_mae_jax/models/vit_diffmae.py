@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deblur_mae_jax.errors import unknown
-from deblur_mae_jax.models import embed, layers, masking, position, vit, vit_mae
+from deblur_mae_jax.models import attention, embed, layers, masking, position, vit, vit_mae
 from deblur_mae_jax.models.contract import Rules
 
 KINDS = ("reconstruct",)
@@ -39,7 +39,7 @@ class CrossAttention(nn.Module):
         kv = layers.dense(2 * D, self.dtype, "kv")(memory).reshape(B, memory.shape[1], 2, *shape)
         # The other implementations are for as many queries as keys.
         implementation = self.implementation if self.implementation == "cudnn" else "xla"
-        out = layers.attend(q, kv[:, :, 0], kv[:, :, 1], implementation)
+        out = attention.attend(q, kv[:, :, 0], kv[:, :, 1], implementation)
         return layers.dense(D, self.dtype, "proj")(out.reshape(B, M, D))
 
 

@@ -24,11 +24,11 @@ def printed(program, **environment):
 PICTURES = """
 import json
 import jax, tiny
-from deblur_mae_jax.models import layers
+from deblur_mae_jax.models import attention
 from deblur_mae_jax.performance import hlo
 from deblur_mae_jax.training import experiment
 
-layers.CACHED_SCORES = 0  # as if the scores were too many to be computed at once
+attention.CACHED_SCORES = 0  # as if the scores were too many to be computed at once
 out = {}
 for store in ("resident", "streaming"):
     run = experiment.build(tiny.config("d2mae_thyroid", data__store=store, optim__batch_size=16))
