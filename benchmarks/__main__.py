@@ -68,17 +68,21 @@ def parts(backend: str, every: bool = False) -> dict[str, list[str]]:
     window = ["sliding_window", "--window=96", "--feature=48", "--volume=256,256,160"]
     big = ["--images=512", "--rounds=6", "--repeats=10"]
     return {
-        "vit_b": ["pretrain_step", THYROID, "--batch=1024", "--compare", *big],
-        "vit_b_torch": ["pretrain_step", THYROID, "--batch=256", *big, *torch],
-        "vit_b_xla": ["pretrain_step", THYROID, "--batch=1024", *big, "--set=model.attention=xla"],
+        "vit_b": ["pretrain_step", THYROID, "--batch=1024", *big],
+        "vit_b_torch": [
+            "pretrain_step", THYROID, "--batch=256", *big, "--set=model.attention=cudnn", *torch,
+        ],
+        "vit_b_cudnn": [
+            "pretrain_step", THYROID, "--batch=1024", *big, "--set=model.attention=cudnn",
+        ],
         "vit_b_triton": [
-            "pretrain_step", THYROID, "--batch=1024", "--compare", *big, "--set=model.attention=triton",
+            "pretrain_step", THYROID, "--batch=1024", *big, "--set=model.attention=triton",
         ],
         "vit_b_remat": ["pretrain_step", THYROID, "--batch=1024", *big, "--set=model.remat=True"],
         "vit_l": ["pretrain_step", THYROID, "--variant=L", "--batch=512", *big],
-        "vit_l_xla": [
+        "vit_l_cudnn": [
             "pretrain_step", THYROID, "--variant=L", "--batch=512", *big,
-            "--set=model.attention=xla",
+            "--set=model.attention=cudnn",
         ],
         "vit_l_triton": [
             "pretrain_step", THYROID, "--variant=L", "--batch=512", *big,
@@ -169,10 +173,10 @@ HOPPER = ("h100", "h200")  # the same processor
 LEFT_OUT = _percent("input_share_by_leaving_it_out")
 TARGETS = (
     Target("D2MAE ViT-B/16, images/s", "vit_b", _rate, 7400, device=HOPPER),
-    Target("the same, plain attention", "vit_b_xla", _rate, 7400, device=HOPPER),
+    Target("the same, cuDNN attention", "vit_b_cudnn", _rate, 7400, device=HOPPER),
     Target("the same, Triton attention", "vit_b_triton", _rate, 7400, device=HOPPER),
     Target("D2MAE ViT-L/16, images/s", "vit_l", _rate, 3800, device=HOPPER),
-    Target("the same, plain attention", "vit_l_xla", _rate, 3800, device=HOPPER),
+    Target("the same, cuDNN attention", "vit_l_cudnn", _rate, 3800, device=HOPPER),
     Target("the same, Triton attention", "vit_l_triton", _rate, 3800, device=HOPPER),
     Target("ViT-B against the best PyTorch", "vit_b_torch", _best_torch, 1.15, unit="x", device=HOPPER),
     Target("ViT-B against PyTorch eager, batch 8", "vit_b", lambda r: r["speed_against"]["torch"],

@@ -31,7 +31,6 @@ import optax
 from benchmarks.common import load_config, product_speed, simulated, write
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.input_pipeline.keys import stream_keys
-from deblur_mae_jax.models import attention
 from deblur_mae_jax.performance import chips
 from deblur_mae_jax.sharding import Division
 from deblur_mae_jax.training import compilation, experiment, optimizer, train_step
@@ -89,9 +88,7 @@ def build_variants(config, arguments):
         "canvas": run.index.canvas,
         "dtype": str(jnp.dtype(run.network.model.dtype)),
     }
-    model = run.network.model
-    facts["attention"] = attention.chosen(model.attention, model.dtype, model.embed_dim // model.num_heads)
-    if facts["attention"] != "xla" and arguments.compare:
+    if config.model.get("attention") in ("cudnn", "triton", "by_image"):
         facts["off_from_xla"] = off_from_xla(run, state["full"].params, ready, keys)
     if arguments.torch:
         from benchmarks.torch_mae import TorchStep, torch
@@ -182,7 +179,6 @@ def main():
     parser.add_argument("--set", action="append", default=[], help="field=value of the config")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--compare", action="store_true", help="also the error of the attention kernel")
     parser.add_argument("--output", default="", help="JSON file; default: a name from the config and the device")
     arguments = parser.parse_args()
 

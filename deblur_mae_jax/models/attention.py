@@ -13,26 +13,8 @@ from absl import flags
 from deblur_mae_jax import sharding
 
 ATTENTIONS = ("auto", "xla", "cudnn", "triton", "by_image")
-KERNELS = ("cudnn", "triton")  # read queries, keys and values from an array each
 # Scores of a batch up to this size stay in a CPU's cache and are computed at once.
 CACHED_SCORES = 8 * 2**20
-
-
-def has_cudnn(dtype: Any, width: int) -> bool:
-    """Whether the devices have cuDNN's kernel for heads of this `width`: NVIDIA GPUs from Ampere on, with 16 bits."""
-    if jax.default_backend() != "gpu" or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        return False
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; of other makers a name
-    return capability[:1].isdigit() and float(capability) >= 8 and width % 8 == 0 and width <= 128
-
-
-def chosen(implementation: str, dtype: Any, width: int) -> str:
-    """The implementation that "auto" stands for on this machine, for heads of this `width`; otherwise itself."""
-    if implementation != "auto":
-        return implementation
-    if sharding.one_cpu():
-        return "by_image"
-    return "cudnn" if has_cudnn(dtype, width) else "xla"
 
 
 def to_even(x: jax.Array) -> jax.Array:
@@ -40,43 +22,39 @@ def to_even(x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), *[(0, 0)] * (x.ndim - 2)])
 
 
-def attend_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, queries: int = 0, keys: int = 0) -> jax.Array:
+def attend_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention in cuDNN's fused kernel for NVIDIA GPUs, forward and backward. It never stores the scores.
 
-    JAX takes even numbers of tokens in training only, so an odd one is made even with a token that is not attended to.
-
-    queries: tokens of `q` that count, if the caller has added others at the end; 0: all.
-    keys: the same of `k` and `v`.
+    JAX trains with even numbers of tokens only, so an odd one is made even with a token that is not attended to.
     """
-    length, real = q.shape[1], (queries or q.shape[1], keys or k.shape[1])
+    real = q.shape[1], k.shape[1]
     q, k, v = map(to_even, (q, k, v))
     counts: dict[str, Any] = {}
     if real != (q.shape[1], k.shape[1]):
         names = "query_seq_lengths", "key_value_seq_lengths"
         counts = {name: jnp.full(len(q), n, jnp.int32) for name, n in zip(names, real, strict=True)}
     product: Any = jax.nn.dot_product_attention
-    return product(q, k, v, implementation="cudnn", **counts)[:, :length]
+    return product(q, k, v, implementation="cudnn", **counts)[:, : real[0]]
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto", tokens: int = 0) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto") -> jax.Array:
     """Scaled dot-product attention of `(B, tokens, heads, width)`; softmax in float32.
 
-    tokens: with cudnn, the number of tokens that count, if the caller has added others (`to_even`); 0: all.
-
     The choice of `implementation` changes speed and memory, and results by rounding only:
-    auto: by_image on a single CPU device, cudnn where there is its kernel (`has_cudnn`), else xla.
+    auto: by_image on a single CPU device, else xla.
     xla: two matrix products and a softmax, compiled by XLA.
-    cudnn: NVIDIA's fused kernel, 16 bits only, see `attend_by_cudnn`.
+    cudnn: NVIDIA's fused kernel, bfloat16 only, see `attend_by_cudnn`.
     triton: Tokamax's kernel for NVIDIA GPUs, see `attend_by_triton`.
     by_image: a loop over the images for CPUs, see `attend_by_image`.
     """
-    implementation = chosen(implementation, q.dtype, q.shape[-1])
+    if implementation == "auto":
+        implementation = "by_image" if sharding.one_cpu() else "xla"
     if implementation == "by_image":
         return attend_by_image(q, k, v)
     if implementation == "triton":
         return attend_by_triton(q, k, v)
     if implementation == "cudnn":
-        return attend_by_cudnn(q, k, v, tokens, tokens)
+        return attend_by_cudnn(q, k, v)
     product: Any = jax.nn.dot_product_attention
     return product(q, k, v, implementation=implementation)
 

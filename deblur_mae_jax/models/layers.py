@@ -112,26 +112,20 @@ shift.defvjp(lambda x, bias: (shift(x, bias), jnp.zeros((), bias.dtype)), _shift
 
 
 class Dense(nn.Module):
-    """`nn.Dense`, with the products and sums above. Checkpoints call unnamed layers `Dense_0`, after the class.
-
-    parts: return this many equal parts of the features as a list, each from a product of its own. One array of all
-        features would have to be copied for a kernel that reads each part from an array of its own.
-    """
+    """`nn.Dense`, with the products and sums above. Checkpoints call unnamed layers `Dense_0`, after the class."""
 
     features: int
     dtype: Any = jnp.float32
     kernel_init: Any = xavier
     use_bias: bool = True
-    parts: int = 1
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        outs = [linear(x.astype(self.dtype), part) for part in jnp.split(kernel, self.parts, axis=1)]
+        out = linear(x.astype(self.dtype), kernel)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            outs = [shift(out, part) for out, part in zip(outs, jnp.split(bias, self.parts), strict=True)]
-        return outs[0] if self.parts == 1 else outs
+            out = shift(out, self.param("bias", nn.initializers.zeros, (self.features,)))
+        return out
 
 
 def dense(features: int, dtype: Any, name: str | None = None, init: Any = xavier, use_bias: bool = True) -> Dense:
@@ -150,20 +144,12 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
         B, L, D = x.shape
-        heads = self.num_heads, D // self.num_heads
-        implementation = attention.chosen(self.implementation, self.dtype, heads[1])
-        if implementation in attention.KERNELS:
-            if implementation == "cudnn":
-                x = attention.to_even(x)  # one array here instead of three later
-            parts = Dense(3 * D, self.dtype, self.qkv_init, parts=3, name="qkv")(x)
-            q, k, v = (part.reshape(B, -1, *heads) for part in parts)
-        else:
-            qkv = dense(3 * D, self.dtype, "qkv", self.qkv_init)(x)
-            q, k, v = jnp.moveaxis(qkv.reshape(B, L, 3, *heads), 2, 0)
+        qkv = dense(3 * D, self.dtype, "qkv", self.qkv_init)(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(B, L, 3, self.num_heads, D // self.num_heads), 2, 0)
         # Kept only where a caller asks for it (attention maps of the report).
-        self.sow("intermediates", "query_key", (q[:, :L], k[:, :L]))
-        x = attention.attend(q, k, v, implementation, L)
-        return dense(D, self.dtype, "proj")(x.reshape(B, -1, D))[:, :L]
+        self.sow("intermediates", "query_key", (q, k))
+        x = attention.attend(q, k, v, self.implementation)
+        return dense(D, self.dtype, "proj")(x.reshape(B, L, D))
 
 
 class Mlp(nn.Module):

@@ -39,38 +39,6 @@ def test_attention_is_the_same_in_every_order(dtype, tolerance, cache, batch, to
         attention.CACHED_SCORES = whole
 
 
-@pytest.mark.parametrize("dtype,tolerance", [("float32", 2e-5), ("bfloat16", 3e-2)])
-def test_queries_keys_and_values_from_three_products_are_those_of_one(monkeypatch, dtype, tolerance):
-    module = layers.Attention(4, jnp.dtype(dtype), "xla")
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 17, 32)), dtype)
-    params = module.init(jax.random.key(0), x)
-    loss = lambda p, x: (module.apply(p, x).astype(jnp.float32) ** 2).sum()
-    one = jax.value_and_grad(loss, argnums=(0, 1))(params, x)
-    monkeypatch.setattr(attention, "KERNELS", ("xla",))
-    assert jax.tree.map(jnp.shape, module.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, params)
-    three = jax.value_and_grad(loss, argnums=(0, 1))(params, x)
-    assert_same(jax.tree.leaves(three), jax.tree.leaves(one), tolerance)
-
-
-@pytest.mark.parametrize(
-    "capability,dtype,width,there",
-    [
-        ("9.0", "bfloat16", 64, True),
-        ("8.0", "float16", 32, True),
-        ("10.0", "bfloat16", 32, True),
-        ("7.0", "bfloat16", 64, False),
-        ("gfx942", "bfloat16", 64, False),
-        ("9.0", "float32", 64, False),
-        ("9.0", "bfloat16", 20, False),
-        ("9.0", "bfloat16", 256, False),
-    ],
-)
-def test_auto_chooses_cudnn_where_its_kernel_is(monkeypatch, capability, dtype, width, there):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
-    assert attention.chosen("auto", dtype, width) == ("cudnn" if there else "xla")
-
-
 @pytest.fixture
 def stand_in_for_cudnn(monkeypatch):
     """No GPU here: XLA's attention with the arguments that cuDNN's kernel gets, and with what JAX demands of them."""
