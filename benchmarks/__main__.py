@@ -96,7 +96,7 @@ def parts(backend: str, every: bool = False) -> dict[str, list[str]]:
         "swin_unetr": [
             "swin_unetr_step", "--side=96", "--batch=2", "--feature=48", "--remat", *skip,
         ],
-        "linear_probe": ["linear_probe", "--images=20000", "--side=448", "--batch=1024"],
+        "linear_probe": ["linear_probe", "--images=4000", "--batch=256"],
         "plan_check": ["plan_check", "--batch=64", "--steps=100"],
         **day,
         **({"sliding_window": window} if monai else {}),

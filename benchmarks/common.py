@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import concurrent.futures
 import importlib.util
+import multiprocessing
+import os
 import re
 import sys
 import time
@@ -49,6 +52,18 @@ def simulated(config: Any, images: int, side: int, batch: int, steps: int = 1000
 
 def write_images(folder: Path, count: int, side: int) -> None:
     """Write `count` phantoms, `side` pixels high, as PNG files, so that a run reads its images."""
+    folder.mkdir()
+    workers = min(os.cpu_count() or 1, count // 32)  # a worker starts in the time of some dozen images
+    if workers < 2:
+        _write_some(folder, count, side, range(count))
+        return
+    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        shares = [pool.submit(_write_some, folder, count, side, range(w, count, workers)) for w in range(workers)]
+        for share in shares:
+            share.result()
+
+
+def _write_some(folder: Path, count: int, side: int, numbers: range) -> None:
     from PIL import Image
 
     from deblur_mae_jax.data import dataset
@@ -56,8 +71,7 @@ def write_images(folder: Path, count: int, side: int) -> None:
     config = load_config("configs/quickstart.py")
     config.data.num_images, config.data.side = count, side
     source = dataset.load_source(config)
-    folder.mkdir()
-    for number in range(count):
+    for number in numbers:
         Image.fromarray(source.read(number)[..., 0]).save(folder / f"{number:06d}.png")
 
 

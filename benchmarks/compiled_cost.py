@@ -9,7 +9,9 @@ cuDNN's kernels cannot be compiled this way; Tokamax's can (--attention=triton, 
 """
 
 import argparse
+import math
 import os
+import re
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -98,6 +100,30 @@ def compiled(run, devices, num_images):
         return run.step_for(division).lower(state, {"images": described(images, 0)}, batch).compile()
 
 
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+ARRAY = re.compile(rf"\b({'|'.join(BYTES)})\[([\d,]*)\]")
+MOVES_NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
+
+
+def traffic(text):
+    """Bytes that the kernels of a GPU's program read and write: every operand and result of its instructions, once.
+
+    What is inside a fusion or a library's kernel stays on the chip. Loops count as one round.
+    """
+    sizes, total = {}, 0
+    for line in text[text.index("\nENTRY") :].splitlines():
+        found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((.*)", line)
+        if not found:
+            continue
+        name, shape, opcode, rest = found.groups()
+        sides = [[int(side) for side in dims.split(",") if side] for _, dims in ARRAY.findall(shape)]
+        kinds = [BYTES[kind] for kind, _ in ARRAY.findall(shape)]
+        sizes[name] = sum(kind * math.prod(side) for kind, side in zip(kinds, sides, strict=True))
+        if opcode not in MOVES_NOTHING:
+            total += sizes[name] + sum(sizes.get(of, 0) for of in re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
+    return total
+
+
 def main():
     """Compile, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -135,6 +161,7 @@ def main():
         rows[chip] = {
             "gflop_per_image": flops / 1e9 or None,
             "gb_accessed_per_image": count.get("bytes accessed", 0) / a.batch / 1e9 or None,
+            "gb_of_kernels_per_image": traffic(text) / a.batch / 1e9 if chip == "h100" else None,
             "memory_gb": total / 1e9,
             "arguments_gb": memory.argument_size_in_bytes / 1e9,
             "temporary_gb": memory.temp_size_in_bytes / 1e9,

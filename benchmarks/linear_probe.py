@@ -1,7 +1,7 @@
 """Time a linear probe on cached features against one pass of the encoder over the set, and against random crops.
 
     python -m benchmarks.linear_probe --images=400
-    python -m benchmarks.linear_probe --images=20000 --side=448 --batch=1024
+    python -m benchmarks.linear_probe --images=4000 --batch=256
 
 The images are phantoms written as PNG files, the network is a ViT-B with fresh weights. One pass is `dm.encode` of all
 images, read and compiled. A probe is the whole run, from its start to its report. With random crops, every epoch
