@@ -1189,14 +1189,17 @@ def reference() -> str:
     seen: dict[int, None] = {}
     for section in ("", "task", "model", "data", "augment", "search", "select", "infer", "probe", "optim", "sharding", "checkpoint", "log", "report"):  # fmt: skip
         lines += ["", f"## {f'config.{section}' if section else 'config'}"]
+        rows: dict[str, list[str]] = {}  # by the kinds of run that have them
         for groups in GROUPS.values():
             for group in groups.get(section, ()):
                 if id(group) in seen:
                     continue
                 seen[id(group)] = None
                 users = [k for k, g in GROUPS.items() if any(x is group for x in g.get(section, ()))]
-                lines += ["", f"In {_kinds(users)}:", "", "| field | default | meaning |", "|---|---|---|"]  # fmt: skip
-                lines += [_row(section, name, field) for name, field in group.items()]
+                table = rows.setdefault(_kinds(users), [])
+                table += [_row(section, name, field) for name, field in group.items()]
+        for kinds, table in rows.items():
+            lines += ["", f"In {kinds}:", "", "| field | default | meaning |", "|---|---|---|", *table]
     lines += ["", "## Kinds of run", "", "The functions of `deblur_mae_jax/config.py`, and where each differs from the defaults."]  # fmt: skip
     for kind, values in VALUES.items():
         unset = ", ".join(f"`{name}`" for name in INHERITS.get(kind, ()))
