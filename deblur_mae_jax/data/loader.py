@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import json
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -45,6 +49,7 @@ class Loader:
         self.classes = classes
         self.failed: list[Skipped] = []
         self.on_failure: Callable[[Skipped], None] | None = None
+        self.skip_file: Path | None = None  # the file in which a copy in a worker process lists what it skips
         self._lock = threading.Lock()
 
     def __getstate__(self):  # a lock cannot be pickled for a worker process
@@ -102,6 +107,11 @@ class Loader:
         logging.warning("skipped %s: %s", skipped.name, skipped.reason)
         if self.on_failure is not None:
             self.on_failure(skipped)
+        if self.skip_file is not None:
+            with open(
+                self.skip_file, "ab", buffering=0
+            ) as file:  # one write, so that lines of several processes do not mix
+                file.write((json.dumps(dataclasses.asdict(skipped)) + "\n").encode())
 
     def example(self, number: int) -> Example:
         """Image `number` as an example: `image` on the canvas, its true `size`, its `mask`, and the extras."""
@@ -207,10 +217,23 @@ def stream(
     dataset = grain.MapDataset.range(start_step * share, num_steps * share).map(read)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * share)
     batches = dataset.batch(share, drop_remainder=True).to_iter_dataset(options)
-    if num_workers:
-        from absl import flags
+    return _from_workers(batches, read, num_workers) if num_workers else iter(batches)
 
-        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, also in a notebook
-            flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    return iter(batches)
+
+def _from_workers(batches: Any, read: _ReadPosition, num_workers: int) -> Iterator[Example]:
+    """Yield the batches of worker processes. The loader of this process reports what theirs skip."""
+    import grain.python as grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, also in a notebook
+        flags.FLAGS.mark_as_parsed()
+    loader = read.loader
+    with tempfile.TemporaryDirectory() as folder:
+        read.loader = copy.copy(loader)  # the one that the workers get
+        read.loader.skip_file = Path(folder) / "skipped"
+        read.loader.skip_file.touch()
+        with open(read.loader.skip_file, encoding="utf-8") as listed:
+            for batch in batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers)):
+                for line in listed:
+                    loader.report(Skipped(**json.loads(line)))
+                yield batch

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.training import experiment
@@ -51,6 +52,26 @@ def test_worker_processes_give_the_same_pixels():
     first = prepared("streaming", "none")
     second = prepared("streaming", "none", data__num_workers=1)
     np.testing.assert_array_equal(first["inputs"], second["inputs"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_run_is_told_what_its_readers_skip(tmp_path, workers):
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 255, (20, 24), np.uint8)).save(tmp_path / f"{number}.png")
+    config = tiny.config(
+        data__name="image_folder", data__root=str(tmp_path), data__store="streaming", data__num_workers=workers,
+        optim__batch_size=6,
+    )  # fmt: skip
+    run = experiment.build(config)
+    told = []
+    run.loader.on_failure = told.append
+    (tmp_path / "2.png").write_bytes(b"")
+    (tmp_path / "4.png").unlink()
+    for batch in run.store.batches(0, 2):
+        assert jax.tree.leaves(batch)[0].shape[:2] == (1, 6)
+    assert sorted(item.name for item in told) == ["2.png", "4.png"]
+    assert run.loader.failed == told and all(item.reason for item in told)
 
 
 def test_each_step_and_example_has_its_own_draws():
