@@ -9,6 +9,7 @@ cuDNN's kernels cannot be compiled this way; Tokamax's can (--attention=triton, 
 """
 
 import argparse
+import dataclasses
 import math
 import os
 import re
@@ -146,6 +147,7 @@ def main():
     run = experiment.build(config)
     run.config.sharding.replica = replica
     wanted = plan.need(run, a.images)
+    on_one = dataclasses.replace(wanted, batch=a.batch, images=wanted.images / a.devices)
     rows = {}
     for chip in a.chips.split(","):
         program = compiled(run, topology(chip, a.devices), a.images)
@@ -178,7 +180,7 @@ def main():
         "changes": a.set,
         "parameters": wanted.parameters,
         "gflop_per_image_formula": wanted.flops_per_image / 1e9,
-        "plan_memory_gb": wanted.memory() / 1e9,
+        "plan_memory_gb": on_one.memory() / 1e9,
         "gradient_mb": 4 * wanted.parameters / 1e6,
         "chips": rows,
     }
