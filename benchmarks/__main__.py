@@ -15,8 +15,10 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +68,7 @@ def parts(backend: str, every: bool = False) -> dict[str, list[str]]:
             **({"backbones": ["backbones", "--batch=4"], "objectives": ["objectives", "--batch=4"]} if torch else {}),
         }  # fmt: skip
     window = ["sliding_window", "--window=96", "--feature=48", "--volume=256,256,160"]
-    big = ["--images=512", "--rounds=6", "--repeats=10"]
+    big = ["--images=64", "--rounds=6", "--repeats=10"]
     return {
         "vit_b": ["pretrain_step", THYROID, "--batch=1024", *big],
         "vit_b_torch": [
@@ -89,15 +91,18 @@ def parts(backend: str, every: bool = False) -> dict[str, list[str]]:
             "--set=model.attention=triton",
         ],
         "srad": ["pretrain_step", THYROID, SRAD, "--batch=1024", *big],
-        "blur_search": ["blur_search", "--phantoms=1024", "--batch=1536", "--rounds=4"],
+        "blur_search": ["blur_search", "--phantoms=4096", "--batch=1536", "--rounds=4"],
         "start": ["start", "--batch=256", "--images=256"],
         "memory": ["memory", "--batch=1024"],
-        "growth": ["growth", "--batch=256"],
+        "growth": ["growth", "--batch=256", "--sizes=1000,10000,100000", "--repeats=200"],
         "swin_unetr": [
             "swin_unetr_step", "--side=96", "--batch=2", "--feature=48", "--remat", *skip,
         ],
         "linear_probe": ["linear_probe", "--images=4000", "--batch=256"],
-        "plan_check": ["plan_check", "--batch=64", "--steps=100"],
+        "plan_check": [
+            "plan_check", "--batch=64", "--steps=1000",
+            "--configs=d2mae_thyroid,quickstart,simclr,resnet,quickstart3d",
+        ],
         **day,
         **({"sliding_window": window} if monai else {}),
         **({"backbones": ["backbones", "--batch=64"], "objectives": ["objectives", "--batch=64"]} if torch else {}),
@@ -259,19 +264,26 @@ def run_part(name: str, command: list[str], path: Path, limit: float = 0) -> dic
     environment = {**os.environ, **tuning.environment(os.environ)}
     if command[0] not in ALONE or "--torch" in command:
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    try:
-        done = subprocess.run(
+    with tempfile.TemporaryFile("w+") as said:
+        part = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.{command[0]}", *command[1:], f"--output={path}"],
-            cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, check=False, timeout=limit or None,
+            cwd=ROOT, env=environment, stderr=said, start_new_session=True,
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"failed": f"it took longer than {limit:g} s"}
+        try:
+            status = part.wait(limit or None)
+        except BaseException as error:
+            os.killpg(part.pid, signal.SIGKILL)  # with the processes that it started
+            part.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return {"failed": f"it took longer than {limit:g} s"}
+        said.seek(0)
+        lines = [line for line in said.read().splitlines() if line.strip()]
     print(f"   {time.perf_counter() - started:.0f} s", flush=True)
-    if done.returncode == 0:
+    if status == 0:
         return json.loads(path.read_text())
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)] or lines
-    return {"failed": (errors[-1] if errors else f"status {done.returncode}")[:300]}
+    return {"failed": (errors[-1] if errors else f"status {status}")[:300]}
 
 
 def table(results: dict[str, dict[str, Any]], device: str) -> str:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import turns
+from benchmarks.swin_unetr_step import like_jax
 
 CLASSES, LEARNING_RATE, AUXILIARY = 2, 1e-4, 0.4
 NETWORKS = {
@@ -153,6 +154,7 @@ def theirs(a, network):
     """The same in PyTorch."""
     import torch
 
+    like_jax()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, loss_of = _theirs(a, network)
     model = model.to(device).train()

@@ -53,7 +53,7 @@ def main():
         variants[dtype] = own["full"]
         if a.torch:
             variants[f"torch {dtype}"] = own["torch"]
-    times = pretrain_step.measure(variants, a.rounds, a.repeats)
+    times, _ = pretrain_step.measure(variants, a.rounds, a.repeats, "bfloat16")
     ratio = lambda slow, fast: float(np.median(np.array(times[slow]) / np.array(times[fast])))
     numbers = {
         "config": a.config, "batch": a.batch, "instructions": instructions(),

@@ -11,6 +11,7 @@ Without --init_from the network of --config is used with random weights: the tim
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import load_config, product_speed, write, write_images
+from benchmarks.common import load_config, write, write_images
+from benchmarks.pretrain_step import best_product
 from deblur_mae_jax import network, sharding
 from deblur_mae_jax.commands import search
 from deblur_mae_jax.data import dataset
@@ -72,7 +74,7 @@ def measure(folder):
         config = load_config(arguments.config)
         net = network.build(config)
         params = jax.tree.map(np.asarray, jax.jit(net.init)())
-        trained = trained_network.Pretrained(Path("."), config, net, params, [])
+        trained = trained_network.TrainedNetwork(Path("."), config, net, params, [])
     config = trained.config
     with config.unlocked(), config.ignore_type():
         if arguments.phantoms:
@@ -88,13 +90,13 @@ def measure(folder):
     rates, speeds, forwards = [], [], []
     forward = forward_of(trained, arguments.batch)
     for number in range(arguments.rounds):
-        speeds.append(product_speed(dtype))
+        speeds.append(best_product(dtype))
         forwards.append(forward())
         table = blur_search.search(
             trained, index, mesh, step=arguments.step, batch_size=arguments.batch,
-            cache=f"{folder}/{number}",
+            cache=f"{folder}/{number}", num_threads=os.cpu_count() or 4,
         )  # fmt: skip
-        speeds.append(product_speed(dtype))
+        speeds.append(best_product(dtype))
         forwards.append(forward())
         rates.append(table.searched / table.seconds)
         print(f"round {number}: {rates[-1]:.1f} images/s, product {speeds[-1] / 1e9:.0f} GFLOP/s")

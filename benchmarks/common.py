@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import concurrent.futures
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -75,12 +76,19 @@ def _write_some(folder: Path, count: int, side: int, numbers: range) -> None:
         Image.fromarray(source.read(number)[..., 0]).save(folder / f"{number:06d}.png")
 
 
+@functools.cache
+def _product() -> Any:
+    import jax
+
+    return jax.jit(lambda a, b: a @ b)
+
+
 def product_speed(dtype: Any, size: int = 2048, repeats: int = 8) -> float:
     """FLOP/s of one large matrix product."""
     import jax
 
     a = jax.random.normal(jax.random.key(0), (size, size), dtype)  # a GPU multiplies constants faster
-    program = jax.jit(lambda a, b: a @ b)
+    program = _product()
     program(a, a).block_until_ready()
     started = time.perf_counter()
     for _ in range(repeats):

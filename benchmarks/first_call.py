@@ -70,6 +70,7 @@ def networks(folder):
 def main():
     """Time, print, write JSON."""
     a = parse()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process and those it starts share a GPU
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         calls = networks(folder)

@@ -58,12 +58,14 @@ def work(arguments):
     """Predict, run, print both."""
     from deblur_mae_jax import train
     from deblur_mae_jax.commands import plan
+    from deblur_mae_jax.performance import compile_cache
     from deblur_mae_jax.pretrained import inherit
     from deblur_mae_jax.training import experiment
 
     steps = arguments.steps or STEPS.get(arguments.worker, 8)
     with tempfile.TemporaryDirectory() as folder:
         config, source, _ = inherit.resolve(config_of(arguments.worker, arguments.batch, steps), None)
+        compile_cache.use(config.compilation_cache)
         run = experiment.build(config, source=source)
         per_image, batch = plan.timed(run)
         predicted = per_image * config.optim.batch_size

@@ -83,7 +83,7 @@ def build_variants(config, arguments):
         "compile_s": {"full": program.seconds, "prepared": time.monotonic() - started},
         "parameters": sum(x.size for x in jax.tree.leaves(state["full"].params)),
         "gflop_per_image_formula": run.network.flops_per_image / 1e9,
-        "gflop_per_image_compiler": program.flops / B / 1e9,
+        "gflop_per_image_compiler": None if program.flops is None else program.flops / B / 1e9,
         "program_gib": program.bytes / 2**30,
         "canvas": run.index.canvas,
         "dtype": str(jnp.dtype(run.network.model.dtype)),

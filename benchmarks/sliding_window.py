@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks import common, turns
+from benchmarks.swin_unetr_step import like_jax
 
 CLASSES, OVERLAP, TOGETHER = 14, 0.5, 4
 
@@ -77,6 +78,7 @@ def theirs(arguments):
         from monai.inferers import sliding_window_inference
         from monai.networks.nets import SwinUNETR
 
+    like_jax()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = SwinUNETR(1, CLASSES, feature_size=int(arguments.feature)).to(device).eval()
     image = torch.from_numpy(volume(arguments))[None, None].to(device)

@@ -20,6 +20,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -50,6 +51,13 @@ def parse():
 def peak_rss():
     """MiB of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def like_jax():
+    """Let PyTorch's float32 products on a GPU use TF32, as JAX's do."""
+    import torch
+
+    torch.set_float32_matmul_precision("high")
 
 
 def cubes(arguments):
@@ -125,6 +133,7 @@ def make_theirs(arguments, dtype):
         from monai.losses import DiceCELoss
         from monai.networks.nets import SwinUNETR
 
+    like_jax()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = SwinUNETR(1, CLASSES, feature_size=int(arguments.feature)).to(device)
     images, labels = cubes(arguments)
@@ -174,7 +183,8 @@ def work(arguments):
         before = peak_rss()
         run, device_peak, facts = make_theirs(arguments, dtype)
     run()  # warm-up
-    forget_peak()  # the peak of the steps, without that of the compiler
+    if device_peak() is None:
+        forget_peak()  # the peak of the steps, without that of the compiler
     print(json.dumps(facts), flush=True)
     wall, busy = 0.0, 0.0
     for line in sys.stdin:
@@ -192,11 +202,23 @@ def work(arguments):
     }))  # fmt: skip
 
 
+def started(command, environment):
+    """A worker. What it says on its standard error goes to a file: a full pipe would stop it."""
+    said = tempfile.TemporaryFile("w+")  # noqa: SIM115, it is open as long as the worker is
+    worker = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
+    )
+    worker.said = said
+    return worker
+
+
 def answer(process, name):
     """The next line of JSON of a worker."""
     line = process.stdout.readline()
     if not line:
-        raise SystemExit(f"{name} ended early: {process.stderr.read()[-800:]}")
+        process.wait()
+        process.said.seek(0)
+        raise SystemExit(f"{name} ended early: {process.said.read()[-800:]}")
     return json.loads(line)
 
 
@@ -220,10 +242,8 @@ def main():
     options = [f"--{k}={getattr(arguments, k)}" for k in ("side", "batch", "feature")]
     workers = {}
     for name in names:
-        workers[name] = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__, *options, f"--worker={name}"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+        command = [sys.executable, "-W", "ignore", __file__, *options, f"--worker={name}"]
+        workers[name] = started(command, environment)
         # Start them one after the other, because compiling during another variant's warm-up would slow both.
         workers[name].facts = answer(workers[name], name)
     times = {name: [] for name in names}
@@ -282,6 +302,7 @@ def main():
     kind = re.sub(r"[^A-Za-z0-9]+", "_", jax.devices()[0].device_kind).strip("_").lower()
     stem = f"swin_unetr_step_{kind}_{arguments.side}_{arguments.feature}.json"
     path = Path(arguments.output or ROOT / "benchmarks" / "results" / stem)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(path)
 

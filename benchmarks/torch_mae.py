@@ -66,18 +66,21 @@ class TorchMAE(nn.Module):
         order = noise.argsort(dim=1)
         restore = order.argsort(dim=1)
         keep = int(L * (1 - mask_ratio))
-        x = self.proj(patches) + self.pos
+        x = self.proj(patches)
+        # On a GPU the tables have the type of the tokens, so that the blocks add in bfloat16, as ours do.
+        pos, decoder_pos = (t.to(x.dtype) if x.is_cuda else t for t in (self.pos, self.decoder_pos))
+        x = x + pos
         x = torch.gather(x, 1, order[:, :keep, None].expand(-1, -1, x.shape[-1]))
-        tokens = [self.cls_token.expand(B, -1, -1)]
+        tokens = [self.cls_token.to(x.dtype).expand(B, -1, -1)]
         if self.levels:
             angle = level[:, None].float() * self.frequency
             code = torch.cat([angle.sin(), angle.cos()], dim=1)[:, None]
-            tokens.append(code + self.blur_token)
+            tokens.append((code + self.blur_token).to(x.dtype))
         x = self.embed(self.blocks(torch.cat([*tokens, x], dim=1)))
         hidden = self.mask_token.expand(B, L - keep, -1)
         full = torch.cat([x[:, self.prefix :], hidden.to(x.dtype)], dim=1)
         full = torch.gather(full, 1, restore[:, :, None].expand(-1, -1, full.shape[-1]))
-        x = self.decoder(torch.cat([x[:, : self.prefix], full], dim=1) + self.decoder_pos)
+        x = self.decoder(torch.cat([x[:, : self.prefix], full], dim=1) + decoder_pos)
         pred = self.pred(x[:, self.prefix :])
         return ((pred.float() - self.patchify(targets)) ** 2).mean()
 

@@ -19,6 +19,8 @@ from timm.models.vision_transformer import Attention, Block
 from timm.optim import Lars
 from torch import nn
 
+from benchmarks.swin_unetr_step import like_jax
+
 
 def mlp(widths, last_norm=False):
     """Linear layers with BatchNorm and ReLU between them."""
@@ -308,6 +310,7 @@ OBJECTIVES = {
 
 def step(name, side, batch, arrays):
     """(one training step, facts). `arrays`: the images by the names of our losses, as NumPy."""
+    like_jax()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tensor = lambda x: torch.from_numpy(x).movedim(-1, -3).contiguous().to(device)
     first = tensor(arrays["inputs"])

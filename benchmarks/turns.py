@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.swin_unetr_step import answer, peak_rss
+from benchmarks.swin_unetr_step import answer, peak_rss, started
 from deblur_mae_jax.performance import tuning
 
 # (one step to its end, the peak of the device in MiB or None, facts)
@@ -53,11 +52,10 @@ def measured(file: str, options: list[str], name: str, other: str, rounds: int) 
     workers, times = {}, {"jax": [], other: []}  # type: dict[str, Any], dict[str, list[float]]
     row: dict[str, Any] = {}
     plain = {name: value for name, value in os.environ.items() if name != tuning.ALLOCATOR[0]}
+    plain["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the two share a GPU
     for library in times:
         command = [sys.executable, "-W", "ignore", file, *options, f"--worker={library}:{name}"]
-        workers[library] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=plain
-        )
+        workers[library] = started(command, plain)
         row[library] = answer(workers[library], library)
     for _ in range(rounds):
         for library, worker in workers.items():

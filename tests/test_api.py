@@ -1,5 +1,6 @@
 """The Python interface: arrays in, arrays out."""
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -30,7 +31,10 @@ def test_load_gives_model_parameters_and_info():
     assert model.embed_dim == 32 and params["cls_token"].shape == (1, 1, 32)
     assert info.config.task.degrade.startswith("blur.gaussian_levels") and info.classes == []
     trained = dm.load(classifier()[0])
-    assert trained.info.classes == ["benign", "malignant"] and trained.info.searcher is not None
+    assert trained.info.classes == ["benign", "malignant"]
+    assert trained.info.searcher is not None
+    # On the device: an accelerator would otherwise get them again with every batch.
+    assert all(isinstance(value, jax.Array) for value in jax.tree.leaves(trained.info.searcher.params))
     with pytest.raises(UserError, match="does not exist"):
         dm.load("/no/such/run")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import os
 import re
 import signal
 import sys
@@ -201,6 +202,8 @@ def run_flags(argv: list[str]) -> None:
     from deblur_mae_jax.training.loop import NonFiniteLossError, Result
 
     values = flags.FLAGS
+    if values.profile:
+        tuning.profile_well(os.environ)
     try:
         processes.initialize(values.distributed, values.coordinator, values.num_processes, values.process_id)
         with stop.handling() as requests:

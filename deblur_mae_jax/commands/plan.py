@@ -168,15 +168,29 @@ def fitting_accum(wanted: Need, chip: chips.Chip) -> int:
     return 0
 
 
-def timed(run: experiment.Experiment, repeats: int = 3) -> tuple[float, int]:
-    """Compile and time a few steps. Returns the seconds per image on this machine and the batch size of the test.
+def _timed_batch(run: experiment.Experiment) -> int:
+    """Images of a step to time: those of the run, or fewer if they would take minutes or do not fit the memory."""
+    devices, whole = jax.device_count(), run.config.optim.batch_size
+    if jax.default_backend() == "cpu":
+        return min(whole, max(1, int(TIMED_FLOPS / run.network.flops_per_image) // devices) * devices)
+    chip, wanted = chips.of_kind(jax.devices()[0].device_kind), need(run)
 
-    On a CPU the batch is smaller than that of the run if a full batch would take minutes.
-    """
-    devices = jax.device_count()
-    fits = max(1, int(TIMED_FLOPS / run.network.flops_per_image) // devices) * devices
-    if jax.default_backend() == "cpu" and run.config.optim.batch_size > fits:
-        config = copy(run.config, {"optim.batch_size": fits, "optim.accum_steps": 1})
+    def fits(batch: int, accum: int) -> bool:
+        on_one = dataclasses.replace(wanted, batch=batch // devices, images=wanted.images / devices)
+        return chip is None or on_one.memory(accum, chip.dtype) <= 0.9e9 * chip.gigabytes
+
+    batch = whole
+    if not fits(whole, wanted.accum):
+        while batch >= 2 * devices and not fits(batch, 1):
+            batch = batch // 2 // devices * devices
+    return batch
+
+
+def timed(run: experiment.Experiment, repeats: int = 3) -> tuple[float, int]:
+    """Compile and time a few steps. Returns the seconds per image on this machine and the batch size of the test."""
+    batch_size = _timed_batch(run)
+    if batch_size < run.config.optim.batch_size:
+        config = copy(run.config, {"optim.batch_size": batch_size, "optim.accum_steps": 1})
         run = experiment.build(config, source=run.source)
     o = run.config.optim
     state, batch = run.make_state(), _first(run)

@@ -270,8 +270,7 @@ def search(
             if show is not None:
                 show(number * B + len(numbers), len(missing))
 
-        errors = make_losses(network.model, network.inputs, levels, network.task.norm_pix_loss, high_pass)
-        _run(trained, mesh, errors, store.in_order(order), keep)
+        _run(trained, mesh, levels, high_pass, store.in_order(order), keep)
     seconds = time.monotonic() - started
     nothing = np.full(len(levels), np.nan, np.float32)
     table = np.stack([results.known.get(h, nothing) for h in hashes])
@@ -315,18 +314,21 @@ def _spec(trained: TrainedNetwork, levels: np.ndarray, high_pass: float) -> dict
 def _run(
     trained: TrainedNetwork,
     mesh: jax.sharding.Mesh,
-    errors: Any,
+    levels: np.ndarray,
+    high_pass: float,
     batches: Iterable[Any],
     keep: Callable[[int, jax.Array], None],
 ) -> None:
     """Pass the errors of each batch to `keep(number, losses)`, one batch late, while the device computes the next."""
     network, everywhere = trained.network, sharding.replicated(mesh)
+    errors = make_losses(network.model, network.inputs, levels, network.task.norm_pix_loss, high_pass)
 
     def step(params, batch):
         examples = jax.tree.map(lambda x: x[0], batch)
         return errors(params, examples, *network.inputs.central(examples))
 
-    program = jax.jit(step, out_shardings=everywhere)
+    name = f"search a set {levels.tolist()} {high_pass:g}"
+    program = trained.programs.setdefault(name, jax.jit(step, out_shardings=everywhere))
     params = jax.device_put(trained.params, everywhere)
     pending = None
     for number, batch in enumerate(batches):

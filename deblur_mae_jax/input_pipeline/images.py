@@ -252,13 +252,15 @@ class ImageInputs:
     def evaluate(self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None) -> Batch:
         """The deterministic central view; `level` `(B,)` replaces the drawn or stored one."""
         boxes, flips = self.central(examples)
-        return self._batch(examples, boxes, flips, self._params(examples, keys, level))
+        with jax.default_matmul_precision("float32"):  # accelerators round the factors of a product by default
+            return self._batch(examples, boxes, flips, self._params(examples, keys, level))
 
     def whole(self, examples: Batch, keys: dict[str, jax.Array], level: jax.Array | None = None) -> Batch:
         """The whole of every image, resized to the network's input. Segmentation is evaluated on this view."""
         boxes = jax.vmap(crop_resize.whole)(examples["size"])
         flips = jnp.zeros(examples["size"].shape[0], bool)
-        return self._batch(examples, boxes, flips, self._params(examples, keys, level))
+        with jax.default_matmul_precision("float32"):
+            return self._batch(examples, boxes, flips, self._params(examples, keys, level))
 
     def at_levels(
         self, examples: Batch, boxes: crop_resize.Box, flips: jax.Array, levels: jax.Array
@@ -273,5 +275,6 @@ class ImageInputs:
             degraded, clean = pairs(levels)
             return degraded, clean[0]
 
-        degraded, clean = jax.vmap(one)(examples, boxes, flips)
+        with jax.default_matmul_precision("float32"):
+            degraded, clean = jax.vmap(one)(examples, boxes, flips)
         return crop_resize.normalise(degraded, mean, std), crop_resize.normalise(clean, mean, std)

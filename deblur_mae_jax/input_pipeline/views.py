@@ -88,7 +88,8 @@ class View:
 
 def luminance(image: jax.Array) -> jax.Array:
     """The gray levels `(H, W, 1)` of `(H, W, 3)` colours, by ITU-R 601."""
-    return (image @ jnp.asarray((0.299, 0.587, 0.114), image.dtype))[..., None]
+    weights = jnp.asarray((0.299, 0.587, 0.114), image.dtype)
+    return (image * weights).sum(axis=-1, keepdims=True)
 
 
 def _blend(image: jax.Array, other: jax.Array | float, factor: jax.Array) -> jax.Array:

@@ -73,7 +73,7 @@ def resized(table: jax.Array, before: Grid, grid: Grid, extra_tokens: int = 1) -
         return table
     rows, columns = (jnp.asarray(_cubic_matrix(*pair), jnp.float32) for pair in zip(old, new, strict=True))
     patches = table[0, extra_tokens:].reshape(*old, -1)
-    patches = jnp.einsum("yi,xj,ijd->yxd", rows, columns, patches)
+    patches = jnp.einsum("yi,xj,ijd->yxd", rows, columns, patches, precision="highest")
     return jnp.concatenate([table[:, :extra_tokens], patches.reshape(1, new[0] * new[1], -1)], axis=1)
 
 

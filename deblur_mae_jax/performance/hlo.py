@@ -58,6 +58,15 @@ def _dot_flops(line: str, shape: str, shapes: Mapping[str, list[int]]) -> float:
     return 2.0 * math.prod(_sides(shape)) * inner
 
 
+def _library_flops(line: str, shape: str, shapes: Mapping[str, list[int]]) -> float:
+    """FLOPs of a matrix product that a GPU's library computes (cuBLAS)."""
+    contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', line)
+    if contracted is None:
+        return 0.0
+    axes = contracted[1].replace('"', "")
+    return _dot_flops(f"{line} lhs_contracting_dims={{{axes}}}", shape, shapes)
+
+
 def instructions(hlo: str) -> dict[str, Instruction]:
     """Every instruction of a compiled program's text (`compiled.as_text()`) by name."""
     # Names are unique only within a computation.
@@ -75,6 +84,9 @@ def instructions(hlo: str) -> dict[str, Instruction]:
         if opcode == "dot":
             shapes = {key: _sides(value[0]) for key, value in bodies[body].items()}
             return {opcode}, _dot_flops("(" + rest, shape, shapes)
+        if opcode == "custom-call" and "gemm_backend_config" in rest:
+            shapes = {key: _sides(value[0]) for key, value in bodies[body].items()}
+            return {opcode}, _library_flops("(" + rest, shape, shapes)
         called = re.search(r"(?:calls|to_apply)=%?([\w.\-]+)", rest)
         if opcode not in ("fusion", "call") or not called:
             return {opcode}, 0.0

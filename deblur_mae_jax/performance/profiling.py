@@ -47,7 +47,10 @@ def events(folder: Path) -> Iterator[tuple[str, float]]:
     files = sorted(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda p: p.stat().st_mtime)
     if not files:
         return
-    for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
+    planes = list(jax.profiler.ProfileData.from_file(str(files[-1])).planes)
+    # Beside an accelerator's own planes, that of the host shows the same operations as they are launched.
+    own = [plane for plane in planes if plane.name.startswith("/device:") and list(plane.lines)]
+    for plane in own or planes:
         lines = list(plane.lines)
         # An accelerator may list the same operations twice: per stream, and in a separate line "XLA Ops".
         for line in [line for line in lines if line.name == "XLA Ops"] or lines:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -73,7 +74,9 @@ class TrainedNetwork:
         if copy is None or self.network.axes != 2:
             return None
         source = load(copy)
-        return source if source.network.can_search else None
+        if not source.network.can_search:
+            return None
+        return source.with_params(jax.tree.map(jnp.asarray, source.params))  # on the device, once
 
     @functools.cached_property
     def weights_hash(self) -> str:
@@ -81,7 +84,7 @@ class TrainedNetwork:
         digest = hashlib.sha256()
         for name, value in sorted(traverse_util.flatten_dict(self.params, sep="/").items()):
             digest.update(f"{name} {value.shape} {value.dtype}".encode())
-            digest.update(np.ascontiguousarray(value).tobytes())
+            digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()[:32]
 
     def jitted(self, name: str, function: Callable[..., Any]) -> Any:

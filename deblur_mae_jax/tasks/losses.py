@@ -177,7 +177,7 @@ def nearest(a: jax.Array, b: jax.Array) -> jax.Array:
     """Of every pair of embeddings `(B, D)`, the share of the two that is nearest to the other among all `(B,)`."""
     z = jnp.concatenate([_unit(a), _unit(b)])
     B = len(a)
-    scores = jnp.where(jnp.eye(2 * B, dtype=bool), -jnp.inf, z @ z.T)
+    scores = jnp.where(jnp.eye(2 * B, dtype=bool), -jnp.inf, jnp.matmul(z, z.T, precision="highest"))
     other = jnp.concatenate([jnp.arange(B, 2 * B), jnp.arange(B)])
     right = (scores.argmax(axis=1) == other).astype(jnp.float32)
     return (right[:B] + right[B:]) / 2

@@ -101,6 +101,9 @@ def test_a_search_is_what_the_network_says_and_is_kept(tmp_path):
     sharp = search(high_pass=1.5)
     assert sharp.searched == 7  # the whole errors in the cache are not taken for these
     others = set(tmp_path.glob("*.csv")) - kept
+    programs = dict(trained.programs)
+    assert search(tmp_path / "again").searched == 7
+    assert len(programs) == 2 and trained.programs == programs  # another search compiles nothing
     radius = blur.gaussian_radius(1.5, "opencv_float")
     apply = jax.jit(lambda x, level: network.model.apply({"params": trained.params}, x, None, 0.0, level)[0])
     for position in range(7):

@@ -270,6 +270,41 @@ def test_parts_of_a_step(scope, part):
     assert profiling.part_of(hlo.Instruction("fusion", scope, set(), 0.0)) == part
 
 
+def test_flops_of_the_products_of_a_library_are_read_too():
+    """What XLA writes for a product that cuBLAS computes, here of 24 x 40 and 40 x 16."""
+    dimensions = '"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}'
+    text = (
+        "ENTRY %main.1 (a: bf16[24,40], b: bf16[40,16]) -> bf16[24,16] {\n"
+        "  %a = bf16[24,40]{1,0} parameter(0)\n"
+        "  %b = bf16[40,16]{1,0} parameter(1)\n"
+        "  %product = (bf16[24,16]{1,0}, s8[64]{0}) custom-call(%a, %b), "
+        'custom_call_target="__cublas$lt$matmul", metadata={op_name="mlp/fc1/dot_general"}, '
+        f'backend_config={{"gemm_backend_config":{{{dimensions}}}}}\n'
+        "}\n"
+    )
+    found = hlo.instructions(text)["product"]
+    assert found.flops == 2 * 24 * 40 * 16 and found.kind == "matrix products"
+
+
+def test_a_profile_of_a_gpu_launches_kernel_by_kernel():
+    settings = {}
+    tuning.profile_well(settings)
+    assert settings == {"XLA_FLAGS": "--xla_gpu_enable_command_buffer="}
+    for given in ("--a=b", "--xla_gpu_enable_command_buffer=FUSION"):
+        settings = {"XLA_FLAGS": given}
+        tuning.profile_well(settings)
+        assert settings["XLA_FLAGS"].startswith(given) and settings["XLA_FLAGS"].count("command_buffer") == 1
+
+
+@pytest.mark.parametrize("gigabytes,timed", [(80.0, 8), (0.0007, 4), (0.0, 1)])
+def test_a_batch_that_does_not_fit_a_chip_is_timed_in_part(monkeypatch, gigabytes, timed):
+    run = experiment.build(tiny.config(optim__batch_size=8))
+    chip = dataclasses.replace(chips.CHIPS[2], gigabytes=gigabytes)
+    monkeypatch.setattr(plan.chips, "of_kind", lambda _: chip)
+    monkeypatch.setattr(plan.jax, "default_backend", lambda: "gpu")
+    assert plan._timed_batch(run) == timed
+
+
 def test_training_starts_without_what_it_does_not_need():
     heavy = [
         "sklearn",
