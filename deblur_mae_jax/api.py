@@ -31,6 +31,7 @@ from deblur_mae_jax.data import packing, source_config
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search
+from deblur_mae_jax.inference import levels as blur_levels
 from deblur_mae_jax.inference.arrays import as_list, batches, probabilities_of
 from deblur_mae_jax.inference.segmenter import Segmenter
 from deblur_mae_jax.input_pipeline import crop_resize
@@ -42,7 +43,7 @@ from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.tasks import losses
 
-BATCH = 32
+BATCH = blur_levels.BATCH
 Images = Any  # an array, or an iterable of arrays
 Ready = list[np.ndarray]  # from `as_list`
 
@@ -59,64 +60,20 @@ def load(run_or_file: str | Path) -> TrainedNetwork:
     return trained.with_params(jax.tree.map(jnp.asarray, trained.params))
 
 
-def given_levels(trained: TrainedNetwork, ready: Ready, level: Any) -> np.ndarray | None:
-    """The blur level of every image `(N,)`, given by the user or found by search.
-
-    Returns `None` for a network without levels.
-    """
-    degradation = trained.network.inputs.degradation
-    if not degradation.num_levels:
-        if level is not None:
-            raise UserError(
-                f"level={level}: the network was trained with '{trained.config.task.degrade}', which has no levels"
-            )
-        return None
-    if level is None and trained.classes:
-        level = levels_for(trained, ready)
-    if level is None:
-        return _search(trained, ready).best
-    values = np.broadcast_to(np.asarray(level, np.int32), (len(ready),))
-    if values.min() < 1 or values.max() > degradation.num_levels:
-        raise UserError(f"level={level} must be in 1..{degradation.num_levels}")
-    return values
-
-
-def levels_for(trained: TrainedNetwork, ready: Ready) -> np.ndarray | None:
-    """The blur level of new images `(N,)`, found according to `config.search.setting` of a run with labels.
-
-    Returns `None` for a network without levels.
-    """
-    degradation = trained.network.inputs.degradation
-    if not degradation.num_levels:
-        return None
-    can_search = trained.searcher is not None
-    setting = blur_search.parse(trained.config.search.setting, degradation, can_search)
-    if setting is None:
-        return None
-    if setting.kind == "oracle":
-        raise UserError("search.setting=oracle needs the labels: it cannot predict new images")
-    if setting.kind == "online":
-        setting = blur_search.Setting("search", setting.value)
-    levels, _ = blur_search.assign(
-        setting,
-        degradation,
-        len(ready),
-        trained.config.seed,
-        lambda step: _search(trained, ready, step, high_pass=trained.config.search.high_pass),
-    )
-    return levels
-
-
-def _run(trained: TrainedNetwork, images: Images, level: Any, program: Any, batch: int) -> Any:
+def _run(
+    trained: TrainedNetwork, images: Images, level: Any, program: Any, batch: int, canvas: tuple[int, ...] | None = None
+) -> Any:
     """Run `program(params, examples, start)` on batches of the images and concatenate the results.
 
     start: index of the first image of the batch.
     """
     need_images(trained.network.identity, trained.path)
+    if batch != int(batch) or batch < 1:
+        raise UserError(f"batch={batch} must be a whole number of images, at least 1")
     ready = as_list(images)
-    levels = given_levels(trained, ready, level)
+    levels = blur_levels.given(trained, ready, level)
     results = []
-    for start, count, examples in batches(ready, trained.network.inputs.in_chans, batch):
+    for start, count, examples in batches(ready, trained.network.inputs.in_chans, batch, canvas):
         if levels is not None:
             batch_levels = levels[start : start + count]
             pad = len(examples["size"]) - count
@@ -127,9 +84,13 @@ def _run(trained: TrainedNetwork, images: Images, level: Any, program: Any, batc
 
 
 def _view(network: Network, examples: Any, start: jax.Array) -> tuple[Any, Any]:
-    """Network inputs of the central view, and random keys that depend on the index of each image only."""
-    keys = stream_keys(0, 0, start + jnp.arange(examples["size"].shape[0]))
-    return network.inputs.evaluate(examples, keys), keys
+    """Network inputs of the central view, and random keys that depend on the index of each image only.
+
+    A random degradation draws the same for every image, so that its input does not depend on the images before it.
+    """
+    count = examples["size"].shape[0]
+    keys = stream_keys(0, 0, start + jnp.arange(count))
+    return network.inputs.evaluate(examples, stream_keys(0, 0, jnp.zeros(count, int))), keys
 
 
 def prepare(trained: TrainedNetwork, images: Images, *, level: Any = None, batch: int = BATCH) -> np.ndarray:
@@ -178,12 +139,6 @@ def encode(
     return _run(trained, images, level, trained.jitted(f"encode {pool}", features), batch)
 
 
-def _need_decoder(trained: TrainedNetwork, what: str) -> None:
-    need_images(trained.network.identity, trained.path)
-    if trained.network.kind != "reconstruct":
-        raise UserError(f"{what}: '{trained.path}' has no decoder; load a pre-training run, not a classifier")
-
-
 def reconstruct(
     trained: TrainedNetwork,
     images: Images,
@@ -203,7 +158,7 @@ def reconstruct(
     Returns a dict of gray levels 0..255 `(N, H, W, C)` of the central view, `clean`, `degraded`, `masked` (masked
     patches in gray) and `reconstructed`, with `mask` `(N, L)`, 1 for masked patches.
     """
-    _need_decoder(trained, "reconstruct")
+    blur_levels.need_decoder(trained, "reconstruct")
     network = trained.network
     model, inputs = network.model, network.inputs
     if not 0 <= mask_ratio < 1 or masking.num_kept(math.prod(model.mask_grid), mask_ratio) < 1:
@@ -240,7 +195,7 @@ def reconstruct(
         }
 
     jitted = trained.jitted(f"reconstruct {mask_ratio} {seed}", program)
-    if not inputs.degradation.num_levels:
+    if not inputs.degradation.num_levels and np.all(np.asarray(level) == 1):  # the default
         level = None
     return _run(trained, images, level, jitted, batch)
 
@@ -258,44 +213,23 @@ def search_blur(
     Returns a table with `best` and `best_sigma` `(N,)`, and `losses` `(N, T)`. For a classifier, the search uses the
     network that it was fine-tuned from.
     """
-    return _search(trained, as_list(images), step, batch, high_pass)
+    return blur_levels.search(trained, as_list(images), step, batch, high_pass)
 
 
-def _search(
-    trained: TrainedNetwork, ready: Ready, step: int = 2, batch: int = BATCH, high_pass: float = 0.0
-) -> blur_search.Table:
-    searcher = trained.searcher
-    if searcher is None:
-        _need_decoder(trained, "search_blur")
-        raise UserError(
-            f"search_blur: the network was trained with '{trained.config.task.degrade}', which has no levels"
-        )
-    network = searcher.network
-    degradation = network.inputs.degradation
-    if not 1 <= step <= degradation.num_levels:
-        raise UserError(f"step={step} must be in 1..{degradation.num_levels}")
-    levels = blur_search.candidates(degradation.num_levels, step)
-    errors = blur_search.make_losses(network.model, network.inputs, levels, network.task.norm_pix_loss, high_pass)
-
-    def program(params, examples):
-        return errors(params, examples, *network.inputs.central(examples))
-
-    jitted = searcher.jitted(f"search {step} {high_pass:g}", program)
-    share = max(1, 2 * batch // len(levels))
-    rows = [
-        np.asarray(jitted(searcher.params, examples))[:count]
-        for _, count, examples in batches(ready, network.inputs.in_chans, share)
-    ]
-    table = np.concatenate(rows)
-    names = [f"image {i}" for i in range(len(table))]
-    return blur_search.Table(names, levels, blur_search.sigmas(degradation, levels), table)
-
-
-def predict(trained: TrainedNetwork, images: Images, *, level: Any = None, batch: int = BATCH) -> np.ndarray:
+def predict(
+    trained: TrainedNetwork,
+    images: Images,
+    *,
+    level: Any = None,
+    batch: int = BATCH,
+    canvas: tuple[int, ...] | None = None,
+) -> np.ndarray:
     """Class probabilities `(N, C)` in the order of `trained.classes`.
 
     level: blur level. `None`: found according to the run's own setting (a search, for D2MAE).
     batch: images per forward pass.
+    canvas: height and width to which images are padded, without an effect on the results; several calls with the same
+        canvas and as many images compile once. `None`: those of the largest image.
     """
     network = trained.network
     if network.kind == "segment":
@@ -307,7 +241,7 @@ def predict(trained: TrainedNetwork, images: Images, *, level: Any = None, batch
         data, _ = _view(network, examples, start)
         return network.model.apply({"params": params}, data["inputs"], level=data.get("level"))[0]
 
-    return probabilities_of(_run(trained, images, level, trained.jitted("predict", program), batch))
+    return probabilities_of(_run(trained, images, level, trained.jitted("predict", program), batch, canvas))
 
 
 def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **infer: Any) -> list[np.ndarray]:
@@ -336,7 +270,7 @@ def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **inf
                 raise UserError(f"images: volume {number} of shape {volume.shape} must be finite and have 3 axes")
         return [segmenter.of_volume([trained.params], v[..., None]) for v in volumes]
     ready = as_list(images)
-    levels = given_levels(trained, ready, level)
+    levels = blur_levels.given(trained, ready, level)
     out: list[np.ndarray] = []
     for start, count, examples in batches(ready, network.inputs.in_chans, segmenter.batch_size):
         rows = [{k: v[i] for k, v in examples.items()} for i in range(count)]
@@ -372,8 +306,10 @@ def degrade(spec: str) -> Callable[..., Any]:
 
     def apply(images: Images, *, level: Any = None, seed: int = 0) -> Any:
         ready = as_list(images)
-        if level is not None and degradation.at_level is None:
-            raise UserError(f"degrade: '{spec}' has no levels")
+        if level is not None:
+            if degradation.at_level is None:
+                raise UserError(f"degrade: '{spec}' has no levels")
+            level = blur_levels.checked(level, degradation.num_levels, len(ready))
         if len({image.shape for image in ready}) == 1:
             return stacked(ready, level, seed)
         levels = [None] * len(ready) if level is None else np.broadcast_to(level, (len(ready),))

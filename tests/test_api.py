@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from tiny_runs import classifier, pretraining
+from PIL import Image
+from tiny_runs import classifier, pretraining, stirred
 
 import deblur_mae_jax as dm
 from deblur_mae_jax import train
@@ -130,7 +131,17 @@ def test_degrade():
         (lambda t, c: dm.reconstruct(t, images(1), mask_ratio=1.0), "mask_ratio=1.0"),
         (lambda t, c: dm.reconstruct(c, images(1)), "has no decoder; load a pre-training run"),
         (lambda t, c: dm.predict(t, images(1)), "is not a classifier"),
-        (lambda t, c: dm.search_blur(t, images(1), step=40), "step=40 must be in 1..11"),
+        (lambda t, c: dm.search_blur(t, images(1), step=40), "step=40 must be a whole number in 1..11"),
+        (lambda t, c: dm.search_blur(t, images(1), step=2.5), "step=2.5 must be a whole number"),
+        (lambda t, c: dm.encode(t, np.zeros((9, 8, 4), np.uint8)), r"\(9, 8, 4\) looks like one image with 4 channels"),
+        (lambda t, c: dm.encode(t, Image.new("P", (9, 9))), "image 0 has Pillow's mode P; convert it"),
+        (lambda t, c: dm.encode(t, [*images(1), Image.new("RGBA", (9, 9))]), "image 1 has Pillow's mode RGBA"),
+        (lambda t, c: dm.encode(t, images(3), level=[1, 2]), r"level has shape \(2,\); .*each of the 3 images"),
+        (lambda t, c: dm.encode(t, images(1), level=2.7), "level=2.7 must be whole numbers"),
+        (lambda t, c: dm.encode(t, images(1), batch=0), "batch=0 must be a whole number"),
+        (lambda t, c: dm.degrade("blur.gaussian_levels()")(images(1), level=0), "level=0 must be in 1..11"),
+        (lambda t, c: dm.reconstruct(stirred("mae_thyroid"), images(1), level=7), "level=7: the network was trained"),
+        (lambda t, c: dm.encode(stirred("convmae"), images(1), pool="cls"), "no class token. Choices: mean, none"),
         (lambda t, c: dm.degrade("blur.gausian(1.1)"), "blur.gaussian"),
         (lambda t, c: dm.degrade("none")(images(1), level=2), "has no levels"),
     ],

@@ -160,6 +160,8 @@ def check(argv: list[str]) -> None:
     if values.mode == "predict":
         if not values.input:
             fail("--input is not set: name a folder of images to predict")
+        if values.config is not None:
+            fail("--config is not for --mode=predict, which takes that of --workdir. --infer changes a segmentation")
     elif values.config is None:
         fail("--config is not set: name a file of configs/, such as --config=configs/quickstart.py")
     else:
@@ -211,7 +213,8 @@ def run_flags(argv: list[str]) -> None:
                 stop.stop_before(requests, values.max_hours, BEGAN)
             result = start()
     except stop.Stopped as error:
-        print(f"{error}; run the same command again to go on", file=sys.stderr)
+        begin = "start again" if values.mode == "predict" else "go on"
+        print(f"{error}; run the same command again to {begin}", file=sys.stderr)
         sys.exit(128 + error.number)
     except KeyboardInterrupt:  # the second one
         sys.exit(128 + signal.SIGINT)

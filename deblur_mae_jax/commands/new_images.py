@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from deblur_mae_jax.config import copy
-from deblur_mae_jax.data import dataset, summary
+from deblur_mae_jax.config import copy, flat
+from deblur_mae_jax.data import buckets, dataset, privacy, summary
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.listing import existing_root
+from deblur_mae_jax.data.packing import INDEX
+from deblur_mae_jax.data.source import BadImage, Skipped
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.training.progress import Progress
@@ -23,14 +27,16 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
     """Index the usable images of `root` and list those left out. Raises `UserError` naming --input."""
     is_3d = trained.network.axes == 3
     values = {"data.root": root, "data.split": "all", "data.max_bad_fraction": 0.999}
-    values |= {"data.columns": "", "data.group_pattern": ""}  # they describe the training images
+    # These describe the training images, or lie beside them.
+    training = ("data.columns", "data.group_pattern", "data.labels", "data.decoded")
+    values |= {name: "" for name in training if name in flat(trained.config)}
     if is_3d:
         values |= {"data.name": "nifti", "data.check": "pixels"}
     else:
         path = existing_root(root, "input")
         if path.is_file() and path.suffix.lower() != ".csv":
             raise UserError(f"--input: '{root}' is a file; name a folder of images, or a CSV")
-        name = "image_folder" if path.is_dir() else "manifest"
+        name = "packed" if (path / INDEX).exists() else "image_folder" if path.is_dir() else "manifest"
         values |= {"data.name": name, "data.root": str(path), "data.check": "pixels"}
     try:
         index = dataset.build_index(
@@ -39,18 +45,46 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
             progress=lambda done, total: progress.update(f"checking: {done} of {total}"),
         )
     except UserError as error:
-        raise UserError(str(error).replace("config.data.root", "--input")) from error
+        advice = "config.data.columns='path=NAME' names it"  # a flag of training
+        raise UserError(str(error).replace("config.data.root", "--input").replace(advice, "Rename it")) from error
+    for note in trained.notes:
+        progress.print(f"note: {note}")
     table = summary.rows(index)
     for line in summary.lines([row for row in table if row[0] not in ("splits", "classes", "patients", "masks")]):
         progress.print(line)
     return index
 
 
-def chunks(index: Index) -> Iterator[tuple[range, list[np.ndarray]]]:
-    """Yield the images of an index, a few at a time, as their numbers and their pixels."""
+def chunks(index: Index, skipped: list[Skipped]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    """Yield the images of an index, a few at a time, as their numbers and their pixels.
+
+    skipped: images that can no longer be read are left out and added to it.
+    """
     for start in range(0, len(index), CHUNK):
-        numbers = range(start, min(start + CHUNK, len(index)))
-        yield numbers, [index.source.read(number) for number in numbers]
+        numbers, images = [], []
+        for number in range(start, min(start + CHUNK, len(index))):
+            try:
+                images.append(index.source.read(number))
+                numbers.append(number)
+            except (BadImage, OSError) as error:
+                skipped.append(Skipped(index.source.names[number], str(error)))
+        if numbers:
+            yield numbers, images
+
+
+@contextlib.contextmanager
+def names_of(trained: TrainedNetwork, output: Path) -> Iterator[None]:
+    """Name DICOM images by the key of the run, so that `scripts/find_dicom.py RUN` finds their files again.
+
+    output: the folder of the output, which keeps the key if the run is a weight file or cannot be written to.
+    """
+    run = trained.path
+    local = run.is_dir() and os.access(run, os.W_OK) and not buckets.is_address(trained.place)
+    privacy.use(run if local else output)
+    try:
+        yield
+    finally:
+        privacy.use(None)
 
 
 def make_folder(path: Path) -> None:

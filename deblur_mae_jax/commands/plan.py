@@ -143,7 +143,7 @@ def need(run: experiment.Experiment, num_images: int = 0) -> Need:
     if num_images:
         stored = stored * num_images / len(run.index)
         if not run.config.optim.steps:
-            steps = max(1, round(run.config.optim.epochs * num_images / run.config.optim.batch_size))
+            steps = max(1, round(run.total_steps * num_images / len(run.index)))
     return Need(
         parameters=sum(int(np.prod(x.shape)) for x in jax.tree.leaves(jax.eval_shape(network.init))),
         flops_per_image=network.flops_per_image,

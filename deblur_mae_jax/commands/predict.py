@@ -12,8 +12,10 @@ from deblur_mae_jax.commands import new_images, segment
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.data.source import Skipped
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search
+from deblur_mae_jax.inference import levels as levels_of_images
 from deblur_mae_jax.inference.arrays import as_list
 from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
@@ -40,6 +42,10 @@ def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str
     config = trained_network.load(first, "--workdir").config if is_file else (
         trained_network.read_config(first)
     )  # fmt: skip
+    if config.task.name == "probe":
+        raise UserError(
+            f"--workdir: '{first}' is a probe, which keeps no network. Train a head by configs/linear_probe.py"
+        )
     if networks.identify(config).kind == "segment":
         return segment.run(places, images, str(output) or f"{_folder(folders[0])}/segmentations/new", infer)
     if infer:
@@ -50,8 +56,11 @@ def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str
 
 
 def _folder(run: str | Path) -> str | Path:
-    """Where results are written by default: the run, or the folder of a weight file at an address."""
-    return buckets.folder_of(run) if buckets.is_address(run) else run
+    """Where results are written by default: the run, or the folder of a weight file."""
+    if buckets.is_address(run):
+        return buckets.folder_of(run)
+    path = Path(run).expanduser()
+    return path.parent if path.is_file() else run
 
 
 def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Path:
@@ -69,42 +78,59 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
     path = target.path
     if path.suffix != ".csv" or path.is_dir():
         raise UserError(f"--output: '{path}' must be a file that ends in .csv")
+    _need_own_table(path)
     new_images.make_folder(path.parent)
-    index = new_images.index_of(trained, images, progress)
-    table = _table(trained, index, progress)
+    with new_images.names_of(trained, path.parent):
+        index = new_images.index_of(trained, images, progress)
+    left_out = list(index.skipped)
+    table = _table(trained, index, progress, left_out)
     table.write(path)
     target.send(path)
-    if index.skipped:
-        skipped = path.with_name(path.stem + "_skipped.csv")
-        data_index.write_skipped(skipped, index.skipped)
+    skipped = path.with_name(path.stem + "_skipped.csv")
+    if left_out or skipped.exists():  # that of an earlier prediction is replaced
+        data_index.write_skipped(skipped, left_out)
         target.send(skipped)
-        progress.print(f"{len(index.skipped)} files left out, see {target.shown(skipped)}")
+    if left_out:
+        progress.print(f"{len(left_out)} files left out, see {target.shown(skipped)}")
     predicted = table.probabilities.argmax(1)
     counts = {name: int((predicted == i).sum()) for i, name in enumerate(trained.classes)}
-    progress.print(f"{len(index)} images: " + ", ".join(f"{n} {c}" for c, n in counts.items()))
+    progress.print(f"{len(table)} images: " + ", ".join(f"{n} {c}" for c, n in counts.items()))
     progress.print(f"predictions {target.shown(path)}")
     return path
 
 
-def _table(trained: TrainedNetwork, index: Index, progress: Progress) -> Predictions:
-    probabilities, levels = [], []
-    for numbers, images in new_images.chunks(index):
-        level = api.levels_for(trained, as_list(images))
-        probabilities.append(api.predict(trained, images, level=level))
+def _need_own_table(path: Path) -> None:
+    """Raise `UserError` if `path` is a file that no prediction wrote, such as the list of the images."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        header = file.readline()
+    if not header.startswith(b"image,group,split,label,predicted"):
+        raise UserError(f"--output: '{path}' exists and is not a table of predictions; name another file")
+
+
+def _table(trained: TrainedNetwork, index: Index, progress: Progress, left_out: list[Skipped]) -> Predictions:
+    probabilities, levels, kept = [], [], []
+    for numbers, images in new_images.chunks(index, left_out):
+        level = levels_of_images.of_run(trained, as_list(images), index.canvas)
+        probabilities.append(api.predict(trained, images, level=level, canvas=index.canvas))
         levels.append(np.zeros(len(images), int) if level is None else level)
-        progress.update(f"predicting: {numbers.stop} of {len(index)}")
+        kept += numbers
+        progress.update(f"predicting: {numbers[-1] + 1} of {len(index)}")
+    if not kept:
+        raise UserError("--input: none of the images can be read any more")
     level = np.concatenate(levels)
-    sigma = np.full(len(index), np.nan)
+    sigma = np.full(len(kept), np.nan)
     by_level = blur_search.all_sigmas(trained.network.inputs.degradation)
     if len(by_level):
         sigma = by_level[level - 1]
     classes, names = trained.classes, index.source.labels or [""] * len(index)
     return Predictions(
         classes,
-        np.array(index.source.names),
-        np.array(index.source.groups or [""] * len(index)),
-        np.full(len(index), "new"),
-        np.array([classes.index(name) if name in classes else -1 for name in names]),
+        np.array(index.source.names)[kept],
+        np.array(index.source.groups or [""] * len(index))[kept],
+        np.full(len(kept), "new"),
+        np.array([classes.index(name) if name in classes else -1 for name in names])[kept],
         np.concatenate(probabilities),
         level,
         sigma,

@@ -15,6 +15,7 @@ from deblur_mae_jax.commands import new_images
 from deblur_mae_jax.config import flat
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.data.source import Skipped
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.inference import blur_search
@@ -99,14 +100,17 @@ def _features(trained: TrainedNetwork, index: Index, labels: Supervision, pool: 
     """Features `(N, D)` float64 of all images."""
     network = trained.with_params(jax.tree.map(jax.numpy.asarray, trained.params))
     features = []
-    for numbers, images in new_images.chunks(index):
+    lost: list[Skipped] = []
+    for numbers, images in new_images.chunks(index, lost):
+        if lost:
+            raise UserError(f"config.data.root: '{lost[0].name}' can no longer be read: {lost[0].reason}")
         levels = None
         if labels.levels is not None:
-            levels = labels.levels[numbers.start : numbers.stop]
+            levels = labels.levels[numbers]
         elif trained.network.inputs.degradation.num_levels:
             levels = np.ones(len(images), np.int32)
         features.append(api.encode(network, images, level=levels, pool=pool))
-        progress.update(f"encoding: {numbers.stop} of {len(index)} images")
+        progress.update(f"encoding: {numbers[-1] + 1} of {len(index)} images")
     return np.concatenate(features).astype(np.float64)
 
 

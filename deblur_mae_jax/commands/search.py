@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 from pathlib import Path
@@ -14,6 +15,7 @@ from deblur_mae_jax import api, sharding
 from deblur_mae_jax.data import dataset
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.data.source import BadImage, Skipped
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search
 from deblur_mae_jax.pretrained import inherit
@@ -89,10 +91,22 @@ def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
         num_threads=config.data.num_threads,
         show=lambda done, total: progress.update(f"blur search: {done} of {total} images"),
     )
+    table, lost = _readable(table)
     if first:
-        known = {"label": index.source.labels, "group": index.source.groups, "scanner": index.source.scanners}
-        table.write(folder.blur_search, {name: values for name, values in known.items() if values is not None})
-        _write_page(folder, config, trained, index, table)
+        if lost:
+            reason = "it could not be read any more during the search"
+            data_index.write_skipped(folder.skipped, [*index.skipped, *(Skipped(name, reason) for name in lost)])
+            progress.print(f"{len(lost)} images could not be read any more, see {folder.shown(folder.skipped)}")
+        places = {name: place for place, name in enumerate(index.source.names)}
+        rows = [places[name] for name in table.names]
+        of = index.source
+        known = {"label": of.labels, "group": of.groups, "scanner": of.scanners}
+        known = {name: [values[row] for row in rows] for name, values in known.items() if values is not None}
+        table.write(
+            folder.blur_search,
+            {name: [values[row] for row in rows] for name, values in known.items() if values is not None},
+        )
+        _write_page(folder, config, trained, index, table, rows)
         counts = {f"{s:g}": int((table.best_sigma == s).sum()) for s in table.sigmas}
         rate = ""
         if table.searched:
@@ -103,6 +117,14 @@ def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
         progress.print(f"table       {folder.shown(folder.blur_search)}")
         progress.print(f"report      {folder.shown(folder.page)}")
     return SearchResult(table, folder.page)
+
+
+def _readable(table: blur_search.Table) -> tuple[blur_search.Table, list[str]]:
+    """The table without images that have no losses, because they could not be read, and their names."""
+    kept = np.flatnonzero(~np.isnan(table.losses).any(axis=1))
+    lost = sorted(set(table.names) - {table.names[row] for row in kept})
+    names = [table.names[row] for row in kept]
+    return dataclasses.replace(table, names=names, losses=table.losses[kept]), lost
 
 
 def gflop(trained: TrainedNetwork, num_levels: int) -> float:
@@ -116,13 +138,20 @@ def _write_page(
     trained: TrainedNetwork,
     index: Index,
     table: blur_search.Table,
+    rows: list[int],
 ) -> None:
+    """rows: the place of each image of the table in the index."""
     folder = workdir.make_report()
-    histogram = page.figures(folder, {"histogram.png": report.histogram(table, index.source.labels)})
+    labels = index.source.labels
+    labels = None if labels is None else [labels[row] for row in rows]
+    histogram = page.figures(folder, {"histogram.png": report.histogram(table, labels)})
     figures = {"Sigma of the set": histogram["histogram.png"]}
-    numbers = np.unique(np.linspace(0, len(index) - 1, STRIPS).astype(int)).tolist()
-    images = [index.source.read(number) for number in numbers]
-    views = [api.reconstruct(trained, images, mask_ratio=0.0, level=int(level)) for level in table.levels]
+    numbers, images = [], []
+    for number in np.unique(np.linspace(0, len(rows) - 1, STRIPS).astype(int)).tolist():
+        with contextlib.suppress(BadImage, OSError):  # a strip less
+            images.append(index.source.read(rows[number]))
+            numbers.append(number)
+    views = [api.reconstruct(trained, images, mask_ratio=0.0, level=int(level)) for level in table.levels if images]
     for row, number in enumerate(numbers):
         strip = report.strip(
             views[0]["clean"][row],
@@ -131,10 +160,10 @@ def _write_page(
             table,
             number,
         )
-        figures[index.source.names[number]] = page.png(strip)
+        figures[table.names[number]] = page.png(strip)
     seconds = f"{table.seconds:.1f} s" if table.searched else "looked up"
     facts = {
-        "images": len(index),
+        "images": len(rows),
         "network": config.init_from,
         "degradation": trained.config.task.degrade,
         "levels tried": ", ".join(f"{s:g}" for s in table.sigmas) + " (sigma)",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import csv
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,12 +17,15 @@ from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.grid import output_path
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.loader import Loader
+from deblur_mae_jax.data.source import Skipped
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.inference import levels as levels_of_images
 from deblur_mae_jax.inference.arrays import as_list
 from deblur_mae_jax.inference.segmenter import Segmenter
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.training.progress import Progress
 
+TABLE, HEADER = "segmentations.csv", ["image", "label", "size", "unit", "file"]
 # Preprocessing fields, which must be the same for all members of an ensemble.
 PREPARATION = ("image_size", "task.degrade", "task.blur_site", "data.spacing", "data.ct_window", "data.mean",
 "data.std",
@@ -85,54 +87,74 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     out = target.path
     if out.suffix in (".csv", ".gz", ".nii", ".png"):
         raise UserError(f"--output: '{out}' must be a folder for the label maps")
-    new_images.make_folder(out)
-    index = new_images.index_of(first, images, progress)
-    loader = Loader(index, first.config.model.in_chans, _levels(first, index))
     fields = infer_fields(first.config, infer)
     segmenter = Segmenter(first.network, sharding.make_mesh(), fields)
+    new_images.make_folder(out)
+    with new_images.names_of(first, out):
+        index = new_images.index_of(first, images, progress)
+    paths = _paths(out, index, ".nii.gz" if first.network.axes == 3 else ".png")
+    loader = Loader(index, first.config.model.in_chans, _levels(first, index))
     values = np.array(first.mask_values, np.uint8)
-    unit = "3" if first.network.axes == 3 else ""
-    rows: list[list[Any]] = []
-    taken: set[Path] = set()
+    skipped, done = list(index.skipped), 0
     params = [member.params for member in members]
-    for number, labels in segmenter.each(params, loader, range(len(index))):
-        grid = index.source.grid_of(number)
-        label_map = grid.finish(labels)
-        path = grid.save(values[label_map], output_path(out, index.source.names[number], taken))
-        voxel = float(np.prod(grid.spacing))
-        counts = np.bincount(label_map.ravel(), minlength=len(values))[1:]
-        for label, count in zip(first.classes[1:], counts, strict=True):
-            written = path.relative_to(out).as_posix()
-            rows.append(
-                [
-                    index.source.names[number],
-                    label,
-                    voxel * int(count),
-                    f"{grid.unit}{unit}",
-                    written,
-                ]
-            )
-        progress.update(f"segmenting: {number + 1} of {len(index)}")
-    with open(out / "segmentations.csv", "w", newline="", encoding="utf-8") as file:
+    with open(out / TABLE, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["image", "label", "size", "unit", "file"])
-        table.writerows(rows)
-    skipped = [*index.skipped, *loader.failed]
-    if skipped:
+        table.writerow(HEADER)
+        for number, labels in segmenter.each(params, loader, range(len(index))):
+            grid, name = index.source.grid_of(number), index.source.names[number]
+            label_map = grid.finish(labels)
+            try:
+                path = grid.save(values[label_map], paths[number])
+            except OSError as error:
+                skipped.append(Skipped(name, f"its label map cannot be written: {error.strerror}"))
+                continue
+            unit = f"{grid.unit}{first.network.axes}" if grid.unit == "mm" else grid.unit
+            sizes = float(np.prod(grid.spacing)) * np.bincount(label_map.ravel(), minlength=len(values))[1:]
+            for label, size in zip(first.classes[1:], sizes, strict=True):
+                table.writerow([name, label, float(size), unit, path.relative_to(out).as_posix()])
+            file.flush()  # a stopped prediction leaves the rows of the label maps that it leaves
+            done += 1
+            progress.update(f"segmenting: {number + 1} of {len(index)}")
+    skipped += loader.failed
+    if skipped or (out / "skipped.csv").exists():  # that of an earlier prediction is replaced
         data_index.write_skipped(out / "skipped.csv", skipped)
+    if skipped:
         progress.print(f"{len(skipped)} files left out, see {target.shown(out / 'skipped.csv')}")
     target.send()
-    progress.print(f"{len(rows) // max(1, len(values) - 1)} images, label maps in {target.shown(out)}")
+    progress.print(f"{done} images, label maps in {target.shown(out)}")
     return out
+
+
+def _paths(out: Path, index: Index, suffix: str) -> list[Path]:
+    """Where the label map of every image is written, without suffix.
+
+    Raises `UserError` if a file is there that no earlier prediction wrote, such as the image itself.
+    """
+    taken: set[Path] = set()
+    paths = [output_path(out, name, taken) for name in index.source.names]
+    earlier: set[str] = set()
+    if (out / TABLE).exists():
+        with open(out / TABLE, newline="", encoding="utf-8", errors="replace") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames != HEADER:
+                raise UserError(f"--output: '{out / TABLE}' is not a table of label maps; name another folder")
+            earlier = {row["file"] for row in reader if row["file"]}
+    for path in paths:
+        file_path = path.with_name(path.name + suffix)
+        if file_path.exists() and file_path.relative_to(out).as_posix() not in earlier:
+            raise UserError(
+                f"--output: '{file_path}' exists and is not a label map of an earlier prediction; name another folder"
+            )
+    return paths
 
 
 def _levels(trained: TrainedNetwork, index: Index) -> dict[str, np.ndarray]:
     """The blur level of every image, in the form a `Loader` expects; empty for networks without levels."""
     if trained.network.axes == 3 or not trained.network.inputs.degradation.num_levels:
         return {}
-    levels: list[int] = []
-    for _, images in new_images.chunks(index):
-        given = api.given_levels(trained, as_list(images), None)
+    levels = np.ones(len(index), np.int32)  # of an image that can no longer be read, which the loader reports
+    for numbers, images in new_images.chunks(index, []):
+        given = levels_of_images.given(trained, as_list(images), None)
         assert given is not None
-        levels += given.tolist()
-    return {"level": np.array(levels, np.int32)}
+        levels[numbers] = given
+    return {"level": levels}

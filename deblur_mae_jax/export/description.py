@@ -72,7 +72,7 @@ def _of_images(trained: TrainedNetwork) -> dict[str, Any]:
         "std": [float(v) for v in inputs.std],
     }
     if network.kind == "classify":
-        out["setting"] = _setting(trained)
+        out["setting"] = setting(trained)
     return out
 
 
@@ -85,7 +85,7 @@ def _of_volumes(trained: TrainedNetwork) -> dict[str, Any]:
     }
 
 
-def _setting(trained: TrainedNetwork) -> list[Any]:
+def setting(trained: TrainedNetwork) -> list[Any]:
     """How the blur of a new image is chosen: [kind, value]. The kind is empty if there are no levels."""
     setting = blur_search.parse(
         trained.config.search.setting,

@@ -32,8 +32,8 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 PREFERRED = ("timm", "monai", "d2mae")
 NOT_MEASURED = "not measured"
 # Fields of a config that hold paths.
-_PRIVATE = ("data.root", "data.tfds_name", "data.labels", "report.monitor_root", "init_from", "compilation_cache",
-            "search.cache")  # fmt: skip
+_PRIVATE = ("data.root", "data.tfds_name", "data.labels", "data.decoded", "report.monitor_root", "init_from",
+            "compilation_cache", "search.cache")  # fmt: skip
 # Fields of parts of the model that a format leaves out or merges into another layer.
 _LEFT_OUT = {"model.mask_token": ("monai", "dae"), "model.probe": ("timm", "hf")}
 
@@ -84,8 +84,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
         draft = Path(temporary)
         _write_weights(draft / name, state, trained, format)
-        if module is d2mae:
-            _write_searcher(draft, trained, network, in_chans)
+        certificate["searcher"] = _write_searcher(draft, trained, network, in_chans, module)
         module.companions(draft, network, opens, name)
         certificate["file"] = _fingerprint(draft / name, state)
         certificate["agreement"], used = _agreement(trained, module, draft / name, certificate)
@@ -244,18 +243,23 @@ def _write_weights(path: Path, state: State, trained: TrainedNetwork, format: st
 
     recorded = fields.flat(trained.config)
     values: dict[str, Any] = {name: "" for name in _PRIVATE if name in recorded}
+    kind, step = description.setting(trained) if trained.classes else ("", 0.0)
+    if kind == "search":  # "auto" would mean none where the file of the search is missing
+        values["search.setting"] = f"search({step:g})"
     values |= {n: False for n, formats in _LEFT_OUT.items() if n in recorded and format in formats}
     public = dataclasses.replace(trained, config=fields.copy(trained.config, values))
     save_file(state, path, metadata=trained_network.header(public))
 
 
-def _write_searcher(folder: Path, trained: TrainedNetwork, network: dict[str, Any], in_chans: int) -> None:
-    """For a classifier that needs a blur search, also write the pre-trained network that performs it."""
-    if network["kind"] != "classify" or network["setting"][0] != "search":
-        return
+def _write_searcher(folder: Path, trained: TrainedNetwork, network: dict[str, Any], in_chans: int, module: Any) -> bool:
+    """For a classifier that needs a blur search, also write the pre-trained network that performs it, and say so."""
+    if network["kind"] != "classify" or network.get("setting", [""])[0] != "search":
+        return False
     assert trained.searcher is not None
     name = trained.searcher.config.model.name
     if name not in d2mae.MODELS:
+        if module is not d2mae:
+            return False
         raise UserError(
             f"--format={d2mae.NAME}: the blur of a new image is searched with a {name}, which its file cannot hold. "
             "Fine-tune with --config.search.setting=none or fixed(SIGMA) to export the classifier"
@@ -264,6 +268,7 @@ def _write_searcher(folder: Path, trained: TrainedNetwork, network: dict[str, An
     weights, config = d2mae.SEARCHER
     _write_weights(folder / weights, state_of(searcher), searcher, d2mae.NAME)
     run_folder.write_json(folder / config, description.describe(searcher))
+    return True
 
 
 def _fingerprint(path: Path, state: State) -> dict[str, Any]:

@@ -27,11 +27,18 @@ def as_list(images: Any) -> list[np.ndarray]:
                 f"images: {type(images).__name__} is neither an array nor a collection of images"
             ) from error
     if not isinstance(images, (list, tuple)):
+        _need_gray_or_rgb(images)
         array = np.asarray(images)
+        if array.ndim == 3 and array.shape[-1] in (2, 4) and array.shape[0] > 4:
+            raise UserError(
+                f"images: an array of shape {array.shape} looks like one image with {array.shape[-1]} channels; "
+                "expected (N, H, W), (H, W), (H, W, 1) or (H, W, 3)"
+            )
         single = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3) and array.shape[0] > 3)
         images = [array] if single else list(array)
     out = []
     for number, image in enumerate(images):
+        _need_gray_or_rgb(image, number)
         image = np.asarray(image)
         image = image[:, :, None] if image.ndim == 2 else image
         if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
@@ -52,6 +59,12 @@ def as_list(images: Any) -> list[np.ndarray]:
     return out
 
 
+def _need_gray_or_rgb(image: Any, number: int = 0) -> None:
+    """Raise `UserError` for a picture of Pillow whose numbers are not gray levels or RGB, such as a palette's."""
+    if isinstance(image, Image.Image) and image.mode not in ("L", "RGB"):
+        raise UserError(f"images: image {number} has Pillow's mode {image.mode}; convert it to 'L' or 'RGB' first")
+
+
 def _channels(image: np.ndarray, channels: int) -> np.ndarray:
     if image.shape[2] == channels:
         return image
@@ -62,27 +75,29 @@ def _channels(image: np.ndarray, channels: int) -> np.ndarray:
     return image @ np.array([[0.299], [0.587], [0.114]], np.float32)
 
 
-def batches(ready: list[np.ndarray], channels: int, batch: int) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+def batches(
+    ready: list[np.ndarray], channels: int, batch: int, canvas: tuple[int, ...] | None = None
+) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
     """Yield (number of the first image, number of real images, examples) for batches of `batch` images on one canvas.
 
     The last batch is padded.
 
     ready: images from `as_list`.
+    canvas: height and width of the canvas; `None`: of the largest image.
     """
     ready = [_channels(image, channels) for image in ready]
-    height = max(image.shape[0] for image in ready)
-    width = max(image.shape[1] for image in ready)
+    height, width = (max(0 if canvas is None else canvas[i], *(image.shape[i] for image in ready)) for i in range(2))
     kind = np.uint8 if all(image.dtype == np.uint8 for image in ready) else np.float32
     batch = min(batch, len(ready))
     for start in range(0, len(ready), batch):
         images = ready[start : start + batch]
-        canvas = np.zeros((batch, height, width, channels), kind)
+        stack = np.zeros((batch, height, width, channels), kind)
         sizes = np.ones((batch, 2), np.int32)
         for i in range(batch):
             image = images[min(i, len(images) - 1)]
-            canvas[i, : image.shape[0], : image.shape[1]] = image
+            stack[i, : image.shape[0], : image.shape[1]] = image
             sizes[i] = image.shape[:2]
-        yield start, len(images), {"image": canvas, "size": sizes}
+        yield start, len(images), {"image": stack, "size": sizes}
 
 
 def probabilities_of(logits: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models import embed, layers, masking, position, vit
 from deblur_mae_jax.models.contract import Adapted, Flat, Rules
 
@@ -90,6 +91,8 @@ class ViTMAE(vit.Encoder):
         level: blur level of each image `(B,)`, required if the model is conditioned.
         pool: "mean" of the patch tokens, "cls", or "none" for all tokens `(B, num_prefix + L, D)`.
         """
+        if pool == "cls" and not self.num_prefix:
+            raise UserError("pool='cls': this network has no class token. Choices: mean, none.")
         x = self.encode(images, None, level).astype(jnp.float32)
         if pool == "none":
             return x

@@ -164,6 +164,13 @@ def opens_with(network: dict[str, Any]) -> dict[str, Any]:
     return {"library": "transformers", "class": f"{kind}ForImageClassification"}
 
 
+# For the model card.
+CAUTIONS = (
+    "`preprocessor_config.json` does less: `ViTImageProcessor` resizes the whole image to a square, does not crop it, "
+    "and does not degrade it. Prepare images by the steps above for the results of the run.",
+)
+
+
 def companions(folder: Path, network: dict[str, Any], opens: dict[str, Any], weights: str) -> None:
     """`config.json` and `preprocessor_config.json`."""
     run_folder.write_json(folder / "config.json", _config(network, opens["class"]))
@@ -221,7 +228,7 @@ def _config(network: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _preprocessor(network: dict[str, Any]) -> dict[str, Any]:
-    """The config of `ViTImageProcessor`, which resizes to a square without cropping (noted in the card)."""
+    """The config of `ViTImageProcessor`, which resizes to a square without cropping (`CAUTIONS`)."""
     size = network["image_size"]
     return {
         "image_processor_type": "ViTImageProcessor",

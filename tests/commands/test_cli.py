@@ -30,6 +30,7 @@ ROOT = tiny.ROOT
         ),
         (["--config.data.name=image_folder", "--config.data.root=/no/such"], ["'/no/such'"]),
         (["extra"], ["unexpected argument 'extra'"]),
+        (["--mode=predict", "--input=images"], ["--config is not for --mode=predict", "--workdir"]),
     ],
 )
 def test_the_command_line_fails_in_one_line(tmp_path, flags, parts):
@@ -95,9 +96,9 @@ def test_the_installed_command_finds_the_configs_of_the_package(tmp_path, monkey
 )
 def test_an_address_is_not_taken_for_a_folder(tmp_path, flags, field):
     """`pathlib` makes the local folder `gs:` of gs://bucket/run."""
+    config = [] if "predict" in flags else [f"--config={ROOT}/configs/quickstart.py"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), f"--config={ROOT}/configs/quickstart.py",
-         *flags.format(tmp_path).split()],
+        [sys.executable, str(ROOT / "main.py"), *config, *flags.format(tmp_path).split()],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2 and "is an address" in done.stderr and f"error: {field}: '" in done.stderr, done.stderr

@@ -1,0 +1,130 @@
+"""Predicting new images: what is written, what is never overwritten, what is said."""
+
+import csv
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from dicom_files import still
+from PIL import Image
+from tiny_runs import classifier, stirred
+
+import deblur_mae_jax as dm
+from deblur_mae_jax.commands import predict
+from deblur_mae_jax.data import grid, privacy
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.pretrained import trained_network
+
+
+def pictures(folder, count=4):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 255, (20 + number, 24), np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """A weight file of a network that outlines lesions."""
+    path = tmp_path_factory.mktemp("segmenter") / "lesions.safetensors"
+    network = stirred("segment_images")
+    trained_network.save_file(path, dataclasses.replace(network, mask_values=[0, 255]))
+    return path
+
+
+def test_label_maps_do_not_replace_the_images(segmenter, tmp_path):
+    images = pictures(tmp_path / "images")
+    before = {path: path.read_bytes() for path in images.iterdir()}
+    with pytest.raises(UserError, match=r"--output: '.*0\.png' exists and is not a label map.*another folder"):
+        predict.run(segmenter, str(images), images)
+    assert {path: path.read_bytes() for path in images.iterdir() if path in before} == before
+    out = predict.run(segmenter, str(images), tmp_path / "out")
+    assert len(rows(out / "segmentations.csv")) == 4
+    assert predict.run(segmenter, str(images), tmp_path / "out") == out  # its own may be replaced
+
+
+def test_a_table_does_not_replace_the_list_of_the_images(tmp_path):
+    pictures(tmp_path / "images")
+    listed = tmp_path / "list.csv"
+    listed.write_text("path\nimages/0.png\nimages/1.png\n")
+    with pytest.raises(UserError, match=r"--output: '.*list\.csv' exists and is not a table of predictions"):
+        predict.run(classifier()[0], str(listed), listed)
+    assert listed.read_text().startswith("path\n")
+    for _ in range(2):
+        assert len(rows(predict.run(classifier()[0], str(listed), tmp_path / "out.csv"))) == 2
+
+
+def test_an_image_that_vanishes_is_left_out_and_the_others_are_predicted(tmp_path, monkeypatch):
+    images = pictures(tmp_path / "images")
+    check = predict.new_images.index_of
+
+    def then_lost(*arguments):
+        index = check(*arguments)
+        (images / "1.png").unlink()
+        return index
+
+    monkeypatch.setattr(predict.new_images, "index_of", then_lost)
+    out = predict.run(classifier()[0], str(images), tmp_path / "out.csv")
+    assert [row["image"] for row in rows(out)] == ["0.png", "2.png", "3.png"]
+    assert [row["name"] for row in rows(tmp_path / "out_skipped.csv")] == ["1.png"]
+    monkeypatch.undo()
+    predict.run(classifier()[0], str(images), tmp_path / "out.csv")
+    assert rows(tmp_path / "out_skipped.csv") == []  # the list is that of this prediction
+
+
+def test_a_label_map_that_cannot_be_written_does_not_end_the_others(segmenter, tmp_path, monkeypatch):
+    images, save = pictures(tmp_path / "images"), grid.save_image
+
+    def full(labels, path):
+        if path.name == "2":
+            raise OSError(28, "No space left on device")
+        return save(labels, path)
+
+    monkeypatch.setattr(grid, "save_image", full)
+    out = predict.run(segmenter, str(images), tmp_path / "out")
+    assert [row["image"] for row in rows(out / "segmentations.csv")] == ["0.png", "1.png", "3.png"]
+    assert rows(out / "skipped.csv") == [
+        {"name": "2.png", "reason": "its label map cannot be written: No space left on device"}
+    ]
+
+
+def test_names_of_dicom_images_are_those_of_the_run(tmp_path):
+    folder = tmp_path / "dicom"
+    folder.mkdir()
+    still(folder / "a.dcm")
+    run = tmp_path / "run"
+    shutil.copytree(classifier()[0], run)
+    names = []
+    for number in range(2):
+        privacy._keys.clear()  # as in another process
+        names.append(rows(predict.run(run, str(folder), tmp_path / f"{number}.csv"))[0]["image"])
+    assert names[0] == names[1] and (run / privacy.KEY_FILE).exists()
+
+
+def test_a_classifier_without_the_network_of_its_search_says_so(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(classifier()[0], run)
+    shutil.rmtree(run / "pretrained")
+    images = pictures(tmp_path / "images")
+    with pytest.raises(UserError, match=r"searched with the network that it started from, of which there is no copy"):
+        predict.run(run, str(images), tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("kind", ["classify", "segment"])
+def test_an_image_is_predicted_alike_whatever_lies_before_it(kind, tmp_path):
+    noise = {"task__degrade": "noise.gaussian_noise(0.2)", "task__blur_site": "network", "model__conditioning": "none"}
+    network = stirred("finetune" if kind == "classify" else "segment_images", **noise)
+    images = [np.asarray(Image.open(path)) for path in sorted(pictures(tmp_path / "images").iterdir())]
+    if kind == "classify":
+        np.testing.assert_allclose(dm.predict(network, images)[1:], dm.predict(network, images[1:]), atol=1e-6)
+    else:
+        apart = [dm.segment(network, images, batch_size=size) for size in (3, 2)]
+        for one, other in zip(*apart, strict=True):
+            np.testing.assert_array_equal(one, other)
