@@ -97,26 +97,42 @@ def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
             reason = "it could not be read any more during the search"
             data_index.write_skipped(folder.skipped, [*index.skipped, *(Skipped(name, reason) for name in lost)])
             progress.print(f"{len(lost)} images could not be read any more, see {folder.shown(folder.skipped)}")
-        places = {name: place for place, name in enumerate(index.source.names)}
-        rows = [places[name] for name in table.names]
-        of = index.source
-        known = {"label": of.labels, "group": of.groups, "scanner": of.scanners}
-        known = {name: [values[row] for row in rows] for name, values in known.items() if values is not None}
-        table.write(
-            folder.blur_search,
-            {name: [values[row] for row in rows] for name, values in known.items() if values is not None},
-        )
-        _write_page(folder, config, trained, index, table, rows)
-        counts = {f"{s:g}": int((table.best_sigma == s).sum()) for s in table.sigmas}
-        rate = ""
-        if table.searched:
-            images = table.searched / table.seconds
-            rate = f", {images:.1f} images/s, {images * gflop(trained, len(table.levels)):.1f} GFLOP/s"
-        progress.print(f"searched {table.searched} images{rate}; {len(index) - table.searched} looked up")
-        progress.print("images by best sigma: " + ", ".join(f"{s}: {n}" for s, n in counts.items()))
+        if not table.names:
+            raise UserError("config.data.root: none of the images can be read any more")
+        _write(folder, config, trained, index, table)
+        for line in _summary(trained, table, len(index)):
+            progress.print(line)
         progress.print(f"table       {folder.shown(folder.blur_search)}")
         progress.print(f"report      {folder.shown(folder.page)}")
     return SearchResult(table, folder.page)
+
+
+def _summary(trained: TrainedNetwork, table: blur_search.Table, asked: int) -> list[str]:
+    """asked: number of images of the set."""
+    rate = ""
+    if table.searched:
+        images = table.searched / table.seconds
+        rate = f", {images:.1f} images/s, {images * gflop(trained, len(table.levels)):.1f} GFLOP/s"
+    counts = {f"{s:g}": int((table.best_sigma == s).sum()) for s in table.sigmas}
+    return [
+        f"searched {table.searched} images{rate}; {asked - table.searched} looked up",
+        "images by best sigma: " + ", ".join(f"{s}: {n}" for s, n in counts.items()),
+    ]
+
+
+def _write(
+    folder: Workdir, config: ConfigDict, trained: TrainedNetwork, index: Index, table: blur_search.Table
+) -> None:
+    """Write the table and the page."""
+    places = {name: place for place, name in enumerate(index.source.names)}
+    rows = [places[name] for name in table.names]
+    of = index.source
+    known = {"label": of.labels, "group": of.groups, "scanner": of.scanners}
+    table.write(
+        folder.blur_search,
+        {name: [values[row] for row in rows] for name, values in known.items() if values is not None},
+    )
+    _write_page(folder, config, trained, index, table, rows)
 
 
 def _readable(table: blur_search.Table) -> tuple[blur_search.Table, list[str]]:

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from scipy import ndimage
 from tiny_runs import fine, go, pretraining, trained
 
 import deblur_mae_jax as dm
+from deblur_mae_jax.commands import search
 from deblur_mae_jax.degradations import blur, parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search, search_cache
@@ -180,3 +182,27 @@ def test_a_network_without_levels_is_not_searched(tmp_path):
     config = tiny.config("finetune", **fine(init_from=mae))
     resolved, _, _ = inherit.resolve(config)
     assert resolved.task.degrade == "none" and resolved.model.conditioning == "none"
+
+
+def test_an_image_that_vanishes_during_a_search_has_no_level(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(5):
+        Image.fromarray(rng.integers(0, 255, (20, 24), np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    build = search.dataset.build_index
+
+    def then_lost(*arguments, **options):
+        index = build(*arguments, **options)
+        (tmp_path / "images" / "0.png").unlink()  # the first of those that are drawn, too
+        return index
+
+    monkeypatch.setattr(search.dataset, "build_index", then_lost)
+    config = tiny.config(
+        "blur_search", init_from=str(pretraining()), data__name="image_folder", data__root=str(tmp_path / "images")
+    )
+    result = search.run(config, tmp_path / "run")
+    assert result.table.names == [f"{number}.png" for number in range(1, 5)]
+    with open(tmp_path / "run" / "blur_search.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == result.table.names and "nan" not in str(rows)
+    assert "0.png,it could not be read any more during the search" in (tmp_path / "run" / "skipped.csv").read_text()
