@@ -31,8 +31,11 @@ def parse(arguments=None):
 
 def joined(rows, path):
     """The rows with the columns of another CSV."""
-    with open(Path(path).expanduser(), newline="", encoding="utf-8-sig") as file:
-        table = list(csv.DictReader(file))
+    try:
+        with open(Path(path).expanduser(), newline="", encoding="utf-8-sig") as file:
+            table = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--table: cannot read '{path}': {error}") from error
     key = next((name for name in ("image", "path", "name") if table and name in table[0]), None)
     if key is None:
         raise UserError(f"--table: '{path}' has no column image")

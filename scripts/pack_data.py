@@ -86,7 +86,7 @@ def main(arguments=None):
         progress.print(f"{packed.reused} shards were there already")
     if packed.num_skipped:
         progress.print(f"left out: {packed.path / packing.SKIPPED}")
-    changed = {name: config.data[name] for name in ("max_side", *fields) if name in DECODING}
+    changed = {name: config.data[name] for name in ("max_side", *fields) if name in DECODING and name in config.data}
     defaults = source_config.config_for(options.source, options.name).data
     same = "".join(f" --config.data.{k}={shown(v)}" for k, v in changed.items() if v != defaults[k])
     progress.print(f"use it with --config.data.name=packed --config.data.root={packed.path}{same}")

@@ -94,6 +94,11 @@ def read(path: Path) -> Cases:
         for row in rows:
             row["iou"] = repr(segmentation.iou_of(float(row["dice"])))
     labels = list(dict.fromkeys(row["label"] for row in rows))
+    images = list(dict.fromkeys(row["image"] for row in rows))
+    places = {(row["image"], row["label"]): row for row in rows}
+    if not len(places) == len(rows) == len(images) * len(labels):
+        raise UserError(f"'{path}' is not a table of segmentations: every image needs one row of each label")
+    rows = [places[image, label] for image in images for label in labels]  # a spreadsheet may have sorted them
     first = rows[:: len(labels)]
 
     def column(name: str) -> np.ndarray:

@@ -43,9 +43,13 @@ def read_run(path: str | Path) -> Run:
     rows = workdir.predictions
     if not rows.exists():
         raise UserError(f"'{path}' holds no {rows.name}: it is not a finished run with labels")
-    numbers = json.loads(workdir.measures.read_text())
+    try:
+        numbers = json.loads(workdir.measures.read_text())
+        judged_on = numbers["judged_on"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{path}': {workdir.measures.name} is missing or damaged: {type(error).__name__}") from error
     table: Any = cases.read(rows) if "labels" in numbers else predictions.read(rows)
-    judged = table.where(table.split == numbers["judged_on"])
+    judged = table.where(table.split == judged_on)
     return Run(Path(path).name, table, judged, numbers)
 
 

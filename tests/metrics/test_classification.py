@@ -305,6 +305,9 @@ def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
         comparison.pairs([*runs, comparison.read_run(tmp_path / "other")])
     with pytest.raises(UserError, match=r"holds no predictions\.csv"):
         comparison.read_run(tmp_path)
+    (tmp_path / "other" / "metrics.json").write_text('{"judged')  # a full disk
+    with pytest.raises(UserError, match=r"other': metrics\.json is missing or damaged"):
+        comparison.read_run(tmp_path / "other")
 
 
 def run_of(name, t):

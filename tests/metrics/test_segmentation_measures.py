@@ -260,3 +260,22 @@ def test_a_cube_and_its_mask_turn_together():
         assert found.sum() == mask.sum()
         kinds.add(found.tobytes())
     assert len(kinds) > 4
+
+
+def test_a_table_that_a_spreadsheet_sorted_is_read_the_same(tmp_path):
+    rng = np.random.default_rng(0)
+    values = {name: rng.random((3, 2)) for name in segmentation.MEASURES}
+    names = np.array(["a", "b", "c"])
+    table = cases.Cases(["x", "y"], names, names, np.full(3, "test"), values, *rng.random((2, 3, 2)), "px")
+    table.write(tmp_path / "cases.csv")
+    head, *rows = (tmp_path / "cases.csv").read_text().splitlines()
+    by_label = sorted(rows, key=lambda row: (",y," in row, row))
+    assert by_label != rows
+    (tmp_path / "sorted.csv").write_text("\n".join([head, *by_label]))
+    found = cases.read(tmp_path / "sorted.csv")
+    assert found.names.tolist() == ["a", "b", "c"]
+    for name in values:
+        np.testing.assert_allclose(found.values[name], values[name])
+    (tmp_path / "short.csv").write_text("\n".join([head, *rows[1:]]))
+    with pytest.raises(UserError, match="every image needs one row of each label"):
+        cases.read(tmp_path / "short.csv")
