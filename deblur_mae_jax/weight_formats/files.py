@@ -140,6 +140,9 @@ def _config_beside(folder: Path, path: Path) -> dict[str, Any]:
         except (OSError, ValueError):
             continue
         config |= content if isinstance(content, dict) else {}
+    activation = config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise UserError(f"'{folder / 'config.json'}': hidden_act={activation}; the networks here have the exact gelu")
     return config
 
 

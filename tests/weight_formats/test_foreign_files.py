@@ -117,6 +117,13 @@ def test_what_holds_no_weights_is_named(tmp_path):
         trained_network.load(tmp_path)
 
 
+def test_another_activation_is_refused(tmp_path):
+    saved(tmp_path / "model.safetensors", encoder())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_act": "relu"}))
+    with pytest.raises(UserError, match=r"config\.json': hidden_act=relu; the networks here have the exact gelu"):
+        trained_network.load(tmp_path)
+
+
 def test_a_moved_source_is_not_needed_and_another_one_is_refused(tmp_path):
     first, other = saved(tmp_path / "a.safetensors", weights()), weights()
     other["norm.weight"] = other["norm.weight"] + 1
