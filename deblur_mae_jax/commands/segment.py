@@ -17,7 +17,7 @@ from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.grid import output_path
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.loader import Loader
-from deblur_mae_jax.data.source import Skipped
+from deblur_mae_jax.data.source import BadImage, Skipped
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.inference import levels as levels_of_images
 from deblur_mae_jax.inference.arrays import as_list
@@ -104,12 +104,16 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
             grid, name = index.source.grid_of(number), index.source.names[number]
             label_map = grid.finish(labels)
             try:
-                path = grid.save(values[label_map], paths[number])
-            except OSError as error:
-                skipped.append(Skipped(name, f"its label map cannot be written: {error.strerror}"))
+                whole = label_map if index.source.whole is None else index.source.whole(number)(label_map)
+                path = grid.save(values[whole], paths[number])
+            except (BadImage, OSError) as error:
+                skipped.append(
+                    Skipped(name, f"its label map cannot be written: {getattr(error, 'strerror', None) or error}")
+                )
                 continue
             unit = f"{grid.unit}{first.network.axes}" if grid.unit == "mm" else grid.unit
-            sizes = float(np.prod(grid.spacing)) * np.bincount(label_map.ravel(), minlength=len(values))[1:]
+            counted = label_map if grid.unit == "mm" else whole  # the size of a pixel in mm is that of one as read
+            sizes = float(np.prod(grid.spacing)) * np.bincount(counted.ravel(), minlength=len(values))[1:]
             for label, size in zip(first.classes[1:], sizes, strict=True):
                 table.writerow([name, label, float(size), unit, path.relative_to(out).as_posix()])
             file.flush()  # a stopped prediction leaves the rows of the label maps that it leaves

@@ -9,7 +9,7 @@ import dataclasses
 import filecmp
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from deblur_mae_jax.data.decode import EXTENSIONS
 from deblur_mae_jax.data.dicom_file import Header
 from deblur_mae_jax.data.dicom_labels import Labels
 from deblur_mae_jax.data.dicom_pixels import FrameReader
-from deblur_mae_jax.data.grid import Grid, save_image
+from deblur_mae_jax.data.grid import Grid, enlarged, save_image
 from deblur_mae_jax.data.image_files import mask_file_of, stamp_of
 from deblur_mae_jax.data.listing import File
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
@@ -142,6 +142,18 @@ class Frames:
         spacing = tuple(s * shrunk for s in spacing)
         return Grid(spacing, unit, lambda: self.mask(index), lambda labels: labels, save_image)
 
+    def whole(self, index: int) -> Callable[[np.ndarray], np.ndarray]:
+        """A label map of the picture as read on all pixels of the file: enlarged, and put where it was cut out."""
+        header = self.headers[index]
+        x0, y0, x1, y1 = self.reader.box(header) or (0, 0, header.columns, header.rows)
+
+        def of(labels: np.ndarray) -> np.ndarray:
+            out = np.zeros((header.rows, header.columns), labels.dtype)
+            out[y0:y1, x0:x1] = enlarged(labels, (y1 - y0, x1 - x0))
+            return out
+
+        return of
+
 
 def source(data, channels: int) -> Source:
     """Every picture in the DICOM files below `data.root`, in the order of their paths.
@@ -189,6 +201,7 @@ def source(data, channels: int) -> Source:
         groups=[group for _, _, group, _ in kept],
         **frames.mask_fields(),
         grids=frames.grid,
+        whole=frames.whole,
         skipped=skipped,
         examine=frames.examine,
         notes=notes,

@@ -21,8 +21,8 @@ class Grid:
     unit: "mm", or "px" if the size of a pixel is unknown.
     truth: `() -> uint8 (*space)`, the values of the mask file on this grid; raises `BadImage` without a mask.
     finish: resamples a label map from the grid of `read` to this grid (nearest neighbour).
-    save: `(label map on this grid, path without suffix) -> path of the written file`. A volume is saved on the voxels
-        of its file, a 2-D image on its pixels as read (after `data.max_side`).
+    save: `(label map, path without suffix) -> path of the written file`. That of a volume is on this grid, that of a
+        2-D image on the pixels of its file (`Source.whole`).
     affine: from voxels of this grid to RAS coordinates in mm `(4, 4)`. `None`: unknown.
     """
 
@@ -58,6 +58,13 @@ def save_image(labels: np.ndarray, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(labels.astype(np.uint8)).save(path)
     return path
+
+
+def enlarged(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A label map with the pixels of another size (H, W), by nearest neighbour."""
+    if labels.shape == size:
+        return labels
+    return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def save_volume(labels: np.ndarray, path: Path, affine: np.ndarray | None = None) -> Path:

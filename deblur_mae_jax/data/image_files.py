@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import masks, raster
+from deblur_mae_jax.data import grid, masks, raster
 from deblur_mae_jax.data.decode import BITS16, Decoder
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import unknown
@@ -33,6 +34,12 @@ class Files:
     def header(self, index: int) -> tuple[int, int]:
         """(H, W) of one file."""
         return self.decoder.header(Path(self.paths[index]))
+
+    def whole(self, index: int) -> Callable[[np.ndarray], np.ndarray]:
+        """A label map of one file as decoded on its pixels before it was shrunk."""
+        with raster.opened(Path(self.paths[index]), self.decoder.max_pixels) as (header, _):
+            size = header.upright
+        return lambda labels: grid.enlarged(labels, size)
 
     def stamp(self, index: int) -> list[int] | None:
         """Size and modification time."""

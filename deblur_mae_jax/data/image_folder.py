@@ -57,6 +57,7 @@ def source(data, channels: int) -> Source:
         **Masks([case.masks for case in cases], reader, mask_file_of(data)).fields(),
         skipped=skipped + arranged.skipped,
         examine=reader.examine,
+        whole=reader.whole,
         notes=notes,
         splits=[case.split for case in cases] if any(case.split for case in cases) else None,
         unused=layout.unused(arranged.cases, cases),

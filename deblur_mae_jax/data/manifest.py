@@ -54,6 +54,7 @@ def source(data, channels: int) -> Source:
         **masks.fields(),
         skipped=table.skipped + masks_listed,
         examine=files.examine,
+        whole=files.whole,
         notes=notes,
         splits=[row["split"] for row in rows] if "split" in table.columns else None,
         unused=table.unused,

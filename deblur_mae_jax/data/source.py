@@ -87,6 +87,8 @@ class Source:
     keys: names for the fingerprint, if `names` change when the files are moved.
     modalities: modality of each image, such as "ct" or "mr".
     dtype: type of the arrays that `read` returns.
+    whole: `index -> (label map on the pixels of read -> label map on those of the file)`, for 2-D images that are
+        shrunk or cut when they are read. None: they are not.
     lazy: `index -> Sliceable`, as `read`, but the voxels are read when they are indexed. None: `read` is used.
     """
 
@@ -114,6 +116,7 @@ class Source:
     checked: Checked | None = None
     modalities: list[str] | None = None
     dtype: Any = np.uint8
+    whole: Callable[[int], Callable[[np.ndarray], np.ndarray]] | None = None
     lazy: Callable[[int], Sliceable] | None = None
 
     def __len__(self) -> int:
@@ -174,6 +177,7 @@ def subset(source: Source, indices: np.ndarray) -> Source:
         checked=None if source.checked is None else source.checked.pick(where),
         modalities=pick(source.modalities),
         dtype=source.dtype,
+        whole=through(source.whole),
         lazy=through(source.lazy),
     )
 

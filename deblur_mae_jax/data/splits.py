@@ -104,6 +104,7 @@ def concatenate(sources: Sequence[Source]) -> Source:
         masked=joined("masked"),
         mask_stamp=through("mask_stamp"),
         grids=through("grids"),
+        whole=through("whole"),
         skipped=list(seen.values()),
         examine=through("examine"),
         examine_mask=through("examine_mask"),

@@ -128,3 +128,32 @@ def test_an_image_is_predicted_alike_whatever_lies_before_it(kind, tmp_path):
         apart = [dm.segment(network, images, batch_size=size) for size in (3, 2)]
         for one, other in zip(*apart, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_a_label_map_has_the_pixels_of_the_file(segmenter, tmp_path):
+    """Also where the image was shrunk, turned or cut when it was read."""
+    images, rng = pictures(tmp_path / "images", 1), np.random.default_rng(0)
+    wide = Image.fromarray(rng.integers(0, 255, (300, 1200), np.uint8))
+    wide.save(images / "wide.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    wide.save(images / "turned.jpg", exif=exif)
+    out = predict.run(segmenter, str(images), tmp_path / "out")
+    sizes = {path.stem: np.asarray(Image.open(path)).shape for path in out.glob("*.png")}
+    assert sizes == {"0": (20, 24), "wide": (300, 1200), "turned": (1200, 300)}
+    for row in rows(out / "segmentations.csv"):
+        marked = np.asarray(Image.open(out / row["file"])) > 0
+        assert float(row["size"]) == marked.sum() and row["unit"] == "px"
+
+
+def test_a_label_map_of_a_cut_dicom_picture_has_the_pixels_of_the_file(segmenter, tmp_path):
+    folder = tmp_path / "dicom"
+    folder.mkdir()
+    pixels = np.zeros((80, 90), np.uint8)
+    pixels[10:70, 20:84] = np.random.default_rng(0).integers(40, 255, (60, 64))
+    still(folder / "a.dcm", pixels, PixelSpacing=[0.5, 0.25])
+    out = predict.run(segmenter, str(folder), tmp_path / "out")
+    (row,) = rows(out / "segmentations.csv")
+    labels = np.asarray(Image.open(out / row["file"]))
+    assert labels.shape == (80, 90) and not labels[:10].any() and not labels[:, :20].any()
+    assert row["unit"] == "mm2" and float(row["size"]) == pytest.approx((labels > 0).sum() * 0.125)
