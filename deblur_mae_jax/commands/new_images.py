@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from deblur_mae_jax.config import copy, flat
-from deblur_mae_jax.data import buckets, dataset, privacy, summary
+from deblur_mae_jax.data import dataset, privacy, summary
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.listing import existing_root
 from deblur_mae_jax.data.packing import INDEX
@@ -73,14 +72,9 @@ def chunks(index: Index, skipped: list[Skipped]) -> Iterator[tuple[list[int], li
 
 
 @contextlib.contextmanager
-def names_of(trained: TrainedNetwork, output: Path) -> Iterator[None]:
-    """Name DICOM images by the key of the run, so that `scripts/find_dicom.py RUN` finds their files again.
-
-    output: the folder of the output, which keeps the key if the run is a weight file or cannot be written to.
-    """
-    run = trained.path
-    local = run.is_dir() and os.access(run, os.W_OK) and not buckets.is_address(trained.place)
-    privacy.use(run if local else output)
+def names(folder: Path | None) -> Iterator[None]:
+    """Name DICOM images by the key of this folder, which is made when it is needed; `None`: by a forgotten one."""
+    privacy.use(folder)
     try:
         yield
     finally:

@@ -143,7 +143,8 @@ def need(run: experiment.Experiment, num_images: int = 0) -> Need:
     if num_images:
         stored = stored * num_images / len(run.index)
         if not run.config.optim.steps:
-            steps = max(1, round(run.total_steps * num_images / len(run.index)))
+            per_epoch = run.steps_per_epoch * num_images / len(run.index)
+            steps = max(1, round(run.config.optim.epochs * per_epoch))
     return Need(
         parameters=sum(int(np.prod(x.shape)) for x in jax.tree.leaves(jax.eval_shape(network.init))),
         flops_per_image=network.flops_per_image,

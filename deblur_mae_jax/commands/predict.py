@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from deblur_mae_jax.reports.predictions import Predictions
 from deblur_mae_jax.training.progress import Progress
 from deblur_mae_jax.weight_formats import files
 from deblur_mae_jax.workdir import mirror
+from deblur_mae_jax.workdir.run_folder import Workdir
 
 
 def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str = "") -> Path:
@@ -47,12 +49,32 @@ def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str
             f"--workdir: '{first}' is a probe, which keeps no network. Train a head by configs/linear_probe.py"
         )
     if networks.identify(config).kind == "segment":
-        return segment.run(places, images, str(output) or f"{_folder(folders[0])}/segmentations/new", infer)
+        output = str(output) or f"{_folder(folders[0])}/segmentations/new"
+        with new_images.names(_key_folder(folders[0], output)):
+            return segment.run(places, images, output, infer)
     if infer:
         raise UserError("--infer: only segmentation runs have these fields")
     if len(folders) > 1:
         raise UserError("--workdir: only segmentation runs can be averaged")
-    return classify(first, images, output or f"{_folder(run_folder)}/predictions_new.csv")
+    output = output or f"{_folder(run_folder)}/predictions_new.csv"
+    with new_images.names(_key_folder(folders[0], output)):
+        return classify(first, images, output)
+
+
+def _key_folder(run: str, output: str | Path) -> Path | None:
+    """The folder whose key names DICOM images: the run, so that `scripts/find_dicom.py RUN` finds their files again.
+
+    A weight file, or a run that cannot be written to, leaves it to the folder of the output. A key is never copied to
+    an address: without a folder on this machine the names cannot be traced.
+    """
+    if not buckets.is_address(run):
+        folder = Path(run).expanduser()
+        if Workdir(folder).config.exists() and os.access(folder, os.W_OK):
+            return folder
+    if buckets.is_address(output):
+        return None
+    path = Path(output).expanduser()
+    return path.parent if path.suffix == ".csv" else path
 
 
 def _folder(run: str | Path) -> str | Path:
@@ -80,8 +102,7 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
         raise UserError(f"--output: '{path}' must be a file that ends in .csv")
     _need_own_table(path)
     new_images.make_folder(path.parent)
-    with new_images.names_of(trained, path.parent):
-        index = new_images.index_of(trained, images, progress)
+    index = new_images.index_of(trained, images, progress)
     left_out = list(index.skipped)
     table = _table(trained, index, progress, left_out)
     table.write(path)

@@ -14,7 +14,7 @@ from deblur_mae_jax.commands import new_images
 from deblur_mae_jax.config import flat
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data import index as data_index
-from deblur_mae_jax.data.grid import output_path
+from deblur_mae_jax.data.grid import is_label_map, output_path
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.data.source import BadImage, Skipped
@@ -90,8 +90,7 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     fields = infer_fields(first.config, infer)
     segmenter = Segmenter(first.network, sharding.make_mesh(), fields)
     new_images.make_folder(out)
-    with new_images.names_of(first, out):
-        index = new_images.index_of(first, images, progress)
+    index = new_images.index_of(first, images, progress)
     paths = _paths(out, index, ".nii.gz" if first.network.axes == 3 else ".png")
     loader = Loader(index, first.config.model.in_chans, _levels(first, index))
     values = np.array(first.mask_values, np.uint8)
@@ -100,6 +99,7 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     with open(out / TABLE, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(HEADER)
+        file.flush()
         for number, labels in segmenter.each(params, loader, range(len(index))):
             grid, name = index.source.grid_of(number), index.source.names[number]
             label_map = grid.finish(labels)
@@ -140,12 +140,13 @@ def _paths(out: Path, index: Index, suffix: str) -> list[Path]:
     if (out / TABLE).exists():
         with open(out / TABLE, newline="", encoding="utf-8", errors="replace") as file:
             reader = csv.DictReader(file)
-            if reader.fieldnames != HEADER:
+            if reader.fieldnames not in (HEADER, None):
                 raise UserError(f"--output: '{out / TABLE}' is not a table of label maps; name another folder")
             earlier = {row["file"] for row in reader if row["file"]}
     for path in paths:
         file_path = path.with_name(path.name + suffix)
-        if file_path.exists() and file_path.relative_to(out).as_posix() not in earlier:
+        known = file_path.relative_to(out).as_posix() in earlier
+        if file_path.exists() and not known and not is_label_map(file_path):
             raise UserError(
                 f"--output: '{file_path}' exists and is not a label map of an earlier prediction; name another folder"
             )
@@ -158,7 +159,7 @@ def _levels(trained: TrainedNetwork, index: Index) -> dict[str, np.ndarray]:
         return {}
     levels = np.ones(len(index), np.int32)  # of an image that can no longer be read, which the loader reports
     for numbers, images in new_images.chunks(index, []):
-        given = levels_of_images.given(trained, as_list(images), None)
+        given = levels_of_images.given(trained, as_list(images), None, index.canvas)
         assert given is not None
         levels[numbers] = given
     return {"level": levels}

@@ -6,10 +6,13 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+MARK = "deblur_mae_jax label map"  # in the files, so that a prediction replaces no others
 SUFFIX = re.compile(r"\.(nii(\.gz)?|png|jpe?g|jpe|jfif|bmp|dib|tiff?|gif|webp|p[gpn]m|jp2)$", re.I)
 
 
@@ -22,7 +25,7 @@ class Grid:
     truth: `() -> uint8 (*space)`, the values of the mask file on this grid; raises `BadImage` without a mask.
     finish: resamples a label map from the grid of `read` to this grid (nearest neighbour).
     save: `(label map, path without suffix) -> path of the written file`. That of a volume is on this grid, that of a
-        2-D image on the pixels of its file (`Source.whole`).
+        2-D image on the pixels of `read`, or of a new image on those of its file (`Source.whole`).
     affine: from voxels of this grid to RAS coordinates in mm `(4, 4)`. `None`: unknown.
     """
 
@@ -56,7 +59,9 @@ def save_image(labels: np.ndarray, path: Path) -> Path:
     """Save a label map as an 8-bit PNG file."""
     path = path.with_name(path.name + ".png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(labels.astype(np.uint8)).save(path)
+    mark = PngInfo()
+    mark.add_text("Software", MARK)
+    Image.fromarray(labels.astype(np.uint8)).save(path, pnginfo=mark)
     return path
 
 
@@ -74,8 +79,23 @@ def save_volume(labels: np.ndarray, path: Path, affine: np.ndarray | None = None
     path = path.with_name(path.name + ".nii.gz")
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(labels.astype(np.uint8), np.eye(4) if affine is None else affine)  # type: ignore[no-untyped-call]
+    image.header["descrip"] = MARK
     nib.save(image, path)
     return path
+
+
+def is_label_map(path: Path) -> bool:
+    """Whether `save_image` or `save_volume` wrote this file."""
+    try:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                return image.info.get("Software") == MARK
+        import nibabel as nib
+
+        header: Any = nib.load(path).header  # type: ignore[attr-defined]
+        return bytes(header["descrip"]).rstrip(b"\0").decode() == MARK
+    except Exception:  # damaged in any way, or another format
+        return False
 
 
 def plain(masks: Callable[[int], np.ndarray], axes: int, index: int) -> Grid:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from deblur_mae_jax.degradations import blur
-from deblur_mae_jax.inference import blur_search
+from deblur_mae_jax.inference import blur_search, levels
 from deblur_mae_jax.input_pipeline import crop_resize
 from deblur_mae_jax.models import segmenter
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
@@ -90,7 +90,7 @@ def setting(trained: TrainedNetwork) -> list[Any]:
     setting = blur_search.parse(
         trained.config.search.setting,
         trained.network.inputs.degradation,
-        trained.searcher is not None,
+        trained.searcher is not None or levels.searched(trained),
     )
     if setting is None:
         return ["", 0.0]

@@ -84,7 +84,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
         draft = Path(temporary)
         _write_weights(draft / name, state, trained, format)
-        certificate["searcher"] = _write_searcher(draft, trained, network, in_chans, module)
+        certificate["searcher"] = _write_searcher(draft, trained, in_chans, module)
         module.companions(draft, network, opens, name)
         certificate["file"] = _fingerprint(draft / name, state)
         certificate["agreement"], used = _agreement(trained, module, draft / name, certificate)
@@ -243,19 +243,26 @@ def _write_weights(path: Path, state: State, trained: TrainedNetwork, format: st
 
     recorded = fields.flat(trained.config)
     values: dict[str, Any] = {name: "" for name in _PRIVATE if name in recorded}
-    kind, step = description.setting(trained) if trained.classes else ("", 0.0)
-    if kind == "search":  # "auto" would mean none where the file of the search is missing
+    step = _step_of_search(trained)
+    if step is not None:  # "auto" would mean none where the file of the search is missing
         values["search.setting"] = f"search({step:g})"
     values |= {n: False for n, formats in _LEFT_OUT.items() if n in recorded and format in formats}
     public = dataclasses.replace(trained, config=fields.copy(trained.config, values))
     save_file(state, path, metadata=trained_network.header(public))
 
 
-def _write_searcher(folder: Path, trained: TrainedNetwork, network: dict[str, Any], in_chans: int, module: Any) -> bool:
-    """For a classifier that needs a blur search, also write the pre-trained network that performs it, and say so."""
-    if network["kind"] != "classify" or network.get("setting", [""])[0] != "search":
+def _step_of_search(trained: TrainedNetwork) -> float | None:
+    """The step of the blur search of a classifier or segmentation of 2-D images; `None` if it has none."""
+    if not trained.classes or trained.network.axes != 2:
+        return None
+    kind, step = description.setting(trained)
+    return step if kind == "search" else None
+
+
+def _write_searcher(folder: Path, trained: TrainedNetwork, in_chans: int, module: Any) -> bool:
+    """For a network that needs a blur search, also write the pre-trained network that performs it, and say so."""
+    if _step_of_search(trained) is None or trained.searcher is None:
         return False
-    assert trained.searcher is not None
     name = trained.searcher.config.model.name
     if name not in d2mae.MODELS:
         if module is not d2mae:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search
 from deblur_mae_jax.inference.arrays import batches
 from deblur_mae_jax.network import need_images
+from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.weight_formats import d2mae
 from deblur_mae_jax.workdir.run_folder import Workdir
@@ -19,7 +19,9 @@ Ready = list[np.ndarray]
 BATCH = 32  # images per forward pass
 
 
-def given(trained: TrainedNetwork, ready: Ready, level: Any) -> np.ndarray | None:
+def given(
+    trained: TrainedNetwork, ready: Ready, level: Any, canvas: tuple[int, ...] | None = None
+) -> np.ndarray | None:
     """The blur level of every image `(N,)`, given by the user or found by search.
 
     Returns `None` for a network without levels.
@@ -32,9 +34,9 @@ def given(trained: TrainedNetwork, ready: Ready, level: Any) -> np.ndarray | Non
             )
         return None
     if level is None and trained.classes:
-        level = of_run(trained, ready)
+        level = of_run(trained, ready, canvas)
     if level is None:
-        return search(trained, ready).best
+        return search(trained, ready, canvas=canvas).best
     return checked(level, degradation.num_levels, len(ready))
 
 
@@ -60,7 +62,7 @@ def of_run(trained: TrainedNetwork, ready: Ready, canvas: tuple[int, ...] | None
     if not degradation.num_levels:
         return None
     can_search = trained.searcher is not None
-    if not can_search and _searched(trained):
+    if not can_search and searched(trained):
         raise UserError(
             f"'{trained.path}': the blur of its images is searched with the network that it started from, of which "
             f"there is no copy there ({Workdir(trained.path).pretrained_weights.parent.name}/ of a run, "
@@ -83,14 +85,19 @@ def of_run(trained: TrainedNetwork, ready: Ready, canvas: tuple[int, ...] | None
     return levels
 
 
-def _searched(trained: TrainedNetwork) -> bool:
-    """Whether the levels of the labelled images of a run, or of an exported one, were searched."""
-    if trained.config.search.setting.startswith(("search", "online")):
+def searched(trained: TrainedNetwork) -> bool:
+    """Whether a labelled run, or one that was exported, searches the levels of its images.
+
+    It may miss the network for it: then its own setting says so, or the network that it started from is not there.
+    """
+    setting = trained.config.search.setting
+    if setting.startswith(("search", "online")):
         return True
-    try:
-        return json.loads(Workdir(trained.path).measures.read_text())["setting"] == "search"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    if trained.searcher is not None:
+        return setting == "auto"
+    is_run = Workdir(trained.path).config.exists()
+    lost = bool(trained.config.init_from) and trained_network.copy_of_source(trained.path) is None
+    return setting == "auto" and is_run and lost
 
 
 def need_decoder(trained: TrainedNetwork, what: str) -> None:

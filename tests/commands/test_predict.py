@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import still
@@ -157,3 +158,43 @@ def test_a_label_map_of_a_cut_dicom_picture_has_the_pixels_of_the_file(segmenter
     labels = np.asarray(Image.open(out / row["file"]))
     assert labels.shape == (80, 90) and not labels[:10].any() and not labels[:, :20].any()
     assert row["unit"] == "mm2" and float(row["size"]) == pytest.approx((labels > 0).sum() * 0.125)
+
+
+def test_a_stopped_prediction_is_started_again(segmenter, tmp_path, monkeypatch):
+    images, save = pictures(tmp_path / "images"), grid.save_image
+    predict.run(segmenter, str(images), tmp_path / "out")
+
+    def stopped(labels, path):
+        if path.name == "2":
+            raise KeyboardInterrupt
+        return save(labels, path)
+
+    monkeypatch.setattr(grid, "save_image", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        predict.run(segmenter, str(images), tmp_path / "out")
+    assert len(rows(tmp_path / "out" / "segmentations.csv")) == 2
+    (tmp_path / "out" / "segmentations.csv").write_text("")  # killed before the first row
+    monkeypatch.undo()
+    predict.run(segmenter, str(images), tmp_path / "out")
+    assert len(rows(tmp_path / "out" / "segmentations.csv")) == 4
+
+
+def test_a_saved_label_map_is_recognised(tmp_path):
+    labels = np.zeros((4, 5), np.uint8)
+    ours = [grid.save_image(labels, tmp_path / "a"), grid.save_volume(labels[None], tmp_path / "a")]
+    Image.fromarray(labels).save(tmp_path / "b.png")
+    (tmp_path / "c.nii.gz").write_bytes(b"damaged")
+    nib.save(nib.Nifti1Image(labels[None], np.eye(4)), tmp_path / "d.nii.gz")
+    assert all(grid.is_label_map(path) for path in ours)
+    assert not any(grid.is_label_map(tmp_path / name) for name in ("b.png", "c.nii.gz", "d.nii.gz", "none.png"))
+
+
+def test_the_key_of_dicom_names_is_not_copied_to_an_address_or_into_an_export(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    assert predict._key_folder(str(run), tmp_path / "x.csv") == run
+    assert predict._key_folder(str(tmp_path / "w.safetensors"), tmp_path / "out") == tmp_path / "out"
+    assert predict._key_folder(str(tmp_path / "w.safetensors"), tmp_path / "x.csv") == tmp_path
+    assert predict._key_folder("gs://bucket/run", tmp_path / "x.csv") == tmp_path
+    assert predict._key_folder("gs://bucket/run", "gs://bucket/x.csv") is None

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tiny_runs
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -350,6 +351,21 @@ def test_every_kind_of_d2mae(tmp_path, fields, in_chans):
     for image, row in zip(images, table.losses, strict=True):
         _, errors = model.search(torch.tensor(image[:, :, 0]))
         np.testing.assert_allclose(list(errors.values()), row, rtol=2e-5)
+
+
+def test_a_segmentation_takes_the_network_of_its_search_along(runs, tmp_path):
+    levels = {"task__degrade": "blur.gaussian_levels(max_sigma=1.1, step=0.1)", "model__conditioning": "none"}
+    trained = tiny_runs.stirred("segment_images", **levels)
+    trained.mask_values = [0, 255]
+    trained.__dict__["searcher"] = dm.load(runs["d2mae"])  # as that of a run that started from it
+    folder = export.export(trained, "", tmp_path / "out")
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert certificate["searcher"] and (folder / "searcher.safetensors").exists()
+    back = dm.load(folder / certificate["file"]["name"])
+    assert back.config.search.setting == "search(2)" and back.searcher is not None
+    (folder / "searcher.safetensors").unlink()
+    with pytest.raises(UserError, match="there is no copy there"):
+        dm.segment(dm.load(folder / certificate["file"]["name"]), phantoms(tmp_path / "images", 1))
 
 
 @pytest.mark.parametrize("run", ["d2mae classifier", "mean", "probe"])

@@ -7,13 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny_volumes
 from tiny_volumes import config_of, cube, save
 
 from deblur_mae_jax import network
 from deblur_mae_jax.commands import predict
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.export import export
-from deblur_mae_jax.pretrained import trained_network
+from deblur_mae_jax.pretrained import inherit, trained_network
 from deblur_mae_jax.weight_formats import names
 from deblur_mae_jax.weight_formats.torch_calls import modeling
 
@@ -58,6 +59,17 @@ def test_an_export_agrees_with_monai_and_comes_back(tmp_path, format, overrides)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert module.load(folder)(torch.zeros(1, 1, 64, 64, 64)).shape == (1, 1, 64, 64, 64)
+
+
+@pytest.mark.parametrize("format", ["dae", "monai"])
+def test_a_trained_segmentation_of_volumes_is_exported(tmp_path, format):
+    config = inherit.resolve(tiny_volumes.segmentation(**(STOCK if format == "monai" else {})))[0]
+    net = network.build(config, 2)
+    params = jax.tree.map(np.asarray, jax.jit(net.init)())
+    trained = trained_network.TrainedNetwork(Path("somewhere"), config, net, params, ["background", "organ"], [0, 1])
+    folder = export.export(trained, format, tmp_path / "out")
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert not certificate["searcher"] and certificate["network"]["classes"] == ["background", "organ"]
 
 
 def test_the_snippet_of_the_card_runs(tmp_path, monkeypatch):

@@ -296,6 +296,14 @@ def test_a_profile_of_a_gpu_launches_kernel_by_kernel():
         assert settings["XLA_FLAGS"].startswith(given) and settings["XLA_FLAGS"].count("command_buffer") == 1
 
 
+@pytest.mark.parametrize("images", [12, 120])
+def test_the_steps_of_a_plan_are_those_of_the_run(images):
+    fields = {"optim__steps": 0, "optim__epochs": 2.5, "optim__warmup_epochs": 1.0, "optim__batch_size": 8}
+    few = experiment.build(tiny.config(data__num_images=12, **fields))
+    asked = experiment.build(tiny.config(data__num_images=images, **fields))
+    assert plan.need(few, images).steps == pytest.approx(asked.total_steps, abs=1)
+
+
 @pytest.mark.parametrize("gigabytes,timed", [(80.0, 8), (0.0007, 4), (0.0, 1)])
 def test_a_batch_that_does_not_fit_a_chip_is_timed_in_part(monkeypatch, gigabytes, timed):
     run = experiment.build(tiny.config(optim__batch_size=8))
