@@ -30,6 +30,7 @@ from deblur_mae_jax import network as networks
 from deblur_mae_jax.commands import plan_pods
 from deblur_mae_jax.commands.run import PROGRAMS
 from deblur_mae_jax.config import copy, flat
+from deblur_mae_jax.data.order import Order
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.performance import chips, compile_cache
@@ -143,7 +144,8 @@ def need(run: experiment.Experiment, num_images: int = 0) -> Need:
     if num_images:
         stored = stored * num_images / len(run.index)
         if not run.config.optim.steps:
-            per_epoch = run.steps_per_epoch * num_images / len(run.index)
+            trained = round(run.order.num_images * num_images / len(run.index))  # the same share for training
+            per_epoch = Order(trained, run.order.batch_size, 0).steps_per_epoch
             steps = max(1, round(run.config.optim.epochs * per_epoch))
     return Need(
         parameters=sum(int(np.prod(x.shape)) for x in jax.tree.leaves(jax.eval_shape(network.init))),
