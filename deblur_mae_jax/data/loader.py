@@ -108,9 +108,8 @@ class Loader:
         if self.on_failure is not None:
             self.on_failure(skipped)
         if self.skip_file is not None:
-            with open(
-                self.skip_file, "ab", buffering=0
-            ) as file:  # one write, so that lines of several processes do not mix
+            # One write, so that the lines of several processes do not mix.
+            with open(self.skip_file, "ab", buffering=0) as file:
                 file.write((json.dumps(dataclasses.asdict(skipped)) + "\n").encode())
 
     def example(self, number: int) -> Example:
