@@ -57,7 +57,8 @@ def like_jax():
     """Let PyTorch's float32 products on a GPU use TF32, as JAX's do."""
     import torch
 
-    torch.set_float32_matmul_precision("high")
+    if torch.cuda.is_available():  # on a CPU both compute in float32
+        torch.set_float32_matmul_precision("high")
 
 
 def cubes(arguments):
