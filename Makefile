@@ -21,18 +21,20 @@ $(VENV)/.dev: requirements-dev.txt | $(VENV)/.ready
 	$(PIP) install -q -r requirements-dev.txt
 	touch $@
 
+# It sees the packages of $(VENV), which are not installed twice.
 # Torch for Linux and Python 3.11, CPU build where the index has one; timm and torchvision without
 # their dependencies, which would replace it by another build. That torchvision fails on a file that
 # registers operators nobody here calls, so the environment starts with that file stubbed out.
+SITE = import sysconfig; print(sysconfig.get_path("purelib"))
 STUB = import sys, types; name = "torchvision._meta_registrations"; sys.modules.setdefault(name, types.ModuleType(name))
-$(VENV)-pytorch/.ready: requirements-dev.txt Makefile
+$(VENV)-pytorch/.ready: requirements-dev.txt Makefile | $(VENV)/.dev
 	$(PYTHON) -m venv $(VENV)-pytorch
+	$(BIN)/python -c '$(SITE)' > $$($(VENV)-pytorch/bin/python -c '$(SITE)')/shared.pth
 	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q torch==2.13.0
-	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q -r requirements-dev.txt
 	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q --no-deps torchvision==0.28.0 timm==1.0.31
 	echo torch==2.13.0 > $(VENV)-pytorch/constraints.txt
 	$(VENV)-pytorch/bin/python -m pip --disable-pip-version-check install -q -c $(VENV)-pytorch/constraints.txt transformers==5.23.0 monai==1.6.1 pyyaml
-	echo '$(STUB)' > $$($(VENV)-pytorch/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py
+	echo '$(STUB)' > $$($(VENV)-pytorch/bin/python -c '$(SITE)')/sitecustomize.py
 	touch $@
 
 demo: setup
@@ -58,7 +60,7 @@ check: $(VENV)/.dev
 
 # A warning, such as a broken link, is an error.
 docs: $(VENV)/.dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-pytorch: $(VENV)-pytorch/.ready
 	$(VENV)-pytorch/bin/python -m pytest -n 2 --dist worksteal tests/export "tests/test_notebooks.py::test_a_notebook_runs[export_to_pytorch]"

@@ -19,14 +19,19 @@ LINKS = {
     "](docs/": "](",
     "](../benchmarks/results/cpu/README.md": "](benchmarks/results/cpu.md",
     "](../benchmarks/": "](benchmarks/",
+    "](../../benchmarks/": "](../benchmarks/",
+    "](../../docs/": "](../../",
+    "](cpu/README.md": "](cpu.md",
     "](CONTRIBUTING.md": "](contributing.md",
     "](growth.png": "](cpu/growth.png",
 }
 
 
 def on_files(files, config):
-    """Add the pages of `OUTSIDE`."""
-    for uri, path in OUTSIDE.items():
+    """Add the pages of `OUTSIDE`, and the tables and measurements that pages link to."""
+    kept = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "benchmarks/results").rglob("*"))]
+    kept = [path for path in kept if path.endswith((".md", ".json")) and path not in OUTSIDE.values()]
+    for uri, path in {**OUTSIDE, **{path: path for path in kept}}.items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     return files
 
