@@ -39,6 +39,7 @@ sys.path.insert(0, str(ROOT))
 
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.reports import ensembles
 from deblur_mae_jax.reports import study as table
 
 FOLD = "{fold}"
@@ -58,7 +59,9 @@ def parse(arguments=None):
     parser.add_argument("--pretrain_seeds", default="0", help="seeds of pre-training, such as 0,1,2")
     parser.add_argument("--folds", default="0", help="test folds, such as 0,1,2,3,4")
     parser.add_argument("--only", default="", help="methods, separated by semicolons")
-    parser.add_argument("--reference", default="", help="method that the others are compared with")
+    parser.add_argument(
+        "--reference", default="", help="method, or with --rebuild any row, that the others are compared with"
+    )
     parser.add_argument(
         "--ensembles", action="store_true", help="also judge the mean probabilities of all classifiers of a method"
     )
@@ -427,17 +430,20 @@ def rebuild(arguments):
     folder = Path(arguments.rebuild).expanduser()
     networks, facts = table.kept(folder)
     pair = [name.strip() for name in arguments.average.split(";")] if arguments.average else []
-    for flag, name in (("--reference", arguments.reference), *(("--average", name) for name in pair)):
-        if name and name not in facts["methods"]:
-            raise unknown(flag, name, facts["methods"])
+    for name in pair:
+        if name not in facts["methods"]:
+            raise unknown("--average", name, facts["methods"])
     if pair and len(pair) != 2:
         raise UserError(f"--average={arguments.average} must name two methods, separated by a semicolon")
-    if arguments.reference:
-        facts["reference"] = arguments.reference
     if arguments.ensembles:
         facts["ensembles"] = list(facts["methods"])
     if pair and pair not in facts.get("averaged", []):
         facts["averaged"] = [*facts.get("averaged", []), pair]
+    if arguments.reference:
+        every = ensembles.add(networks, facts)[1]["methods"]  # the rows that --ensembles and --average add, too
+        if arguments.reference not in every:
+            raise unknown("--reference", arguments.reference, every)
+        facts["reference"] = arguments.reference
     if arguments.reference or arguments.ensembles or pair:
         table.keep(networks, facts, folder)
     write(folder, networks, facts)

@@ -1,7 +1,7 @@
 """D2MAE, the blur of the downstream images: none, fixed, searched (paper: F1 87.95, 88.36, 89.84 on GE4K).
 
-The other rows are controls that the paper lacks. A search that works must gain more than a random level; it cannot
-gain more than `oracle`, the level chosen using the label. In two rows the search compares fine detail alone, or may
+The other rows are controls that the paper lacks. A search that works must gain more than a random level;
+`oracle` chooses the level using the label. In two rows the search compares fine detail alone, or may
 choose the sharp image: the lowest level of its pre-training is sigma 0.
 """
 

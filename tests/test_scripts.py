@@ -426,6 +426,16 @@ def test_two_methods_are_averaged_with_the_same_weight(tmp_path):
     assert study.joined(tmp_path, networks, facts)[1]["averaged"] == [["plain", "better, sharper"]]
 
 
+def test_a_row_of_an_ensemble_can_be_the_reference(tmp_path):
+    kept_study(tmp_path)
+    row = "better, sharper, ensemble of 4"
+    study.rebuild(study.parse([f"--rebuild={tmp_path}", "--ensembles", f"--reference={row}"]))
+    table = (tmp_path / "table.md").read_text()
+    assert f"Difference from {row}" in table and "| plain |" in table.partition("Difference")[2]
+    with pytest.raises(UserError, match=r"--reference: unknown name 'none'.* ensemble of"):
+        study.rebuild(study.parse([f"--rebuild={tmp_path}", "--reference=none"]))
+
+
 @pytest.mark.parametrize(
     ("names", "message"), [("plain", "must name two methods"), ("plain;none", "--average: unknown name 'none'")]
 )
