@@ -63,7 +63,7 @@ def classifier(arguments, folder):
     indices = {"test": np.arange(count), "train": np.arange(count, 2 * count)}
     notes = classification.Notes(
         title="simulated", config=fields.flat(config), lines=[], best_step=90, curves=curves("auroc"), skipped=0,
-        setting=None, features=rng.standard_normal((count, 192)), mistakes=[],
+        setting=None, drawn=np.arange(count), features=rng.standard_normal((count, 192)), mistakes=[],
         train_counts=np.bincount(labels, minlength=classes),
     )  # fmt: skip
     started = time.perf_counter()

@@ -72,8 +72,10 @@ def test_resume_is_bit_exact(tmp_path):
 
 def test_a_finished_run_is_not_trained_further(tmp_path):
     before = run(tmp_path, optim__steps=2)
+    measured = (tmp_path / "metrics.jsonl").read_text()
     after = run(tmp_path, optim__steps=2)
     assert after.finished and after.params_fingerprint == before.params_fingerprint
+    assert (tmp_path / "metrics.jsonl").read_text() == measured
 
 
 def test_accumulation_gives_the_same_parameters(tmp_path):
@@ -273,6 +275,11 @@ def test_real_images_train(tmp_path, real_data):
         ({"optim__accum_steps": 3}, ["optim.batch_size=8", "accum_steps=3", "try 9"]),
         ({"optim__steps": 0, "optim__epochs": 1.0}, ["optim.warmup_epochs=40.0", "epochs=1"]),
         ({"optim__base_lr": 0.0}, ["optim.base_lr=0.0", "greater than 0"]),
+        ({"optim__steps": -5}, ["optim.steps=-5", "0 (the length is in epochs) or greater"]),
+        ({"optim__layer_decay": 0.0}, ["optim.layer_decay=0.0", "in (0, 1]"]),
+        ({"optim__eps": 0.0}, ["optim.eps=0.0", "greater than 0"]),
+        ({"log__every_steps": 0}, ["log.every_steps=0", "at least 1"]),
+        ({"report__num_eval_images": 0}, ["report.num_eval_images=0", "at least 1"]),
         ({"data__crop_scale": (0.5, 0.2)}, ["data.crop_scale=(0.5, 0.2)"]),
         ({"data__fraction": 0.0}, ["data.fraction=0.0", "(0, 1]"]),
         ({"data__check": "all"}, ["data.check", "pixels"]),

@@ -167,6 +167,7 @@ def _judge(
         curves=[],
         skipped=len(index.skipped),
         setting=labels.setting.kind if labels.setting else None,
+        drawn=np.arange(len(indices.get("test", indices["val"]))),
         features=x[indices.get("test", indices["val"])],
         mistakes=[],
         train_counts=np.bincount(train, minlength=len(labels.classes)),

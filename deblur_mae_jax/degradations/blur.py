@@ -178,6 +178,11 @@ def gaussian_levels(
         name = "step" if min_sigma is None else "min_sigma"
         raise ValueError(f"max_sigma={max_sigma} must be at least {name}={least}")
     num_levels = round((max_sigma - least) / step) + 1
+    if abs(least + (num_levels - 1) * step - max_sigma) > 1e-6 * max_sigma:
+        raise ValueError(
+            f"max_sigma={max_sigma} is no level: from {least:g} in steps of {step:g}, the nearest is "
+            f"{least + (num_levels - 1) * step:g}"
+        )
     sigmas = [step * (t + 1) if min_sigma is None else least + step * t for t in range(num_levels)]
     radius = gaussian_radius(sigmas[-1], kernel)
     sharp = (np.arange(2 * radius + 1) == radius).astype(np.float32)
@@ -331,6 +336,9 @@ def motion(size: int = 5, angle: float | None = None, centered: bool = False) ->
 def defocus(radius: int = 5) -> Degradation:
     """Average over a disc of `radius` pixels (albumentations' Defocus without its alias blur)."""
     _check_positive(radius=radius)
+    if radius != int(radius):
+        raise ValueError(f"radius={radius} must be a whole number of pixels")
+    radius = int(radius)
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     disc = (x**2 + y**2 <= radius**2).astype(np.float32)
     kernel = disc / disc.sum()

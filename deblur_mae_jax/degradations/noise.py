@@ -13,7 +13,7 @@ def gaussian_noise(std: float = 0.25, clip: bool = True, variance: float = 0.0) 
 
     std: standard deviation. DeblurrMAE does not report the value of its denoising baseline; 0.25 is
         that of the denoising MAE of Wu et al. (2022).
-    clip: clip the result to the gray scale.
+    clip: clip the result to the gray scale. 2-D images that are degraded at their native size are always clipped.
     variance: replaces `std` if it is not 0. Disruptive Autoencoders use 0.1 without clipping.
     """
     if not std > 0 or variance < 0:

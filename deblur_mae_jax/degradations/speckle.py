@@ -67,10 +67,12 @@ def _check(iterations: int, dt: float, q0: str, coefficient: str, roi: Any) -> N
         raise ValueError(f"coefficient: unknown name '{coefficient}'. Choices: {choices}.")
     if (q0 == "roi") != (roi is not None):
         raise ValueError("roi=(top, left, height, width) goes with q0='roi', and only with it")
+    if roi is not None and (len(roi) != 4 or min(roi[:2]) < 0 or min(roi[2:]) < 1):
+        raise ValueError(f"roi={roi} must be (top, left, height, width), with a height and width of at least 1 pixel")
 
 
 def _region(shape: tuple[int, int], size: Size | None, roi: tuple[int, int, int, int] | None) -> jax.Array:
-    """1 where the speckle scale is estimated `(H, W)`: inside the image, and inside `roi`."""
+    """1 where the speckle scale is estimated `(H, W)`: inside the image, and inside `roi` if they overlap."""
     inside = jnp.ones(shape)
     if size is not None:
         rows, cols = jnp.arange(shape[0]), jnp.arange(shape[1])
@@ -78,7 +80,8 @@ def _region(shape: tuple[int, int], size: Size | None, roi: tuple[int, int, int,
     region = inside.astype(jnp.float32)
     if roi is not None:
         top, left, height, width = roi
-        region = region * jnp.zeros(shape).at[top : top + height, left : left + width].set(1.0)
+        within = region * jnp.zeros(shape).at[top : top + height, left : left + width].set(1.0)
+        region = jnp.where(within.any(), within, region)
     return region
 
 
@@ -97,7 +100,8 @@ def srad(
 
     q0: rule for the speckle scale. "decay": q0(k) = exp(-rho * k * dt), on linear gray levels plus one.
         "image": std / mean of the whole image, estimated anew at every step, on the exponential of the
-        image scaled to 0..1 (this undoes the log compression of B-mode). "roi": the same within `roi`.
+        image scaled to 0..1 (this undoes the log compression of B-mode). "roi": the same within `roi`, or within
+        the whole image if `roi` lies outside of it.
     rho: decay rate for q0="decay".
     coefficient: "rational", 1 / (1 + ...), or "exponential"; both from Yu & Acton, clipped to 0..1.
     roi: (top, left, height, width) in pixels, for q0="roi".

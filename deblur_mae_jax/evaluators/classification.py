@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import jax
@@ -111,18 +112,32 @@ class Evaluator:
         return (table, indices) if kept.all() else (table.where(kept), indices[kept])
 
     def evaluate(self, params: Any) -> Judgement:
-        """Measure the validation images; the score is the measure that selects the weights."""
+        """Measure the validation images; the score is the measure that selects the weights.
+
+        Where so many became unreadable that it is not defined any more, there is no score.
+        """
         table, _ = self.predict(params, "val")
-        values = classification.measure(table.labels, table.probabilities)
+        values = dict.fromkeys(classification.METRICS, float("nan"))
+        if len(table.labels):
+            values = classification.measure(table.labels, table.probabilities)
         self.latest = {f"val_{name}": value for name, value in values.items()}
         value = values[self.metric]
         score = value if classification.HIGHER_IS_BETTER[self.metric] else -value
-        if not np.isfinite(score):
+        if np.isfinite(score):
+            return Judgement(score, self.latest, {})
+        expected = len(self.labels.indices["val"])
+        if len(table.labels) == expected:
             raise UserError(
                 f"config.select.metric={self.metric} is not defined on the validation images, which "
                 "lack classes; choose accuracy or log_loss"
             )
-        return Judgement(score, self.latest, {})
+        logging.warning(
+            "val_%s is not defined: %d of %d validation images could not be read any more (see skipped.csv)",
+            self.metric,
+            expected - len(table.labels),
+            expected,
+        )
+        return Judgement(None, self.latest, {})
 
     def write(self, step: int, judgement: Judgement) -> None:
         """Write nothing here; the page of an unfinished run is written when it stops."""
@@ -144,7 +159,9 @@ class Evaluator:
         predicted = [self.predict(params, name) for name in ("val", "test") if name in indices]
         tables = [table for table, _ in predicted]
         judged, shown = predicted[-1]
-        features = self._features(params, shown[:MAX_EMBEDDED])
+        # Images lie in folders of their classes: the first ones would be of the first class.
+        drawn = np.sort(np.random.default_rng(0).permutation(len(shown))[:MAX_EMBEDDED])
+        features = self._features(params, shown[drawn])
         wrong = np.flatnonzero(judged.probabilities.argmax(1) != judged.labels)
         wrong = wrong[np.argsort(-judged.probabilities[wrong].max(axis=1))][:MISTAKES]
         views = self._rollouts(params, shown[wrong]) if len(wrong) else []
@@ -154,7 +171,7 @@ class Evaluator:
         mistakes = [(judged.where(np.array([i])), *view) for i, view in zip(wrong, views, strict=True)]
         if self.labels.table is not None:
             self.labels.table.write(self.workdir.blur_search)
-        notes = self._notes(step, features, mistakes)
+        notes = self._notes(step, drawn, features, mistakes)
         table = predictions.concatenate(tables)
         numbers = report.write(self.workdir, table, self.run.index, indices, notes)
         name = numbers["judged_on"]
@@ -163,7 +180,7 @@ class Evaluator:
         }
         return Conclusion(measures, report.verdict(numbers), figure)
 
-    def _notes(self, step: int, features: np.ndarray, mistakes: list[Any]) -> report.Notes:
+    def _notes(self, step: int, drawn: np.ndarray, features: np.ndarray, mistakes: list[Any]) -> report.Notes:
         labels = self.labels
         train = labels.labels[labels.indices["train"]]
         return report.Notes(
@@ -174,6 +191,7 @@ class Evaluator:
             best_step=step,
             curves=metric_writer.read(self.workdir),
             skipped=len(self.run.skipped),
+            drawn=drawn,
             features=features,
             mistakes=mistakes,
             train_counts=np.bincount(train, minlength=len(labels.classes)),

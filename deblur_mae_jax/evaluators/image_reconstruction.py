@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,12 @@ def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
     return dm_pix.ssim(a / 255, b / 255)
 
 
+def spread_levels(count: int, num_levels: int) -> jax.Array:
+    """The blur level of each measured image `(count,)`: the strongest first, each level once in `num_levels` images."""
+    stride = next(s for s in range(3, num_levels + 4) if math.gcd(s, num_levels) == 1)
+    return (num_levels - (jnp.arange(count) * stride) % num_levels).astype(jnp.int32)
+
+
 def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """Return `evaluate(params, examples) -> arrays`, a function for `jax.jit`.
 
@@ -66,9 +73,8 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         count = examples["size"].shape[0]
         keys = stream_keys(0, EVALUATION_STEP, jnp.arange(count))
         level = None
-        if inputs.degradation.at_level is not None:  # spread over all levels, the strongest first
-            num = inputs.degradation.num_levels
-            level = (num - 1 - (jnp.arange(count) * 3) % num).astype(jnp.int32) + 1
+        if inputs.degradation.at_level is not None:
+            level = spread_levels(count, inputs.degradation.num_levels)
         batch = inputs.evaluate(examples, keys, level)
         per_image, out = task.loss(params, batch, keys)
         goal = masking.patchify(batch["targets"], model.mask_size)

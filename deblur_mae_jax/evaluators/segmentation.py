@@ -219,9 +219,13 @@ class Evaluator:
             row = chosen[index]
             name = Path(source.names[index]).name
             title = f"{kinds[row]}: {name}, Dice {dice[row]:.2f}"
-            image = source.read(index).astype(np.float32).mean(axis=-1)
             truth = self._truth(index)
             if truth is None:
+                continue
+            try:
+                image = source.read(index).astype(np.float32).mean(axis=-1)
+            except (BadImage, OSError) as error:
+                self.run.loader.report(Skipped(source.names[index], str(error)))
                 continue
             out.append(Shown(title, image, truth, labels, source.grid_of(index).spacing))
         return out

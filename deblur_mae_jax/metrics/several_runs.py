@@ -73,13 +73,15 @@ class _Table:
 
     counted: whether any network has a value of this patient, `(P,)`. The others do not count as patients.
     overlap: what the variance over patients is multiplied by, 1 without folds.
+    people: number of patients, also where groups of them are left out together.
     """
 
     values: np.ndarray
     without: np.ndarray
     patients: list[str]
     counted: np.ndarray
-    overlap: float = 1.0
+    overlap: float
+    people: int
 
     @property
     def mean(self) -> float:
@@ -105,7 +107,7 @@ def table(networks: Sequence[Judged]) -> _Table:
     if sum(len(s) for s in sets) > len(patients):
         sizes = ", ".join(str(len(s)) for s in sorted(sets, key=len))
         raise ValueError(f"the networks of a training were judged on different patients that overlap ({sizes})")
-    folds = len(sets)
+    folds, people = len(sets), len(patients)
     if len(patients) > statistics.MOST:  # leave out groups, the same ones for every network
         group = {patient: patients[i % statistics.MOST] for i, patient in enumerate(patients)}
         networks = [n._replace(patients=np.array([group[str(p)] for p in n.patients])) for n in networks]
@@ -125,7 +127,7 @@ def table(networks: Sequence[Judged]) -> _Table:
         without[of].append(left)
     means = np.array([np.mean(v) for v in values])
     overlap = 1 + 1 / (folds - 1) if folds > 1 else 1.0
-    return _Table(means, np.array([np.mean(w, axis=0) for w in without]), patients, counted, overlap)
+    return _Table(means, np.array([np.mean(w, axis=0) for w in without]), patients, counted, overlap, people)
 
 
 def _between(covariance: np.ndarray) -> float:
@@ -166,7 +168,7 @@ def mean(networks: Sequence[Judged] | _Table, share: bool = True) -> Mean:
         of_patients = t.overlap * max(_between(statistics.jackknife(without, without)), 0.0)
         parts = [(t.mean_square / R, R - 1), (of_patients, P - 1)]
         interval = statistics.student(t.mean, sum(v for v, _ in parts), _degrees(parts), share)
-    return Mean(t.mean, interval, sd, R, len(t.patients))
+    return Mean(t.mean, interval, sd, R, t.people)
 
 
 def difference(first: Sequence[Judged] | _Table, second: Sequence[Judged] | _Table) -> Difference:

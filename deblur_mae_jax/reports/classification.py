@@ -25,12 +25,14 @@ class Notes(page.Notes):
     """Content of the page other than the numbers.
 
     setting: how the blur level of each image was found; None if the degradation has no levels.
-    features: features of the judged images, `(N, D)`.
+    drawn: places of some judged images, `(N,)`; all of them unless there are many.
+    features: their features, `(N, D)`.
     mistakes: (prediction, view, attention map) of each of the most confident mistakes.
     train_counts: number of training images of each class, `(C,)`.
     """
 
     setting: str | None
+    drawn: np.ndarray
     features: np.ndarray
     mistakes: list[Any]
     train_counts: np.ndarray
@@ -168,7 +170,7 @@ def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: 
     judged = table.where(table.split == numbers["judged_on"])
     drawn = {
         FIGURES: classification_figures.judgement(judged, numbers["temperature"]),
-        "features.png": classification_figures.embedding_and_blur(judged, notes.features),
+        "features.png": classification_figures.embedding_and_blur(judged, notes.drawn, notes.features),
     }
     if notes.curves:
         drawn["curves.png"] = classification_figures.curves(notes.curves, numbers["best_step"])

@@ -126,19 +126,23 @@ def judgement(p: Predictions, temperature: float | None) -> Figure:
     return figure
 
 
-def embedding_and_blur(p: Predictions, features: np.ndarray) -> Figure:
-    """Principal components of the features, and the blur sigma by class if there is one."""
+def embedding_and_blur(p: Predictions, drawn: np.ndarray, features: np.ndarray) -> Figure:
+    """Principal components of the features, and the blur sigma by class if there is one.
+
+    drawn: places in `p` of the images whose features `(N, D)` these are, `(N,)`.
+    """
     blurred = bool(np.isfinite(p.sigma).any())
     figure, axes = _grid(2 if blurred else 1, columns=2 if blurred else 1, height=3.9)
-    labels = p.labels[: len(features)]
+    labels = p.labels[drawn]
     if len(features) > 2 and features.shape[1] > 1:
         components = PCA(2).fit(features)
         points, share = components.transform(features), components.explained_variance_ratio_
+        some = f" of {len(drawn):,} random images" if len(drawn) < len(p.labels) else ""
         for i, name in enumerate(p.classes):
             inside = labels == i
             axes[0].scatter(*points[inside].T, s=9, alpha=0.7, label=name)
         axes[0].set(
-            title=f"features, first two components ({share.sum():.0%} of the variance)",
+            title=f"features{some}, first two components ({share.sum():.0%} of the variance)",
             xticks=[], yticks=[],
         )  # fmt: skip
         axes[0].legend(fontsize=8)

@@ -27,6 +27,12 @@ def check(config: ConfigDict) -> Identity:
     _require("optim.base_lr", o.base_lr, o.base_lr > 0, "greater than 0")
     _require("optim.weight_decay", o.weight_decay, o.weight_decay >= 0, "0 or greater")
     _require("optim.clip_norm", o.clip_norm, o.clip_norm >= 0, "0 (off) or greater")
+    _require("optim.steps", o.steps, o.steps >= 0, "0 (the length is in epochs) or greater")
+    _require("optim.warmup_steps", o.warmup_steps, o.warmup_steps >= 0, "0 or greater")
+    _require("optim.warmup_epochs", o.warmup_epochs, o.warmup_epochs >= 0, "0 or greater")
+    _require("optim.layer_decay", o.layer_decay, 0 < o.layer_decay <= 1, "in (0, 1]")
+    _require("optim.eps", o.eps, o.eps > 0, "greater than 0")
+    _require("log.every_steps", c.log.every_steps, c.log.every_steps >= 1, "at least 1")
     for name in ("b1", "b2"):
         _require(f"optim.{name}", o[name], 0 <= o[name] < 1, "in [0, 1)")
     _require("model.in_chans", c.model.in_chans, c.model.in_chans in (1, 3), "1 or 3")
@@ -43,6 +49,9 @@ def check(config: ConfigDict) -> Identity:
         _check_views(config)
     if identity.supervised:
         check_labels(config, identity)
+    else:
+        for name in ("num_images", "num_eval_images"):
+            _require(f"report.{name}", c.report[name], c.report[name] >= 1, "at least 1")
     return identity
 
 

@@ -14,7 +14,9 @@ import jax
 import numpy as np
 
 from deblur_mae_jax.data import buckets
+from deblur_mae_jax.data.source import Skipped
 from deblur_mae_jax.performance import chips, profiling
+from deblur_mae_jax.training import agreement
 from deblur_mae_jax.training.compilation import Program
 from deblur_mae_jax.training.evaluator import Conclusion, Evaluator
 from deblur_mae_jax.training.experiment import Experiment
@@ -89,9 +91,13 @@ class Loop:
         self.meter = Throughput(self.run.config.optim.batch_size)
         self.peak = chips.peak_flops(jax.devices()[0].device_kind)
         self.latest: dict[str, float] = {}
+        self.judged: int | None = None  # the step that was evaluated last
         self.watchdog = Watchdog(self.run.config.hang_minutes)
         self._slowest = {"evaluate": 0.0, "save": 0.0}
         self.stop.alive = self.watchdog.again
+        if self.best is not None and not self.workdir.best(self.best["step"]).exists():
+            self.progress.print(f"the best weights, of step {self.best['step']}, are gone: the best is sought anew")
+            self.best = None
 
     def train(self, state: TrainState, start: int, first: Any, batches: Iterator[Any]) -> Result:
         """Take all steps after `start`.
@@ -140,7 +146,7 @@ class Loop:
                 self.log(*pending, state)
             finished = self.is_over(step)
             self.progress.done()
-            if finished:
+            if finished and self.judged != step:  # early stopping has just evaluated it
                 self.try_to_evaluate(step, state.params)
             saved = self.save(step, state)
             with self.timed("save"):
@@ -236,7 +242,8 @@ class Loop:
         self.progress.update(f"step {step}: evaluating", force=self.progress.live)
         with self.timed("evaluate"):
             judgement = self.evaluator.evaluate(params)
-            self.latest = judgement.scalars
+            self.gather_failures()
+            self.latest, self.judged = judgement.scalars, step
             if self.main:
                 with self.survive_full_disk(f"the report of step {step}"):
                     self.writer.write_scalars(step, judgement.scalars)
@@ -245,6 +252,13 @@ class Loop:
             self.keep_best(step, judgement.score, params)
             self.workdir.send()
         self.meter.pause()
+
+    def gather_failures(self) -> None:
+        """Let the first process, which lists them, know which files other processes could not read."""
+        loader = self.run.loader
+        for items in agreement.gathered([[item.name, item.reason] for item in loader.failed]):
+            for name, reason in items if self.main else ():
+                loader.report(Skipped(name, reason))
 
     def keep_best(self, step: int, score: float | None, params: Any) -> None:
         """Save the weights if their validation score is the best so far."""
@@ -267,13 +281,15 @@ class Loop:
             "best": self.best,
             "unevaluated": self.unevaluated,
         }
-        best = -1 if self.best is None or not self.main else int(self.best["step"])
 
         def delete_older_weights() -> None:
-            """Only when this checkpoint is safe: a resumed run may still point at them."""
+            """Only those that no kept checkpoint names: a run may have to resume from any of them."""
+            if self.best is None or not self.main:
+                return
+            kept = {int(notes["best"]["step"]) for notes in self.checkpoints.notes() if notes.get("best")}
             for old in self.workdir.arrays.glob(f"{BEST}_*"):
                 number = old.name.rpartition("_")[2]  # of a save that was killed, no number
-                if number.isdigit() and int(number) < best:
+                if number.isdigit() and int(number) < self.best["step"] and int(number) not in kept:
                     buckets.remove(old)
 
         with self.timed("save"):
@@ -326,7 +342,7 @@ class Loop:
         if finished and self.best is not None:
             self.progress.update("predicting with the best weights", force=self.progress.live)
             judged = self.best["step"]
-            best = checkpoint.load_tree(self.workdir.best(judged), state.params)
+            best = checkpoint.load_best(self.workdir.best(judged), state.params)
         conclusion = Conclusion(self.latest, "", self.workdir.report)
         self.clock.enter("evaluate")
         self.clock.write()

@@ -170,6 +170,10 @@ class Checkpoints:
         """The folder of a step."""
         return self.folder / f"step_{step}"
 
+    def notes(self) -> list[dict[str, Any]]:
+        """The notes of every kept checkpoint."""
+        return [json.loads((self.path(s) / "notes" / "metadata").read_text()) for s in self._manager.all_steps()]
+
     def save(self, step: int, state: Any, notes: dict[str, Any], then: Callable[[], None] = lambda: None) -> bool:
         """Save `state` and JSON `notes`. On failure, warn and return false; the run continues.
 
@@ -358,6 +362,17 @@ def save_tree(path: Path, tree: Any) -> None:
     """Save one tree of arrays, separate from the checkpoints of the run."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(_absolute(path), tree, force=True)
+
+
+def load_best(path: Path, template: Any) -> Any:
+    """The best weights of a run. Raises `UserError` if they cannot be read."""
+    try:
+        return load_tree(path, template)
+    except Exception as error:  # damage shows in as many ways as there are files
+        raise UserError(
+            f"the best weights in '{path}' cannot be read: {_one_line(error)}. Move this folder away and start the "
+            "same command again: then the weights of the last step are evaluated"
+        ) from error
 
 
 def load_tree(path: Path, template: Any) -> Any:

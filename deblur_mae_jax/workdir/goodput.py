@@ -98,7 +98,9 @@ def shares(starts: list[dict[str, Any]]) -> dict[str, float]:
         following = starts[number + 1]
         # A clock that was set back between two starts is no time in which the run did not run.
         seconds["down"] += max(0.0, float(following["began"]) - float(start["ended"]))
-        first, last, again = start["from"], start["step"], following["from"]
+        # A start that ended before its first step took none again.
+        again = next((s["from"] for s in starts[number + 1 :] if s["from"] is not None), None)
+        first, last = start["from"], start["step"]
         if None not in (first, last, again) and last > max(first, again):
             lost = float(start["seconds"]["steps"]) * (last - max(first, again)) / (last - first)
             seconds["lost"] += lost

@@ -25,6 +25,7 @@ class Writer:
 
     def __init__(self, workdir: Workdir | None, resume_step: int = 0, tensorboard: bool = True):
         self.path = workdir.metrics if workdir else Path(os.devnull)
+        self._last = ""
         self._drop_after(resume_step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, closed in close()
         self._tensorboard: Any = None
@@ -44,6 +45,7 @@ class Writer:
             except (ValueError, KeyError):
                 continue  # a truncated line, left by a killed process
         kept = "".join(line + "\n" for line in lines)
+        self._last = lines[-1] + "\n" if lines else ""
         if kept != before:
             draft = self.path.with_name(self.path.name + ".tmp")
             draft.write_text(kept)
@@ -61,13 +63,20 @@ class Writer:
             except ImportError:
                 logging.info("no TensorBoard files: pip install tensorboardX to have them")
                 return
-            self._tensorboard = SummaryWriter(str(folder), purge_step=resume_step or None)
+            self._tensorboard = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Write one line of JSON; values that are not finite become null."""
+        """Write one line of JSON; values that are not finite become null.
+
+        The last line is not repeated: a finished run that is started again evaluates its last step again.
+        """
         values = {k: float(v) for k, v in scalars.items()}
         clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        line = json.dumps({"step": step, **clean}) + "\n"
+        if line == self._last:
+            return
+        self._last = line
+        self._file.write(line)
         self._file.flush()
         if self._clu:
             self._tensorboard.write_scalars(step, values)

@@ -268,7 +268,9 @@ def test_srad_smooths_and_uses_its_region():
     weak, strong = run(speckle.srad(5), image), run(speckle.srad(40), image)
     assert strong.std() < weak.std() < image.std()
     roi = run(speckle.srad(10, q0="roi", roi=(0, 0, 10, 10)), image)
-    assert not np.array_equal(roi, run(speckle.srad(10, q0="image"), image))
+    whole = run(speckle.srad(10, q0="image"), image)
+    assert not np.array_equal(roi, whole)
+    np.testing.assert_array_equal(run(speckle.srad(10, q0="roi", roi=(90, 0, 9, 9)), image), whole)
 
 
 def test_noise_has_the_stated_strength():
@@ -301,6 +303,9 @@ def test_chains_apply_in_order_and_carry_the_level():
         ("blur.median(4)", ["size=4", "odd"]),
         ("speckle.srad(0)", ["iterations=0"]),
         ("speckle.srad(q0='nose')", ["'nose'", "decay"]),
+        ("speckle.srad(q0='roi', roi=(0, 0, 0, 9))", ["roi=(0, 0, 0, 9)", "at least 1 pixel"]),
+        ("blur.gaussian_levels(max_sigma=1.1, step=0.3)", ["max_sigma=1.1 is no level", "nearest is 1.2"]),
+        ("blur.defocus(2.5)", ["radius=2.5", "whole number"]),
         ("blur.gaussian(kernel='cv')", ["'cv'", "opencv_uint8"]),
         ("blur.gaussian_levels(max_sigma=0.01)", ["max_sigma=0.01"]),
         ("blur.gaussian_levels(max_sigma=0.2, min_sigma=0.3)", ["max_sigma=0.2", "min_sigma=0.3"]),

@@ -40,3 +40,35 @@ def test_a_test_image_that_is_lost_costs_its_row_alone(tmp_path, monkeypatch):
     assert lost[0] not in judged.names and len(judged) == 8 and "gone" in (tmp_path / "skipped.csv").read_text()
     wrong = judged.names[judged.probabilities.argmax(1) != judged.labels]
     assert set(np.concatenate([[], *shown])) <= set(wrong)
+
+
+def test_validation_images_that_are_lost_end_no_run(tmp_path, monkeypatch, caplog):
+    """All of one class, at the second evaluation."""
+    evaluate, calls = classification.Evaluator.evaluate, []
+
+    def later(self, params):
+        source = self.run.index.source
+        calls.append(len(calls))
+        validation = self.labels.indices["val"]
+        of_first = validation[self.labels.labels[validation] == 0]
+        lost = {source.names[int(n)] for n in of_first[: 9 * (len(calls) > 1)]}
+        real = source.read
+
+        def read(number):
+            if source.names[number] in lost:
+                raise BadImage("gone")
+            return real(number)
+
+        object.__setattr__(source, "read", read)
+        return evaluate(self, params)
+
+    monkeypatch.setattr(classification.Evaluator, "evaluate", later)
+    settings = {
+        "optim__epochs": 3.0,
+        "report__every_epochs": 1.0,
+        "report__audit": "identical",
+        "select__metric": "auroc",
+    }
+    result = go(tmp_path, data__store="streaming", **settings)
+    assert result.finished and len(calls) >= 3
+    assert "val_auroc is not defined" in caplog.text and "could not be read any more" in caplog.text

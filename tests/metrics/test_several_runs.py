@@ -164,6 +164,13 @@ def test_patients_without_a_value_do_not_count(known):
     assert got.patients == 30
 
 
+def test_every_patient_is_counted_where_groups_of_them_are_left_out():
+    count = statistics.MOST + 500
+    values = np.arange(count) % 7.0
+    network = Judged(0, np.array([f"p{i:04d}" for i in range(count)]), lambda w: (w * values).sum(1) / w.sum(1))
+    assert several_runs.mean([network]).patients == count
+
+
 def test_few_patients_give_no_interval():
     names = np.array(["a", "b", "c"])
     network = Judged(0, names, lambda w: w.sum(axis=1))

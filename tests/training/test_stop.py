@@ -251,6 +251,8 @@ def test_where_the_time_went():
         "5 min 00 s since the first start: steps 53%, saving 13%, starting 7%, steps taken twice 7%, "
         "not running 20%; 2 starts"
     )
+    between = start_of(110, 150, None, None, setup=40.0)  # died before its first step
+    assert goodput.shares([starts[0], between, starts[1]])["lost"] == 20
     back = [starts[0], start_of(50, 90, 40, 60, steps=40.0)]  # the clock was set back
     assert goodput.shares(back)["down"] == 0
 

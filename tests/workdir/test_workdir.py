@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from tiny_runs import classifier, command, launch, plain_run, run
+from tiny_runs import classifier, command, go, launch, plain_run, run
 
 from deblur_mae_jax.config import fields_of, upgrade
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.evaluators import classification
+from deblur_mae_jax.training.evaluator import Judgement
 from deblur_mae_jax.workdir import checkpoint, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
@@ -138,6 +140,30 @@ def test_a_folder_without_its_commit_file_is_no_checkpoint_to_go_on_from(tmp_pat
     workdir.config.write_text(json.dumps({"checkpoint.commit": "file"}))
     (workdir.checkpoints / "step_5" / "commit_success.txt").touch()
     assert workdir.has_checkpoint()
+
+
+def test_a_run_goes_on_from_an_older_checkpoint_with_its_best_weights(tmp_path, monkeypatch, caplog):
+    """The scores rise until the newest checkpoint, which is then damaged, and fall when the run goes on."""
+    scores = {"sign": 1, "step": 0}
+
+    def evaluate(self, params):
+        scores["step"] += 1
+        return Judgement(scores["sign"] * scores["step"], {}, {})
+
+    monkeypatch.setattr(classification.Evaluator, "evaluate", evaluate)
+    settings = {"optim__epochs": 5.0, "checkpoint__every_epochs": 1.0, "report__audit": "identical"}
+    go(tmp_path, **settings)
+    folders = sorted((tmp_path / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
+    for folder in folders:
+        best = json.loads((folder / "notes" / "metadata").read_text())["best"]["step"]
+        assert (tmp_path / f"best_{best}").exists(), f"{folder.name} names best_{best}"
+    damage(folders[-1], "truncated")
+    scores["sign"] = -1
+    assert go(tmp_path, **settings).finished and "is damaged" in caplog.text
+    best = int(json.loads((folders[-2] / "notes" / "metadata").read_text())["best"]["step"])
+    assert json.loads((tmp_path / "metrics.json").read_text())["best_step"] == best
+    shutil.rmtree(tmp_path / f"best_{best}")  # somebody made room
+    assert go(tmp_path, **settings).finished
 
 
 def test_best_weights_of_later_steps_are_forgotten(tmp_path):
