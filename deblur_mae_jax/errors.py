@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 # The beginning of an address such as gs://bucket/run, or gs:/bucket/run after it was taken for a path.
 ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/", re.I)
@@ -32,9 +33,23 @@ class NotSaved(RuntimeError):
 def unknown(field: str, value: object, choices: Iterable[str]) -> UserError:
     """A `UserError` for a name that is not among `choices`. It suggests the closest choice."""
     names = sorted(choices)
-    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
-    return UserError(f"{field}: unknown name '{value}'.{hint} Choices: {', '.join(names)}.")
+    return UserError(f"{field}: unknown name '{value}'.{did_you_mean(value, names, 0.5)} Choices: {', '.join(names)}.")
+
+
+def did_you_mean(value: object, choices: Iterable[str], cutoff: float = 0.6) -> str:
+    """` Did you mean 'x'?` with the closest choice; "" if none is close.
+
+    cutoff: the least similarity, 0 to 1.
+    """
+    close = difflib.get_close_matches(str(value), sorted(choices), n=1, cutoff=cutoff)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def pair(field: str, values: Sequence[Any], example: str) -> tuple[float, float]:
+    """Two numbers (low, high). Raises `UserError` that names `field` and gives an example."""
+    if len(values) != 2 or not all(isinstance(value, float | int) for value in values):
+        raise UserError(f"{field}={tuple(values)} must be two numbers (low, high), such as {example}")
+    return values[0], values[1]
 
 
 def local_path(path: str | Path, field: str) -> Path:

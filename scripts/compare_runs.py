@@ -32,11 +32,19 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
+def _interval(low, high, over=", over patients"):
+    """An interval; it is NaN where both runs have the same predictions or there are few patients."""
+    return f"{low:+.3f} to {high:+.3f}{over}" if low == low else "no interval"
+
+
+def _smallest(difference, digits):
+    """The smallest difference that the test detects with 80 % power; NaN or 0 for equal predictions."""
+    return f"smallest detectable {difference:{digits}}" if difference > 0 else ""
+
+
 def _test(found, adjusted):
-    low, high = found.interval
-    interval = f"{low:+.3f} to {high:+.3f}" if low == low else "no interval"
-    smallest = f"{found.smallest:.3f}" if found.smallest == found.smallest else "-"
-    return f"{found.difference:+.4f} ({interval})  p {found.p:.3g}, Holm {adjusted:.3g}  shows {smallest}"
+    interval, smallest = _interval(*found.interval, over=""), _smallest(found.smallest, ".3f")
+    return f"{found.difference:+.4f} ({interval})  p {found.p:.3g}, Holm {adjusted:.3g}  {smallest}".rstrip()
 
 
 def compare(arguments):
@@ -74,15 +82,15 @@ def compare(arguments):
         if "dice" in row:
             for name in comparison.COMPARED:
                 low, high = row[f"{name}_interval"]
-                print(f"  {name:18s} {row[name]:+.4f} ({low:+.3f} to {high:+.3f}, over patients)")
+                print(f"  {name:18s} {row[name]:+.4f} ({_interval(low, high)})")
             p, holm = row["wilcoxon"], row["wilcoxon_holm"]
-            print(f"  Wilcoxon, Dice     p {p:.3g}, Holm {holm:.3g}  shows {row['smallest']:.3f}")
+            print(f"  Wilcoxon, Dice     p {p:.3g}, Holm {holm:.3g}  {_smallest(row['smallest'], '.3f')}".rstrip())
             continue
         if "auroc" in row:
             print(f"  AUROC     {_test(row['auroc'], row['auroc_holm'])}")
         print(f"  accuracy  {_test(row['accuracy'], row['accuracy_holm'])}")
         low, high = row["f1_macro_interval"]
-        print(f"  macro F1  {row['f1_macro']:+.4f} ({low:+.3f} to {high:+.3f}, over patients)")
+        print(f"  macro F1  {row['f1_macro']:+.4f} ({_interval(low, high)})")
 
 
 def main():

@@ -61,6 +61,9 @@ def _here(capture: str) -> Path:
 
 def main() -> None:
     """Print the table."""
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     try:

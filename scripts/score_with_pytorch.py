@@ -10,14 +10,19 @@ fixed Gaussian blur.
 import argparse
 import csv
 import json
+import sys
 from pathlib import Path
 
-import numpy as np
-import timm
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from safetensors.torch import load_file
+try:
+    import numpy as np
+    import timm
+    import torch
+    import torch.nn.functional as F
+    from PIL import Image
+    from safetensors.torch import load_file
+except ModuleNotFoundError as error:
+    print(f"{__doc__}\nerror: {error}: this script needs torch, timm, safetensors, numpy and pillow", file=sys.stderr)
+    sys.exit(2)
 
 KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 

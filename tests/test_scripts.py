@@ -231,6 +231,20 @@ def test_the_near_duplicates_that_a_public_set_lists_are_found(real_data):
     assert sum(frozenset(pair) in found for pair in across) > 0.95 * len(across)
 
 
+def test_identical_images_with_different_labels_are_listed(tmp_path):
+    write_set(tmp_path, 6)
+    data = tiny.resolved("finetune", data__root=str(tmp_path), data__split="all", data__max_side=0).data
+    usable = index.build(image_folder.source(data, 1))
+    labels = usable.source.labels
+    other = next(i for i, label in enumerate(labels) if label != labels[0])
+    usable.hashes[other] = usable.hashes[0]
+    leaks = audit.compare(usable, {"train": np.arange(len(usable))}, near=False)
+    assert leaks.any and leaks.contradictions == [
+        (usable.source.names[0], labels[0], usable.source.names[other], labels[other])
+    ]
+    assert "1 pair(s) of identical images with different labels" in leaks.lines()[0]
+
+
 def test_images_that_pre_training_saw_are_listed(tmp_path):
     rows = write_set(tmp_path, 6)
     data = tiny.resolved("finetune", data__root=str(tmp_path), data__split="all", data__max_side=0).data

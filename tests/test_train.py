@@ -280,6 +280,8 @@ def test_real_images_train(tmp_path, real_data):
         ({"optim__eps": 0.0}, ["optim.eps=0.0", "greater than 0"]),
         ({"log__every_steps": 0}, ["log.every_steps=0", "at least 1"]),
         ({"report__num_eval_images": 0}, ["report.num_eval_images=0", "at least 1"]),
+        ({"data__crop_scale": (0.5,)}, ["data.crop_scale=(0.5,)", "two numbers (low, high)", "(0.2, 1.0)"]),
+        ({"data__mean": ("abc",)}, ["data.mean=('abc',)", "must be numbers"]),
         ({"data__crop_scale": (0.5, 0.2)}, ["data.crop_scale=(0.5, 0.2)"]),
         ({"data__fraction": 0.0}, ["data.fraction=0.0", "(0, 1]"]),
         ({"data__check": "all"}, ["data.check", "pixels"]),

@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from deblur_mae_jax.errors import NotSaved, StoreError, UserError
+from deblur_mae_jax.errors import NotSaved, StoreError, UserError, unknown
 from deblur_mae_jax.performance import tuning
 
 BEGAN = time.monotonic()
@@ -77,6 +77,8 @@ def define_flags() -> None:
     text("coordinator", None, "Address host:port of process 0, where the processes do not find each other.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: number of this process.")  # fmt: skip
+    for flag in flags.FLAGS.flags_by_module_dict()[__name__]:  # --help shows the flags of the main program
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def fail(message: object, status: int = 2) -> None:
@@ -108,10 +110,13 @@ def located(argument: str) -> str:
         path, colon = renamed, ":" if words else ""
         print(f"{value} is now {path}{colon}{words}", file=sys.stderr)
     if not Path(path).exists():
-        shipped = importlib.resources.files("deblur_mae_jax") / "configs" / Path(path).name
+        shipped = Path(str(importlib.resources.files("deblur_mae_jax") / "configs" / Path(path).name))
         if shipped.is_file():
             print(f"{path} is that of the installed package, {shipped}", file=sys.stderr)
             path = str(shipped)
+        else:
+            files = {file.name for place in (shipped.parent, Path(path).parent) for file in place.glob("[!_]*.py")}
+            fail(unknown("--config", path, {Path(path).with_name(name).as_posix() for name in files}))
     return f"{flag}={path}{colon}{words}"
 
 

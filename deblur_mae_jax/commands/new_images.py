@@ -11,13 +11,14 @@ import numpy as np
 
 from deblur_mae_jax.config import copy, flat
 from deblur_mae_jax.data import dataset, privacy, summary
-from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.data.index import Index, hashes_of_index, known_hashes
 from deblur_mae_jax.data.listing import existing_root
 from deblur_mae_jax.data.packing import INDEX
 from deblur_mae_jax.data.source import BadImage, Skipped
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 from deblur_mae_jax.training.progress import Progress
+from deblur_mae_jax.workdir.run_folder import Workdir
 
 CHUNK = 256
 
@@ -46,12 +47,29 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
     except UserError as error:
         advice = "config.data.columns='path=NAME' names it"  # a flag of training
         raise UserError(str(error).replace("config.data.root", "--input").replace(advice, "Rename it")) from error
-    for note in trained.notes:
+    for note in trained.notes + _trained_on(trained, index):
         progress.print(f"note: {note}")
     table = summary.rows(index)
     for line in summary.lines([row for row in table if row[0] not in ("splits", "classes", "patients", "masks")]):
         progress.print(line)
     return index
+
+
+def _trained_on(trained: TrainedNetwork, index: Index) -> list[str]:
+    """A note if a run has seen these images: their predictions do not show how good it is."""
+    path = Path(trained.path)
+    if not path.is_dir():
+        return []
+    workdir = Workdir(path)
+    own = set(hashes_of_index(workdir.index()) or ())
+    before = known_hashes(workdir.pretrained_images) or set()
+    counts = [sum(value in hashes for value in index.hashes if value) for hashes in (own, before - own)]
+    what = ("images of this run (training, validation or test)", "images of its pre-training")
+    return [
+        f"{count} of these images are {of}: do not measure its accuracy on them"
+        for count, of in zip(counts, what, strict=True)
+        if count
+    ]
 
 
 def chunks(index: Index, skipped: list[Skipped]) -> Iterator[tuple[list[int], list[np.ndarray]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from deblur_mae_jax.data import copies
 from deblur_mae_jax.data.index import Index, pixel_hash
-from deblur_mae_jax.data.source import BadImage, subset
+from deblur_mae_jax.data.source import BadImage, Source, subset
 
 NEAR_COSINE = 0.995
 
@@ -40,17 +39,19 @@ class Leaks:
     pretraining: names of evaluated images that were also used in pre-training.
     pretraining_known: whether the pre-training run recorded its images.
     near_checked: whether perceptual hashes were compared too.
+    contradictions: names and labels of identical images that have different labels, in any splits.
     """
 
     pairs: list[Pair]
     pretraining: list[str]
     pretraining_known: bool
     near_checked: bool
+    contradictions: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
 
     @property
     def any(self) -> bool:
         """Whether anything was found."""
-        return bool(self.pairs or self.pretraining)
+        return bool(self.pairs or self.pretraining or self.contradictions)
 
     def lines(self) -> list[str]:
         """Describe each kind of leak in one line."""
@@ -61,6 +62,12 @@ class Leaks:
             out.append(
                 f"{count} pair(s) across splits, {kind}: for example '{example.first}' "
                 f"({example.first_split}) and '{example.second}' ({example.second_split})"
+            )
+        if self.contradictions:
+            first, label, second, other = self.contradictions[0]
+            out.append(
+                f"{len(self.contradictions)} pair(s) of identical images with different labels: for example '{first}' "
+                f"({label}) and '{second}' ({other})"
             )
         if self.pretraining:
             out.append(
@@ -76,6 +83,8 @@ class Leaks:
             out.writerow(["kind", "first", "first_split", "second", "second_split"])
             for p in self.pairs:
                 out.writerow([p.kind, p.first, p.first_split, p.second, p.second_split])
+            for first, label, second, other in self.contradictions:
+                out.writerow(["identical, other label", first, label, second, other])
             for name in self.pretraining:
                 out.writerow(["seen in pre-training", name, "judged", name, "pre-training"])
 
@@ -143,7 +152,20 @@ def compare(
     judged = indices.get("test", indices.get("val", np.empty(0, int)))
     seen = [names[i] for i in judged if pretrained and hashes[i] in pretrained]
     ordered = sorted(pairs.pairs.values(), key=lambda p: (p.kind, p.first, p.second))
-    return Leaks(ordered, seen, pretrained is not None, near)
+    return Leaks(ordered, seen, pretrained is not None, near, _contradictions(source, list(by_hash.values())))
+
+
+def _contradictions(source: Source, identical: list[list[int]]) -> list[tuple[str, str, str, str]]:
+    """Names and labels of identical images whose label differs from that of the first of them."""
+    names, labels = source.names, source.labels
+    if labels is None:
+        return []
+    return [
+        (names[first], labels[first], names[i], labels[i])
+        for first, *others in identical
+        for i in others
+        if labels[i] != labels[first]
+    ]
 
 
 def _hashes(index: Index, used: list[int]) -> list[str]:
@@ -172,17 +194,3 @@ def _note_neighbours(pairs: _Pairs, embeddings: np.ndarray, used: list[int]) -> 
         for d, other in zip(distance[row], neighbour[row], strict=True):
             if 1 - d >= NEAR_COSINE:
                 pairs.note("near in the embedding", i, used[int(other)])
-
-
-def known_hashes(path: Path) -> set[str] | None:
-    """Hashes of the images used in pre-training, from the copy in the workdir. `None` if there is no copy."""
-    return set(json.loads(path.read_text())) if path.exists() else None
-
-
-def hashes_of_index(path: Path) -> list[str] | None:
-    """Hashes of the images of a run, read from its index. `None` if the index holds no hashes."""
-    try:
-        entries = json.loads(path.read_text())["entries"].values()
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-    return sorted({e["hash"] for e in entries if e.get("hash")}) or None

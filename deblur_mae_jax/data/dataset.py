@@ -38,8 +38,11 @@ def load_source(config: ConfigDict, split: str | None = None) -> Source:
         module = module_of(used, axes)
         source = module.source(copy(data, {"root": _without_modality(str(data.root))}), config.model.in_chans)
         said = "most files are DICOM, so they are read as with config.data.name=dicom"
-        return dataclasses.replace(source, notes=[said, *source.notes])
-    return module.source(data, config.model.in_chans)
+        source = dataclasses.replace(source, notes=[said, *source.notes])
+    else:
+        source = module.source(data, config.model.in_chans)
+    data_index.require_some(source, str(data.root))
+    return source
 
 
 def name_used(config: ConfigDict) -> str:

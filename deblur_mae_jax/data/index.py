@@ -169,11 +169,7 @@ def build(
         raise unknown("config.data.check", check, CHECKS)
     if not 0 < fraction <= 1:
         raise UserError(f"config.data.fraction={fraction} must be in (0, 1]")
-    if len(source) == 0:
-        raise UserError(
-            "config.data.root: no image found there"
-            + (f" ({len(source.skipped)} other files; {_first(source.skipped)})" if source.skipped else "")
-        )
+    require_some(source, "")
     if fraction < 1:
         count = max(1, round(fraction * len(source)))
         chosen = np.random.Generator(np.random.Philox(key=[seed, 1 << 40])).permutation(len(source))
@@ -316,6 +312,17 @@ def _known(source: Source, checked: Checked, masks: bool) -> Index:
     return Index(source, checked.sizes, list(source.skipped), digest.hexdigest()[:16], checked.hashes, values, edges)
 
 
+def require_some(source: Source, root: str) -> None:
+    """Raise `UserError` if a source has no image.
+
+    root: where it was looked for; "" if that is not known.
+    """
+    if len(source) == 0:
+        where = f"in '{root}'" if root else "there"
+        others = f" ({len(source.skipped)} other files; {_first(source.skipped)})" if source.skipped else ""
+        raise UserError(f"config.data.root: no image found {where}{others}")
+
+
 def _first(skipped: list[Skipped]) -> str:
     return f"the first is '{skipped[0].name}': {skipped[0].reason}"
 
@@ -340,3 +347,17 @@ def write_skipped(path: Path, skipped: list[Skipped]) -> None:
         writer = csv.writer(file)
         writer.writerow(["name", "reason"])
         writer.writerows((s.name, s.reason) for s in sorted(skipped, key=lambda s: s.name))
+
+
+def hashes_of_index(path: Path) -> list[str] | None:
+    """Hashes of the images of a run, read from its index. `None` if the index holds no hashes."""
+    try:
+        entries = json.loads(path.read_text())["entries"].values()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return sorted({e["hash"] for e in entries if e.get("hash")}) or None
+
+
+def known_hashes(path: Path) -> set[str] | None:
+    """Hashes of the images used in pre-training, from the copy in the workdir. `None` if there is no copy."""
+    return set(json.loads(path.read_text())) if path.exists() else None

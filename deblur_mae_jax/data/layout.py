@@ -164,6 +164,10 @@ def _labels(images: list[Item], layout: Layout) -> tuple[list[str], int]:
         depth = 1
         layout.notes.append(f"all images are in '{next(iter(firsts))}'; its sub-folders are the classes")
     raw = [item.rest[depth] if len(item.rest) > depth else "" for item in images]
+    unclear = _same_folders(images, depth)
+    if unclear:
+        layout.notes.append(unclear)
+        return [""] * len(images), depth
     if naming.like_patients(filter(None, raw)) and all(raw):
         layout.notes.append(
             f"the folders {', '.join(sorted(set(raw))[:3])} ... look like patients: they are groups, not classes"
@@ -177,6 +181,25 @@ def _labels(images: list[Item], layout: Layout) -> tuple[list[str], int]:
     layout.notes += [f"classes: {line}" for line in lines]
     # A folder may be called "none" or "NA", unlike an empty cell of a table.
     return [label or name for label, name in zip(labels, raw, strict=True)], depth
+
+
+def _same_folders(images: list[Item], depth: int) -> str:
+    """A note if the folders of this depth all hold folders of the same names, as hospitals with the same classes do."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for item in images:
+        if len(item.rest) <= depth + 1 or naming.is_id(item.rest[depth + 1]):
+            return ""
+        below[item.rest[depth]].add(item.rest[depth + 1])
+    if len(below) < 2:
+        return ""
+    first, *others = below.values()
+    if len(first) < 2 or any(names != first for names in others):
+        return ""
+    outer, inner = (", ".join(sorted(names)[:3]) for names in (below, first))
+    return (
+        f"the folders {outer} all hold the folders {inner}: it is not clear which of them are the classes, so the "
+        "images have no labels; a CSV with the column 'label' names them"
+    )
 
 
 def _groups(
@@ -210,7 +233,7 @@ def _groups(
             f"names such as '{images[0].stem}' look like several views of one patient, and no patients are known; "
             f'config.data.group_pattern="{suggestion[0]}" makes {suggestion[1]} patients of {len(images)} images'
         )
-    deeper = next((item for item in images if labels and len(item.rest) > 1), None)
+    deeper = next((item for item in images if any(labels) and len(item.rest) > 1), None)
     if deeper is not None and not volumes:
         layout.notes.append(
             f"the folders below the classes, such as '{deeper.rest[-1]}', are not used; if they are patients, give "

@@ -98,12 +98,17 @@ def _masks_of(row: dict[str, str], finder: tables.Finder) -> tuple[str, ...]:
 def refuse_twice(root: Path, paths: list[str], cells: list[str]) -> None:
     """Raise `UserError` if two rows name the same file, in whatever spelling."""
     first: dict[str, str] = {}
+    twice: list[tuple[str, str]] = []
     for named, cell in zip(paths, cells, strict=True):
         path = os.path.realpath(named)
         if path in first:
-            also = f" (also as '{first[path]}')" if first[path] != cell else ""
-            raise UserError(f"config.data.root: '{root}' lists '{cell}' twice{also}")
-        first[path] = cell
+            twice.append((cell, first[path]))
+        first.setdefault(path, cell)
+    if twice:
+        cell, other = twice[0]
+        also = f" (also as '{other}')" if other != cell else ""
+        count = f"; {len(twice)} rows are such repetitions" if len(twice) > 1 else ""
+        raise UserError(f"config.data.root: '{root}' lists '{cell}' twice{also}{count}. Keep one row for each file")
 
 
 def groups_of(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from deblur_mae_jax.data.source import Checked, Skipped, Source, subset
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val", "test")
 # The class of every image in a segmentation task, whose labels are masks.
@@ -29,13 +29,18 @@ def folds(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, s
         f"group {g}" if g else f"image {i}" for i, g in enumerate(groups if groups is not None else [""] * len(labels))
     ]
     if len(set(by_class)) < num_folds:
-        raise UserError(f"config.data.folds={num_folds}: there are only {len(set(by_class))} patients to divide")
+        patients = len(set(by_class))
+        raise UserError(
+            f"config.data.folds={num_folds}: there are only {patients} patient(s) to divide (such as '{by_class[0]}'). "
+            "If these are no patients, change config.data.group_pattern or the column 'group'"
+        )
     rarest = min((list(labels).count(name), name) for name in set(labels))
     if rarest[0] < num_folds:
         raise UserError(
             f"config.data.folds={num_folds}: "
             + (f"class '{rarest[1]}' has" if rarest[1] != ANY else "there are")
-            + f" only {rarest[0]} image(s), fewer than the folds; use fewer folds, or name the splits in a manifest"
+            + f" only {rarest[0]} image(s), fewer than the folds.{did_you_mean(rarest[1], set(labels) - {rarest[1]})} "
+            "Otherwise use fewer folds, or name the splits in a CSV"
         )
     # Imported here because scikit-learn would delay the start of every run by a second.
     from sklearn.model_selection import StratifiedGroupKFold
@@ -239,9 +244,10 @@ def _load(load, name: str, wanted: str, data, sources: dict[str, Source], by_mas
             )
         return source
     if source.labels is None or not any(source.labels):
+        why = [note for note in source.notes if "not classes" in note or "not clear" in note]
         raise UserError(
-            "config.data.root: the images have no labels: a folder needs one sub-folder per "
-            "class, a CSV a column 'label'"
+            "config.data.root: the images have no labels: a folder needs one sub-folder per class, a CSV a column "
+            "'label'" + "".join(f" ({note})" for note in why)
         )
     return source
 
@@ -254,9 +260,12 @@ def require(classes: list[str], labels: np.ndarray, indices: dict[str, np.ndarra
             raise UserError(f"config.data.{field}: the {name} split has no labelled image that can be used")
     absent = sorted(set(range(len(classes))) - set(labels[indices["train"]].tolist()))
     if absent:
+        name = classes[absent[0]]
+        known = [classes[i] for i in set(labels[indices["train"]].tolist())]
+        count = int(np.isin(np.arange(len(labels)), np.concatenate(list(indices.values())))[labels == absent[0]].sum())
         raise UserError(
-            f"config.data.split={data.split}: no training image of class '{classes[absent[0]]}', which "
-            "the other splits have"
+            f"config.data.split={data.split}: no training image of class '{name}', which {count} image(s) of "
+            f"the other splits have.{did_you_mean(name, known)}"
         )
 
 

@@ -287,9 +287,12 @@ def _clean(table: Table, name: str) -> None:
 def _keep(table: Table, path: Path, split: str) -> None:
     """Keep the rows of the wanted splits. Raises `UserError` if the CSV has none of them."""
     wanted = naming.wanted_splits(split)
+    present = {row["split"] for row in table.rows if row.get("split")}
+    if not present and "split" in table.columns:
+        del table.columns["split"]
+        table.notes.append("no row names a split: as without the column")
     if "split" not in table.columns or not wanted:
         return
-    present = {row["split"] for row in table.rows if row["split"]}
     # The default names several splits, and not all of them need to exist. It is an error only if none exists.
     if not wanted & present:
         raise UserError(

@@ -28,6 +28,7 @@ SCALED = "its values are from 0 to 1, so it is read as CT that is scaled already
 VOXEL_ON_VOXEL = "the volume or its mask states no orientation, so the mask is laid on it voxel by voxel"
 FLAT = "CT from {:.4g} to {:.4g} is nearly uniform after config.data.ct_window; these are hardly Hounsfield units"
 LABELS = "the volume holds only {} different whole numbers, as label maps do"
+HOUNSFIELD = "MR with values from {:.4g} to {:.4g}, as CT in Hounsfield units has; is it CT (=ct)?"
 NO_AIR = (
     "CT without a value below 0, so it holds no air: if its values have an offset (1024 is usual), shift them to "
     "Hounsfield units, or set config.data.ct_window"
@@ -186,6 +187,8 @@ class Volumes:
                 notes.append(FLAT.format(float(stored.min()), float(stored.max())))
         else:
             scaled = _standardised(values)
+            if stored.min() < -300:  # MR has no large negative values; Hounsfield units have, in air
+                notes.append(HOUNSFIELD.format(float(stored.min()), float(stored.max())))
         return scaled.astype(np.float16)[..., None], notes
 
     def _resampled_shape(self, shape: tuple[int, ...], zooms: Any) -> tuple[int, ...]:

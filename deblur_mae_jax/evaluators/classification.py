@@ -21,7 +21,7 @@ from deblur_mae_jax.reports import classification as report
 from deblur_mae_jax.reports import classification_figures, page, predictions
 from deblur_mae_jax.reports.predictions import Predictions
 from deblur_mae_jax.training import stop
-from deblur_mae_jax.training.evaluator import Conclusion, Judgement
+from deblur_mae_jax.training.evaluator import Conclusion, Judgement, conclusion
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.workdir import metric_writer
 from deblur_mae_jax.workdir.run_folder import Workdir
@@ -174,11 +174,7 @@ class Evaluator:
         notes = self._notes(step, drawn, features, mistakes)
         table = predictions.concatenate(tables)
         numbers = report.write(self.workdir, table, self.run.index, indices, notes)
-        name = numbers["judged_on"]
-        measures = {
-            f"{name}_{k}": v["value"] for k, v in numbers["splits"][name]["per_image"].items() if v["value"] is not None
-        }
-        return Conclusion(measures, report.verdict(numbers), figure)
+        return conclusion(numbers, report.verdict(numbers), figure)
 
     def _notes(self, step: int, drawn: np.ndarray, features: np.ndarray, mistakes: list[Any]) -> report.Notes:
         labels = self.labels

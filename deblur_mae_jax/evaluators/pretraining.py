@@ -116,6 +116,8 @@ class Evaluator:
             facts={
                 "step": f"{step} of {run.total_steps}",
                 "images": len(run.index),
+                "evaluated": f"{len(self.names)} images of "
+                + (config.report.eval_split or "the training set; config.report.eval_split names others"),
                 "batch": config.optim.batch_size,
                 "GFLOP per image": f"{run.network.flops_per_image / 1e9:.2f}",
                 "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -11,6 +11,7 @@ from deblur_mae_jax import config as fields
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data import audit
 from deblur_mae_jax.data import grid as grids
+from deblur_mae_jax.data.index import known_hashes
 from deblur_mae_jax.data.source import BadImage, Skipped
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference.segmenter import Segmenter
@@ -20,7 +21,7 @@ from deblur_mae_jax.reports import segmentation as report
 from deblur_mae_jax.reports.cases import Cases
 from deblur_mae_jax.reports.segmentation_figures import Shown
 from deblur_mae_jax.training import stop
-from deblur_mae_jax.training.evaluator import Conclusion, Judgement
+from deblur_mae_jax.training.evaluator import Conclusion, Judgement, conclusion
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.workdir import metric_writer
 from deblur_mae_jax.workdir.run_folder import Workdir
@@ -170,11 +171,7 @@ class Evaluator:
             n_train=len(self.supervision.indices["train"]),
         )
         numbers = report.write(self.workdir, cases.concatenate(tables), notes)
-        name = numbers["judged_on"]
-        measures = {
-            f"{name}_{k}": v["value"] for k, v in numbers["splits"][name]["per_image"].items() if v["value"] is not None
-        }
-        return Conclusion(measures, report.verdict(numbers), figure)
+        return conclusion(numbers, report.verdict(numbers), figure)
 
     def _leaks(self) -> audit.Leaks:
         """Find copies across splits, and images that pre-training saw if these can be compared."""
@@ -191,7 +188,7 @@ class Evaluator:
         return audit.compare(
             run.index,
             self.supervision.indices,
-            pretrained=audit.known_hashes(self.workdir.pretrained_images) if comparable else None,
+            pretrained=known_hashes(self.workdir.pretrained_images) if comparable else None,
             near=run.config.report.audit == "near" and not is_3d,
         )
 

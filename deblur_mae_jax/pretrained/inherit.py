@@ -14,6 +14,7 @@ from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
 from deblur_mae_jax import sides
 from deblur_mae_jax.data import buckets
+from deblur_mae_jax.data.index import hashes_of_index
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
@@ -123,9 +124,7 @@ def keep_copy(workdir: Workdir, source: TrainedNetwork) -> None:
     """Save the parts of the source that a later start or a prediction needs. All processes call this."""
     if jax.process_index() == 0 and not workdir.has_checkpoint():
         workdir.pretrained.mkdir(exist_ok=True)
-        from deblur_mae_jax.data import audit  # takes a second to import
-
-        seen = audit.hashes_of_index(Workdir(source.path).index())
+        seen = hashes_of_index(Workdir(source.path).index())
         if seen is not None:
             run_folder.write_json(workdir.pretrained_images, seen)
         draft = workdir.pretrained_weights.with_suffix(".tmp")

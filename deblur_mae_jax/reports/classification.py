@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.data import audit
-from deblur_mae_jax.data.index import Index
+from deblur_mae_jax.data.index import Index, known_hashes
 from deblur_mae_jax.metrics import classification
 from deblur_mae_jax.reports import classification_figures, page, predictions
 from deblur_mae_jax.reports.predictions import Predictions
@@ -62,7 +62,7 @@ def write(
     leaks = audit.compare(
         index,
         indices,
-        pretrained=audit.known_hashes(workdir.pretrained_images),
+        pretrained=known_hashes(workdir.pretrained_images),
         near=notes.config["report.audit"] == "near",
     )
     leaks.write(workdir.leakage)
@@ -73,8 +73,8 @@ def write(
 
 
 def verdict(numbers: dict[str, Any]) -> str:
-    """The balanced accuracy and its interval, compared with chance, and a doubt if there is one."""
-    return " ".join([_against_chance(numbers), *numbers["doubts"]])
+    """The balanced accuracy and its interval, compared with chance, a doubt if there is one, and leaks."""
+    return " ".join([_against_chance(numbers), *numbers["doubts"], *page.leakage(numbers["leakage"])])
 
 
 def _against_chance(numbers: dict[str, Any]) -> str:
@@ -117,11 +117,8 @@ def doubts(judged: Predictions, curves: list[dict[str, Any]], metric: str) -> li
     if len(np.unique(judged.labels[known])) > 1 and len(np.unique(predicted)) == 1:
         always = judged.classes[int(predicted[0])]
         return [f"All {len(judged)} judged images are predicted as '{always}': it did not learn the classes. {ADVICE}."]
-    values = [line[f"val_{metric}"] for line in curves if line.get(f"val_{metric}") is not None]
-    sign = 1 if classification.HIGHER_IS_BETTER[metric] else -1
-    if len(values) > 2 and max(sign * value for value in values[1:]) <= sign * values[0]:
-        return [f"The validation {metric.replace('_', ' ')} never improved on its first value. {ADVICE}."]
-    return []
+    found = page.never_improved(curves, metric, classification.HIGHER_IS_BETTER[metric])
+    return [f"{line} {ADVICE}." for line in found]
 
 
 def few_patients(judged: Predictions) -> list[str]:
@@ -183,7 +180,7 @@ def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: 
         )
     warnings += numbers["doubts"] + few_patients(judged)
     warnings += page.no_test_split(numbers["judged_on"])
-    warnings += [f"Leakage: {line}." for line in leaks.lines()]
+    warnings += page.leakage(numbers["leakage"])
     warnings += [line for line in notes.lines if "no image of class" in line]
     facts = {
         "task": f"{len(table.classes)} classes: {', '.join(table.classes)}",

@@ -166,6 +166,8 @@ def curves(lines: list[dict[str, Any]], best_step: int | None = None) -> Figure:
 
     def draw(axis, key, **style):
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if len(points) == 1:  # a line needs two
+            style = {"marker": "o", "ms": 3} | style
         if points:
             axis.plot(*zip(*points, strict=True), **style)
 

@@ -182,6 +182,28 @@ def judged(
     ])  # fmt: skip
 
 
+def leakage(lines: list[str]) -> list[str]:
+    """A warning for each kind of leak."""
+    return [f"Leakage: {line}." for line in lines]
+
+
+def never_improved(curves: list[dict[str, Any]], metric: str, higher: bool) -> list[str]:
+    """A line if the validation measure was best before the first step; else [].
+
+    curves: lines of `metrics.jsonl`.
+    metric: measure that selected the weights on the validation images.
+    higher: whether a higher value is better.
+    """
+    values = [line[f"val_{metric}"] for line in curves if line.get(f"val_{metric}") is not None]
+    sign = 1 if higher else -1
+    if len(values) < 2 or max(sign * value for value in values[1:]) > sign * values[0]:
+        return []
+    return [
+        f"The validation {metric.replace('_', ' ')} never improved on its first value, that of the network before "
+        "training."
+    ]
+
+
 def no_test_split(judged_on: str) -> list[str]:
     """Return a warning if the numbers are not those of test images."""
     if judged_on == "test":

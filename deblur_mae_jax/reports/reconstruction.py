@@ -29,8 +29,8 @@ PROBES = {
 MEANING = {
     "eval_loss": "loss on the evaluation images",
     "eval_loss_of_mean": "loss of predicting each image by its mean (baseline)",
-    "psnr_degraded": "PSNR of the degraded input (dB)",
-    "psnr_restored": "PSNR of its unmasked reconstruction (dB)",
+    "psnr_degraded": "PSNR of the degraded input (dB), from the mean squared error over all images",
+    "psnr_restored": "PSNR of its unmasked reconstruction (dB), from the same",
     "ssim_degraded": "SSIM of the degraded input",
     "ssim_restored": "SSIM of its unmasked reconstruction",
     **FEATURES,
@@ -83,6 +83,8 @@ def reconstruction_sheet(
 def curve(axis: Axes, lines: list[dict[str, Any]], key: str, **style: Any) -> None:
     """Draw the values of `key` in lines of `metrics.jsonl` against the step."""
     points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    if len(points) == 1:  # a line needs two
+        style = {"marker": "o", "ms": 3} | style
     if points:
         axis.plot(*zip(*points, strict=True), label=key.replace("_", " "), **style)
 
@@ -137,7 +139,7 @@ def level_table(rows: list[dict[str, float]]) -> str:
             [
                 f"{row['sigma']:.1f}" if row["sigma"] else "",
                 f"{row['images']:.0f}",
-                *(f"{row[name]:.2f}" for name in ("psnr_degraded", "psnr_restored")),
+                *(f"{row[name]:.2f}" if row[name] < 119 else "equal" for name in ("psnr_degraded", "psnr_restored")),
                 *(f"{row[name]:.3f}" for name in ("ssim_degraded", "ssim_restored")),
             ],
         )

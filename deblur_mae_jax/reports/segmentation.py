@@ -48,6 +48,7 @@ def write(workdir: Workdir, table: Cases, notes: Notes) -> dict[str, Any]:
         "tolerance": config["report.tolerance"],
         "empty": config["report.empty"],
         "leakage": notes.leaks.lines(),
+        "doubts": doubts(notes),
     }
     notes.leaks.write(workdir.leakage)
     run_folder.write_json(workdir.measures, numbers)
@@ -56,7 +57,21 @@ def write(workdir: Workdir, table: Cases, notes: Notes) -> dict[str, Any]:
 
 
 def verdict(numbers: dict[str, Any]) -> str:
-    """One sentence with the mean Dice and the number of missed structures."""
+    """The mean Dice and the number of missed structures, a doubt if there is one, and leaks."""
+    return " ".join([_dice(numbers), *numbers["doubts"], *page.leakage(numbers["leakage"])])
+
+
+def doubts(notes: Notes) -> list[str]:
+    """A line that says that the network has not learned, and what to try; [] if it has."""
+    metric = notes.config["select.metric"]
+    found = page.never_improved(notes.curves, metric, segmentation.HIGHER_IS_BETTER[metric])
+    return [
+        f"{line} Try more epochs (--config.optim.epochs), or another learning rate (--config.optim.base_lr)."
+        for line in found
+    ]
+
+
+def _dice(numbers: dict[str, Any]) -> str:
     judged = numbers["splits"][numbers["judged_on"]]
     text = (
         f"Dice {page.cell(judged['per_image']['dice'])} on {judged['images']} {numbers['judged_on']} images "
@@ -102,8 +117,7 @@ def _page(workdir: Workdir, table: Cases, numbers: dict[str, Any], notes: Notes)
         drawn[FIGURES] = segmentation_figures.overlays(notes.shown)
     folder = workdir.make_report()
     images = page.figures(folder, drawn)
-    warnings = page.no_test_split(judged_on)
-    warnings += [f"Leakage: {line}." for line in notes.leaks.lines()]
+    warnings = numbers["doubts"] + page.no_test_split(judged_on) + page.leakage(numbers["leakage"])
     missed = numbers["splits"][judged_on]["missed"]
     facts = {
         "labels": ", ".join(table.labels),
@@ -114,7 +128,7 @@ def _page(workdir: Workdir, table: Cases, numbers: dict[str, Any], notes: Notes)
         "empty masks": POLICY[config["report.empty"]],
         "missed": ", ".join(f"{k}: {v}" for k, v in missed.items()),
     }
-    page.judged(folder, notes, verdict(numbers), warnings, facts, {
+    page.judged(folder, notes, _dice(numbers), warnings, facts, {
         "Measures": measures(numbers),
         "Per label": page.embedded(images["figures.png"], "box plots of every measure per label"),
         "Cases": page.embedded(images[FIGURES], "overlays") if notes.shown else "",

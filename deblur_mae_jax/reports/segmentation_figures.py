@@ -55,6 +55,8 @@ def curves(lines: list[dict[str, Any]], best_step: int | None, metric: str) -> F
 
     def draw(axis: Any, key: str, **style: Any) -> None:
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if len(points) == 1:  # a line needs two
+            style = {"marker": "o", "ms": 3} | style
         if points:
             axis.plot(*zip(*points, strict=True), **style)
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax import network as networks
 from deblur_mae_jax import sides
-from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.errors import UserError, pair, unknown
 from deblur_mae_jax.inference import sliding_window
 from deblur_mae_jax.network import Identity
 
@@ -62,14 +62,16 @@ def _require(field: str, value: Any, ok: bool, rule: str) -> None:
 
 def _check_views(c: ConfigDict) -> None:
     """Checks for 2-D images only."""
-    low, high = c.data.crop_scale
+    low, high = pair("config.data.crop_scale", c.data.crop_scale, "(0.2, 1.0)")
     _require("data.crop_scale", (low, high), 0 < low <= high <= 1, "(low, high) within (0, 1]")
-    low, high = c.data.crop_ratio
+    low, high = pair("config.data.crop_ratio", c.data.crop_ratio, "(0.75, 1.33)")
     _require("data.crop_ratio", (low, high), 0 < low <= high, "(low, high), greater than 0")
     if c.task.blur_site not in ("native", "network"):
         raise unknown("config.task.blur_site", c.task.blur_site, ("native", "network"))
     for name in ("mean", "std"):
         values = c.data[name]
+        if not all(isinstance(value, float | int) for value in values):
+            raise UserError(f"config.data.{name}={tuple(values)} must be numbers, such as (0.5,)")
         if values and len(values) not in (1, c.model.in_chans):
             raise UserError(
                 f"config.data.{name}={tuple(values)} must have one value, or one for each of "

@@ -6,7 +6,9 @@ A task names its evaluator in `KIND.evaluator`; the file is `deblur_mae_jax/eval
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,13 +31,15 @@ class Conclusion(NamedTuple):
     """The final result of a run.
 
     measures: the measures by name.
-    text: a sentence for the terminal.
+    text: sentences for the terminal.
     figure: path of the figure to look at first.
+    intervals: of the measures that have one, 95 %.
     """
 
     measures: dict[str, float]
     text: str
     figure: Path
+    intervals: Mapping[str, tuple[float, float]] = MappingProxyType({})
 
 
 class Evaluator(Protocol):
@@ -54,3 +58,11 @@ class Evaluator(Protocol):
         params: the best parameters of a finished run; None if the run was interrupted or does not select weights.
         main: whether this process writes files.
         """
+
+
+def conclusion(numbers: dict[str, Any], text: str, figure: Path) -> Conclusion:
+    """The conclusion from the numbers of a report."""
+    name = numbers["judged_on"]
+    found = {f"{name}_{k}": v for k, v in numbers["splits"][name]["per_image"].items() if v["value"] is not None}
+    intervals = {k: (v["low"], v["high"]) for k, v in found.items() if v.get("low") is not None}
+    return Conclusion({k: v["value"] for k, v in found.items()}, text, figure, intervals)

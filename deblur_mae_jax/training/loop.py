@@ -366,7 +366,10 @@ class Loop:
         """Print how the run ended and where its files are."""
         ended = "finished" if finished else "stopped on request"
         lines = [f"{ended} at step {step}, parameter hash {code}"]
-        lines += [f"  {k.replace('_', ' '):32s} {v:.4f}" for k, v in conclusion.measures.items()]
+        for name, value in conclusion.measures.items():
+            low_high = conclusion.intervals.get(name)
+            interval = f"  (95 %: {low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else ""
+            lines.append(f"  {name.replace('_', ' '):32s} {value:.4f}{interval}")
         lines += [conclusion.text] if conclusion.text else []
         lines += [
             f"figures     {self.workdir.shown(conclusion.figure)}",

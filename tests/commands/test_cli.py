@@ -54,6 +54,13 @@ def test_every_config_name_of_version_0_1_still_works(old, capsys, monkeypatch):
     assert config.task.name
 
 
+def test_a_misspelt_config_is_named(capsys, monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    with pytest.raises(SystemExit):
+        cli.located("--config=configs/finetun.py:small")
+    assert "unknown name 'configs/finetun.py'. Did you mean 'configs/finetune.py'?" in capsys.readouterr().err
+
+
 def test_an_old_name_keeps_its_argument(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert cli.located("--config=configs/finetune_ovary.py:repo") == "--config=configs/finetune.py:ovary,repo"
@@ -72,8 +79,11 @@ def test_the_installed_command_finds_the_configs_of_the_package(tmp_path, monkey
     shipped = tmp_path / "package" / "configs"
     assert cli.located("--config=configs/quickstart.py") == f"--config={shipped / 'quickstart.py'}"
     assert cli.located("--config=configs/finetune_ovary.py") == f"--config={shipped / 'finetune.py'}:ovary"
-    assert cli.located("--config=configs/no_such.py") == "--config=configs/no_such.py"
-    assert "configs/quickstart.py is that of the installed package" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.located("--config=configs/no_such.py")
+    said = capsys.readouterr().err
+    assert "configs/quickstart.py is that of the installed package" in said
+    assert "'configs/no_such.py'" in said and "Choices: configs/finetune.py, configs/quickstart.py" in said
     for own in ("mine/quickstart.py", "/data/quickstart.py", "mine/finetune_ovary.py", "configs/quickstart"):
         assert cli.located(f"--config={own}") == f"--config={own}"  # a mistake, not the package's file
     (tmp_path / "configs").mkdir()

@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import json
 import shutil
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 from tiny_runs import classifier, stirred
 
 import deblur_mae_jax as dm
-from deblur_mae_jax.commands import predict
+from deblur_mae_jax.commands import new_images, predict
 from deblur_mae_jax.data import grid, privacy
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import trained_network
@@ -198,3 +200,21 @@ def test_the_key_of_dicom_names_is_not_copied_to_an_address_or_into_an_export(tm
     assert predict._key_folder(str(tmp_path / "w.safetensors"), tmp_path / "x.csv") == tmp_path
     assert predict._key_folder("gs://bucket/run", tmp_path / "x.csv") == tmp_path
     assert predict._key_folder("gs://bucket/run", "gs://bucket/x.csv") is None
+
+
+def test_images_that_a_run_has_seen_are_named(tmp_path):
+    (tmp_path / "pretrained").mkdir()
+    entries = {name: {"hash": name} for name in ("one", "two")}
+    (tmp_path / "index.json").write_text(json.dumps({"entries": entries}))
+    (tmp_path / "pretrained" / "image_hashes.json").write_text(json.dumps(["two", "three"]))
+    said = new_images._trained_on(
+        SimpleNamespace(path=tmp_path), SimpleNamespace(hashes=["one", "two", "three", "four", ""])
+    )
+    assert [line.split(":")[0] for line in said] == [
+        "2 of these images are images of this run (training, validation or test)",
+        "1 of these images are images of its pre-training",
+    ]
+    assert (
+        new_images._trained_on(SimpleNamespace(path=tmp_path / "file.safetensors"), SimpleNamespace(hashes=["one"]))
+        == []
+    )

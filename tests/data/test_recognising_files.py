@@ -8,7 +8,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from deblur_mae_jax.data import dataset, index, layout, listing, naming, summary
+from deblur_mae_jax.data import dataset, index, layout, listing, naming, splits, summary
 from deblur_mae_jax.errors import UserError
 
 
@@ -251,10 +251,27 @@ def test_many_folders_of_patients_are_no_classes(tmp_path):
     assert source.labels is None and len(set(source.groups)) == 14 and "they are groups, not classes" in said(source)
 
 
+@pytest.mark.parametrize("outer", [("hospital_A", "hospital_B"), ("fold1", "fold2", "fold3")])
+def test_sites_that_hold_the_same_classes_are_no_classes(tmp_path, outer):
+    for site in outer:
+        for name in ("benign", "malignant"):
+            picture(tmp_path / site / name / "1.png")
+    found = load(tmp_path)
+    assert not found.labels and "all hold the folders benign, malignant" in said(found)
+    with pytest.raises(UserError, match=r"have no labels.*not clear which of them are the classes.*'label'"):
+        splits.labelled(lambda split: load(tmp_path), tiny.resolved("finetune").data)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    (tmp_path / "readme.txt").write_text("x")
+    with pytest.raises(UserError, match=f"no image found in '{tmp_path}'"):
+        load(tmp_path)
+
+
 def test_folders_below_the_classes_are_mentioned(tmp_path):
-    for name in ("anna", "bert"):
+    for name, other in (("anna", "carl"), ("bert", "dora")):
         picture(tmp_path / "benign" / name / "0.png")
-        picture(tmp_path / "malignant" / name / "0.png", 1)
+        picture(tmp_path / "malignant" / other / "0.png", 1)
     assert "if they are patients, give config.data.group_pattern" in said(load(tmp_path))
 
 

@@ -140,6 +140,13 @@ def test_rows_without_a_split_are_counted(images):
     assert len(source) == 10 and source.unused == {"no split": 10}
 
 
+@pytest.mark.parametrize("split", ["train", "train+pool", "all"])
+def test_a_column_of_splits_without_any_is_no_column(images, split):
+    found = listed(images, "path,label,split", lambda p, i: f"{p},{label(p)},{['', 'nan'][i % 2]}", split=split)
+    assert len(found) == 20 and found.splits is None
+    assert "no row names a split" in said(found)
+
+
 def test_damaged_lines_are_listed_and_the_rest_is_read(images):
     good = "\n".join(f"{p},{label(p)}" for p in rows(images))
     text = f"path,label\n{good}\n".encode() + b"benign/be" + bytes(40) + b",benign\nbenign/x.png,a,b,c\n,benign\n"

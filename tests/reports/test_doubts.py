@@ -1,6 +1,8 @@
 """A classifier that learned nothing says so, and says what to try."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import tiny
 from tiny_runs import new_folder
 
 from deblur_mae_jax import train
-from deblur_mae_jax.reports import classification
+from deblur_mae_jax.reports import classification, segmentation
 from deblur_mae_jax.reports.predictions import Predictions
+from deblur_mae_jax.training.evaluator import conclusion
 
 
 def table(probabilities, labels):
@@ -36,7 +39,8 @@ ALIKE = table([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]], [0, 1, 1])
         (table([[0.9, 0.1], [0.6, 0.4]], [0, 0]), RISING, "auroc", ""),  # there is one class only
         (APART, FALLING, "auroc", "The validation auroc never improved on its first value"),
         (APART, FALLING, "log_loss", "The validation log loss never improved on its first value"),
-        (APART, FALLING[:2], "auroc", ""),  # too few evaluations to say so
+        (APART, FALLING[:2], "auroc", "never improved on its first value, that of the network before training"),
+        (APART, FALLING[:1], "auroc", ""),
     ],
 )
 def test_what_is_said(judged, curves, metric, words):
@@ -61,3 +65,19 @@ def test_a_run_that_learns_nothing_says_so_in_its_conclusion_and_on_its_page(cap
     page = (folder / "report" / "index.html").read_text()
     said = numbers["doubts"][0][:40]
     assert said in page and said in capsys.readouterr().err
+
+
+def test_a_segmentation_that_never_improved_says_so():
+    lines = lambda *dice: [{"step": n, "val_dice": value} for n, value in enumerate(dice)]
+    notes = lambda *dice: SimpleNamespace(config={"select.metric": "dice"}, curves=lines(*dice))
+    assert not segmentation.doubts(notes(0.1, 0.2)) and not segmentation.doubts(notes(0.1))
+    (line,) = segmentation.doubts(notes(0.11, 0.11, 0.05))
+    assert "The validation dice never improved on its first value" in line and "optim.epochs" in line
+
+
+def test_the_conclusion_has_the_intervals_of_the_report():
+    entries = {"auroc": {"value": 0.8, "low": 0.7, "high": 0.9}, "f1_macro": {"value": 0.5}, "ece": {"value": None}}
+    numbers = {"judged_on": "test", "splits": {"test": {"per_image": entries}}}
+    found = conclusion(numbers, "words", Path("figure.png"))
+    assert found.measures == {"test_auroc": 0.8, "test_f1_macro": 0.5}
+    assert found.intervals == {"test_auroc": (0.7, 0.9)}
