@@ -39,6 +39,16 @@ RENAMED = {
 }
 
 
+# Names of fields in other libraries.
+ALIASES = {
+    "learning_rate": "base_lr",
+    "lr": "base_lr",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "bs": "batch_size",
+}
+
+
 def define_flags() -> None:
     """Define all flags; fields of the config are flags too (`--config.optim.steps=10`)."""
     config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.", lock_config=True)
@@ -128,8 +138,21 @@ def parse(argv: list[str]) -> list[str]:
         text = str(error)
         if "Traceback" in text:  # an error in a config file: the last line has its message
             error = Exception(text.strip().splitlines()[-1].split(": ", 1)[-1])
-        fail(_unknown_field(argv, text) or error)
+        fail(_unknown_field(argv, text) or _wrong_type(text) or error)
         raise AssertionError from error
+
+
+def _wrong_type(text: str) -> str:
+    """The error of a value that is no number or no switch, in plain words; "" if `text` is about something else."""
+    kinds = (
+        (r"invalid literal for int\(\) with base 10: (.+)", "is no whole number"),
+        (r"could not convert string to float: (.+)", "is no number"),
+        (r"\('Non-boolean argument to boolean flag', (.+)\)", "is neither True nor False"),
+    )
+    for pattern, words in kinds:
+        if re.search(pattern, text):
+            return re.sub(pattern, rf"\1 {words}", text)
+    return ""
 
 
 def _unknown_field(argv: list[str], text: str) -> str:
@@ -152,7 +175,10 @@ def _unknown_field(argv: list[str], text: str) -> str:
         for a, b in zip(field.split("."), other.split("."), strict=False)
     ]  # fmt: skip
     close = [other for other in known - {field} if other.count(".") == field.count(".") and min(likeness(other)) > 0.6]
-    hint = f" Did you mean {max(close, key=lambda other: sum(likeness(other)))}?" if close else ""
+    leaf = field.rpartition(".")[2]
+    same = [other for other in sorted(known - {field}) if other.rpartition(".")[2] == ALIASES.get(leaf, leaf)]
+    best = max(close, key=lambda other: sum(likeness(other))) if close else same[0] if same else ""
+    hint = f" Did you mean {best}?" if best else ""
     also = " Other configs have it." if field in known else ""
     return f"{field}: this config has no such field.{hint}{also} All fields: docs/reference/config.md"
 

@@ -22,7 +22,11 @@ ROOT = tiny.ROOT
         (["--config.dat.root=x"], ["config.dat.root: this config has no such field", "Did you mean config.data.root?"]),
         (["--config.report.bootstrap=20"], ["config.report.bootstrap: this config has no such field. All fields"]),
         (["--config.task.frozen=True"], ["config.task.frozen: this config has no such field. Other configs have it"]),
-        (["--config.optim.batch_size=many"], ["batch_size"]),
+        (["--config.optim.batch_size=many"], ["--config.optim.batch_size=many: 'many' is no whole number"]),
+        (["--config.optim.base_lr=x"], ["'x' is no number"]),
+        (["--config.log.tensorboard=maybe"], ["'maybe' is neither True nor False"]),
+        (["--config.optim.learning_rate=1"], ["Did you mean config.optim.base_lr?"]),
+        (["--config.augment.mixup=1"], ["Did you mean config.task.mixup?"]),
         (["--config=configs/no_such.py"], ["no_such.py"]),
         (
             ["--config=configs/finetune.py:mine"],
