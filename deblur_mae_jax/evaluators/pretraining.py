@@ -51,17 +51,30 @@ class Evaluator:
         self.monitor = monitor.make(run) if run.network.axes == 2 else None
         self._evaluate = jax.jit(self.kind.make(run.network), out_shardings=everywhere)
 
+    def _split(self) -> str:
+        """The split of the evaluated images; "" for the training set."""
+        config = self.run.config
+        known = config.report.eval_split != UNSEEN or config.data.name.startswith("phantoms")
+        return config.report.eval_split if known else ""
+
+    def _described(self) -> str:
+        """Which images are evaluated."""
+        split, count = self._split(), len(self.names)
+        if not split:
+            return f"{count} images of the training set (config.report.eval_split names others)"
+        if split == UNSEEN:
+            return f"{count} phantoms that were not trained on"
+        return f"{count} images of the split '{split}'"
+
     def _examples(self) -> tuple[dict[str, np.ndarray], list[str]]:
         """The stacked images and their names, spread over the set so that not all come from the first sub-folder."""
-        run, config, split = self.run, self.run.config, self.run.config.report.eval_split
+        run, config, split = self.run, self.run.config, self._split()
         index, loader = run.index, run.loader
-        if split == UNSEEN and not config.data.name.startswith("phantoms"):
-            if jax.process_index() == 0:
-                Progress().print(
-                    f"config.report.eval_split={UNSEEN} is for simulated images: the reconstruction is measured on "
-                    "images of the training set. Name a split of your own to measure on other images"
-                )
-            split = ""
+        if split != config.report.eval_split and jax.process_index() == 0:
+            Progress().print(
+                f"config.report.eval_split={UNSEEN} is for simulated images: the reconstruction is measured on "
+                "images of the training set. Name a split of your own to measure on other images"
+            )
         if split:
             main = jax.process_index() == 0
             index = dataset.build_index(config, self.workdir.index(split) if main else None, split)
@@ -116,8 +129,7 @@ class Evaluator:
             facts={
                 "step": f"{step} of {run.total_steps}",
                 "images": len(run.index),
-                "evaluated": f"{len(self.names)} images of "
-                + (config.report.eval_split or "the training set; config.report.eval_split names others"),
+                "evaluated": self._described(),
                 "batch": config.optim.batch_size,
                 "GFLOP per image": f"{run.network.flops_per_image / 1e9:.2f}",
                 "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
