@@ -164,7 +164,8 @@ def gaussian_levels(
 ) -> Degradation:
     """D2MAE's dynamic blur: level t is uniform on 1..T, sigma_t = step * t, T = max_sigma / step.
 
-    max_sigma: largest sigma, pixels; 0.6, 1.1 (default) and 1.6 in the paper.
+    max_sigma: largest sigma, pixels; 0.6, 1.1 (default) and 1.6 in the paper. If no level has it, the last level is the
+        nearest one: 1.2 for 1.1 in steps of 0.3.
     step: difference in sigma between two levels, pixels.
     min_sigma: sigma of level 1, pixels; None: `step`, as in the paper. With 0 level 1 is the image as it is.
     kernel: as in `gaussian_taps`. With "opencv_uint8", levels 1 and 2 (sigma 0.1, 0.2) do not change the image.
@@ -178,11 +179,6 @@ def gaussian_levels(
         name = "step" if min_sigma is None else "min_sigma"
         raise ValueError(f"max_sigma={max_sigma} must be at least {name}={least}")
     num_levels = round((max_sigma - least) / step) + 1
-    if abs(least + (num_levels - 1) * step - max_sigma) > 1e-6 * max_sigma:
-        raise ValueError(
-            f"max_sigma={max_sigma} is no level: from {least:g} in steps of {step:g}, the nearest is "
-            f"{least + (num_levels - 1) * step:g}"
-        )
     sigmas = [step * (t + 1) if min_sigma is None else least + step * t for t in range(num_levels)]
     radius = gaussian_radius(sigmas[-1], kernel)
     sharp = (np.arange(2 * radius + 1) == radius).astype(np.float32)
