@@ -97,6 +97,15 @@ def finish(*axes: Axes) -> None:
             axis.legend(fontsize=8)
 
 
+# PSNR in dB of an image with itself; it would be infinite without a bound on the logarithm.
+EQUAL = 119.0
+
+
+def _degraded(measures: dict[str, Any]) -> bool:
+    """Whether the evaluated inputs differ from the originals: those of MAE do not."""
+    return (measures.get("psnr_degraded") or EQUAL) < EQUAL
+
+
 def figure(lines: list[dict[str, Any]]) -> Figure:
     """Training and evaluation loss, learning rate, and PSNR against the step."""
     drawing = Figure(figsize=(10, 3.2), layout="constrained")
@@ -107,7 +116,8 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     left.set(title="loss", xlabel="step", yscale="log")
     curve(middle, lines, "learning_rate", color="tab:green")
     middle.set(title="learning rate", xlabel="step")
-    curve(right, lines, "psnr_degraded", ls="--", color="gray")
+    if any(_degraded(line) for line in lines):
+        curve(right, lines, "psnr_degraded", ls="--", color="gray")
     curve(right, lines, "psnr_restored", marker="o", ms=3, color="tab:red")
     right.set(title="PSNR (dB), nothing masked", xlabel="step")
     finish(left, middle, right)
@@ -139,7 +149,7 @@ def level_table(rows: list[dict[str, float]]) -> str:
             [
                 f"{row['sigma']:.1f}" if row["sigma"] else "",
                 f"{row['images']:.0f}",
-                *(f"{row[name]:.2f}" if row[name] < 119 else "equal" for name in ("psnr_degraded", "psnr_restored")),
+                *(f"{row[name]:.2f}" if row[name] < EQUAL else "equal" for name in ("psnr_degraded", "psnr_restored")),
                 *(f"{row[name]:.3f}" for name in ("ssim_degraded", "ssim_restored")),
             ],
         )
@@ -196,7 +206,8 @@ def write(
     if skipped:
         sections.append(f"<p>{skipped} files were not used: see <code>skipped.csv</code>.</p>")
     if latest:
-        named = {(look.meaning | PROBES).get(k, k): f"{v:.4f}" for k, v in latest.items()}
+        left_out = () if _degraded(latest) else ("psnr_degraded", "ssim_degraded")
+        named = {(look.meaning | PROBES).get(k, k): f"{v:.4f}" for k, v in latest.items() if k not in left_out}
         sections += ["<h2>Evaluation</h2>", page.table_of(named)]
     if by_level:
         sections += ["<h2>By blur level</h2>", level_table(by_level)]

@@ -1,9 +1,10 @@
-"""The measured images of a masked pre-training."""
+"""The measured images of a masked pre-training, and its page."""
 
 import numpy as np
 import pytest
 
 from deblur_mae_jax.evaluators.image_reconstruction import spread_levels
+from deblur_mae_jax.reports import reconstruction
 
 
 @pytest.mark.parametrize("num", range(1, 18))
@@ -11,3 +12,16 @@ def test_every_level_is_measured_equally_often(num):
     levels = np.asarray(spread_levels(3 * num, num))
     np.testing.assert_array_equal(np.bincount(levels, minlength=num + 1), [0, *[3] * num])
     assert levels[0] == num
+
+
+@pytest.mark.parametrize(("value", "drawn"), [(120.0, False), (25.0, True)])
+def test_an_input_that_equals_the_original_has_no_psnr(value, drawn, tmp_path):
+    latest = {"eval_loss": 0.5, "psnr_degraded": value, "psnr_restored": 20.0, "ssim_degraded": 1.0}
+    lines = [{"step": step, **latest} for step in (0, 9)]
+    right = reconstruction.figure(lines).axes[2]
+    assert ("psnr degraded" in [line.get_label() for line in right.lines]) == drawn
+    page = reconstruction.write(
+        tmp_path, title="run", facts={}, latest=latest, by_level=[], lines=lines, sheets=[], config={}, skipped=0
+    )
+    text = page.read_text()
+    assert ("of the degraded input" in text) == drawn and "of its unmasked reconstruction" in text
