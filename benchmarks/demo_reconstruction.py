@@ -3,11 +3,11 @@
     python -m benchmarks.demo_reconstruction runs/quickstart
 
 Prints a Markdown table: for each blur level, with nothing masked, PSNR and SSIM of the blurred input and of its
-reconstruction (means over images), and the gain, with a 95 % interval over patients. The table is kept in
-`benchmarks/results/demo_reconstruction_DEVICE.json`.
+reconstruction (means over images), and the gain, with a 95 % interval over patients. `--output=FILE`
+keeps the table as JSON.
 """
 
-import sys
+import argparse
 
 import numpy as np
 
@@ -51,6 +51,11 @@ def table(run: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    lines = table(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
+    parser.add_argument("--output", default="")
+    arguments = parser.parse_args()
+    lines = table(arguments.run)
     print("\n".join(lines))
-    write("", "demo_reconstruction", "what the demo's network undoes of a blur", {"table": lines})
+    if arguments.output:
+        write(arguments.output, "demo_reconstruction", "what the demo's network undoes of a blur", {"table": lines})

@@ -125,8 +125,8 @@ def located(argument: str) -> str:
             print(f"{path} is that of the installed package, {shipped}", file=sys.stderr)
             path = str(shipped)
         else:
-            files = {file.name for place in (shipped.parent, Path(path).parent) for file in place.glob("[!_]*.py")}
-            fail(unknown("--config", path, {Path(path).with_name(name).as_posix() for name in files}))
+            files = {file.name for place in (shipped.parent, Path("configs")) for file in place.glob("[!_]*.py")}
+            fail(unknown("--config", path, {f"configs/{name}" for name in files}))
     return f"{flag}={path}{colon}{words}"
 
 
@@ -138,7 +138,7 @@ def parse(argv: list[str]) -> list[str]:
         text = str(error)
         if "Traceback" in text:  # an error in a config file: the last line has its message
             error = Exception(text.strip().splitlines()[-1].split(": ", 1)[-1])
-        fail(_unknown_field(argv, text) or _wrong_type(text) or error)
+        fail(_unknown_field(argv, text) or _wrong_type(str(error)) or error)
         raise AssertionError from error
 
 

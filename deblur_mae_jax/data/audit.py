@@ -51,7 +51,7 @@ class Leaks:
     @property
     def any(self) -> bool:
         """Whether anything was found."""
-        return bool(self.pairs or self.pretraining or self.contradictions)
+        return bool(self.pairs or self.pretraining)
 
     def lines(self) -> list[str]:
         """Describe each kind of leak in one line."""
@@ -63,18 +63,22 @@ class Leaks:
                 f"{count} pair(s) across splits, {kind}: for example '{example.first}' "
                 f"({example.first_split}) and '{example.second}' ({example.second_split})"
             )
-        if self.contradictions:
-            first, label, second, other = self.contradictions[0]
-            out.append(
-                f"{len(self.contradictions)} pair(s) of identical images with different labels: for example '{first}' "
-                f"({label}) and '{second}' ({other})"
-            )
         if self.pretraining:
             out.append(
                 f"{len(self.pretraining)} judged image(s) were seen in pre-training, for example "
                 f"'{self.pretraining[0]}'"
             )
         return out
+
+    def contradiction(self) -> list[str]:
+        """A line about identical images that have different labels; [] if there are none."""
+        if not self.contradictions:
+            return []
+        first, label, second, other = self.contradictions[0]
+        return [
+            f"{len(self.contradictions)} pair(s) of identical images have different labels, for example '{first}' "
+            f"({label}) and '{second}' ({other}). scripts/audit_data.py lists all of them."
+        ]
 
     def write(self, path: Path) -> None:
         """CSV of every pair."""
@@ -83,8 +87,6 @@ class Leaks:
             out.writerow(["kind", "first", "first_split", "second", "second_split"])
             for p in self.pairs:
                 out.writerow([p.kind, p.first, p.first_split, p.second, p.second_split])
-            for first, label, second, other in self.contradictions:
-                out.writerow(["identical, other label", first, label, second, other])
             for name in self.pretraining:
                 out.writerow(["seen in pre-training", name, "judged", name, "pre-training"])
 

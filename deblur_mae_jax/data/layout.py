@@ -16,6 +16,13 @@ from deblur_mae_jax.data.pairing import Item
 from deblur_mae_jax.data.source import Skipped
 from deblur_mae_jax.errors import UserError
 
+# Folders of sites, scanners or folds, which hold folders of the classes.
+_SITE = re.compile(
+    r"(hospital|site|cent(er|re)|clinic|institut\w*|scanner|vendor|device|machine|fold|batch|part|set)[ _-]?\w{0,12}$",
+    re.I,
+)
+LIST = "a CSV with the column 'label' names them"
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -164,15 +171,19 @@ def _labels(images: list[Item], layout: Layout) -> tuple[list[str], int]:
         depth = 1
         layout.notes.append(f"all images are in '{next(iter(firsts))}'; its sub-folders are the classes")
     raw = [item.rest[depth] if len(item.rest) > depth else "" for item in images]
-    unclear = _same_folders(images, depth)
-    if unclear:
-        layout.notes.append(unclear)
-        return [""] * len(images), depth
     if naming.like_patients(filter(None, raw)) and all(raw):
         layout.notes.append(
             f"the folders {', '.join(sorted(set(raw))[:3])} ... look like patients: they are groups, not classes"
         )
         return [""] * len(images), depth
+    same = _same_folders(images, depth)
+    if same and all(_SITE.match(name) for name in raw):
+        layout.notes.append(
+            f"{same}: it is not clear which of them are the classes, so the images have no labels; {LIST}"
+        )
+        return [""] * len(images), depth
+    if same:
+        layout.notes.append(f"{same}; the first are taken as the classes. If the others are, {LIST}")
     unlabelled = [name for name in raw if naming.UNLABELLED.match(name)]
     if unlabelled:
         layout.notes.append(f"{len(unlabelled)} images in '{unlabelled[0]}' have no class")
@@ -184,7 +195,7 @@ def _labels(images: list[Item], layout: Layout) -> tuple[list[str], int]:
 
 
 def _same_folders(images: list[Item], depth: int) -> str:
-    """A note if the folders of this depth all hold folders of the same names, as hospitals with the same classes do."""
+    """In words, that the folders of this depth all hold folders of the same names; "" if they do not."""
     below: dict[str, set[str]] = defaultdict(set)
     for item in images:
         if len(item.rest) <= depth + 1 or naming.is_id(item.rest[depth + 1]):
@@ -196,10 +207,7 @@ def _same_folders(images: list[Item], depth: int) -> str:
     if len(first) < 2 or any(names != first for names in others):
         return ""
     outer, inner = (", ".join(sorted(names)[:3]) for names in (below, first))
-    return (
-        f"the folders {outer} all hold the folders {inner}: it is not clear which of them are the classes, so the "
-        "images have no labels; a CSV with the column 'label' names them"
-    )
+    return f"the folders {outer} all hold the folders {inner}"
 
 
 def _groups(

@@ -40,7 +40,7 @@ def folds(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, s
             f"config.data.folds={num_folds}: "
             + (f"class '{rarest[1]}' has" if rarest[1] != ANY else "there are")
             + f" only {rarest[0]} image(s), fewer than the folds.{did_you_mean(rarest[1], set(labels) - {rarest[1]})} "
-            "Otherwise use fewer folds, or name the splits in a CSV"
+            "Mend the name, use fewer folds, or name the splits in a CSV"
         )
     # Imported here because scikit-learn would delay the start of every run by a second.
     from sklearn.model_selection import StratifiedGroupKFold

@@ -66,7 +66,7 @@ def write(
         near=notes.config["report.audit"] == "near",
     )
     leaks.write(workdir.leakage)
-    numbers["leakage"] = leaks.lines()
+    numbers |= {"leakage": leaks.lines(), "contradictions": leaks.contradiction()}
     run_folder.write_json(workdir.measures, numbers)
     _page(workdir, table, numbers, leaks, notes)
     return numbers
@@ -74,7 +74,9 @@ def write(
 
 def verdict(numbers: dict[str, Any]) -> str:
     """The balanced accuracy and its interval, compared with chance, a doubt if there is one, and leaks."""
-    return " ".join([_against_chance(numbers), *numbers["doubts"], *page.leakage(numbers["leakage"])])
+    return " ".join(
+        [_against_chance(numbers), *numbers["doubts"], *page.leakage(numbers["leakage"]), *numbers["contradictions"]]
+    )
 
 
 def _against_chance(numbers: dict[str, Any]) -> str:
@@ -180,7 +182,7 @@ def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: 
         )
     warnings += numbers["doubts"] + few_patients(judged)
     warnings += page.no_test_split(numbers["judged_on"])
-    warnings += page.leakage(numbers["leakage"])
+    warnings += page.leakage(numbers["leakage"]) + numbers["contradictions"]
     warnings += [line for line in notes.lines if "no image of class" in line]
     facts = {
         "task": f"{len(table.classes)} classes: {', '.join(table.classes)}",

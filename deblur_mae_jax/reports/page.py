@@ -194,9 +194,13 @@ def never_improved(curves: list[dict[str, Any]], metric: str, higher: bool) -> l
     metric: measure that selected the weights on the validation images.
     higher: whether a higher value is better.
     """
-    values = [line[f"val_{metric}"] for line in curves if line.get(f"val_{metric}") is not None]
+    values = [(line["step"], line[f"val_{metric}"]) for line in curves if line.get(f"val_{metric}") is not None]
+    if len(values) < 2 or values[0][0] != 0:
+        return []
+    (_, first), *later = values
     sign = 1 if higher else -1
-    if len(values) < 2 or max(sign * value for value in values[1:]) > sign * values[0]:
+    perfect = higher and first >= 1
+    if perfect or max(sign * value for _, value in later) > sign * first:
         return []
     return [
         f"The validation {metric.replace('_', ' ')} never improved on its first value, that of the network before "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from deblur_mae_jax import sharding
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data.source import Skipped
 from deblur_mae_jax.performance import chips, profiling
@@ -95,9 +97,11 @@ class Loop:
         self.watchdog = Watchdog(self.run.config.hang_minutes)
         self._slowest = {"evaluate": 0.0, "save": 0.0}
         self.stop.alive = self.watchdog.again
-        if self.best is not None and not self.workdir.best(self.best["step"]).exists():
+        gone = self.best is not None and not self.workdir.best(self.best["step"]).exists()
+        if sharding.on_any_process(gone) and self.best is not None:
             self.progress.print(f"the best weights, of step {self.best['step']}, are gone: the best is sought anew")
-            self.best = None
+            # The step stays, so that a run that early stopping has ended is still over.
+            self.best = self.best | {"score": -sys.float_info.max}
 
     def train(self, state: TrainState, start: int, first: Any, batches: Iterator[Any]) -> Result:
         """Take all steps after `start`.
@@ -350,6 +354,7 @@ class Loop:
         watched = self.watchdog.longer("to finish") if jax.process_count() > 1 else contextlib.nullcontext()
         with self.survive_full_disk("the report"), watched:
             conclusion = self.evaluator.finish(judged, best, self.main)
+        self.gather_failures()
         measures = conclusion.measures
         if self.main:
             with self.survive_full_disk("the result"):

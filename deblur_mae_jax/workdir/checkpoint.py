@@ -316,6 +316,11 @@ def load_params(workdir: Workdir, shapes: Any) -> Any:
     best = sorted(workdir.arrays.glob(f"{BEST}_*"), key=_step_of)
     steps = sorted(workdir.checkpoints.glob("step_*"), key=_step_of, reverse=True)
     steps = [p for p in steps if p.name.split("_")[1].isdigit() and workdir.is_committed(p)]
+    if steps and best and _step_of(best[-1]) < _best_of(steps[0]):
+        logging.warning(
+            "the best weights of '%s' are gone, so those of step %d are used", workdir.path, _step_of(steps[0])
+        )
+        best = []
     for path in [*best[-1:], *steps]:
         try:
             if path in steps:
@@ -327,6 +332,15 @@ def load_params(workdir: Workdir, shapes: Any) -> Any:
     if steps:
         raise UserError(f"no checkpoint in '{workdir.path}' can be read with its config")
     raise UserError(f"'{workdir.path}' holds no checkpoint")
+
+
+def _best_of(checkpoint: Path) -> int:
+    """The step of the best weights when this checkpoint was saved; -1 if there were none."""
+    try:
+        best = json.loads((checkpoint / "notes" / "metadata").read_text()).get("best")
+    except (OSError, ValueError):
+        return -1
+    return int(best["step"]) if best else -1
 
 
 def forget_later_weights(workdir: Workdir, step: int) -> None:
@@ -365,10 +379,19 @@ def save_tree(path: Path, tree: Any) -> None:
 
 
 def load_best(path: Path, template: Any) -> Any:
-    """The best weights of a run. Raises `UserError` if they cannot be read."""
+    """The best weights of a run. Raises `UserError` if they cannot be read, `StoreError` if a store fails."""
     try:
-        return load_tree(path, template)
+        try:
+            return load_tree(path, template)
+        except OSError as error:  # a network drive may fail for a moment
+            logging.warning("the best weights in %s are read again: %s", path, _one_line(error))
+            return load_tree(path, template)
     except Exception as error:  # damage shows in as many ways as there are files
+        if not isinstance(path, Path):
+            raise StoreError(
+                f"--workdir: the best weights in '{path}' cannot be read: {_one_line(error)}. Start the same command "
+                "again"
+            ) from error
         raise UserError(
             f"the best weights in '{path}' cannot be read: {_one_line(error)}. Move this folder away and start the "
             "same command again: then the weights of the last step are evaluated"

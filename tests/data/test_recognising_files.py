@@ -262,6 +262,15 @@ def test_sites_that_hold_the_same_classes_are_no_classes(tmp_path, outer):
         splits.labelled(lambda split: load(tmp_path), tiny.resolved("finetune").data)
 
 
+@pytest.mark.parametrize("inner", [("left", "right"), ("2019", "2020"), ("axial", "sagittal")])
+def test_classes_that_hold_the_same_folders_stay_classes(tmp_path, inner):
+    for name in ("benign", "malignant"):
+        for view in inner:
+            picture(tmp_path / name / view / "1.png")
+    found = load(tmp_path)
+    assert set(found.labels) == {"benign", "malignant"} and "the first are taken as the classes" in said(found)
+
+
 def test_an_empty_folder_is_named(tmp_path):
     (tmp_path / "readme.txt").write_text("x")
     with pytest.raises(UserError, match=f"no image found in '{tmp_path}'"):

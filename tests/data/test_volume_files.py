@@ -142,7 +142,7 @@ def test_ct_is_read_by_its_values_and_not_by_its_stored_type(tmp_path):
     save(tmp_path / "a" / "words.nii", (stored * 8.0 - 1024).astype(np.int16))
     source = load(tmp_path / "a", "ct")
     np.testing.assert_array_equal(source.read(0), source.read(1))
-    assert notes(source) == ""
+    assert notes(source) == "" and "as CT in Hounsfield units has" in notes(load(tmp_path / "a", "mr"))
     save(tmp_path / "b" / "windowed.nii", stored)
     save(tmp_path / "b" / "windowed_as_words.nii", stored.astype(np.int16))
     source = load(tmp_path / "b", "ct")

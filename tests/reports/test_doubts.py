@@ -41,6 +41,8 @@ ALIKE = table([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]], [0, 1, 1])
         (APART, FALLING, "log_loss", "The validation log loss never improved on its first value"),
         (APART, FALLING[:2], "auroc", "never improved on its first value, that of the network before training"),
         (APART, FALLING[:1], "auroc", ""),
+        (APART, [{"step": 0, "val_auroc": 1.0}, {"step": 1, "val_auroc": 1.0}], "auroc", ""),  # it cannot improve
+        (APART, [{"step": 0, "val_auroc": None}, *FALLING[1:]], "auroc", ""),  # the first value is not known
     ],
 )
 def test_what_is_said(judged, curves, metric, words):

@@ -142,7 +142,7 @@ def test_a_folder_without_its_commit_file_is_no_checkpoint_to_go_on_from(tmp_pat
     assert workdir.has_checkpoint()
 
 
-def test_a_run_goes_on_from_an_older_checkpoint_with_its_best_weights(tmp_path, monkeypatch, caplog):
+def test_a_run_goes_on_from_an_older_checkpoint_with_its_best_weights(tmp_path, monkeypatch, caplog, capsys):
     """The scores rise until the newest checkpoint, which is then damaged, and fall when the run goes on."""
     scores = {"sign": 1, "step": 0}
 
@@ -163,7 +163,21 @@ def test_a_run_goes_on_from_an_older_checkpoint_with_its_best_weights(tmp_path, 
     best = int(json.loads((folders[-2] / "notes" / "metadata").read_text())["best"]["step"])
     assert json.loads((tmp_path / "metrics.json").read_text())["best_step"] == best
     shutil.rmtree(tmp_path / f"best_{best}")  # somebody made room
-    assert go(tmp_path, **settings).finished
+    assert go(tmp_path, **settings).finished and f"of step {best}, are gone" in capsys.readouterr().err
+    assert json.loads((tmp_path / "metrics.json").read_text())["best_step"] == 15
+
+
+def test_a_run_that_stopped_early_stays_over_without_its_best_weights(tmp_path, monkeypatch):
+    scores = iter(range(100, 0, -1))
+    monkeypatch.setattr(classification.Evaluator, "evaluate", lambda self, params: Judgement(next(scores), {}, {}))
+    settings = {"optim__epochs": 9.0, "select__patience_epochs": 2.0, "report__audit": "identical"}
+    before = go(tmp_path, **settings)
+    assert before.finished and before.step < 27
+    (best,) = tmp_path.glob("best_*")
+    shutil.rmtree(best)
+    after = go(tmp_path, **settings)
+    assert after.finished and after.step == before.step
+    assert json.loads((tmp_path / "metrics.json").read_text())["best_step"] == before.step
 
 
 def test_best_weights_of_later_steps_are_forgotten(tmp_path):
