@@ -41,7 +41,6 @@ def load_source(config: ConfigDict, split: str | None = None) -> Source:
         source = dataclasses.replace(source, notes=[said, *source.notes])
     else:
         source = module.source(data, config.model.in_chans)
-    data_index.require_some(source, str(data.root))
     return source
 
 
@@ -86,8 +85,10 @@ def build_index(
     """
     data = config.data
     whole = split is not None or source is not None
+    source = load_source(config, split) if source is None else source
+    data_index.require_some(source, str(data.root))
     return data_index.build(
-        load_source(config, split) if source is None else source,
+        source,
         check=check or data.check,
         max_bad_fraction=data.max_bad_fraction,
         fraction=1.0 if whole else data.fraction,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from deblur_mae_jax.data.index import require_some
 from deblur_mae_jax.data.source import Checked, Skipped, Source, subset
 from deblur_mae_jax.errors import UserError, did_you_mean
 
@@ -231,6 +232,8 @@ def _load(load, name: str, wanted: str, data, sources: dict[str, Source], by_mas
         line = str(error).replace("config.data.split", f"config.data.{field}")
         hint = "" if name == "train" else f" '' takes it from config.data.split={data.split}."
         raise UserError(line + (hint if field in line else "")) from error
+    if not automatic and data.root:
+        require_some(source, str(data.root))
     # A source without splits returns all its images for any name.
     if automatic and (not source.names or set(source.names) & set(sources["train"].names)):
         return None

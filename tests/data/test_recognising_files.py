@@ -273,8 +273,10 @@ def test_classes_that_hold_the_same_folders_stay_classes(tmp_path, inner):
 
 def test_an_empty_folder_is_named(tmp_path):
     (tmp_path / "readme.txt").write_text("x")
-    with pytest.raises(UserError, match=f"no image found in '{tmp_path}'"):
-        load(tmp_path)
+    config = tiny.resolved("finetune", data__name="image_folder", data__root=str(tmp_path))
+    for look in (dataset.build_index, lambda config: splits.labelled(lambda split: load(tmp_path), config.data)):
+        with pytest.raises(UserError, match=f"no image found in '{tmp_path}'"):
+            look(config)
 
 
 def test_folders_below_the_classes_are_mentioned(tmp_path):
