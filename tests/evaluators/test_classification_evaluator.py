@@ -8,20 +8,25 @@ from deblur_mae_jax.evaluators import classification
 from deblur_mae_jax.reports import predictions
 
 
+def lose(source, names):
+    """Make images unreadable."""
+    real = source.read
+
+    def read(number):
+        if source.names[number] in names:
+            raise BadImage("gone")
+        return real(number)
+
+    object.__setattr__(source, "read", read)
+
+
 def test_a_test_image_that_is_lost_costs_its_row_alone(tmp_path, monkeypatch):
     finish, lost = classification.Evaluator.finish, []
 
     def later(self, step, params, main):
         source = self.run.index.source
         lost.append(source.names[int(self.labels.indices["test"][2])])
-        real = source.read
-
-        def read(number):
-            if source.names[number] in lost:
-                raise BadImage("gone")
-            return real(number)
-
-        object.__setattr__(source, "read", read)
+        lose(source, lost)
         return finish(self, step, params, main)
 
     monkeypatch.setattr(classification.Evaluator, "finish", later)
@@ -52,14 +57,7 @@ def test_validation_images_that_are_lost_end_no_run(tmp_path, monkeypatch, caplo
         validation = self.labels.indices["val"]
         of_first = validation[self.labels.labels[validation] == 0]
         lost = {source.names[int(n)] for n in of_first[: 9 * (len(calls) > 1)]}
-        real = source.read
-
-        def read(number):
-            if source.names[number] in lost:
-                raise BadImage("gone")
-            return real(number)
-
-        object.__setattr__(source, "read", read)
+        lose(source, lost)
         return evaluate(self, params)
 
     monkeypatch.setattr(classification.Evaluator, "evaluate", later)
