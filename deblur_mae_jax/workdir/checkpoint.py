@@ -172,7 +172,7 @@ class Checkpoints:
 
     def notes(self) -> list[dict[str, Any]]:
         """The notes of every kept checkpoint."""
-        return [json.loads((self.path(s) / "notes" / "metadata").read_text()) for s in self._manager.all_steps()]
+        return [_notes_of(self.path(step)) for step in self._manager.all_steps()]
 
     def save(self, step: int, state: Any, notes: dict[str, Any], then: Callable[[], None] = lambda: None) -> bool:
         """Save `state` and JSON `notes`. On failure, warn and return false; the run continues.
@@ -334,10 +334,14 @@ def load_params(workdir: Workdir, shapes: Any) -> Any:
     raise UserError(f"'{workdir.path}' holds no checkpoint")
 
 
+def _notes_of(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "notes" / "metadata").read_text())
+
+
 def _best_of(checkpoint: Path) -> int:
     """The step of the best weights when this checkpoint was saved; -1 if there were none."""
     try:
-        best = json.loads((checkpoint / "notes" / "metadata").read_text()).get("best")
+        best = _notes_of(checkpoint).get("best")
     except (OSError, ValueError):
         return -1
     return int(best["step"]) if best else -1
