@@ -48,7 +48,7 @@ demo3d: setup
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-# PART=1/4 runs the first quarter of them, PART=4/4 the last.
+# PART=1/12 runs a twelfth of them, PART=12/12 the last.
 test-slow: $(VENV)/.dev
 	SLOW_PART=$(PART) $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
@@ -62,8 +62,9 @@ check: $(VENV)/.dev
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# PART as above, for the slow ones among them.
 test-pytorch: $(VENV)-pytorch/.ready
-	$(VENV)-pytorch/bin/python -m pytest -n 2 --dist worksteal tests/export "tests/test_notebooks.py::test_a_notebook_runs[export_to_pytorch]"
+	SLOW_PART=$(PART) $(VENV)-pytorch/bin/python -m pytest -n 2 --dist worksteal tests/export "tests/test_notebooks.py::test_a_notebook_runs[export_to_pytorch]"
 
 lock:
 	uv pip compile --universal --python-version 3.11 --constraint requirements.in --generate-hashes pyproject.toml -o requirements.txt --no-header --no-annotate

@@ -466,6 +466,7 @@ def test_a_later_command_adds_to_the_ensembles(tmp_path):
     assert joined["ensembles"] == ["plain", "better, sharper"]
 
 
+@pytest.mark.slow
 def test_ensembles_stay_in_the_table(tmp_path):
     kept_study(tmp_path)
     for flags in (["--ensembles"], []):

@@ -25,7 +25,7 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("name", tiny.others_slow(CONFIGS, "quickstart", "mae_thyroid", "d2mae_thyroid", "simmim"))
+@pytest.mark.parametrize("name", tiny.others_slow(CONFIGS, "quickstart", "d2mae_thyroid"))
 def test_every_config_takes_a_step(tmp_path, name):
     result = run(tmp_path, name, optim__steps=1)
     assert result.finished and result.step == 1 and result.checkpoint.exists()
@@ -78,6 +78,7 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == measured
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_same_parameters(tmp_path):
     _, whole = plain_run()
     folder, _ = plain_run()

@@ -1,6 +1,7 @@
 """The evaluation of a classifier while images become unreadable."""
 
 import numpy as np
+import pytest
 from tiny_runs import go
 
 from deblur_mae_jax.data.source import BadImage
@@ -47,6 +48,7 @@ def test_a_test_image_that_is_lost_costs_its_row_alone(tmp_path, monkeypatch):
     assert set(np.concatenate([[], *shown])) <= set(wrong)
 
 
+@pytest.mark.slow
 def test_validation_images_that_are_lost_end_no_run(tmp_path, monkeypatch, caplog):
     """All of one class, at the second evaluation."""
     evaluate, calls = classification.Evaluator.evaluate, []

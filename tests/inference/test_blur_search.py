@@ -171,6 +171,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_search(tmp_path, caplog)
     assert set(cache.known) == {"a", "b"} and caplog.text.count("is not kept") == 1
 
 
+@pytest.mark.slow
 def test_a_network_without_levels_is_not_searched(tmp_path):
     mae = str(pretraining("mae_thyroid"))
     with pytest.raises(UserError, match="needs a degradation with levels"):

@@ -57,7 +57,7 @@ def test_pixels_are_shuffled_as_by_pytorch():
         np.testing.assert_array_equal(image[0, :, 2:, c], np.arange(4).reshape(2, 2) + 4 * c + 12)
 
 
-@pytest.mark.parametrize("name", ["simmim", "simmim_swin"])
+@pytest.mark.parametrize("name", tiny.others_slow(["simmim", "simmim_swin"], "simmim"))
 def test_the_loss_is_simmims(name):
     """Its formula, in float64: the absolute error on masked pixels over their number and that of the channels."""
     net, params = built(name, model__in_chans=3)

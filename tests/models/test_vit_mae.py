@@ -211,7 +211,7 @@ def apply(config, level, **kwargs):
     )
 
 
-@pytest.mark.parametrize("conditioning", ["token", "addition"])
+@pytest.mark.parametrize("conditioning", tiny.others_slow(["token", "addition"], "token"))
 def test_the_level_reaches_encoder_and_decoder(conditioning):
     config = tiny.config(model__conditioning=conditioning)
     model, params, (pred, out) = apply(config, 2)

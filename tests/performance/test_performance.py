@@ -53,6 +53,7 @@ def compiled_while(function):
     return handler.compiled
 
 
+@pytest.mark.slow
 def test_a_run_compiles_each_program_once(tmp_path):
     config = tiny.config(optim__steps=9, checkpoint__every_epochs=1.0, report__every_epochs=1.0)
     count = compiled_while(lambda: train.train_and_evaluate(config, tmp_path))

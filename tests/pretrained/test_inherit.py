@@ -212,7 +212,7 @@ def test_a_linear_probe_moves_the_head_and_its_statistics_only(tmp_path):
     assert float(np.abs(result.params["head_1"]["bias"]).max()) > 0
 
 
-@pytest.mark.parametrize("store", ["resident", "streaming"])
+@pytest.mark.parametrize("store", tiny.others_slow(["resident", "streaming"], "resident"))
 def test_a_linear_probe_on_cached_features_is_that_of_the_network(tmp_path, store):
     """The whole network, with the trained head, predicts from the images what the run predicted from the features."""
     result = go(
@@ -248,7 +248,9 @@ def test_features_given_to_any_network_are_those_it_would_compute(network):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-@pytest.mark.parametrize("network", [name for name in fields.PROBED if name != "vit"])
+@pytest.mark.parametrize(
+    "network", tiny.others_slow([name for name in fields.PROBED if name != "vit"], "resnet", "swin")
+)
 def test_a_linear_probe_of_any_network_moves_the_head_only(network):
     config = tiny.config(f"linear_probe:{network}")
     net = networks.build(inherit.resolve(config)[0], 2)

@@ -188,6 +188,7 @@ def test_patience_waits_for_an_evaluation_that_was_stopped():
     assert not loop.Loop.is_over(a_loop, 24) and loop.Loop.is_over(a_loop, 100)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_while_it_checks_images_ends_with_the_code_of_the_signal(tmp_path):
     arguments, environment = command(tmp_path, data__num_images=100_000)
     process = subprocess.Popen(arguments, env=environment, cwd=tiny.ROOT, stderr=subprocess.PIPE, text=True)

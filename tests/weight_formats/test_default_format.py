@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import tiny
 import tiny_volumes
 from tiny_runs import trained
 
@@ -24,12 +25,16 @@ def format_of(network, folder):
     return json.loads((export.export(network, output=folder) / "certificate.json").read_text())["format"]
 
 
-@pytest.mark.parametrize(("name", "overrides", "format"), CASES)
+@pytest.mark.parametrize(
+    ("name", "overrides", "format"), [*CASES[:3], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[3:])]
+)
 def test_the_first_format_with_a_place_is_taken(name, overrides, format, tmp_path):
     assert format_of(trained(name, **overrides), tmp_path / "export") == format
 
 
-@pytest.mark.parametrize(("embed", "format"), [("conv", "monai"), ("unet_basic", "dae")])
+@pytest.mark.parametrize(
+    ("embed", "format"), tiny.others_slow([("conv", "monai"), ("unet_basic", "dae")], ("conv", "monai"))
+)
 def test_a_network_for_volumes_goes_to_monai_if_it_can(embed, format, tmp_path):
     config = tiny_volumes.config_of(model__patch_embed=embed)
     network = networks.build(config)

@@ -188,7 +188,8 @@ def test_prediction_start_export_and_comparison_of_a_run_at_an_address(store, im
     assert result.params_fingerprint == tiny_runs.classifier()[1].params_fingerprint
 
 
-@RUNS
+@pytest.mark.slow
+@pytest.mark.parametrize("store", STORES, indirect=True)
 def test_a_packed_set_at_an_address_gives_the_losses_of_the_folder(store, images, tmp_path):
     values = {"data__name": "image_folder", "data__root": str(images), "optim__batch_size": 3, "optim__steps": 3}
     packing.pack(tiny.resolved(**values), tmp_path / "packed", shard_mb=0.002)
@@ -318,6 +319,7 @@ def test_a_start_that_is_stopped_while_it_copies_changes_nothing_in_the_store(gs
     assert (buckets.at(run, "test") / "metrics.jsonl").read_text() == "of another machine"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_not_removed(gs, servers):
     config = tiny.config(optim__steps=6)
     train.train_and_evaluate(config, f"{gs}/run")

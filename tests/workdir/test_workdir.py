@@ -70,6 +70,7 @@ def test_a_workdir_of_version_0_1_is_resumed(tmp_path):
         run(folder, optim__steps=6)
 
 
+@pytest.mark.slow
 def test_a_classifier_of_version_0_1_is_loaded(tmp_path):
     import deblur_mae_jax as dm
 
@@ -111,7 +112,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, kind, caplo
     assert again.params_fingerprint == whole.params_fingerprint and again.checkpoint.exists()
 
 
-@pytest.mark.parametrize("times", [1, 9])
+@pytest.mark.parametrize("times", tiny.others_slow([1, 9], 9))
 def test_a_checkpoint_that_could_not_be_read_is_not_deleted(tmp_path, monkeypatch, caplog, times):
     """A network drive may fail for a moment, or for longer."""
     whole = run(tmp_path, optim__steps=6)
@@ -142,6 +143,7 @@ def test_a_folder_without_its_commit_file_is_no_checkpoint_to_go_on_from(tmp_pat
     assert workdir.has_checkpoint()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_an_older_checkpoint_with_its_best_weights(tmp_path, monkeypatch, caplog, capsys):
     """The scores rise until the newest checkpoint, which is then damaged, and fall when the run goes on."""
     scores = {"sign": 1, "step": 0}
@@ -167,6 +169,7 @@ def test_a_run_goes_on_from_an_older_checkpoint_with_its_best_weights(tmp_path, 
     assert json.loads((tmp_path / "metrics.json").read_text())["best_step"] == 15
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_stays_over_without_its_best_weights(tmp_path, monkeypatch):
     scores = iter(range(100, 0, -1))
     monkeypatch.setattr(classification.Evaluator, "evaluate", lambda self, params: Judgement(next(scores), {}, {}))
@@ -207,6 +210,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path):
         run(tmp_path, optim__steps=2)
 
 
+@pytest.mark.slow
 def test_checkpoints_written_while_training_goes_on(tmp_path, caplog):
     _, plain = plain_run()
     settings = {"optim__steps": 6, "checkpoint__keep_last": 9, "checkpoint__async_save": "on"}
@@ -237,6 +241,7 @@ def test_the_parameters_of_a_checkpoint_are_compared_with_their_hash(tmp_path, c
     manager.close()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_commit_file_is_not_used(tmp_path):
     """As on a mounted bucket, where the folder of a checkpoint is there before it is complete."""
     settings = {"optim__steps": 6, "checkpoint__commit": "file"}
