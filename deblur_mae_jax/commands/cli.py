@@ -18,6 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import NotSaved, StoreError, UserError, unknown
 from deblur_mae_jax.performance import tuning
 
@@ -244,7 +245,9 @@ def run_flags(argv: list[str]) -> None:
                 stop.stop_before(requests, values.max_hours, BEGAN)
             result = start()
     except stop.Stopped as error:
-        begin = "start again" if values.mode == "predict" else "go on"
+        # Results for an address stay in a folder that is removed with the process.
+        lost = values.mode == "predict" and buckets.is_address(values.output or values.workdir)
+        begin = "start again" if lost else "go on"
         print(f"{error}; run the same command again to {begin}", file=sys.stderr)
         sys.exit(128 + error.number)
     except KeyboardInterrupt:  # the second one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,14 +72,18 @@ def _trained_on(trained: TrainedNetwork, index: Index) -> list[str]:
     ]
 
 
-def chunks(index: Index, skipped: list[Skipped]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+def chunks(
+    index: Index, skipped: list[Skipped], wanted: Sequence[int] | None = None
+) -> Iterator[tuple[list[int], list[np.ndarray]]]:
     """Yield the images of an index, a few at a time, as their numbers and their pixels.
 
     skipped: images that can no longer be read are left out and added to it.
+    wanted: numbers of images; `None`: all.
     """
-    for start in range(0, len(index), CHUNK):
+    every = range(len(index)) if wanted is None else wanted
+    for start in range(0, len(every), CHUNK):
         numbers, images = [], []
-        for number in range(start, min(start + CHUNK, len(index))):
+        for number in every[start : start + CHUNK]:
             try:
                 images.append(index.source.read(number))
                 numbers.append(number)

@@ -10,6 +10,7 @@ import numpy as np
 from deblur_mae_jax import api
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.commands import new_images, segment
+from deblur_mae_jax.commands.unfinished import Unfinished, key_of
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
@@ -89,8 +90,8 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
     """Classify every image of a folder or CSV with the classifier in `run_folder`.
 
     The images are blurred according to the setting of the run; a D2MAE classifier uses a blur search.
-    Files that cannot be used are listed in a CSV next to the table. Returns the path of the table,
-    `predictions_new.csv` in the run by default.
+    Files that cannot be used are listed in a CSV next to the table. An interrupted prediction goes on when it is
+    started again. Returns the path of the table, `predictions_new.csv` in the run by default.
     """
     progress = Progress()
     trained = api.load(run_folder)
@@ -104,9 +105,11 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
     new_images.make_folder(path.parent)
     index = new_images.index_of(trained, images, progress)
     left_out = list(index.skipped)
-    table = _table(trained, index, progress, left_out)
+    before = Unfinished(path.with_name(path.stem + "_unfinished.jsonl"), index, key_of([trained]))
+    table = _table(trained, index, before, progress, left_out)
     table.write(path)
     target.send(path)
+    before.remove()
     skipped = path.with_name(path.stem + "_skipped.csv")
     if left_out or skipped.exists():  # that of an earlier prediction is replaced
         data_index.write_skipped(skipped, left_out)
@@ -130,17 +133,26 @@ def _need_own_table(path: Path) -> None:
         raise UserError(f"--output: '{path}' exists and is not a table of predictions; name another file")
 
 
-def _table(trained: TrainedNetwork, index: Index, progress: Progress, left_out: list[Skipped]) -> Predictions:
-    probabilities, levels, kept = [], [], []
-    for numbers, images in new_images.chunks(index, left_out):
+def _table(
+    trained: TrainedNetwork, index: Index, before: Unfinished, progress: Progress, left_out: list[Skipped]
+) -> Predictions:
+    """Predict the images that were not predicted before, and return the table of all."""
+    results = before.results()  # by number: probabilities and blur level
+    if results:
+        progress.print(f"{len(results)} of {len(index)} images were predicted before; the prediction goes on")
+    wanted = [number for number in range(len(index)) if number not in results]
+    for numbers, images in new_images.chunks(index, left_out, wanted):
         level = levels_of_images.of_run(trained, as_list(images), index.canvas)
-        probabilities.append(api.predict(trained, images, level=level, canvas=index.canvas))
-        levels.append(np.zeros(len(images), int) if level is None else level)
-        kept += numbers
+        found = api.predict(trained, images, level=level, canvas=index.canvas).tolist()
+        by_level = [0] * len(found) if level is None else level.tolist()
+        new = {n: [p, at] for n, p, at in zip(numbers, found, by_level, strict=True)}
+        before.add(new)
+        results |= new
         progress.update(f"predicting: {numbers[-1] + 1} of {len(index)}")
-    if not kept:
+    if not results:
         raise UserError("--input: none of the images can be read any more")
-    level = np.concatenate(levels)
+    kept = sorted(results)
+    level = np.array([results[number][1] for number in kept])
     sigma = np.full(len(kept), np.nan)
     by_level = blur_search.all_sigmas(trained.network.inputs.degradation)
     if len(by_level):
@@ -152,7 +164,7 @@ def _table(trained: TrainedNetwork, index: Index, progress: Progress, left_out: 
         np.array(index.source.groups or [""] * len(index))[kept],
         np.full(len(kept), "new"),
         np.array([classes.index(name) if name in classes else -1 for name in names])[kept],
-        np.concatenate(probabilities),
+        np.array([results[number][0] for number in kept]),
         level,
         sigma,
     )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import csv
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import api, sharding
 from deblur_mae_jax.commands import new_images
+from deblur_mae_jax.commands.unfinished import Unfinished, key_of
 from deblur_mae_jax.config import flat
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data import index as data_index
@@ -73,7 +76,7 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
 
     A volume is written as NIfTI on its original grid and a 2-D image as PNG, with the values of the training masks.
     `segmentations.csv` in the same folder lists the size of every label, and `skipped.csv` the files that cannot be
-    used.
+    used. An interrupted prediction goes on when it is started again.
 
     folders: workdirs or weight files.
     images: a folder of images, or a CSV.
@@ -82,8 +85,7 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     """
     progress = Progress()
     members = load_members(folders)
-    first = members[0]
-    target = buckets.Output(output or f"{folders[0]}/segmentations/new", "--output")
+    first, target = members[0], buckets.Output(output or f"{folders[0]}/segmentations/new", "--output")
     out = target.path
     if out.suffix in (".csv", ".gz", ".nii", ".png"):
         raise UserError(f"--output: '{out}' must be a folder for the label maps")
@@ -91,42 +93,67 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     segmenter = Segmenter(first.network, sharding.make_mesh(), fields)
     new_images.make_folder(out)
     index = new_images.index_of(first, images, progress)
-    paths = _paths(out, index, ".nii.gz" if first.network.axes == 3 else ".png")
-    loader = Loader(index, first.config.model.in_chans, _levels(first, index))
-    values = np.array(first.mask_values, np.uint8)
-    skipped, done = list(index.skipped), 0
+    paths = _paths(out, index, suffix := ".nii.gz" if first.network.axes == 3 else ".png")
+    before = Unfinished(out / "unfinished.jsonl", index, key_of(members, fields.to_dict()))
+    written = _written(before, out, paths, suffix)
+    if written:
+        progress.print(f"{len(written)} of {len(index)} images were segmented before; the prediction goes on")
+    wanted = [number for number in range(len(index)) if number not in written]
+    loader = Loader(index, first.config.model.in_chans, _levels(first, index, wanted))
+    skipped = list(index.skipped)
     params = [member.params for member in members]
     with open(out / TABLE, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(HEADER)
+        table.writerows([HEADER, *itertools.chain(*written.values())])
         file.flush()
-        for number, labels in segmenter.each(params, loader, range(len(index))):
-            grid, name = index.source.grid_of(number), index.source.names[number]
-            label_map = grid.finish(labels)
+        for number, labels in segmenter.each(params, loader, wanted):
             try:
-                whole = label_map if index.source.whole is None else index.source.whole(number)(label_map)
-                path = grid.save(values[whole], paths[number])
+                rows = _save(index, number, labels, paths[number], first)
             except (BadImage, OSError) as error:
-                skipped.append(
-                    Skipped(name, f"its label map cannot be written: {getattr(error, 'strerror', None) or error}")
-                )
+                why = f"its label map cannot be written: {getattr(error, 'strerror', None) or error}"
+                skipped.append(Skipped(index.source.names[number], why))
                 continue
-            unit = f"{grid.unit}{first.network.axes}" if grid.unit == "mm" else grid.unit
-            counted = label_map if grid.unit == "mm" else whole  # the size of a pixel in mm is that of one as read
-            sizes = float(np.prod(grid.spacing)) * np.bincount(counted.ravel(), minlength=len(values))[1:]
-            for label, size in zip(first.classes[1:], sizes, strict=True):
-                table.writerow([name, label, float(size), unit, path.relative_to(out).as_posix()])
+            for row in rows:
+                row[-1] = row[-1].relative_to(out).as_posix()
+            table.writerows(rows)
             file.flush()  # a stopped prediction leaves the rows of the label maps that it leaves
-            done += 1
+            before.add({number: rows})
+            written[number] = rows
             progress.update(f"segmenting: {number + 1} of {len(index)}")
+    with open(out / TABLE, "w", newline="", encoding="utf-8") as file:  # in the order of the images
+        csv.writer(file).writerows([HEADER, *itertools.chain(*(written[number] for number in sorted(written)))])
     skipped += loader.failed
     if skipped or (out / "skipped.csv").exists():  # that of an earlier prediction is replaced
         data_index.write_skipped(out / "skipped.csv", skipped)
     if skipped:
         progress.print(f"{len(skipped)} files left out, see {target.shown(out / 'skipped.csv')}")
+    before.remove()
     target.send()
-    progress.print(f"{done} images, label maps in {target.shown(out)}")
+    progress.print(f"{len(written)} images, label maps in {target.shown(out)}")
     return out
+
+
+def _save(index: Index, number: int, labels: np.ndarray, path: Path, trained: TrainedNetwork) -> list[list[Any]]:
+    """Write the label map of an image, and return its rows of the table; the last value of each is the path written."""
+    grid, name = index.source.grid_of(number), index.source.names[number]
+    values = np.array(trained.mask_values, np.uint8)
+    label_map = grid.finish(labels)
+    whole = label_map if index.source.whole is None else index.source.whole(number)(label_map)
+    written = grid.save(values[whole], path)
+    unit = f"{grid.unit}{trained.network.axes}" if grid.unit == "mm" else grid.unit
+    counted = label_map if grid.unit == "mm" else whole  # the size of a pixel in mm is that of one as read
+    sizes = float(np.prod(grid.spacing)) * np.bincount(counted.ravel(), minlength=len(values))[1:]
+    return [[name, label, float(size), unit, written] for label, size in zip(trained.classes[1:], sizes, strict=True)]
+
+
+def _written(before: Unfinished, out: Path, paths: list[Path], suffix: str) -> dict[int, list[list[Any]]]:
+    """The rows of the label maps that an interrupted prediction wrote and that are still there, by image."""
+    found = {}
+    for number, rows in before.results().items():
+        file_path = paths[number].with_name(paths[number].name + suffix)
+        if file_path.exists() and all(row[-1] == file_path.relative_to(out).as_posix() for row in rows):
+            found[number] = rows
+    return found
 
 
 def _paths(out: Path, index: Index, suffix: str) -> list[Path]:
@@ -153,12 +180,12 @@ def _paths(out: Path, index: Index, suffix: str) -> list[Path]:
     return paths
 
 
-def _levels(trained: TrainedNetwork, index: Index) -> dict[str, np.ndarray]:
-    """The blur level of every image, in the form a `Loader` expects; empty for networks without levels."""
+def _levels(trained: TrainedNetwork, index: Index, wanted: list[int]) -> dict[str, np.ndarray]:
+    """The blur level of every wanted image, in the form a `Loader` expects; empty for networks without levels."""
     if trained.network.axes == 3 or not trained.network.inputs.degradation.num_levels:
         return {}
     levels = np.ones(len(index), np.int32)  # of an image that can no longer be read, which the loader reports
-    for numbers, images in new_images.chunks(index, []):
+    for numbers, images in new_images.chunks(index, [], wanted):
         given = levels_of_images.given(trained, as_list(images), None, index.canvas)
         assert given is not None
         levels[numbers] = given

@@ -64,6 +64,65 @@ def test_a_table_does_not_replace_the_list_of_the_images(tmp_path):
         assert len(rows(predict.run(classifier()[0], str(listed), tmp_path / "out.csv"))) == 2
 
 
+@pytest.fixture
+def stopped_after(monkeypatch):
+    """`stopped_after(calls, module, name)`: the function is interrupted after some calls; later calls are counted."""
+
+    def patch(allowed, module, name):
+        real, calls = getattr(module, name), []
+
+        def counted(*arguments, **options):
+            calls.append(arguments)
+            if len(calls) == allowed + 1:
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+        return calls
+
+    return patch
+
+
+def test_a_classification_that_was_interrupted_goes_on(tmp_path, monkeypatch, stopped_after, capsys):
+    images, run = pictures(tmp_path / "images", 6), classifier()[0]
+    monkeypatch.setattr(new_images, "CHUNK", 2)
+    whole = predict.run(run, str(images), tmp_path / "whole.csv").read_bytes()
+    out, kept = tmp_path / "out.csv", tmp_path / "out_unfinished.jsonl"
+    calls = stopped_after(2, predict.api, "predict")
+    with pytest.raises(KeyboardInterrupt):
+        predict.run(run, str(images), out)
+    interrupted = kept.read_text()
+    assert not out.exists() and interrupted.count("hash") == 4
+    assert predict.run(run, str(images), out).read_bytes() == whole
+    assert len(calls) == 4 and not kept.exists()  # two, the one that was interrupted, and the third
+    assert "4 of 6 images were predicted before; the prediction goes on" in capsys.readouterr().err
+
+    kept.write_text(interrupted[:-9])  # the last line is incomplete
+    shutil.copyfile(images / "1.png", images / "0.png")  # and one image is another one
+    predict.run(run, str(images), out)
+    assert "2 of 6 images were predicted before" in capsys.readouterr().err
+    first, second, *_ = rows(out)
+    assert float(first["p_benign"]) == pytest.approx(float(second["p_benign"]), abs=1e-6)
+    kept.write_text(interrupted.replace('"key": "', '"key": "of other weights '))
+    predict.run(run, str(images), out)
+    assert "were predicted before" not in capsys.readouterr().err
+
+
+def test_a_segmentation_that_was_interrupted_goes_on(segmenter, tmp_path, stopped_after, capsys):
+    images, out = pictures(tmp_path / "images"), tmp_path / "out"
+    whole = predict.run(segmenter, str(images), tmp_path / "whole")
+    calls = stopped_after(2, grid, "save_image")
+    with pytest.raises(KeyboardInterrupt):
+        predict.run(segmenter, str(images), out)
+    (out / "0.png").unlink()  # somebody moved it away
+    predict.run(segmenter, str(images), out)
+    assert "1 of 4 images were segmented before; the prediction goes on" in capsys.readouterr().err
+    assert len(calls) == 3 + 3 and not (out / "unfinished.jsonl").exists()
+    assert (out / "segmentations.csv").read_bytes() == (whole / "segmentations.csv").read_bytes()
+    for number in range(4):
+        assert (out / f"{number}.png").read_bytes() == (whole / f"{number}.png").read_bytes()
+
+
 def test_an_image_that_vanishes_is_left_out_and_the_others_are_predicted(tmp_path, monkeypatch):
     images = pictures(tmp_path / "images")
     check = predict.new_images.index_of
