@@ -8,7 +8,7 @@ Expected cost: 59 GFLOP per image with three channels, 4.9e18 in all.
 
 Ablations of the paper's table 3, each one override:
   range      --config.task.degrade="blur.gaussian_levels(max_sigma=0.6)"      or 1.6
-  step       --config.task.degrade="blur.gaussian_levels(step=0.2, max_sigma=1.0)"
+  step       --config.search.setting="search(1)"                              or "search(3)", of the fine-tuning
   embedding  --config.model.conditioning=none                                 or addition
 
 `d2mae_thyroid.py:warm_start` starts from the weights of another network (--config.init_from): ImageNet's MAE, a timm or Hugging Face ViT, a

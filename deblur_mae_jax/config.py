@@ -663,6 +663,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "task.name": "moco_v3",
         "model.name": "siamese_resnet",
         **_MOCO,
+        "task.temperature": 1.0,  # the default of the published code; its commands for a ViT set 0.2
         "model.projector": (4096, 256),
         "model.predictor_last": "none",
         "data.crop_scale": (0.2, 1.0),

@@ -1,4 +1,4 @@
-"""DeblurrMAE, side of the patches (paper, figure 2: 16 of 224 pixels is best)."""
+"""DeblurrMAE, side of the patches (paper, figure 3: 16 of 224 pixels is best)."""
 
 from studies import common
 

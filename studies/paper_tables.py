@@ -99,8 +99,8 @@ def get_study(preset):
         "Deblurring ConvMAE": _pretrained(
             study, "convmae:deblur", {}, "convvit", _CONVVIT, **{"task.degrade": gaussian}
         ),
-        "DiffMAE": _pretrained(study, "diffmae", _paper(f1=85.59, lepset=83.43, mmotu=70.47)),
-        "USFM": quoted(f1=88.87, lepset=84.02, mmotu=70.94),
+        "DiffMAE": _pretrained(study, "diffmae", _paper(f1=85.59, lepset=83.43, mmotu=70.47, macro=True)),
+        "USFM": quoted(f1=88.87, lepset=84.02, mmotu=70.94, macro=True),
         "DSMT-Net": quoted(lepset=82.20),
         "DeblurrMAE (SRAD)": _pretrained(
             study, "deblur_mae_thyroid", _paper(90.07, 88.13, 95.87),

@@ -55,6 +55,11 @@ def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
     trained = inherit.require_source(source, "a blur search")
     if trained.network.kind != "reconstruct":
         raise UserError(f"config.init_from: '{config.init_from}' has no decoder; name a pre-training run")
+    if trained.network.task.sample is not None:
+        raise UserError(
+            f"config.init_from: '{config.init_from}' is a DiffMAE, which changes only masked patches and so "
+            "reconstructs every level of blur equally well; name a run of D2MAE"
+        )
     blur_search.check_high_pass(config.search.high_pass)
     setting = blur_search.parse(config.search.setting, trained.network.inputs.degradation)
     if setting is None or setting.kind != "search":

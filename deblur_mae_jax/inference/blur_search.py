@@ -85,8 +85,8 @@ def parse(text: str, degradation: Degradation, can_search: bool = True) -> Setti
             )
         if not can_search:
             raise UserError(
-                f"config.search.setting={text} needs a pre-trained network with a decoder: set "
-                "config.init_from to a pre-training run"
+                f"config.search.setting={text} needs a pre-trained network that reconstructs whole images: set "
+                "config.init_from to a run of D2MAE (a DiffMAE changes only what is masked)"
             )
     if kind == "fixed":
         level_of(number, degradation)

@@ -100,6 +100,7 @@ def resized_to(out: tuple[int, ...]) -> tuple[int, ...]:
     """The height and width that a resized image must cover before its centre is cropped, pixels.
 
     The view's sides * 256 / 224, or these sides themselves if both are above 224 pixels, as in MAE's fine-tuning code.
+    We round, MAE truncates: both give 256 pixels for 224, and 110 and 109 for 96.
 
     out: (height, width) of the view, pixels.
     """

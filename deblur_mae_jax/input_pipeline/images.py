@@ -31,7 +31,8 @@ class ImageInputs:
     `mask` int32 `(B, H, W)`. Other entries of the examples, such as `label`, are passed on unchanged.
 
     blur_site: "native" degrades the image at its own resolution before the crop, as the published
-        DeblurrMAE code does (sigma is in native pixels); "network" degrades the resized crop.
+        DeblurrMAE code does (sigma is in native pixels); "network" degrades the resized crop. A separable blur and
+        the resize are one product, so that the blurred image is not rounded to 8 bits between them.
     mean: mean of the 0..1 gray scale, one value per channel.
     std: standard deviation of the 0..1 gray scale, one value per channel.
     crop_scale: range of the area of a random crop, as a share of the image.

@@ -81,7 +81,7 @@ class Attention(nn.Module):
         """x `(B, N, D)`; shared `(heads, N, N)`: a bias for all blocks."""
         B, N, D = x.shape
         q_bias, v_bias = (self.param(name, nn.initializers.zeros, (D,)) for name in ("q_bias", "v_bias"))
-        qkv = layers.dense(3 * D, self.dtype, "qkv", backbone.truncated, use_bias=False)(x)
+        qkv = layers.dense(3 * D, self.dtype, "qkv", backbone.normal, use_bias=False)(x)
         qkv = qkv + jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(self.dtype)
         q, k, v = jnp.moveaxis(qkv.reshape(B, N, 3, self.num_heads, D // self.num_heads), 2, 0)
         if self.own:
@@ -93,7 +93,7 @@ class Attention(nn.Module):
 
 def _smaller(number: int) -> Any:
     """BEiT's initialisation of the layers before each sum, in the block of this number."""
-    return nn.initializers.truncated_normal(0.02 / (2.0 * (number + 1)) ** 0.5)
+    return nn.initializers.normal(0.02 / (2.0 * (number + 1)) ** 0.5)
 
 
 class Mlp(nn.Module):
@@ -106,7 +106,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         D = x.shape[-1]
-        x = layers.gelu(layers.dense(self.hidden_dim, self.dtype, "fc1", backbone.truncated)(x))
+        x = layers.gelu(layers.dense(self.hidden_dim, self.dtype, "fc1", backbone.normal)(x))
         return layers.dense(D, self.dtype, "fc2", _smaller(self.number))(x)
 
 

@@ -6,6 +6,7 @@ There is no cls token. Parameter names are those of ConvMAE's code, with "_" bef
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ SIDES, STEPS = (4, 8), (4, 2, 2)
 # Width of each stage, blocks of each stage, attention heads of the last.
 VARIANTS = {"B": ((256, 384, 768), (2, 2, 11), 12)}
 KERNEL = 5
-# PyTorch's initialisation of a convolution, and ConvMAE's of the last patch embedding.
+# PyTorch's initialisation of a convolution.
 uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -38,8 +39,14 @@ def _bias_init(fan_in: int) -> Any:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def _xavier(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """ConvMAE's initialisation of the last patch embedding: that of the matrix which maps flattened patches."""
+    return layers.xavier(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
+
+
 def convolution(
-    features: int, inputs: int, side: int, stride: int, *, dtype: Any, name: str | None = None, depthwise: bool = False
+    features: int, inputs: int, side: int, stride: int, *, dtype: Any, name: str | None = None, depthwise: bool = False,
+    init: Any = uniform,
 ) -> Convolution:  # fmt: skip
     """A convolution with PyTorch's padding and initialisation.
 
@@ -49,7 +56,7 @@ def convolution(
     padding = side // 2 if stride == 1 else 0
     groups = inputs if depthwise else 1
     return Convolution(
-        features, side, stride, padding, groups, kernel_init=uniform,
+        features, side, stride, padding, groups, kernel_init=init,
         bias_init=_bias_init(inputs // groups * side**2), dtype=dtype, name=name,
     )  # fmt: skip
 
@@ -60,10 +67,13 @@ class Embedding(nn.Module):
     features: int
     step: int
     dtype: Any = jnp.float32
+    init: Any = uniform
 
     @nn.compact
     def __call__(self, x):
-        x = convolution(self.features, x.shape[-1], self.step, self.step, dtype=self.dtype, name="proj")(x)
+        x = convolution(
+            self.features, x.shape[-1], self.step, self.step, dtype=self.dtype, name="proj", init=self.init
+        )(x)
         return layers.gelu(swin.layer_norm(self.dtype, "norm")(x))
 
 
@@ -128,7 +138,7 @@ class Hybrid(vit.Encoder):
         for stage, (width, depth) in enumerate(zip(self.stem_dims, self.stem_depths, strict=True), start=1):
             setattr(self, f"patch_embed{stage}", Embedding(width, STEPS[stage - 1], self.dtype))
             setattr(self, f"blocks{stage}", [block(self.mlp_ratio, self.dtype) for _ in range(depth)])
-        self.patch_embed3 = Embedding(self.embed_dim, STEPS[2], self.dtype)
+        self.patch_embed3 = Embedding(self.embed_dim, STEPS[2], self.dtype, _xavier)
         self.patch_embed4 = layers.dense(self.embed_dim, self.dtype)
         token_block = self._block()
         self.blocks3 = [

@@ -99,7 +99,7 @@ class WindowAttention(nn.Module):
         heads, width = self.num_heads, C // self.num_heads
         table = self.param(
             "relative_position_bias_table",
-            nn.initializers.truncated_normal(0.02),
+            nn.initializers.normal(0.02),
             ((2 * WINDOW - 1) ** 3, heads),
         )
         index = relative_index((WINDOW,) * 3)[:N, :N]

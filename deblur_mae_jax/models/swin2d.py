@@ -85,14 +85,14 @@ class WindowAttention(nn.Module):
         """x: tokens `(B * windows, N, C)`; region: region of each token `(windows, N)`."""
         M, N, C = x.shape
         shape = (offsets(self.window), self.num_heads)
-        table = self.param("relative_position_bias_table", backbone.truncated, shape)
+        table = self.param("relative_position_bias_table", backbone.normal, shape)
         bias = jnp.take(table, relative_index(self.window).reshape(-1), axis=0)
         bias = bias.reshape(N, N, self.num_heads).transpose(2, 0, 1)
-        qkv = layers.dense(3 * C, self.dtype, "qkv", backbone.truncated)(x)
+        qkv = layers.dense(3 * C, self.dtype, "qkv", backbone.normal)(x)
         q, k, v = jnp.moveaxis(qkv.reshape(M, N, 3, self.num_heads, C // self.num_heads), 2, 0)
         q = q * jnp.asarray((C // self.num_heads) ** -0.5, self.dtype)
         out = swin.attend_at_once(q, k, v, bias, region).reshape(M, N, C)
-        return layers.dense(C, self.dtype, "proj", backbone.truncated)(out)
+        return layers.dense(C, self.dtype, "proj", backbone.normal)(out)
 
 
 class Block(nn.Module):
@@ -117,7 +117,7 @@ class Block(nn.Module):
         y = from_windows(attention(to_windows(y, window), region), window, padded[0], padded[1])[:, :H, :W]
         scales = (None, None) if scale is None else (scale[:, 0], scale[:, 1])
         x = backbone.residual(x, jnp.roll(y, shift, (1, 2)) if shifted else y, scales[0])
-        mlp = layers.Mlp(4 * C, self.dtype, backbone.truncated, name="mlp")
+        mlp = layers.Mlp(4 * C, self.dtype, backbone.normal, name="mlp")
         return backbone.residual(x, mlp(swin.layer_norm(self.dtype, "norm2")(x)), scales[1])
 
 
@@ -132,7 +132,7 @@ class PatchMerging(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
         x = jnp.concatenate([x[:, row::2, column::2] for row, column in MERGED], axis=-1)
         x = swin.layer_norm(self.dtype, "norm")(x)
-        return nn.Dense(2 * C, use_bias=False, kernel_init=backbone.truncated, dtype=self.dtype, name="reduction")(x)
+        return nn.Dense(2 * C, use_bias=False, kernel_init=backbone.normal, dtype=self.dtype, name="reduction")(x)
 
 
 class Stage(nn.Module):

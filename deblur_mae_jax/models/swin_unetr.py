@@ -81,7 +81,7 @@ class SwinEncoder(nn.Module):
         if self.layout == "as_coded":
             x = jnp.moveaxis(x, 1, -1)  # depth taken for channels
         if self.mask_token:
-            init = nn.initializers.truncated_normal(0.02)
+            init = nn.initializers.normal(0.02)
             token = self.param("mask_token", init, (1, 1, x.shape[-1])).astype(x.dtype)
             if masked is not None:
                 x = jnp.where(masked > 0, token, x)

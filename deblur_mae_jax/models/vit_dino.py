@@ -69,8 +69,8 @@ class PrototypeHead(nn.Module):
     def __call__(self, x):
         x = x.astype(self.dtype)
         for number in (0, 2):
-            x = layers.gelu(layers.dense(self.hidden, self.dtype, f"mlp_{number}", backbone.truncated)(x))
-        x = layers.dense(self.bottleneck, self.dtype, "mlp_4", backbone.truncated)(x)
+            x = layers.gelu(layers.dense(self.hidden, self.dtype, f"mlp_{number}", backbone.normal)(x))
+        x = layers.dense(self.bottleneck, self.dtype, "mlp_4", backbone.normal)(x)
         x = _unit(x.astype(jnp.float32))
         shape = (self.bottleneck, self.prototypes)
         kernel = self.param("last_layer", nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), shape)

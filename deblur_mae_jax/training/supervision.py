@@ -92,8 +92,14 @@ def prepare(
     if setting is None:
         return index, supervision
     supervision.setting = setting
-    searches = source is not None and source.network.kind == "reconstruct"
-    why = "" if searches or setting.kind != "none" else ": there is no pre-training network to search with"
+    searches = source is not None and source.network.can_search
+    why = (
+        ""
+        if searches or setting.kind != "none"
+        else ": the network of config.init_from cannot search"
+        if source
+        else ": there is no pre-training network to search with"
+    )
     degradation = parse.degradation(config.task.degrade)
     value = f" {setting.value:g}" if setting.value else ""
     if setting.kind == "none":
@@ -150,7 +156,7 @@ def _setting(config: ConfigDict, identity: Identity, source: TrainedNetwork | No
     if identity.axes == 3:
         return None
     degradation = parse.degradation(config.task.degrade)
-    can_search = source is not None and source.network.kind == "reconstruct"
+    can_search = source is not None and source.network.can_search
     blur_search.check_high_pass(config.search.high_pass)
     setting = blur_search.parse(config.search.setting, degradation, can_search)
     if setting is not None and setting.kind in ("search", "online"):

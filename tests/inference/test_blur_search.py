@@ -11,12 +11,14 @@ from scipy import ndimage
 from tiny_runs import fine, go, pretraining, trained
 
 import deblur_mae_jax as dm
+from deblur_mae_jax import network as networks
 from deblur_mae_jax.commands import search
 from deblur_mae_jax.degradations import blur, parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search, search_cache
 from deblur_mae_jax.pretrained import inherit, trained_network
 from deblur_mae_jax.reports import predictions
+from deblur_mae_jax.training import supervision
 
 
 @pytest.mark.slow
@@ -161,6 +163,19 @@ def test_a_level_must_mean_the_same_to_the_network_that_searches(tmp_path):
         go(tmp_path, task__degrade=other)
     with pytest.raises(UserError, match="a search uses the degradation that the network"):
         go(tmp_path, "blur_search", task__degrade=other)
+
+
+def test_a_network_that_returns_what_it_sees_is_not_searched(tmp_path):
+    """A DiffMAE changes only masked patches: without any, every level would have the error 0, and the first be best."""
+    levels = "blur.gaussian_levels(max_sigma=1.1, step=0.1)"
+    file = tmp_path / "diffmae.safetensors"
+    trained_network.save_file(file, trained("diffmae", task__degrade=levels, model__conditioning="token"))
+    with pytest.raises(UserError, match="is a DiffMAE, which changes only masked patches"):
+        go(tmp_path / "search", "blur_search", init_from=str(file))
+    with pytest.raises(UserError, match=r"needs a pre-trained network that reconstructs whole images.*a DiffMAE"):
+        go(tmp_path / "run", init_from=str(file), search__setting="search(2)")
+    config, source, _ = inherit.resolve(tiny.config("finetune", **fine(init_from=str(file))))
+    assert supervision._setting(config, networks.identify(config), source).kind == "none"
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_a_search(tmp_path, caplog):
