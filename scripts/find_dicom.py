@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from deblur_mae_jax.data import dicom, dicom_series, dicom_volumes, listing, privacy
+from deblur_mae_jax.data import dicom, dicom_patients, dicom_series, dicom_volumes, listing, privacy
 from deblur_mae_jax.errors import UserError
 
 
@@ -54,7 +54,7 @@ def named(root):
     """The paths behind every name."""
     headers, files, _ = dicom.read_headers(root, 4)
     paths = defaultdict(list)
-    for header, file, patient in zip(headers, files, dicom.patients(headers, []), strict=True):
+    for header, file, patient in zip(headers, files, dicom_patients.patients(headers, []), strict=True):
         paths[dicom.name_of(header, file)].append(file.path)
         paths[short(patient)].append(file.path)
     volumes, left_out = dicom_series.build(headers)

@@ -17,7 +17,7 @@ from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
 class Unfinished:
     """The results of the images predicted so far, in a file with one line of JSON for each.
 
-    Results of other weights or settings, and of images whose pixels have changed, are not used. A line that a stopped
+    Results of other weights or settings, and of images whose files have changed, are not used. A line that a stopped
     process left incomplete is ignored. If the file cannot be written, the prediction goes on without it.
 
     path: the file, which `remove` deletes when the prediction is complete.
@@ -37,16 +37,24 @@ class Unfinished:
     def results(self) -> dict[int, Any]:
         """The kept results, by the number of the image."""
         found = {}
-        for number, (name, now) in enumerate(zip(self.index.source.names, self.index.hashes, strict=True)):
-            line = self._known.get(name, {})
-            if now and line.get("hash") == now and "result" in line:
+        for number, name in enumerate(self.index.source.names):
+            line, now = self._known.get(name, {}), self._state(number)
+            if now and line.get("state") == now and "result" in line:
                 found[number] = line["result"]
         return found
 
+    def _state(self, number: int) -> str:
+        """Changes with the pixels of an image, and with the size and time of its file; "" if they are not known."""
+        source, pixels = self.index.source, self.index.hashes[number]
+        # A corrected voxel size changes no pixel.
+        return f"{pixels} {source.stamp(number) if source.stamp else ''}" if pixels else ""
+
     def add(self, results: dict[int, Any]) -> None:
         """Keep the results of some images, by their numbers."""
-        names, hashes = self.index.source.names, self.index.hashes
-        self._write("a", ({"image": names[n], "hash": hashes[n], "result": value} for n, value in results.items()))
+        names = self.index.source.names
+        self._write(
+            "a", ({"image": names[n], "state": self._state(n), "result": value} for n, value in results.items())
+        )
 
     def remove(self) -> None:
         """Delete the file."""

@@ -9,7 +9,7 @@ import dataclasses
 import filecmp
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deblur_mae_jax.data import dicom_file, dicom_windows, listing, masks, privacy, raster
+from deblur_mae_jax.data import dicom_file, dicom_patients, dicom_windows, listing, masks, privacy, raster
 from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.data.decode import EXTENSIONS
 from deblur_mae_jax.data.dicom_file import Header
@@ -171,7 +171,7 @@ def source(data, channels: int) -> Source:
     reader = FrameReader(channels, int(data.max_pixels), data.window, data.crop)
     labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None
     notes: list[str] = []
-    groups = patients(headers, notes)
+    groups = dicom_patients.patients(headers, notes)
     kept: list[Kept] = []
     own_groups: dict[str, int] = {}
     for header, file, group in zip(headers, files, groups, strict=True):
@@ -301,39 +301,6 @@ def file_name(name: str) -> str:
 def name_of(header: Header, file: File | None) -> str:
     """The name of a picture: a hash of its SOPInstanceUID, or of its path without one."""
     return f"image_{privacy.pseudonym('sop', header.sop or (file.path if file else header.path))}"
-
-
-def patients(headers: list[Header], notes: list[str]) -> list[str]:
-    """The patient of every file, hashed: the PatientID, or the study where it is empty or the same everywhere."""
-    ids = {header.patient for header in headers if header.patient}
-    studies = {header.study for header in headers}
-    constant = len(ids) == 1 and len(studies) > 1
-    if constant:
-        notes.append(
-            f"all {len(headers)} files have the same PatientID, so each of the {len(studies)} studies is taken as a "
-            "patient; several studies of one person cannot be recognised"
-        )
-    empty = sum(not header.patient for header in headers)
-    if empty:
-        lost = sum(not header.patient and not header.study for header in headers)
-        notes.append(
-            f"files without a PatientID: {empty} (their study is taken as the patient"
-            + (f"; without a study, {lost}, each file is)" if lost else ")")
-        )
-    keys = []
-    for header in headers:
-        own = header.patient if header.patient and not constant else ""
-        keys.append(("patient", own) if own else ("study", header.study or header.sop or header.path))
-    return numbered(keys)
-
-
-def numbered(keys: Sequence[tuple[str, str]]) -> list[str]:
-    """Names of patients: a number in the order of the files, and a hash.
-
-    Splits depend on the order of the names, so the hash, whose key differs between workdirs, must not decide it.
-    """
-    first = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return [f"patient_{first[key]:06d}_{privacy.pseudonym(*key)}" for key in keys]
 
 
 def facts(headers: list[Header]) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import dicom, dicom_file, dicom_series, privacy, volume_file
+from deblur_mae_jax.data import dicom, dicom_file, dicom_patients, dicom_series, privacy, volume_file
 from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.data.dicom_labels import Labels
 from deblur_mae_jax.data.dicom_series import Series
@@ -100,7 +101,7 @@ def source(data, channels: int) -> Source:
         seen = f" ({kinds} files)" if kinds else ""
         raise UserError(f"config.data.root: no CT or MR series in '{root}'{seen} is a volume{what}")
     notes: list[str] = []
-    groups = dict(zip((h.path for h in headers), dicom.patients(headers, notes), strict=True))
+    groups = dict(zip((h.path for h in headers), dicom_patients.patients(headers, notes), strict=True))
     labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None
     finder = tables.Finder(Path(data.labels).expanduser().parent, volume_file.SUFFIXES) if data.labels else None
     by_series = _segmentations(segmentations, root, {one.uid for one in series}, skipped)
@@ -135,7 +136,7 @@ def source(data, channels: int) -> Source:
 
 def _groups(kept: list[tuple[Series, dict[str, str], tuple[Any, ...]]], groups: dict[str, str]) -> list[str]:
     """The patient of every volume: of the CSV if it has one, else of the header."""
-    named = dicom.numbered([("group", row.get("group", "")) for _, row, _ in kept])
+    named = dicom_patients.numbered([("group", row.get("group", "")) for _, row, _ in kept])
     return [name if row.get("group") else groups[one.path] for name, (one, row, _) in zip(named, kept, strict=True)]
 
 
@@ -162,6 +163,12 @@ def _first_place(one: Series) -> tuple[str, ...]:
     """What tells the volumes of one series apart."""
     first = one.slices[0]
     return (repr(first.orientation), repr(first.shape), repr(first.part))
+
+
+OTHER_NUMBER = (
+    "it names segment {} differently than most segmentations do: classes go by these numbers, so number the segments "
+    "alike in all files; its series has no mask"
+)
 
 
 def name_of(one: Series) -> str:
@@ -207,7 +214,34 @@ def _segmentations(paths: list[str], root: Path, series: set[str], skipped: list
         if unclear:  # "Liver" of one file and "Spleen" of another would become one class
             for path in out.pop(uid):
                 leave_out(path, f"one of several segmentations of a series that name segment {unclear[0]} differently")
+    _leave_out_other_numberings(out, names, leave_out)
     return out
+
+
+def _leave_out_other_numberings(
+    masks: dict[str, list[str]], names: dict[str, dict[int, set[str]]], leave_out: Callable[[str, str], None]
+) -> None:
+    """Leave out the segmentations of series that number their segments otherwise than most series do.
+
+    Classes go by these numbers, so that "1 Liver" of one series and "1 Spleen" of another would become one class.
+
+    masks: paths by series.
+    names: by series, the labels of each segment number.
+    """
+    label_of = lambda uid, number: " ".join(min(names[uid][number]).split()).casefold()
+    usual: dict[int, str] = {}
+    for number in sorted({number for uid in masks for number in names[uid]}):
+        counts = Counter(label_of(uid, number) for uid in sorted(masks) if number in names[uid])
+        counts.pop("", None)
+        if counts:
+            usual[number] = counts.most_common(1)[0][0]
+    for uid in sorted(masks):
+        for number in sorted(names[uid]):
+            own = label_of(uid, number)
+            if own and own != usual[number]:
+                for path in masks.pop(uid):
+                    leave_out(path, OTHER_NUMBER.format(number))
+                break
 
 
 def _facts(headers: list[dicom_file.Header], series: list[Series]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -57,11 +58,25 @@ def output_path(folder: Path, name: str, taken: set[Path]) -> Path:
 
 def save_image(labels: np.ndarray, path: Path) -> Path:
     """Save a label map as an 8-bit PNG file."""
-    path = path.with_name(path.name + ".png")
-    path.parent.mkdir(parents=True, exist_ok=True)
     mark = PngInfo()
     mark.add_text("Software", MARK)
-    Image.fromarray(labels.astype(np.uint8)).save(path, pnginfo=mark)
+    image = Image.fromarray(labels.astype(np.uint8))
+    return written(path.with_name(path.name + ".png"), lambda draft: image.save(draft, pnginfo=mark))
+
+
+def written(path: Path, save: Callable[[Path], Any]) -> Path:
+    """Save a file under a hidden name and rename it, so that a full disk or a stopped process leaves no part of one.
+
+    save: writes the file of the given path, which has the suffix of `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    try:
+        save(draft)
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -76,12 +91,9 @@ def save_volume(labels: np.ndarray, path: Path, affine: np.ndarray | None = None
     """Save a label map as a compressed 8-bit NIfTI file."""
     import nibabel as nib
 
-    path = path.with_name(path.name + ".nii.gz")
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(labels.astype(np.uint8), np.eye(4) if affine is None else affine)  # type: ignore[no-untyped-call]
     image.header["descrip"] = MARK
-    nib.save(image, path)
-    return path
+    return written(path.with_name(path.name + ".nii.gz"), lambda draft: nib.save(image, draft))
 
 
 def is_label_map(path: Path) -> bool:

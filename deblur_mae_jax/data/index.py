@@ -203,6 +203,8 @@ def _examine(
         stamp = source.stamp(index) if source.stamp else None
         if masks and stamp is not None and source.mask_stamp is not None:
             stamp = [stamp, source.mask_stamp(index)]
+        if source.modalities and stamp is not None:  # its window is part of what is checked
+            stamp = [stamp, source.modalities[index]]
         entry = cached.get(source.names[index])
         if entry is not None and stamp is not None and entry.get("stamp") == stamp:
             return entry

@@ -91,7 +91,7 @@ def pack(
     # The key of the names of DICOM files and patients is beside the set, and is not to be shared with it.
     privacy.use(folder.with_name(folder.name + "_private"), make=True)
     source = dataset.load_source(config)
-    if dataset.name_used(config) == "dicom":
+    if dataset.name_used(config) in ("dicom", "dicom_volumes"):
         # Their keys are hashes without a secret, by which somebody who has the files could find them in the index.
         source = dataclasses.replace(source, keys=None)
     if not len(source):
@@ -176,7 +176,7 @@ def _expected_bytes(source: Source, index: int, encode: str) -> float:
 
 
 def _stamp(source: Source, settings: dict[str, Any], reading: str) -> str:
-    """A hash that changes with the settings, and with the name, size and time of any file of a shard."""
+    """A hash that changes with the settings, and with name, size, time and modality of any file of a shard."""
     digest = hashlib.sha256((json.dumps(settings, sort_keys=True) + reading).encode())
     for i, name in enumerate(source.names):
         stamp = source.stamp(i) if source.stamp is not None else None
@@ -185,6 +185,7 @@ def _stamp(source: Source, settings: dict[str, Any], reading: str) -> str:
             source.labels and source.labels[i],
             source.groups and source.groups[i],
             source.splits and source.splits[i],
+            source.modalities and source.modalities[i],
         ]
         digest.update(repr((name, stamp, mask, known)).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import raster
+from deblur_mae_jax.data import compressed, grid, raster
 from deblur_mae_jax.data.raster import one_line
 from deblur_mae_jax.data.source import BadImage
 
@@ -118,20 +118,18 @@ class VolumeFile:
 
         turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), self.turn)
         stored = orientations.apply_orientation(labels, turn).astype(np.uint8)
-        path = path.with_name(path.name + ".nii.gz")
-        path.parent.mkdir(parents=True, exist_ok=True)
         header: Any = None
         if self._header is not None:  # with its geometry fields, and without its texts, which may name a patient
             header = nib.Nifti1Header.from_header(self._header)
             header.set_data_dtype(np.uint8)
             header.set_slope_inter(1, 0)
-            for field in ("descrip", "aux_file", "db_name", "intent_name"):
+            for field in ("aux_file", "db_name", "intent_name"):
                 header[field] = b""
             header.extensions.clear()
             header["intent_code"] = header["cal_min"] = header["cal_max"] = 0
         image: Any = nib.Nifti1Image(stored, self.affine if header is None else None, header)
-        nib.save(image, path)
-        return path
+        image.header["descrip"] = grid.MARK
+        return grid.written(path.with_name(path.name + ".nii.gz"), lambda draft: nib.save(image, draft))
 
 
 def open_volume(path: str, max_voxels: int) -> VolumeFile:
@@ -213,10 +211,15 @@ def _with_nibabel(path: str, max_voxels: int) -> VolumeFile:
         affine, zooms = _geometry(opened, header, notes)
 
     def load() -> np.ndarray:
-        if by_name:
+        if by_name and not (gzipped and single):
+            if gzipped:
+                compressed.check(path)
             return np.asarray(opened.dataobj)
-        with _stream(path, gzipped) as again:
-            return np.asarray(again.dataobj)
+        with gzip.open(path) if gzipped else open(path, "rb") as stream:  # type: ignore[attr-defined]
+            values = np.asarray(_nifti(stream).dataobj)
+            if gzipped:
+                compressed.drain(stream)
+            return values
 
     return VolumeFile(shape, affine, zooms, plain, notes, load, header, not {NO_ORIENTATION, ANALYZE} & set(notes))
 
@@ -238,15 +241,20 @@ def _check_start(path: str, gzipped: bool) -> None:
 @contextlib.contextmanager
 def _stream(path: str, gzipped: bool) -> Iterator[Any]:
     """Open a NIfTI file whose suffix does not say how it is stored."""
+    with gzip.open(path) if gzipped else open(path, "rb") as stream:  # type: ignore[attr-defined]
+        yield _nifti(stream)
+
+
+def _nifti(stream: Any) -> Any:
+    """The NIfTI image in an open file."""
     import nibabel as nib
     from nibabel.fileholders import FileHolder
 
-    with gzip.open(path) if gzipped else open(path, "rb") as stream:  # type: ignore[attr-defined]
-        size = stream.read(4)
-        stream.seek(0)
-        two = 540 in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))
-        kind = nib.Nifti2Image if two else nib.Nifti1Image
-        yield kind.from_file_map({"header": FileHolder(fileobj=stream), "image": FileHolder(fileobj=stream)})
+    size = stream.read(4)
+    stream.seek(0)
+    two = 540 in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))
+    kind = nib.Nifti2Image if two else nib.Nifti1Image
+    return kind.from_file_map({"header": FileHolder(fileobj=stream), "image": FileHolder(fileobj=stream)})
 
 
 def _geometry(image: Any, header: Any, notes: list[str]) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -349,6 +357,7 @@ def _with_simpleitk(path: str, max_voxels: int) -> VolumeFile:
     notes = [] if stated else [NO_SPACE]
 
     def load() -> np.ndarray:
+        compressed.check(path)
         values = sitk.GetArrayFromImage(reader.Execute())
         return values.reshape(values.shape[-3:]).transpose(2, 1, 0)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import logging
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -14,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deblur_mae_jax import sides
 from deblur_mae_jax.data import privacy, volume_file
 from deblur_mae_jax.data.grid import Grid
 from deblur_mae_jax.data.image_files import stamp_of
@@ -101,12 +105,7 @@ class Volumes:
                 pass  # incomplete because a process was killed, or of another version: decode it again
         volume, notes = self._decode(index)
         if decoded is not None:
-            decoded.parent.mkdir(parents=True, exist_ok=True)
-            decoded.with_suffix(".json").write_text(json.dumps(notes))
-            draft = decoded.with_name(f"{decoded.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-            with open(draft, "wb") as file:
-                np.save(file, volume)
-            os.replace(draft, decoded)
+            _keep(decoded, volume, notes)
         return volume, notes
 
     def mask(self, index: int) -> np.ndarray:
@@ -195,13 +194,39 @@ class Volumes:
         if not self.spacing:
             return tuple(int(n) for n in shape)
         pairs = zip(shape, zooms, self.spacing, strict=True)
-        return tuple(max(1, round(n * float(zoom) / wanted)) for n, zoom, wanted in pairs)
+        new = tuple(max(1, round(n * float(zoom) / wanted)) for n, zoom, wanted in pairs)
+        if math.prod(new) > max(self.max_voxels, math.prod(shape)):
+            written = " x ".join(f"{float(zoom):.4g}" for zoom in zooms)
+            raise BadImage(
+                f"{sides.written(new)} voxels after config.data.spacing={tuple(self.spacing)}, above "
+                f"config.data.max_pixels={self.max_voxels} (the file says that a voxel has {written} mm)"
+            )
+        return new
 
     def _resampled(self, values: np.ndarray, zooms: Any, order: int) -> np.ndarray:
         shape = self._resampled_shape(values.shape, zooms)
         if shape == values.shape:
             return values
         return zoomed(values, shape, order)
+
+
+def _keep(path: Path, volume: np.ndarray, notes: list[str]) -> None:
+    """Write a decoded volume. A full disk costs time, not the volume."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").write_text(json.dumps(notes))
+        with open(draft, "wb") as file:
+            np.save(file, volume)
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        _warn_once(str(path.parent), str(error.strerror or error))
+
+
+@functools.cache
+def _warn_once(folder: str, why: str) -> None:
+    logging.warning("config.data.decoded: cannot write to '%s': %s. Volumes are decoded anew each time", folder, why)
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:

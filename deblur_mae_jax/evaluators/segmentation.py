@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,17 @@ class Evaluator:
         self.metric = run.config.select.metric
         self.tolerance, self.empty = run.config.report.tolerance, run.config.report.empty
         self.segmenter = Segmenter(run.network, run.mesh, run.config.infer)
+        self.in_pixels = not self.segmenter.is_3d and self._units_differ()
+        if self.in_pixels:
+            logging.warning(
+                "only some images state the size of a pixel: all distances and areas of this run are in pixels"
+            )
+
+    def _units_differ(self) -> bool:
+        """Whether only some of the judged images state the size of a pixel: mm and pixels have no common mean."""
+        source, indices = self.run.index.source, self.supervision.indices
+        judged = np.concatenate([indices[name] for name in ("val", "test") if name in indices])
+        return len({source.grid_of(int(index)).unit for index in judged}) > 1
 
     def evaluate(self, params: Any) -> Judgement:
         """Measure the validation images on the grid of the network; the score is the measure that selects the weights.
@@ -56,7 +68,7 @@ class Evaluator:
             truth = self._truth(index)
             if truth is None:
                 continue
-            spacing = wanted or source.grid_of(index).spacing
+            spacing = wanted or ((1.0, 1.0) if self.in_pixels else source.grid_of(index).spacing)
             rows.append([self._score(truth == n, labels == n, spacing) for n in range(1, len(self.labels) + 1)])
         values = np.array(rows)
         measured = np.isfinite(values)
@@ -120,7 +132,7 @@ class Evaluator:
                 self.run.loader.report(Skipped(source.names[index], str(error)))
                 continue
             label_map = grid.finish(labels)
-            spacing = grid.spacing
+            spacing, unit = ((1.0, 1.0), "px") if self.in_pixels else (grid.spacing, grid.unit)
             measured = segmentation.measure_labels(
                 truth, label_map, len(self.labels), spacing, self.tolerance, self.empty
             )
@@ -130,7 +142,7 @@ class Evaluator:
             sizes.append([voxel * c for c in counts])
             names.append(source.names[index])
             groups.append(source.groups[index] if source.groups else "")
-            units.add(grid.unit)
+            units.add(unit)
             if write:
                 grid.save(values[label_map], grids.output_path(folder, names[-1], taken))
         if not names:

@@ -107,16 +107,26 @@ def _page(
     return "\n".join(lines) + "\n"
 
 
+def _resize_step(p: dict[str, Any]) -> str:
+    if "resize_whole" in p:
+        size = sides.of(p["resize_whole"])
+        return (
+            f"Resize the whole image to {size[0]} x {size[1]} pixels ({p['interpolation']}), whatever its proportions. "
+            "Enlarge the results to the image (bilinear), then take the largest class of each pixel."
+        )
+    cut, to = sides.of(p["centre_crop"]), p["resize_short_side"]
+    resize = f"Resize the short side to {to} ({p['interpolation']})"
+    if not isinstance(to, int):
+        resize = f"Resize the image, with its proportions, so that it covers {sides.written(to)} ({p['interpolation']})"
+    return f"{resize}, and cut the central {cut[0]} x {cut[1]} pixels."
+
+
 def _image_steps(p: dict[str, Any]) -> list[str]:
     gray = "8 bits, gray" if p["channels"] == 1 else "8 bits, RGB"
     steps = [f"Read the image as {gray} (16-bit images: `{p['bits16']}`)."]
     if p["max_side"]:
         steps.append(f"Shrink it to at most {p['max_side']} pixels on its long side (Lanczos).")
-    cut, to = sides.of(p["centre_crop"]), p["resize_short_side"]
-    resize = f"Resize the short side to {to} ({p['interpolation']})"
-    if not isinstance(to, int):
-        resize = f"Resize the image, with its proportions, so that it covers {sides.written(to)} ({p['interpolation']})"
-    resize += f", and cut the central {cut[0]} x {cut[1]} pixels."
+    resize = _resize_step(p)
     if p["degrade"] == "none":
         steps.append(resize)
     else:

@@ -125,6 +125,13 @@ def _blur_of(degradation: Any) -> tuple[str, float | None, list[float], str]:
     return other
 
 
+def _view(network: dict[str, Any]) -> dict[str, Any]:
+    """How an image becomes the input: whole for a segmentation, else the centre of the resized image."""
+    if network["task"] == "segment":
+        return {"resize_whole": network["image_size"]}
+    return {"resize_short_side": network["resize_to"], "centre_crop": network["image_size"]}
+
+
 def preprocessing(network: dict[str, Any]) -> dict[str, Any]:
     """The preprocessing of an image, in order.
 
@@ -146,9 +153,8 @@ def preprocessing(network: dict[str, Any]) -> dict[str, Any]:
         "where": network["blur_site"],
         "sigmas": network["sigmas"],
         "taps": taps,
-        "resize_short_side": network["resize_to"],
+        **_view(network),
         "interpolation": "bicubic, antialiased",
-        "centre_crop": network["image_size"],
         "scale": "gray levels / 255",
         "mean": network["mean"],
         "std": network["std"],

@@ -92,7 +92,7 @@ def test_a_classification_that_was_interrupted_goes_on(tmp_path, monkeypatch, st
     with pytest.raises(KeyboardInterrupt):
         predict.run(run, str(images), out)
     interrupted = kept.read_text()
-    assert not out.exists() and interrupted.count("hash") == 4
+    assert not out.exists() and interrupted.count("state") == 4
     assert predict.run(run, str(images), out).read_bytes() == whole
     assert len(calls) == 4 and not kept.exists()  # two, the one that was interrupted, and the third
     assert "4 of 6 images were predicted before; the prediction goes on" in capsys.readouterr().err

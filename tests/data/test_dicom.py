@@ -306,6 +306,22 @@ def test_patients_are_hashed_and_constant_ones_are_studies(tmp_path):
     assert "have the same PatientID" in said and "without a PatientID: 1" in said
 
 
+def test_an_issuer_that_only_some_files_state_makes_no_second_patient(tmp_path):
+    def issued(i, patient, issuer):
+        made.still(tmp_path / f"{i}.dcm", patient=patient, study=f"1.2.{i}")
+        values = pydicom.dcmread(tmp_path / f"{i}.dcm")
+        values.IssuerOfPatientID = issuer
+        values.save_as(tmp_path / f"{i}.dcm")
+
+    for i, (patient, issuer) in enumerate([("A", "X"), ("A", ""), ("B", "X"), ("B", "Y"), ("B", ""), ("C", "")]):
+        issued(i, patient, issuer)
+    source = load(tmp_path)
+    said = " | ".join(source.notes)
+    assert len(set(source.groups)) == 5
+    assert "1 PatientIDs have an IssuerOfPatientID in some files only" in said
+    assert "1 PatientIDs have several issuers, and none in some files" in said
+
+
 @pytest.mark.parametrize("key", ["SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "path"])
 def test_labels_from_a_csv(tmp_path, key):
     rows = []

@@ -250,6 +250,36 @@ def test_segmentations_that_name_one_segment_differently_or_no_series_are_listed
     assert found.masked == [True]
 
 
+def test_segmentations_that_number_their_segments_differently_are_not_merged(tmp_path):
+    for i in range(3):
+        folder = tmp_path / "set" / f"{i}"
+        made.slices(folder, hounsfield(seed=i), series=f"1.2.3.1.{i}", patient=f"P{i}", study=f"1.2.{i}")
+        path = tmp_path / "set" / f"seg{i}.dcm"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made.segmentation(path, folder, organs())
+        values = pydicom.dcmread(path)
+        for segment_, label in zip(
+            values.SegmentSequence, [("Liver", "Spleen"), ("liver ", "Spleen"), ("Spleen", "Liver")][i], strict=True
+        ):
+            segment_.SegmentLabel = label
+        values.save_as(path)
+    found = load(tmp_path / "set")
+    [left_out] = found.skipped
+    assert "names segment 1 differently than most" in left_out.reason and "Spleen" not in left_out.reason
+    assert sorted(found.masked) == [False, True, True]
+
+
+def test_a_packed_set_holds_no_hash_without_a_key(tmp_path):
+    import deblur_mae_jax as dm
+
+    made.slices(tmp_path / "set" / "ct", hounsfield(), series="1.2.3.1.7")
+    dm.pack(f"{tmp_path / 'set'}=ct", tmp_path / "packed")
+    one = load(tmp_path / "set")
+    text = b"".join(path.read_bytes() for path in (tmp_path / "packed").rglob("*") if path.is_file())
+    assert one.keys and one.keys[0].encode() not in text
+
+
 def test_slices_beside_the_line_are_no_volume(tmp_path):
     def change(values, k):
         if 4 <= k < 8:

@@ -42,7 +42,7 @@ def test_pictures_with_words_are_listed(tmp_path):
 def test_the_file_behind_a_name_is_found_with_the_key(tmp_path, capsys):
     import find_dicom
 
-    from deblur_mae_jax.data import dicom, dicom_series, dicom_volumes
+    from deblur_mae_jax.data import dicom, dicom_patients, dicom_series, dicom_volumes
 
     for i in range(3):
         dicom_files.still(tmp_path / "set" / f"{i}.dcm", patient=f"P{i}")
@@ -62,7 +62,7 @@ def test_the_file_behind_a_name_is_found_with_the_key(tmp_path, capsys):
     headers, _, _ = dicom.read_headers(tmp_path / "set", 1)
     volumes, left_out = dicom_series.build(headers)
     series, lost = dicom_volumes.name_of(volumes[0]), f"series_{privacy.pseudonym('series', '1.2.8')}"
-    patient = dict(zip((h.patient for h in headers), dicom.patients(headers, []), strict=True))["P9|"]
+    patient = dict(zip((h.patient for h in headers), dicom_patients.patients(headers, []), strict=True))["P9|"]
     found = find_dicom.main([str(tmp_path / "run"), str(tmp_path / "set"), series, patient, lost])
     assert [len(paths) for paths in found.values()] == [9, 9, 1] and len(left_out) == 4
     with pytest.raises(UserError, match="has the name image_0"):

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 import tiny_volumes
 
-from deblur_mae_jax.data import dataset, index, volume_file, volume_reader
+from deblur_mae_jax.data import dataset, grid, index, volume_file, volume_reader
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import inherit
@@ -423,3 +423,82 @@ def test_label_maps_carry_no_texts(tmp_path):
     path = load(tmp_path).grid_of(0).save(labels(), tmp_path / "out")
     assert b"Zzyzx" not in gzip.decompress(path.read_bytes())
     assert struct.unpack_from("<h", gzip.decompress(path.read_bytes()), 70)[0] == 2  # uint8
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "gzip.nii", "a.mgz", "a.mha", "a.mhd", "a.nrrd"])
+def test_damaged_compressed_voxels_are_refused(tmp_path, name):
+    """One bit in the middle: the values change, but only the checksum at the end says so."""
+    array = values(shape=(24, 24, 24))
+    if name.startswith("gzip"):
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii.gz")
+        (tmp_path / "a.nii.gz").rename(tmp_path / name)
+    elif name.endswith((".nii.gz", ".mgz")):
+        kind = nib.MGHImage if name.endswith(".mgz") else nib.Nifti1Image
+        nib.save(kind(array.astype(np.float32), np.eye(4)), tmp_path / name)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / name), useCompression=True)
+    volume = volume_file.open_volume(str(tmp_path / name), 10**6)
+    assert volume.values().shape == array.shape
+    path = next(tmp_path.glob("*.zraw"), tmp_path / name)
+    whole = bytearray(path.read_bytes())
+    for place in range(len(whole) // 2, len(whole) // 2 + 8):
+        damaged = bytearray(whole)
+        damaged[place] ^= 16
+        path.write_bytes(damaged)
+        with pytest.raises(BadImage, match="damaged"):
+            volume_file.open_volume(str(tmp_path / name), 10**6).values()
+
+
+def test_a_volume_of_another_modality_is_checked_and_packed_anew(tmp_path):
+    """CT and MR have other windows, and other doubts about their values."""
+    import deblur_mae_jax as dm
+
+    save(tmp_path / "set" / "a.nii", (values().astype(np.float32) - 700).astype(np.int16))
+    cache, found = tmp_path / "index.json", {}
+    for modality in ("ct", "mr"):
+        built = index.build(load(tmp_path / "set", modality), cache=cache)
+        found[modality] = built.hashes, built.notes
+        dm.pack(f"{tmp_path / 'set'}={modality}", tmp_path / "packed")
+        config = tiny_volumes.config_of(data__name="packed", data__root=str(tmp_path / "packed"))
+        packed = index.build(dataset.load_source(config, "all"))
+        assert packed.source.modalities == [modality] and packed.hashes == built.hashes
+    assert found["ct"][0] != found["mr"][0] and "is it CT" in " ".join(found["mr"][1])
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_volumes(tmp_path, monkeypatch, caplog):
+    for name in "ab":
+        save(tmp_path / "set" / f"{name}.nii", values())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(volume_reader.np, "save", full)
+    built = index.build(load(tmp_path / "set", data__decoded=str(tmp_path / "decoded")))
+    assert len(built) == 2 and not built.skipped and not list((tmp_path / "decoded").glob("*.tmp"))
+    assert caplog.text.count("No space left on device") == 1
+
+
+def test_voxels_that_would_become_too_many_are_refused(tmp_path):
+    save(tmp_path / "a.nii", values())
+    save(tmp_path / "b.nii", values(), np.diag([500.0, 500.0, 500.0, 1.0]))
+    built = index.build(load(tmp_path, data__spacing=(1.0, 1.0, 1.0), data__check="header"), max_bad_fraction=0.9)
+    assert len(built) == 1 and "voxels after config.data.spacing" in built.skipped[0].reason
+    assert "a voxel has 500 x 500 x 500 mm" in built.skipped[0].reason
+
+
+def test_a_label_map_is_known_by_its_mark_and_never_half_written(tmp_path, monkeypatch):
+    """A prediction may replace its own label maps, also those of a table that was lost."""
+    save(tmp_path / "a.nii", values())
+    place = load(tmp_path).grid_of(0)
+    path = place.save(labels(), tmp_path / "out")
+    assert grid.is_label_map(path)
+
+    def full(image, draft):
+        draft.write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nib, "save", full)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="No space left"):
+        place.save(labels(), tmp_path / "out")
+    assert path.read_bytes() == before and len(list(tmp_path.glob("*out*"))) == 1

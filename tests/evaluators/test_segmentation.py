@@ -1,6 +1,7 @@
 """Segmentation runs on simulated volumes and pictures, from start to report, and what is left on disk."""
 
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from tiny_volumes import segmentation as volumes
 import deblur_mae_jax as dm
 from deblur_mae_jax import network, train
 from deblur_mae_jax.commands import run
-from deblur_mae_jax.data import nifti
+from deblur_mae_jax.data import grid, nifti
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import segmenter
@@ -72,6 +73,22 @@ def test_a_run_leaves_everything_a_report_needs(kind, request):
     assert len(written) == len(judged)
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert any("val_dice" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_distances_in_mm_and_in_pixels_have_no_common_mean(picture_run, tmp_path, monkeypatch, caplog):
+    """If only some files state the size of a pixel, as in a mixed DICOM export, all are measured in pixels."""
+    plain = grid.plain
+
+    def sometimes_stated(masks, axes, index):
+        own = plain(masks, axes, index)
+        return own if index % 2 else dataclasses.replace(own, spacing=(0.05, 0.05), unit="mm")
+
+    monkeypatch.setattr(grid, "plain", sometimes_stated)
+    run.run(pictures(), tmp_path / "run")
+    mixed, pixels = (cases.read(folder / "predictions.csv") for folder in (tmp_path / "run", picture_run[0]))
+    assert mixed.unit == "px" and "only some images state the size of a pixel" in caplog.text
+    np.testing.assert_array_equal(mixed.truth_size, pixels.truth_size)
 
 
 def test_measures_follow_from_the_written_label_maps(picture_run):

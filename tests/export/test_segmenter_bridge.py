@@ -35,6 +35,7 @@ def test_a_segmenter_agrees_in_pytorch_and_is_read_again_bit_for_bit(name, tmp_p
     assert_same_params(network, again)
     card = (folder / "README.md").read_text()
     assert "a segmentation of lesion" in card.lower() and "from modeling_segmenter import load" in card
+    assert "Resize the whole image" in card and "cut the central" not in card
 
 
 def test_the_lines_of_the_card_run(tmp_path):
