@@ -5,6 +5,8 @@
 `from_scratch.py:thyroid`, `:ovary` and `:pancreas` use the settings for the papers' data sets.
 To compare with a pre-trained network, use
 that network's size, such as --config.model.variant=S.
+`from_scratch.py:small` is the network and the recipe of `d2mae_thyroid.py:small` and `finetune.py:small`, with the same
+15 epochs, so that only the pre-training differs.
 """
 
 from deblur_mae_jax.config import finetuning, on_organ, pick
@@ -12,10 +14,11 @@ from deblur_mae_jax.config import finetuning, on_organ, pick
 
 def get_config(arguments=""):
     """MAE's recipe for training from scratch, shortened: no layer decay, longer warm-up."""
-    (organ,) = pick(arguments, ("folder", "thyroid", "ovary", "pancreas"))
-    config = on_organ(finetuning(), organ)
+    organ, preset = pick(arguments, ("folder", "thyroid", "ovary", "pancreas"), ("paper", "small"))
+    config = on_organ(finetuning(preset, scratch=True), organ)
     config.optim.batch_size = 32
-    config.optim.layer_decay = 1.0
-    config.optim.warmup_epochs = 10.0
-    config.optim.epochs = 200.0
+    if preset == "paper":
+        config.optim.layer_decay = 1.0
+        config.optim.warmup_epochs = 10.0
+        config.optim.epochs = 200.0
     return config

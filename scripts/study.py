@@ -3,7 +3,7 @@
     python scripts/study.py studies/methods.py --preset=cpu --output=runs/methods
     python scripts/study.py studies/methods.py --preset=full --output=runs/methods \\
       --pretrain_root=/my/images --finetune_root=/my/labelled --pretrain_seeds=0,1,2 --folds=0,1,2,3,4
-    python scripts/study.py --rebuild=runs/methods
+    python scripts/study.py --rebuild=runs/methods      # writes its tables again, in place
 
 `--preset=cpu` uses simulated phantoms and takes less than an hour on two cores; its numbers show that everything
 works, not which method is better on ultrasound. `--pretrain_root` and `--finetune_root` take a folder or CSV of images
@@ -73,6 +73,11 @@ def parse(arguments=None):
     parsed = parser.parse_args(arguments)
     if not parsed.rebuild and not (parsed.study and parsed.output):
         parser.error("a study and --output are needed, or --rebuild=FOLDER")
+    if parsed.rebuild and (parsed.study or parsed.output):
+        parser.error(
+            "--rebuild=FOLDER writes the tables of that folder: copy the folder to keep the old ones, and leave out "
+            "the study and --output"
+        )
     if parsed.average and not parsed.rebuild:
         parser.error("--average needs --rebuild=FOLDER")
     return parsed
@@ -374,6 +379,8 @@ def facts_of(study, runs, arguments):
         "phantoms": bool(study["phantoms"]) and not arguments.finetune_root,
         "small": arguments.preset == "cpu",
     }
+    if any(method["paper"] for method in methods.values()):
+        facts["paper_set"] = study.get("paper_set", "")
     if "quoted" in study:
         facts["quotes"] = list(study["quoted"])
     if arguments.ensembles:

@@ -1,6 +1,8 @@
 """The two presets of a study. `cpu` takes less than an hour on two cores; `full` uses the papers' settings."""
 
 PRESETS = ("cpu", "full")
+# The images on which the papers measured what the tables quote.
+GE4K = "GE4K"
 
 # A network of width 128 on 64-pixel images. As in configs/quickstart.py, the blur follows the resize, which would
 # otherwise hide it.
@@ -68,8 +70,9 @@ def preset(name: str) -> dict:
             "scratch": dict(_CPU_SCRATCH),
             "phantoms": _PHANTOMS,
             "seeds": (0, 1, 2),
+            "paper_set": GE4K,
         }
-    return {"pretrain": {}, "finetune": {}, "scratch": {}, "phantoms": {}, "seeds": (0, 1, 2, 3, 4)}
+    return {"pretrain": {}, "finetune": {}, "scratch": {}, "phantoms": {}, "seeds": (0, 1, 2, 3, 4), "paper_set": GE4K}
 
 
 def gaussian(preset_name: str, sigma: float = 1.1) -> str:

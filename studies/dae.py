@@ -46,6 +46,7 @@ def get_study(preset):
         "scratch": {**(_SIZE if small else {}), "model.patch_embed": "unet_basic", "model.merge_order": "legacy"},
         "phantoms": _PHANTOMS if small else {},
         "seeds": common.preset(preset)["seeds"],
+        "paper_set": "FeTA",
         "title": "Disruptive Autoencoders",
         "methods": {},
     }  # fmt: skip

@@ -8,7 +8,8 @@ to and from the memory of a chip, the size of that memory, and the price of an h
     seconds          = FLOPs / (80 % of peak) + bytes / (90 % of bandwidth)
 
 Saved activations are the arrays that JAX keeps for the backward pass, counted from the program itself.
-They are written once and read twice, and as many gradients are written and read. Of the 42 bytes per
+They are written once and read twice, and as many gradients are written and read. With `model.remat` the forward
+pass runs twice: a third more FLOPs, and its arrays, of which few are kept, are written once more. Of the 42 bytes per
 parameter, AdamW uses 36 (it reads weight, gradient and two moments, writes three of them, and reads the
 gradient once more for its norm) and the bfloat16 copy uses 6. Matrix products and memory traffic do not
 overlap, as in a program without fused attention. Large products and copies reach 80 and 90 % on an H100.
@@ -50,6 +51,8 @@ class Need:
     parameters: int
     flops_per_image: float
     saved_per_image: float
+    written_per_image: float  # saved without `model.remat`: bytes that the forward pass writes
+    recomputes: bool  # `model.remat`
     input_per_image: float
     images: float  # bytes of the whole data set if it is kept on the device
     batch: int
@@ -59,12 +62,17 @@ class Need:
     @property
     def flops(self) -> float:
         """FLOPs of the matrix products of one step."""
-        return self.flops_per_image * self.batch
+        return self.flops_per_image * self.batch * (4 / 3 if self.recomputes else 1)
 
     @property
     def bytes(self) -> float:
         """Bytes moved to and from memory in one step."""
-        return 5 * self.saved_per_image * self.batch + 42 * self.parameters
+        return self.traffic_per_image * self.batch + 42 * self.parameters
+
+    @property
+    def traffic_per_image(self) -> float:
+        """Bytes of activations and their gradients moved to and from memory for one image."""
+        return (6 if self.recomputes else 5) * self.written_per_image
 
     def memory(self, accum: int | None = None, dtype: str = "bfloat16") -> float:
         """Peak memory of a step, in bytes."""
@@ -147,10 +155,15 @@ def need(run: experiment.Experiment, num_images: int = 0) -> Need:
             trained = round(run.order.num_images * num_images / len(run.index))  # the same share for training
             per_epoch = Order(trained, run.order.batch_size, 0).steps_per_epoch
             steps = max(1, round(run.config.optim.epochs * per_epoch))
+    recomputes = flat(config).get("model.remat", False)
+    saved = saved_bytes(network, batch, keys)
+    whole = networks.build(copy(config, {"model.remat": False}), classes) if recomputes else network
     return Need(
         parameters=sum(int(np.prod(x.shape)) for x in jax.tree.leaves(jax.eval_shape(network.init))),
         flops_per_image=network.flops_per_image,
-        saved_per_image=saved_bytes(network, batch, keys),
+        saved_per_image=saved,
+        written_per_image=saved_bytes(whole, batch, keys) if recomputes else saved,
+        recomputes=recomputes,
         input_per_image=2 * pixels / size,
         images=stored,
         batch=run.config.optim.batch_size,
@@ -268,8 +281,8 @@ def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
     lines = [
         f"{num_images or len(here.index):,} images, batch {wanted.batch:,}, {wanted.steps:,} steps; "
         f"{wanted.parameters:,} parameters",
-        f"one image  {wanted.flops_per_image / 1e9:.4g} GFLOP, "
-        f"{5 * wanted.saved_per_image / 1e6:.4g} MB of memory traffic",
+        f"one image  {wanted.flops / wanted.batch / 1e9:.4g} GFLOP, "
+        f"{wanted.traffic_per_image / 1e6:.4g} MB of memory traffic",
         f"one step   {wanted.flops / 1e12:.4g} TFLOP, {wanted.bytes / 1e9:.4g} GB of memory traffic, "
         f"{wanted.memory() / 1e9:.4g} GB of memory",
         f"whole run  {wanted.flops * wanted.steps:.3g} FLOP",

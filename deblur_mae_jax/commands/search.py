@@ -49,17 +49,22 @@ def run(config: ConfigDict, workdir: str | Path, dry_run: bool = False) -> Searc
         return _search(config, folder)
 
 
+def _require_searcher(trained: TrainedNetwork, name: str) -> None:
+    """Raise `UserError` if the network does not reconstruct whole images."""
+    if trained.network.kind != "reconstruct":
+        raise UserError(f"config.init_from: '{name}' has no decoder; name a pre-training run")
+    if trained.network.task.sample is not None:
+        raise UserError(
+            f"config.init_from: '{name}' is a DiffMAE, which changes only masked patches and so "
+            "reconstructs every level of blur equally well; name a run of D2MAE"
+        )
+
+
 def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
     progress = Progress()
     config, source, lines = inherit.resolve(config)
     trained = inherit.require_source(source, "a blur search")
-    if trained.network.kind != "reconstruct":
-        raise UserError(f"config.init_from: '{config.init_from}' has no decoder; name a pre-training run")
-    if trained.network.task.sample is not None:
-        raise UserError(
-            f"config.init_from: '{config.init_from}' is a DiffMAE, which changes only masked patches and so "
-            "reconstructs every level of blur equally well; name a run of D2MAE"
-        )
+    _require_searcher(trained, config.init_from)
     blur_search.check_high_pass(config.search.high_pass)
     setting = blur_search.parse(config.search.setting, trained.network.inputs.degradation)
     if setting is None or setting.kind != "search":

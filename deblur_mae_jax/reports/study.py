@@ -175,8 +175,10 @@ def _means(found: list[dict[str, Any]], facts: dict[str, Any]) -> list[list[str]
     measures = [m for m in (*OF_CLASSES, *OF_MASKS) if any(m in row for row in shown)]
     several = len(_patients(found)) > 1
     head = ["method", *(["state"] if states else []), "runs", *(["test patients"] if several else [])]
+    given = {measure for measure in measures if any(measure in row["paper"] for row in found)}
+    images = f" on {facts['paper_set']}" if facts.get("paper_set") else ""
     for measure in measures:
-        head += [measure, f"{measure}, paper"]
+        head += [measure, *([f"{measure}, paper{images}"] if measure in given else [])]
     lines = [head + [f"{name}, paper" for name in also]]
     for row in found:
         paper = lambda name, row=row: "" if name not in row["paper"] else f"{row['paper'][name]:.2f}"
@@ -184,7 +186,7 @@ def _means(found: list[dict[str, Any]], facts: dict[str, Any]) -> list[list[str]
         line.append(f"{row['runs']}" + (f" of {row['pretrainings']} pre-trainings" if row["pretrainings"] > 1 else ""))
         line += [str(row.get("patients", ""))] if several else []
         for measure in measures:
-            line += [_cell(row.get(measure)), paper(measure)]
+            line += [_cell(row.get(measure)), *([paper(measure)] if measure in given else [])]
         lines.append(line + [paper(name) for name in also])
     return lines
 
@@ -219,9 +221,10 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     over = f"{next(iter(patients), 0)} test patients" if len(patients) < 2 else "the test patients of each row"
     text = (
         f"Percent (distances in mm or pixels): mean over runs, with a 95 % interval over {over} and "
-        "trainings (Obuchowski and Rockette); with one training over patients alone. The paper's numbers were measured "
-        "on its own images, not on these."
+        "trainings (Obuchowski and Rockette); with one training over patients alone."
     )
+    if any(row["paper"] for row in found):
+        text += " The paper's numbers were measured on its own images, not on these."
     folds = max((row["folds"] for row in found), default=1)
     if folds > 1:
         text += (

@@ -134,6 +134,14 @@ def test_remat_keeps_less():
     assert less < 0.6 * usual
 
 
+def test_the_plan_of_remat_needs_less_memory_and_more_time():
+    usual, less = (plan.need(experiment.build(tiny.config(model__depth=4, model__remat=on))) for on in (False, True))
+    assert (
+        less.memory() < usual.memory() and less.bytes > usual.bytes and less.flops == pytest.approx(usual.flops * 4 / 3)
+    )
+    assert all(less.seconds(chip) > usual.seconds(chip) for chip in chips.CHIPS)
+
+
 @pytest.mark.parametrize("variant", tiny.others_slow("BLH", "B", "L"))
 def test_flops_in_closed_form_are_the_compilers(variant):
     """Within 5 %, at full size, on the program as JAX hands it to the compiler."""
