@@ -45,7 +45,7 @@ def measured(file: str, options: list[str], name: str, other: str, rounds: int) 
     """Times and memory of `name` with JAX and another library, and `speed_against_<other>`, a median over rounds.
 
     Neither gets the huge pages that `main.py` asks malloc for. They pay for one process with the memory to itself;
-    where several take turns in fragmented memory, the kernel spends its time on finding them (docs/performance.md).
+    where several take turns in fragmented memory, the kernel spends its time on finding them (docs/performance-cpu.md).
 
     file: the benchmark, which calls `work` with `--worker=LIBRARY:NAME`.
     """

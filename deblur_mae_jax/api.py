@@ -48,6 +48,10 @@ Images = Any  # an array, or an iterable of arrays
 Ready = list[np.ndarray]  # from `as_list`
 
 
+# Scaled voxels are within a few standard deviations of 0. Hounsfield units and raw MR are not.
+UNSCALED = 200.0
+
+
 def load(run_or_file: str | Path) -> TrainedNetwork:
     """Load a trained network onto the device. Raises `UserError`.
 
@@ -268,6 +272,12 @@ def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **inf
         for number, volume in enumerate(volumes):
             if volume.ndim != 3 or not np.isfinite(volume).all():
                 raise UserError(f"images: volume {number} of shape {volume.shape} must be finite and have 3 axes")
+            if np.abs(volume).max(initial=0) > UNSCALED:
+                raise UserError(
+                    f"images: volume {number} holds values from {volume.min():g} to {volume.max():g}; scale them as in "
+                    "training (CT: the window mapped to 0..1; MR: standardised over the non-zero voxels), or let "
+                    "main.py --mode=predict read the files"
+                )
         return [segmenter.of_volume([trained.params], v[..., None]) for v in volumes]
     ready = as_list(images)
     levels = blur_levels.given(trained, ready, level)

@@ -1,17 +1,22 @@
 """The Python interface: arrays in, arrays out."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_volumes
 from PIL import Image
 from tiny_runs import classifier, pretraining, stirred
 
 import deblur_mae_jax as dm
+from deblur_mae_jax import network as networks
 from deblur_mae_jax import train
 from deblur_mae_jax.data.phantoms import Phantoms
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.pretrained import inherit, trained_network
 from deblur_mae_jax.reports import predictions
 
 PHANTOMS = Phantoms(45, 1, 40)
@@ -116,6 +121,16 @@ def test_degrade():
     noise = dm.degrade("noise.gaussian_noise(0.1)")
     np.testing.assert_array_equal(noise(pictures, seed=1), noise(pictures, seed=1))
     assert not np.array_equal(noise(pictures, seed=1), noise(pictures, seed=2))
+
+
+def test_volumes_in_hounsfield_units_are_not_segmented():
+    """They would be, wrongly: the network was trained on a window mapped to 0..1."""
+    config = inherit.resolve(tiny_volumes.segmentation())[0]
+    network = networks.build(config, 3)
+    params = jax.device_get(jax.jit(network.init)())
+    trained = trained_network.TrainedNetwork(Path("run"), config, network, params, ["background", "a", "b"])
+    with pytest.raises(UserError, match=r"volume 0 holds values from -900 to -900; scale them as in training"):
+        dm.segment(trained, [np.full((40, 40, 40), -900.0)])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from deblur_mae_jax import sharding
 from deblur_mae_jax.models import layers
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Pixels and channels from which a kernel's gradient is faster as nine products (docs/performance.md).
+# Pixels and channels from which a kernel's gradient is faster as nine products (docs/performance-cpu.md).
 LARGE, MANY = 48 * 48, 512
 
 

@@ -1,7 +1,7 @@
 """Max pooling with PyTorch's padding, whose gradient is fast on CPUs too.
 
-XLA's gradient of a maximum over windows took a tenth of a ResNet-50's step on a CPU (docs/performance.md). On a GPU it
-adds with atomic operations, in an order that differs from run to run.
+XLA's gradient of a maximum over windows took a tenth of a ResNet-50's step on a CPU (docs/performance-cpu.md). On a GPU
+it adds with atomic operations, in an order that differs from run to run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Process settings that affect the speed, all in one place. This module does not import JAX.
 
 It sets only what measurably helps or is needed to fit a batch into memory, and never changes a setting of the
-user. docs/performance.md lists the gain of each setting, and the settings that gave no gain.
+user. docs/performance-cpu.md lists the gain of each setting, and the settings that gave no gain.
 """
 
 from __future__ import annotations
