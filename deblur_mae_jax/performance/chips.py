@@ -17,17 +17,18 @@ class Chip:
     gigabytes: float  # of its memory, 1e9 bytes
     terabytes_per_second: float
     links: tuple[float, float]  # 1e9 bytes per second that a chip sends: in a node of 8 or a slice, beyond
-    dollars_per_hour: float  # rounded on-demand price of one at a large cloud provider in 2025
+    dollars_per_hour: float  # rounded on-demand price of one at a large cloud provider in 2025; 0: one's own
     kinds: tuple[str, ...]
     dtype: str = "bfloat16"
     measured_share: float | None = None  # share of its peak that a ViT-B step reaches; None: not yet measured
 
 
 # The makers' data sheets; of links, half of the bandwidth in both directions. Nodes of V100 to H200 are taken to have
-# NVLink inside and InfiniBand of 100 to 400 Gbit/s for each GPU between them. A V100 has no bfloat16: XLA computes it
-# in float32.
+# NVLink inside and InfiniBand of 100 to 400 Gbit/s for each GPU between them, an RTX 4090 PCI Express. A V100 has no
+# bfloat16: XLA computes it in float32.
 CHIPS = (
     Chip("V100", 15.7, 32, 0.9, (150, 12.5), 2.5, ("V100",), "float32"),
+    Chip("RTX 4090", 165, 24, 1.01, (32, 12.5), 0.0, ("RTX 4090",)),
     Chip("A100", 312, 80, 2.04, (300, 25), 4.1, ("A100",)),
     Chip("H100", 989, 80, 3.35, (450, 50), 6.9, ("H100",)),
     Chip("H200", 989, 141, 4.8, (450, 50), 7.9, ("H200",)),

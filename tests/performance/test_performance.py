@@ -316,7 +316,7 @@ def test_the_steps_of_a_plan_are_those_of_the_run(images):
 @pytest.mark.parametrize("gigabytes,timed", [(80.0, 8), (0.0007, 4), (0.0, 1)])
 def test_a_batch_that_does_not_fit_a_chip_is_timed_in_part(monkeypatch, gigabytes, timed):
     run = experiment.build(tiny.config(optim__batch_size=8))
-    chip = dataclasses.replace(chips.CHIPS[2], gigabytes=gigabytes)
+    chip = dataclasses.replace(chips.of_kind("NVIDIA H100"), gigabytes=gigabytes)
     monkeypatch.setattr(plan.chips, "of_kind", lambda _: chip)
     monkeypatch.setattr(plan.jax, "default_backend", lambda: "gpu")
     assert plan._timed_batch(run) == timed
