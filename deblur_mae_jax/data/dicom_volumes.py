@@ -104,7 +104,7 @@ def source(data, channels: int) -> Source:
     groups = dict(zip((h.path for h in headers), dicom_patients.patients(headers, notes), strict=True))
     labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None
     finder = tables.Finder(Path(data.labels).expanduser().parent, volume_file.SUFFIXES) if data.labels else None
-    by_series = _segmentations(segmentations, root, {one.uid for one in series}, skipped)
+    by_series = _segmentations(segmentations, root, {one.uid for one in series}, skipped, notes)
     names_of_files = {header.path: file.name for header, file in zip(headers, files, strict=True)}
     kept: list[tuple[Series, dict[str, str], tuple[Any, ...]]] = []
     for one in sorted(series, key=lambda s: s.path):
@@ -166,8 +166,8 @@ def _first_place(one: Series) -> tuple[str, ...]:
 
 
 OTHER_NUMBER = (
-    "it names segment {} differently than most segmentations do: classes go by these numbers, so number the segments "
-    "alike in all files; its series has no mask"
+    "the label of its segment {} has another number in most segmentations: classes go by these numbers, so number the "
+    "segments alike in all files; its series has no mask"
 )
 
 
@@ -182,7 +182,9 @@ def _by_series(left_out: list[dicom_series.LeftOut]) -> list[Skipped]:
     return [Skipped(f"series_{privacy.pseudonym('series', uid)}", reason) for (uid, reason) in counts]
 
 
-def _segmentations(paths: list[str], root: Path, series: set[str], skipped: list[Skipped]) -> dict[str, list[str]]:
+def _segmentations(
+    paths: list[str], root: Path, series: set[str], skipped: list[Skipped], notes: list[str]
+) -> dict[str, list[str]]:
     """Segmentation files by the series that they segment. Those that cannot be used are added to `skipped`.
 
     series: UIDs of the series that are volumes.
@@ -214,34 +216,42 @@ def _segmentations(paths: list[str], root: Path, series: set[str], skipped: list
         if unclear:  # "Liver" of one file and "Spleen" of another would become one class
             for path in out.pop(uid):
                 leave_out(path, f"one of several segmentations of a series that name segment {unclear[0]} differently")
-    _leave_out_other_numberings(out, names, leave_out)
+    notes += _leave_out_other_numberings(out, names, leave_out)
     return out
 
 
 def _leave_out_other_numberings(
     masks: dict[str, list[str]], names: dict[str, dict[int, set[str]]], leave_out: Callable[[str, str], None]
-) -> None:
-    """Leave out the segmentations of series that number their segments otherwise than most series do.
+) -> list[str]:
+    """Leave out the segmentations that give a label another number than most do. Returns notes.
 
-    Classes go by these numbers, so that "1 Liver" of one series and "1 Spleen" of another would become one class.
+    Classes go by these numbers: "1 Liver, 2 Spleen" of one series and "1 Spleen, 2 Liver" of another would be mixed up.
+    Different labels of one number that have no other number, such as "lesion" and "tumour", are one class, with a note.
 
     masks: paths by series.
     names: by series, the labels of each segment number.
     """
-    label_of = lambda uid, number: " ".join(min(names[uid][number]).split()).casefold()
-    usual: dict[int, str] = {}
-    for number in sorted({number for uid in masks for number in names[uid]}):
-        counts = Counter(label_of(uid, number) for uid in sorted(masks) if number in names[uid])
-        counts.pop("", None)
-        if counts:
-            usual[number] = counts.most_common(1)[0][0]
-    for uid in sorted(masks):
-        for number in sorted(names[uid]):
-            own = label_of(uid, number)
-            if own and own != usual[number]:
-                for path in masks.pop(uid):
-                    leave_out(path, OTHER_NUMBER.format(number))
-                break
+    labels = {
+        uid: {number: " ".join(min(found).split()).casefold() for number, found in names[uid].items()} for uid in masks
+    }
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for own in labels.values():
+        for number, label in own.items():
+            counts[label][number] += 1
+    usual = {label: min(found, key=lambda n: (-found[n], n)) for label, found in counts.items() if label}
+    for uid, own in sorted(labels.items()):
+        other = [number for number, label in sorted(own.items()) if label and usual[label] != number]
+        if other:
+            for path in masks.pop(uid):
+                leave_out(path, OTHER_NUMBER.format(other[0]))
+    left: dict[int, set[str]] = defaultdict(set)
+    for uid in masks:
+        for number, label in labels[uid].items():
+            left[number].add(label)
+    return [
+        f"segment {number} has {len(found)} different names in the segmentations, and is taken as one class"
+        for number, found in sorted(left.items()) if len(found) > 1
+    ]  # fmt: skip
 
 
 def _facts(headers: list[dicom_file.Header], series: list[Series]) -> list[str]:

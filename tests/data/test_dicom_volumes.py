@@ -266,8 +266,14 @@ def test_segmentations_that_number_their_segments_differently_are_not_merged(tmp
         values.save_as(path)
     found = load(tmp_path / "set")
     [left_out] = found.skipped
-    assert "names segment 1 differently than most" in left_out.reason and "Spleen" not in left_out.reason
+    assert (
+        "the label of its segment 1 has another number in most" in left_out.reason and "Spleen" not in left_out.reason
+    )
     assert sorted(found.masked) == [False, True, True]
+    values.SegmentSequence[0].SegmentLabel, values.SegmentSequence[1].SegmentLabel = "Hepar", "Spleen"
+    values.save_as(path)  # another word for the same organ, as far as anybody can tell
+    found = load(tmp_path / "set")
+    assert found.masked == [True] * 3 and "segment 1 has 2 different names" in " | ".join(found.notes)
 
 
 def test_a_packed_set_holds_no_hash_without_a_key(tmp_path):
