@@ -127,8 +127,7 @@ def test_volumes_in_hounsfield_units_are_not_segmented():
     """They would be, wrongly: the network was trained on a window mapped to 0..1."""
     config = inherit.resolve(tiny_volumes.segmentation())[0]
     network = networks.build(config, 3)
-    params = jax.device_get(jax.jit(network.init)())
-    trained = trained_network.TrainedNetwork(Path("run"), config, network, params, ["background", "a", "b"])
+    trained = trained_network.TrainedNetwork(Path("run"), config, network, {}, ["background", "a", "b"])
     with pytest.raises(UserError, match=r"volume 0 holds values from -900 to -900; scale them as in training"):
         dm.segment(trained, [np.full((40, 40, 40), -900.0)])
 

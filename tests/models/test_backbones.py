@@ -115,7 +115,8 @@ def test_a_frozen_network_trains_its_head_only(name):
     assert trained == {f"{head}/kernel", f"{head}/bias"}
 
 
-@pytest.mark.parametrize("name", tiny.others_slow(CONFIGS, "resnet"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
 def test_drop_path_leaves_out_branches_in_training_only(name):
     model, params = built(name, drop_path=0.9)
     params = jax.tree.map(lambda x: x + 0.1, params)  # a new ResNet has branches of 0

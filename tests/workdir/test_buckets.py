@@ -96,7 +96,8 @@ def another_machine():
     shutil.rmtree(os.path.expanduser("~/.cache/deblur_mae_jax"), ignore_errors=True)
 
 
-@RUNS
+@pytest.mark.slow
+@pytest.mark.parametrize("store", STORES, indirect=True)
 def test_a_run_at_an_address_is_that_of_a_folder_and_goes_on_elsewhere(store, tmp_path):
     run = f"{store}/run"
     local = train.train_and_evaluate(tiny.config(optim__steps=6), tmp_path / "run")

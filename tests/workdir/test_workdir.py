@@ -112,7 +112,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, kind, caplo
     assert again.params_fingerprint == whole.params_fingerprint and again.checkpoint.exists()
 
 
-@pytest.mark.parametrize("times", tiny.others_slow([1, 9], 9))
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 9])
 def test_a_checkpoint_that_could_not_be_read_is_not_deleted(tmp_path, monkeypatch, caplog, times):
     """A network drive may fail for a moment, or for longer."""
     whole = run(tmp_path, optim__steps=6)
