@@ -219,6 +219,7 @@ def test_a_toy_of_each_trains_fine_tunes_exports_and_comes_back(toys):
     assert train.train_and_evaluate(again, toys / "again").finished
 
 
+@pytest.mark.slow
 def test_a_toy_does_not_fit_what_it_is_not_for(toys):
     with pytest.raises(UserError, match=r"config\.task: unknown name 'strengh'\. Did you mean 'strength'"):
         config = toy_config("quickstart")

@@ -373,6 +373,7 @@ def kept_study(folder, shift=0.3):
     return networks, facts
 
 
+@pytest.mark.slow
 def test_the_table_of_a_study_can_be_written_again_from_its_cases(tmp_path):
     networks, facts = kept_study(tmp_path)
     read, same = study.table.kept(tmp_path)

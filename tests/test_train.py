@@ -70,6 +70,7 @@ def test_resume_is_bit_exact(tmp_path):
     assert sorted(lines(tmp_path)) == list(range(1, 7))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_further(tmp_path):
     before = run(tmp_path, optim__steps=2)
     measured = (tmp_path / "metrics.jsonl").read_text()

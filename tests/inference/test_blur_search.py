@@ -148,6 +148,7 @@ def test_a_hash_changes_with_any_weight_and_no_weight_can_change():
     assert trained.with_params(other).weights_hash != before == trained.weights_hash
 
 
+@pytest.mark.slow
 def test_the_search_run(tmp_path):
     result = go(tmp_path / "a", "blur_search", search__cache=str(tmp_path / "cache"), data__num_images=9)
     assert result.table.searched == 9 and result.report.exists()

@@ -112,6 +112,7 @@ def test_a_blur_folded_into_the_crop_is_the_blur_before_it():
     np.testing.assert_allclose(render(image, size, whole, (40, 40), taps=taps), want, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_levels_that_change_nothing_leave_the_view_as_it_is():
     """Hard edges overshoot in a resize and are clipped between its passes, also where a blur is folded into it."""
     net = networks.build(tiny.resolved("d2mae_thyroid", task__degrade="blur.gaussian_levels()"))

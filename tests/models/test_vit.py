@@ -173,6 +173,7 @@ def test_the_batch_norm_of_a_linear_probe(golden):
     assert new == {}
 
 
+@pytest.mark.slow
 def test_only_the_head_of_a_frozen_network_learns_and_statistics_are_not_optimised():
     model = vit.ViT(num_classes=2, image_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2,
                     pool="cls", probe=True)  # fmt: skip

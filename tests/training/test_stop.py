@@ -217,6 +217,7 @@ exchange_with_the_others()
 """
 
 
+@pytest.mark.slow
 def test_a_hung_run_ends_with_its_stacks():
     done = subprocess.run([sys.executable, "-c", HANG], cwd=tiny.ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == 124, done.stderr

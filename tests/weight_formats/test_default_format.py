@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import pytest
-import tiny
 import tiny_volumes
 from tiny_runs import trained
 
@@ -32,9 +31,8 @@ def test_the_first_format_with_a_place_is_taken(name, overrides, format, tmp_pat
     assert format_of(trained(name, **overrides), tmp_path / "export") == format
 
 
-@pytest.mark.parametrize(
-    ("embed", "format"), tiny.others_slow([("conv", "monai"), ("unet_basic", "dae")], ("conv", "monai"))
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("embed", "format"), [("conv", "monai"), ("unet_basic", "dae")])
 def test_a_network_for_volumes_goes_to_monai_if_it_can(embed, format, tmp_path):
     config = tiny_volumes.config_of(model__patch_embed=embed)
     network = networks.build(config)
