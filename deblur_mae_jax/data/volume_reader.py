@@ -221,7 +221,11 @@ def _keep(path: Path, volume: np.ndarray, notes: list[str]) -> None:
         os.replace(draft, path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        _warn_once(str(path.parent), str(error.strerror or error))
+        with _WARNING:  # several threads decode
+            _warn_once(str(path.parent), str(error.strerror or error))
+
+
+_WARNING = threading.Lock()
 
 
 @functools.cache
