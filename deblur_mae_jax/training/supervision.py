@@ -92,14 +92,11 @@ def prepare(
     if setting is None:
         return index, supervision
     supervision.setting = setting
-    searches = source is not None and source.network.can_search
-    why = (
-        ""
-        if searches or setting.kind != "none"
-        else ": the network of config.init_from cannot search"
-        if source
-        else ": there is no pre-training network to search with"
-    )
+    why = ""
+    if setting.kind == "none" and source is None:
+        why = ": there is no pre-training network to search with"
+    elif setting.kind == "none" and source is not None and not source.network.can_search:
+        why = ": the network of config.init_from cannot search"
     degradation = parse.degradation(config.task.degrade)
     value = f" {setting.value:g}" if setting.value else ""
     if setting.kind == "none":
