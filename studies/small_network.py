@@ -14,6 +14,10 @@ In two stages, the second on the training images of each fold and other images o
     python scripts/study.py studies/small_network.py --preset=cpu --output=runs/stages --only=D2MAE --ensembles \\
       --pretrain_root='breast_{fold}.csv' --finetune_root='busbra_{fold}.csv' --folds=1,2,3,4 --seeds=0,1,2 \\
       --set_pretrain init_from=runs/long/pretrain_... --set_pretrain optim.steps=2000 --set_pretrain optim.base_lr=2e-3
+
+The first stage has two pre-trainings (`--pretrain_seeds=0` and `1`), and each has a second stage of the same seed; the
+ensemble is that of all six networks of a fold. MMOTU, whose first stage is that of seed 0, has its own training images
+as `--pretrain_root` of the second one, without `--folds`, and three fine-tunings.
 """
 
 from studies import common
