@@ -82,7 +82,9 @@ def compare(arguments):
         if "dice" in row:
             for name in comparison.COMPARED:
                 low, high = row[f"{name}_interval"]
-                print(f"  {name:18s} {row[name]:+.4f} ({_interval(low, high)})")
+                lost = row[f"{name}_left_out"]
+                missed = f"  without {lost} labels that only one of them found" if lost else ""
+                print(f"  {name:18s} {row[name]:+.4f} ({_interval(low, high)}){missed}")
             p, holm = row["wilcoxon"], row["wilcoxon_holm"]
             print(f"  Wilcoxon, Dice     p {p:.3g}, Holm {holm:.3g}  {_smallest(row['smallest'], '.3f')}".rstrip())
             continue

@@ -334,7 +334,10 @@ def execute(runs):
 
 
 def settings_of(runs):
-    """Eight letters for each method, which are the same for all of its seeds and folds; folders may have moved."""
+    """Eight letters for each method, which are the same for all of its seeds and folds; folders may have moved.
+
+    `settings` stands for all of them, `start` for those of the pre-training, which several methods may share.
+    """
     apart, found = {"seed", "data.fold", "init_from"}, {}
     for run in runs:
         kept = {k: run.images if k == "data.root" else v for k, v in run.overrides.items() if k not in apart}
@@ -344,7 +347,8 @@ def settings_of(runs):
         source = Path(run.overrides.get("init_from", ""))
         if run.kind == "finetune" and source in starts:  # another method may have trained it
             found[run.method]["pretrain"] = starts[source]
-    return {method: _code(parts) for method, parts in found.items()}
+    return {method: {"settings": _code(parts)} | ({"start": _code(parts["pretrain"])} if "pretrain" in parts else {})
+            for method, parts in found.items()}  # fmt: skip
 
 
 def require_same_settings(output, runs):
@@ -352,7 +356,7 @@ def require_same_settings(output, runs):
     if not (output / table.FACTS).exists():
         return
     kept, now = table.kept(output)[1]["methods"], settings_of(runs)
-    mixed = [name for name, code in now.items() if kept.get(name, {}).get("settings", code) != code]
+    mixed = [name for name, own in now.items() if kept.get(name, own).get("settings", "") not in ("", own["settings"])]
     if mixed:
         raise UserError(
             f"--output: '{output}' keeps runs of {', '.join(mixed)} with other settings or images; use another folder, "
@@ -372,7 +376,7 @@ def facts_of(study, runs, arguments):
             "state": state_of(method, found, arguments),
             "leakage": any(m["leakage"] for m in measures),
             "paper": method.get("paper", {}),
-        } | ({"settings": settings[name]} if found else {})
+        } | (settings[name] if found else {})
     facts = {
         "title": study["title"],
         "methods": methods,

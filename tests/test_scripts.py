@@ -502,6 +502,9 @@ def test_a_distance_that_is_not_defined_is_counted(tmp_path):
     about = {"state": "run", "leakage": False, "paper": {}}
     text = study.table.write([network], {"title": "x", "methods": {"one": about}}, tmp_path)
     assert "one: hd95 is not defined in 3 of 20 cases" in text and "surface_distance is not" not in text
+    missed = dataclasses.replace(network, columns=columns | {"missed": np.where(np.arange(20) < 3, 2.0, 0.0)})
+    text = study.table.write([missed], {"title": "x", "methods": {"one": about}}, tmp_path)
+    assert "6 structures in 3 cases, over all runs, were not found" in text
 
 
 @pytest.mark.slow
@@ -535,6 +538,17 @@ def test_a_method_whose_images_changed_between_two_runs_does_not_cost_the_others
     assert "better, sharper has no measures: " in study.table.write(networks, facts, tmp_path)
 
 
+def test_methods_of_the_same_pretrainings_are_compared_within_each(tmp_path):
+    networks, facts = kept_study(tmp_path)
+    networks = [dataclasses.replace(n, training=str(n.seed)) for n in networks]
+    apart = study.table.rows(networks, facts)[1]["auroc_difference"]
+    about = {name: method | {"start": "0123"} for name, method in facts["methods"].items()}
+    within = study.table.rows(networks, facts | {"methods": about})[1]["auroc_difference"]
+    assert within["value"] == apart["value"] and within["smallest"] != apart["smallest"]
+    assert "compared within each pre-training" in study.table.write(networks, facts | {"methods": about}, tmp_path)
+    assert "within each" not in study.table.write(networks, facts, tmp_path)
+
+
 def test_a_second_command_adds_to_what_is_kept(tmp_path):
     networks, facts = kept_study(tmp_path)
     first = [n for n in networks if n.method == "plain"]
@@ -556,8 +570,8 @@ def test_runs_with_other_settings_are_not_added(tmp_path):
     runs = planned(tmp_path, "methods", "--seeds=0", "--only=MAE;D2MAE")
     settings = study.settings_of(runs)
     others = study.settings_of(planned(tmp_path, "methods", "--seeds=1,2", "--pretrain_seeds=3"))
-    assert settings.items() <= others.items() and len(set(others.values())) == len(others)
-    about = {name: facts["methods"]["plain"] | {"settings": code} for name, code in settings.items()}
+    assert settings.items() <= others.items() and len({own["settings"] for own in others.values()}) == len(others)
+    about = {name: facts["methods"]["plain"] | own for name, own in settings.items()}
     study.table.keep(networks, facts | {"methods": facts["methods"] | about}, tmp_path)
     study.require_same_settings(tmp_path, planned(tmp_path, "methods", "--seeds=3", "--pretrain_seeds=1"))
     for option in ("--set=optim.epochs=3.0", "--set_pretrain=optim.steps=7"):
@@ -566,7 +580,10 @@ def test_runs_with_other_settings_are_not_added(tmp_path):
     # Rows that share a pre-training have its settings, whichever row trained it.
     shared = study.settings_of(planned(tmp_path, "d2mae_search", "--only=none;random"))
     alone = study.settings_of(planned(tmp_path, "d2mae_search", "--only=random"))
-    assert shared["random"] == alone["random"] != shared["none"]
+    assert (
+        shared["random"] == alone["random"] != shared["none"] and shared["random"]["start"] == shared["none"]["start"]
+    )
+    assert "start" not in others["from scratch"] and others["MAE"]["start"] != others["D2MAE"]["start"]
 
 
 @pytest.mark.parametrize(
@@ -593,7 +610,7 @@ def test_methods_on_several_sets_have_each_their_number_of_patients_and_no_order
     text = study.table.write(networks + half, facts, tmp_path)
     lines = [line.split(" | ") for line in text.splitlines()]
     assert lines[0][3] == "test patients" and [line[3] for line in lines[2:5]] == ["60", "60", "20"]
-    assert "over the test patients of each row and" in text and not (tmp_path / "ranks.png").exists()
+    assert "over the test patients of each row (images" in text and not (tmp_path / "ranks.png").exists()
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

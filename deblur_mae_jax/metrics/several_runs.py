@@ -4,7 +4,8 @@ A method is trained several times, and every network is judged on the same patie
 another training would both change the mean, so its interval has to cover both. This is the design of a reader study
 with several readers and cases, with trained networks in place of readers: Obuchowski and Rockette (1995), with the
 degrees of freedom of Hillis (2007) and readers nested in methods, because seed 1 of one method and seed 1 of another
-have nothing in common. The covariances over patients are jackknife estimates, which leave out one patient at a time.
+have nothing in common. Methods that start from the same pre-trainings share them; they are compared within each.
+The covariances over patients are jackknife estimates, which leave out one patient at a time.
 
 In a cross-validation every test patient is a training patient of the other folds, so the networks' errors depend on
 one another and the jackknife is too small (Bates, Hastie and Tibshirani 2024). With k folds it is multiplied by
@@ -33,12 +34,19 @@ class Judged(NamedTuple):
     patients: patient of every case, `(N,)`.
     measure: the measure `(B,)` of the cases with weights `(B, N)`; NaN where it is not defined.
     counted: whether a case has a value of this measure, `(N,)`; `None` if all have.
+    images: name of every case, `(N,)`; `None` if every patient has one.
     """
 
     training: Hashable
     patients: np.ndarray
     measure: Callable[[np.ndarray], np.ndarray]
     counted: np.ndarray | None = None
+    images: np.ndarray | None = None
+
+    @property
+    def cases(self) -> frozenset[str]:
+        """Names of all cases."""
+        return frozenset(str(name) for name in (self.patients if self.images is None else self.images))
 
 
 class Mean(NamedTuple):
@@ -74,6 +82,9 @@ class _Table:
     counted: whether any network has a value of this patient, `(P,)`. The others do not count as patients.
     overlap: what the variance over patients is multiplied by, 1 without folds.
     people: number of patients, also where groups of them are left out together.
+    trainings: what the rows of `values` are, `(R,)`.
+    cases: names of the test cases.
+    fixed: whether the method is not trained anew, so that its trainings add no variance.
     """
 
     values: np.ndarray
@@ -82,6 +93,9 @@ class _Table:
     counted: np.ndarray
     overlap: float
     people: int
+    trainings: list[Hashable]
+    cases: frozenset[str]
+    fixed: bool = False
 
     @property
     def mean(self) -> float:
@@ -93,15 +107,21 @@ class _Table:
         return float(self.values.var(ddof=1)) if len(self.values) > 1 else 0.0
 
 
-def table(networks: Sequence[Judged]) -> _Table:
+def table(networks: Sequence[Judged], fixed: bool = False) -> _Table:
     """Judge every network on all of its cases, and without the cases of each patient.
 
-    Raises `ValueError` if the trainings were not judged on the same patients, or folds share patients.
+    fixed: as in `_Table`; for a classifier without random numbers, or for an ensemble as it is.
+    Raises `ValueError` if the trainings were not judged on the same images of the same patients, or folds share
+    patients.
     """
     trainings = list(dict.fromkeys(n.training for n in networks))
     seen = [{str(p) for n in networks if n.training == t for p in n.patients} for t in trainings]
     if any(own != seen[0] for own in seen):
         raise ValueError(f"the trainings were judged on different patients ({', '.join(str(len(s)) for s in seen)})")
+    cases = [frozenset().union(*(n.cases for n in networks if n.training == t)) for t in trainings]
+    if any(own != cases[0] for own in cases):
+        counts = ", ".join(str(len(own)) for own in cases)
+        raise ValueError(f"the trainings were judged on different images of the same patients ({counts})")
     patients = sorted(seen[0])
     sets = {frozenset(str(p) for p in n.patients) for n in networks}  # one for each fold
     if sum(len(s) for s in sets) > len(patients):
@@ -127,7 +147,8 @@ def table(networks: Sequence[Judged]) -> _Table:
         without[of].append(left)
     means = np.array([np.mean(v) for v in values])
     overlap = 1 + 1 / (folds - 1) if folds > 1 else 1.0
-    return _Table(means, np.array([np.mean(w, axis=0) for w in without]), patients, counted, overlap, people)
+    left_out = np.array([np.mean(w, axis=0) for w in without])
+    return _Table(means, left_out, patients, counted, overlap, people, trainings, cases[0], fixed)
 
 
 def _between(covariance: np.ndarray) -> float:
@@ -150,7 +171,8 @@ def _of_trainings(a: _Table, b: _Table) -> list[tuple[float, int]]:
     several = [t for t in (a, b) if len(t.values) > 1]
     if len(several) == 1:
         known = several[0]
-        return [(known.mean_square * (1 / len(a.values) + 1 / len(b.values)), len(known.values) - 1)]
+        share = sum(1 / len(t.values) for t in (a, b) if not t.fixed)
+        return [(known.mean_square * share, len(known.values) - 1)]
     return [(t.mean_square / len(t.values), len(t.values) - 1) for t in several]
 
 
@@ -171,26 +193,44 @@ def mean(networks: Sequence[Judged] | _Table, share: bool = True) -> Mean:
     return Mean(t.mean, interval, sd, R, t.people)
 
 
-def difference(first: Sequence[Judged] | _Table, second: Sequence[Judged] | _Table) -> Difference:
-    """First minus second, judged on the same patients. Raises `ValueError` if the patients differ.
+def _paired(a: _Table, b: _Table) -> _Table:
+    """The difference of every training, for methods that share their trainings."""
+    order = [b.trainings.index(training) for training in a.trainings]
+    return dataclasses.replace(
+        a, values=a.values - b.values[order], without=a.without - b.without[order], overlap=max(a.overlap, b.overlap)
+    )
 
-    If one method was trained once, the trainings of the other say how much trainings differ. If both were, the interval
-    is over patients alone.
+
+def difference(first: Sequence[Judged] | _Table, second: Sequence[Judged] | _Table, shared: bool = False) -> Difference:
+    """First minus second, judged on the same images. Raises `ValueError` if patients or images differ.
+
+    If one method was trained once, the trainings of the other say how much trainings differ, except for a method that
+    is not trained anew. If both were, the interval is over patients alone.
+    shared: whether training 1 of one method is that of the other, such as a pre-training that both start from. The
+        difference is then taken within each training.
     """
     a, b = (m if isinstance(m, _Table) else table(m) for m in (first, second))
     if a.patients != b.patients:
         raise ValueError(f"the methods were judged on different patients ({len(a.patients)} and {len(b.patients)})")
+    if a.cases != b.cases:
+        raise ValueError(
+            f"the methods were judged on different images of the same patients ({len(a.cases)} and {len(b.cases)})"
+        )
     counted = a.counted | b.counted
     P = int(counted.sum())
     value = a.mean - b.mean
     unknown = Difference(value, Interval(float("nan"), float("nan")), float("nan"), float("nan"))
     if P < MIN_PATIENTS:
         return unknown
-    of_a, of_b = a.without[:, counted], b.without[:, counted]
-    common = _between(statistics.jackknife(of_a, of_a)) + _between(statistics.jackknife(of_b, of_b))
-    of_patients = max(common - 2 * float(statistics.jackknife(of_a, of_b).mean()), 0.0)
-    of_patients *= max(a.overlap, b.overlap)
-    parts = [(of_patients, P - 1), *_of_trainings(a, b)]
+    if shared and len(a.trainings) > 1 and set(a.trainings) == set(b.trainings):
+        both = _paired(a, b)
+        left_out, trainings = both.without[:, counted], [(both.mean_square / len(both.values), len(both.values) - 1)]
+        common = _between(statistics.jackknife(left_out, left_out))
+    else:
+        of_a, of_b, trainings = a.without[:, counted], b.without[:, counted], _of_trainings(a, b)
+        common = _between(statistics.jackknife(of_a, of_a)) + _between(statistics.jackknife(of_b, of_b))
+        common -= 2 * float(statistics.jackknife(of_a, of_b).mean())
+    parts = [(max(common, 0.0) * max(a.overlap, b.overlap), P - 1), *trainings]
     variance, degrees = sum(v for v, _ in parts), _degrees(parts)
     interval = statistics.student(value, variance, degrees)
     if np.isnan(interval.low):

@@ -68,12 +68,13 @@ def over_patients(
 def _with_two_more_per_class(
     labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, metric: Weighted
 ) -> float:
-    C = probabilities.shape[1]
-    certain = np.eye(C)
-    labels = np.concatenate([labels, np.arange(C), np.arange(C)])
-    probabilities = np.concatenate([probabilities, certain, np.roll(certain, 1, axis=1)])
+    present = np.unique(labels)  # a class that the test lacks has no measure, and must not get one here
+    wrong = np.roll(present, -1) if len(present) > 1 else (present + 1) % probabilities.shape[1]
+    certain = np.eye(probabilities.shape[1])
+    labels = np.concatenate([labels, present, present])
+    probabilities = np.concatenate([probabilities, certain[present], certain[wrong]])
     which = np.unique(patients, return_inverse=True)[1]
-    which = np.concatenate([which, which.max() + 1 + np.arange(2 * C)])
+    which = np.concatenate([which, which.max() + 1 + np.arange(2 * len(present))])
     _, without, _ = without_each(which, lambda weights: metric(labels, probabilities, weights))
     return float(jackknife(without, without))
 

@@ -22,7 +22,7 @@ class Fit:
     """The weights that fit.
 
     params: nested dict of the weights.
-    new: top-level parameters that are initialised from scratch.
+    new: top-level parameters that are initialised from scratch, or in part.
     rows: pairs (action, parameters), for the user.
     """
 
@@ -95,7 +95,7 @@ def fit(
     ]
     return Fit(
         traverse_util.unflatten_dict(taken, sep="/"),
-        sorted({top(k) for k in needed} - used),
+        sorted(fresh),
         [row for row in rows if row[1]],
     )
 

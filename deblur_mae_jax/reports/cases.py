@@ -62,9 +62,12 @@ class Cases:
 
     def mean_of_labels(self, measure: str) -> np.ndarray:
         """Mean of a measure per case `(N,)`, over the labels for which it is defined."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a case without any label is NaN
-            return np.nanmean(self.values[measure], axis=1)
+        return _over_labels(self.values[measure])
+
+    @property
+    def missed_labels(self) -> np.ndarray:
+        """Number of labels per case `(N,)` that the truth contains and the prediction does not."""
+        return ((self.truth_size > 0) & (self.predicted_size == 0)).sum(axis=1)
 
     def write(self, path: Path) -> None:
         """Write a CSV with the columns image, group, split, label, measures, sizes and unit."""
@@ -76,6 +79,25 @@ class Cases:
                     row = [repr(float(self.values[m][i, j])) for m in segmentation.MEASURES]
                     sizes = [repr(float(s[i, j])) for s in (self.truth_size, self.predicted_size)]
                     out.writerow([name, self.groups[i], self.split[i], label, *row, *sizes, self.unit])
+
+
+def _over_labels(values: np.ndarray) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a case without any label is NaN
+        return np.nanmean(values, axis=1)
+
+
+def in_common(a: Cases, b: Cases, measure: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean of a measure per case `(N,)` of two runs, over the labels for which both define it.
+
+    A distance is not defined for a label that a run has missed; a mean over the labels that are left would favour that
+    run. Returned last is the number of labels, over all cases, that only one of the runs defines.
+    a, b: the same cases in the same order.
+    """
+    first, second = a.values[measure], b.values[measure]
+    both = np.isfinite(first) & np.isfinite(second)
+    alone = int((np.isfinite(first) ^ np.isfinite(second)).sum())
+    return _over_labels(np.where(both, first, np.nan)), _over_labels(np.where(both, second, np.nan)), alone
 
 
 def read(path: Path) -> Cases:

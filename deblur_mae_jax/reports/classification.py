@@ -85,6 +85,8 @@ def _against_chance(numbers: dict[str, Any]) -> str:
     present = sum(n > 0 for n in judged["per_class"].values())
     chance = 1 / present if present else float("nan")
     images = f"on {judged['images']} {numbers['judged_on']} images {page.of_patients(judged)}"
+    if present < 2:
+        return f"Balanced accuracy {entry['value']:.3f} {images}, which have one class: there is no chance level."
     if entry.get("low") is None:
         why = "too few patients, or all are right or wrong"
         return f"Balanced accuracy {entry['value']:.3f} {images}; no interval ({why})."
@@ -124,14 +126,15 @@ def doubts(judged: Predictions, curves: list[dict[str, Any]], metric: str) -> li
 
 
 def few_patients(judged: Predictions) -> list[str]:
-    """A line if intervals are too narrow because one of two classes has few patients; else []."""
+    """A line if intervals are too narrow because a class has few patients; else []."""
     patients = {judged.classes[c]: len(set(judged.patients[judged.labels == c])) for c in np.unique(judged.labels)}
-    if len(patients) != 2 or min(patients.values()) >= FEW:
+    few = {name: count for name, count in patients.items() if count < FEW}
+    if len(patients) < 2 or not few:
         return []
-    name = min(patients, key=lambda key: patients[key])
+    listed = ", ".join(f"{count} of '{name}'" for name, count in sorted(few.items(), key=lambda item: item[1]))
     return [
-        f"Only {patients[name]} judged patients are '{name}': the intervals of its measures, and of means over the "
-        "classes, are too narrow."
+        f"Classes with fewer than {FEW} judged patients: {listed}. The intervals of their measures, and of means over "
+        "the classes, are too narrow."
     ]
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.metrics import classification, segmentation, statistics, weighted
 from deblur_mae_jax.reports import cases, predictions
-from deblur_mae_jax.reports.cases import Cases
+from deblur_mae_jax.reports.cases import Cases, in_common
 from deblur_mae_jax.reports.predictions import Predictions
 from deblur_mae_jax.workdir import mirror
 from deblur_mae_jax.workdir.run_folder import Workdir
@@ -172,7 +172,8 @@ def compare_cases(a: Cases, b: Cases, names: tuple[str, str]) -> dict[str, Any]:
 
     The result has the keys
 
-    <measure>: mean of a - b.
+    <measure>: mean of a - b, over the labels for which both runs define the measure.
+    <measure>_left_out: number of labels, over all cases, that only one of the runs defines.
     <measure>_interval: its interval over patients.
     wilcoxon: two-sided p of the signed-rank test of Dice over patients (means of their cases).
     smallest: smallest difference in Dice that this set can detect with 80 % power at the 5 % level.
@@ -184,7 +185,8 @@ def compare_cases(a: Cases, b: Cases, names: tuple[str, str]) -> dict[str, Any]:
         "unit": "patient" if len(patients) < len(first) else "image",
     }  # fmt: skip
     for measure in COMPARED:
-        difference = first.mean_of_labels(measure) - second.mean_of_labels(measure)
+        of_a, of_b, row[f"{measure}_left_out"] = in_common(first, second, measure)
+        difference = of_a - of_b
         finite = np.isfinite(difference)
         row[measure] = float(difference[finite].mean()) if finite.any() else float("nan")
         row[f"{measure}_interval"] = (
@@ -192,7 +194,8 @@ def compare_cases(a: Cases, b: Cases, names: tuple[str, str]) -> dict[str, Any]:
             if finite.any()
             else statistics.Interval(np.nan, np.nan)
         )
-    difference = first.mean_of_labels("dice") - second.mean_of_labels("dice")
+    of_a, of_b, _ = in_common(first, second, "dice")
+    difference = of_a - of_b
     finite = np.isfinite(difference)
     counts = np.bincount(which[finite], minlength=len(patients))
     means = np.bincount(which[finite], difference[finite], len(patients))[counts > 0] / counts[counts > 0]
@@ -214,8 +217,8 @@ def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> tuple[fl
     values = []
     for one, other in zip(a, b, strict=True):
         if by_mask:
-            both = aligned_cases(one.judged, other.judged, (one.name, other.name))
-            values.append([float(np.nanmean(fold.mean_of_labels(metric))) for fold in both])
+            both = in_common(*aligned_cases(one.judged, other.judged, (one.name, other.name)), metric)
+            values.append([float(np.nanmean(fold)) for fold in both[:2]])
             continue
         measure = classification.METRICS[metric]
         values.append([measure(p.labels, p.probabilities) for p in aligned(one, other)])

@@ -28,11 +28,12 @@ def add(networks: list[Network], facts: dict[str, Any]) -> tuple[list[Network], 
             continue
         count = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
         title = f"{name}, ensemble of {count}"
-        methods[title] = about | {"paper": {}}
+        methods[title] = about | {"paper": {}, "fixed": True}
         out += [_mean(title, members) for members in folds.values()]
     for pair in facts.get("averaged", []):
         title = " and ".join(pair) + ", averaged"
-        methods[title] = {"state": "run", "leakage": any(methods[name]["leakage"] for name in pair), "paper": {}}
+        leakage = any(methods[name]["leakage"] for name in pair)
+        methods[title] = {"state": "run", "leakage": leakage, "paper": {}, "fixed": True}
         parts = [[n for n in networks if n.method == name and n.classes] for name in pair]
         for fold in sorted(set.intersection(*({n.fold for n in part} for part in parts))):
             halves = [_mean(title, [n for n in part if n.fold == fold]) for part in parts]

@@ -21,7 +21,7 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.metrics import several_runs, statistics
 from deblur_mae_jax.metrics.several_runs import Judged
 from deblur_mae_jax.reports import ensembles, page, study_figure
-from deblur_mae_jax.reports.study_network import OF_CLASSES, OF_MASKS, Network, read_network
+from deblur_mae_jax.reports.study_network import MISSED, OF_CLASSES, OF_MASKS, Network, read_network
 
 __all__ = ["Network", "keep", "kept", "read_network", "rows", "write"]
 
@@ -78,7 +78,13 @@ def _judged(networks: list[Network], measure: str) -> list[Judged]:
     """The networks of a method. Trainings are the pre-trainings if there are several, else the fine-tunings."""
     several = len({n.training for n in networks}) > 1
     return [
-        Judged(n.training if several else n.seed, n.patients, functools.partial(n.measure, measure), n.counted(measure))
+        Judged(
+            n.training if several else n.seed,
+            n.patients,
+            functools.partial(n.measure, measure),
+            n.counted(measure),
+            n.images,
+        )
         for n in networks
     ]
 
@@ -100,6 +106,18 @@ def _undefined(networks: list[Network], measure: str) -> dict[str, tuple[int, in
     return {measure: (lacking, sum(len(value) for value in values))} if lacking else {}
 
 
+def _missed(networks: list[Network]) -> dict[str, int]:
+    """Over all networks, the labels that were not found, and the cases with one; empty if there are none."""
+    counts = [n.columns[MISSED] for n in networks if MISSED in n.columns]
+    labels = int(sum(count.sum() for count in counts))
+    return {"missed": labels, "missed_cases": int(sum((count > 0).sum() for count in counts))} if labels else {}
+
+
+def _shared(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two methods start from the same pre-trainings, of which there are several."""
+    return min(row["pretrainings"], other["pretrainings"]) > 1 and "start" in row and row["start"] == other.get("start")
+
+
 def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per method: its state, and per measure the mean, interval and difference from the reference.
 
@@ -112,7 +130,7 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
     out = [
         {"method": name, "runs": len(of_method[name]), "left_out": len(every[name]) - len(of_method[name]),
          "pretrainings": len({n.training for n in of_method[name]} - {""}),
-         "folds": len({n.fold for n in of_method[name]}), **about}
+         "folds": len({n.fold for n in of_method[name]}), **_missed(of_method[name]), **about}
         for name, about in facts["methods"].items()
     ]  # fmt: skip
     reference = facts.get("reference", "")
@@ -123,7 +141,7 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
             own = of_method[row["method"]]
             try:
                 if own and measure in own[0].measures:
-                    tables[row["method"]] = several_runs.table(_judged(own, measure))
+                    tables[row["method"]] = several_runs.table(_judged(own, measure), row.get("fixed", False))
             except ValueError as error:
                 row["not_judged"] = str(error)
             if row["method"] in tables:
@@ -138,7 +156,8 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
             if row["method"] not in tables or row["method"] == reference:
                 continue
             try:
-                found.append(several_runs.difference(tables[row["method"]], tables[reference]))
+                row["shared"] = _shared(row, next(other for other in out if other["method"] == reference))
+                found.append(several_runs.difference(tables[row["method"]], tables[reference], row["shared"]))
                 compared.append(row)
             except ValueError as error:
                 row["not_compared"] = str(error)
@@ -219,6 +238,7 @@ def _differences(found: list[dict[str, Any]]) -> list[list[str]]:
 def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     patients = _patients(found)
     over = f"{next(iter(patients), 0)} test patients" if len(patients) < 2 else "the test patients of each row"
+    over += " (images, where the set does not name patients)"
     text = (
         f"Percent (distances in mm or pixels): mean over runs, with a 95 % interval over {over} and "
         "trainings (Obuchowski and Rockette); with one training over patients alone."
@@ -239,12 +259,19 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
                 f" {row['method']}: {measure} is not defined in {lacking} of {total} cases, where nothing was found or "
                 "nothing is there; its mean leaves them out, so it favours a method that misses structures."
             )
+        if "missed" in row:
+            text += (
+                f" {row['method']}: {row['missed']} structures in {row['missed_cases']} cases, over all runs, were not "
+                "found; distances leave them out, so they favour a method that misses structures."
+            )
         if "not_judged" in row:
             text += f" {row['method']} has no measures: {row['not_judged']}. Did its images change between two runs?"
         if "not_compared" in row:
             text += f" {row['method']} is not compared: {row['not_compared']}."
     if facts.get("ensembles"):
-        text += " The interval of an ensemble covers the patients alone."
+        text += " The interval of an ensemble covers the patients alone, and not what another training would change."
+    if any(row.get("shared") for row in found):
+        text += " Methods that start from the same pre-trainings are compared within each pre-training."
     if facts.get("small"):
         text += " A small network and a short training, which do not show how good the published methods are."
     if facts.get("phantoms"):

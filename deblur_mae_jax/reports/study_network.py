@@ -14,6 +14,7 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 
 OF_CLASSES = ("accuracy", "f1_binary", "f1_macro", "auroc")
 OF_MASKS = ("dice", "hd95", "surface_distance")
+MISSED = "missed"  # number of labels of a case that were not found: distances leave them out
 
 
 @dataclasses.dataclass
@@ -84,6 +85,7 @@ def read_network(folder: Path, method: str, training: str, seed: int, fold: int)
         table = cases.read(workdir.predictions)
         table = table.where(table.split == judged_on["judged_on"])
         columns = {name: table.mean_of_labels(name) for name in OF_MASKS}
+        columns[MISSED] = table.missed_labels.astype(float)
         return Network(method, training, seed, fold, table.names, table.groups, columns)
     rows = predictions.read(workdir.predictions)
     rows = rows.where(rows.split == judged_on["judged_on"])

@@ -48,6 +48,7 @@ class Experiment:
     notes: lines for the user that describe how the run was set up.
     skipped: files that are left out; files that cannot be read during training are added.
     encoded: the features of all images, if the run trains on these instead of on the images.
+    starts_trained: whether every weight is taken from the source, also those of the head.
     """
 
     config: ConfigDict
@@ -68,6 +69,7 @@ class Experiment:
     notes: list[str]
     skipped: list[Skipped]
     encoded: cached_features.Encoded | None = None
+    starts_trained: bool = False
 
     @property
     def total_steps(self) -> int:
@@ -122,8 +124,8 @@ def build(
     length = schedule.lengths(config.optim, images.order.steps_per_epoch)
     learning_rate = schedule.make(config.optim, length)
     tx = optimizer.make(config.optim, learning_rate, network.model, network.rules, network.task.trains)
-    taken, table = _start(config, network, source, None if labels is None else labels.classes)
-    make_state = _initial_state(network, tx, taken, division)
+    fit = _fit(config, network, source, None if labels is None else labels.classes)
+    make_state = _initial_state(network, tx, {} if fit is None else fit.params, division)
 
     # Store, and the other arrays that stay on the devices
     encoded = None
@@ -150,11 +152,13 @@ def build(
         return jax.jit(step, donate_argnums=0, out_shardings=where)
 
     divided = [] if division.params == "replicate" else [division.line(jax.eval_shape(network.init))]
+    taken = [] if fit is None or source is None else fit.table(source)
     return Experiment(
         config=config, mesh=mesh, network=network, index=images.index, loader=images.loader, order=images.order,
         store=store, arrays=arrays, length=length, train_step=step_for(division), step_for=step_for,
         make_state=make_state, source=source, supervision=labels, choose_level=choose,
-        notes=[*([] if labels is None else labels.lines), *table, *divided], skipped=list(images.index.skipped),
+        notes=[*([] if labels is None else labels.lines), *taken, *divided], skipped=list(images.index.skipped),
+        starts_trained=fit is not None and not fit.new,
         encoded=encoded,
     )  # fmt: skip
 
@@ -240,18 +244,17 @@ def _initial_state(network: Network, tx: Any, taken: Any, division: Division) ->
     return lambda: program(taken)
 
 
-def _start(
+def _fit(
     config: ConfigDict,
     network: Network,
     source: TrainedNetwork | None,
     classes: list[str] | None,
-) -> tuple[Any, list[str]]:
-    """Return the weights that are taken from `source`, and lines that list them."""
+) -> warm_start.Fit | None:
+    """Return the weights that are taken from `source`."""
     if source is None:
-        return {}, []
+        return None
     shapes = jax.eval_shape(network.init)
-    fit = warm_start.fit(source, shapes, network, config.init_strict, classes=classes, parts=config.init_parts)
-    return fit.params, fit.table(source)
+    return warm_start.fit(source, shapes, network, config.init_strict, classes=classes, parts=config.init_parts)
 
 
 def modality_of(index: data_index.Index) -> dict[str, np.ndarray]:

@@ -253,7 +253,8 @@ class Loop:
                     self.writer.write_scalars(step, judgement.scalars)
                     self.writer.write_images(step, judgement.images)
                     self.evaluator.write(step, judgement)
-            self.keep_best(step, judgement.score, params)
+            if step or self.run.starts_trained:  # an untrained head may be right by chance, but has learned nothing
+                self.keep_best(step, judgement.score, params)
             self.workdir.send()
         self.meter.pause()
 

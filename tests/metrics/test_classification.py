@@ -140,6 +140,18 @@ def test_a_class_whose_few_patients_are_all_right_is_not_certain():
     assert set(weighted.KINDS) == set(weighted.MEASURES)
 
 
+@pytest.mark.parametrize("name", ["balanced_accuracy", "f1_macro", "accuracy"])
+def test_a_class_without_a_judged_patient_does_not_change_the_interval(name):
+    rng = np.random.default_rng(4)
+    labels = np.arange(60) % 2
+    scores = np.clip(labels + 0.5 * rng.normal(size=60), 0, 1)
+    p, patients = np.stack([1 - scores, scores], axis=1), np.array([f"p{i // 2}" for i in range(60)])
+    more = np.pad(p, [(0, 0), (0, 1)])
+    metric = weighted.MEASURES[name]
+    got, want = (statistics.over_patients(labels, q, patients, metric, "decision") for q in (more, p))
+    np.testing.assert_allclose(got, want)
+
+
 def test_the_interval_of_a_threshold_is_a_bootstrap_over_patients():
     rng = np.random.default_rng(4)
     labels = rng.integers(0, 2, 300)

@@ -12,7 +12,7 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import sliding_window
 from deblur_mae_jax.input_pipeline import volumes
 from deblur_mae_jax.metrics import segmentation, similarity
-from deblur_mae_jax.reports import cases
+from deblur_mae_jax.reports import cases, comparison
 from deblur_mae_jax.tasks import losses
 from deblur_mae_jax.training import schedule
 
@@ -260,6 +260,25 @@ def test_a_cube_and_its_mask_turn_together():
         assert found.sum() == mask.sum()
         kinds.add(found.tobytes())
     assert len(kinds) > 4
+
+
+def judged(distances, sizes):
+    # Cases with two labels, with these 95 % Hausdorff distances and predicted sizes (N, 2).
+    values = {name: np.where(np.array(sizes) > 0, 0.8, 0.0) for name in segmentation.MEASURES}
+    values["hd95"] = np.array(distances)
+    names = np.array([f"case {i}" for i in range(len(distances))])
+    test = np.full(len(names), "test")
+    return cases.Cases(["x", "y"], names, names, test, values, np.ones((len(names), 2)), np.array(sizes), "mm")
+
+
+def test_a_missed_label_does_not_make_a_distance_better():
+    # One run misses the label that is hard for both; over the other label both are equal.
+    found = judged([[2.0, 9.0]] * 20, [[1, 1]] * 20)
+    missed = judged([[2.0, np.nan]] * 20, [[1, 0]] * 20)
+    row = comparison.compare_cases(missed, found, ("a", "b"))
+    assert row["hd95"] == 0 and row["hd95_left_out"] == 20
+    assert row["dice"] == pytest.approx(-0.4) and row["dice_left_out"] == 0
+    assert missed.missed_labels.tolist() == [1] * 20 and not found.missed_labels.any()
 
 
 def test_a_table_that_a_spreadsheet_sorted_is_read_the_same(tmp_path):

@@ -131,6 +131,46 @@ def test_a_difference_between_methods_is_paired_over_patients():
         several_runs.difference(a, [n._replace(patients=names[:50], measure=lambda w: w[:, 0]) for n in b])
 
 
+def test_methods_that_share_their_pretrainings_are_compared_within_each():
+    rng = np.random.default_rng(6)
+    names, start = np.array([f"p{i}" for i in range(60)]), rng.normal(size=4)
+
+    def method(gain):  # how good a pre-training is changes both methods alike
+        values = [s + gain + 0.1 * rng.normal(size=60) for s in start]
+        return [Judged(i, names, lambda w, v=v: w @ v / w.sum(axis=1)) for i, v in enumerate(values)]
+
+    a, b = method(0.2), method(0.0)[::-1]
+    apart, within = several_runs.difference(a, b), several_runs.difference(a, b, shared=True)
+    assert within.value == pytest.approx(apart.value)
+    assert within.interval.low > 0 > apart.interval.low and within.smallest < apart.smallest / 3
+    one = several_runs.difference(a[:1], b[:1], shared=True)  # a single training has nothing to be compared within
+    assert one == several_runs.difference(a[:1], b[:1])
+
+
+def test_a_method_that_is_not_trained_has_no_variance_of_trainings():
+    networks = constant([0.5, 0.6, 0.75])
+    rule = several_runs.table(constant([0.9]), fixed=True)
+    got, trained = several_runs.difference(rule, networks), several_runs.difference(constant([0.9]), networks)
+    ratio = np.diff(got.interval)[0] / np.diff(trained.interval)[0]
+    assert ratio == pytest.approx(np.sqrt((1 / 3) / (1 + 1 / 3)))
+
+
+def test_the_same_patients_with_other_images_are_not_compared():
+    rng, patients = np.random.default_rng(7), np.repeat([f"p{i}" for i in range(10)], 3)
+    images = np.array([f"{i}.png" for i in range(30)])
+
+    def network(rows, training=0):
+        values = rng.normal(size=rows.stop)
+        measure = lambda w: w @ values / w.sum(axis=1)
+        return Judged(training, patients[rows], measure, None, images[rows])
+
+    whole, fewer = slice(0, 30), slice(0, 29)  # every patient is in both
+    with pytest.raises(ValueError, match="different images of the same patients"):
+        several_runs.difference([network(whole)], [network(fewer)])
+    with pytest.raises(ValueError, match="different images of the same patients"):
+        several_runs.table([network(whole), network(fewer, 1)])
+
+
 def constant(values, names=tuple(f"p{i}" for i in range(40))):
     """A method whose trainings have these values for every patient."""
     return [Judged(i, np.array(names), lambda w, v=v: np.full(len(w), v)) for i, v in enumerate(values)]

@@ -293,6 +293,12 @@ def test_from_scratch_and_best_weights_with_patience(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_classifier_that_is_trained_on_may_be_best_as_it_was(tmp_path):
+    go(tmp_path, init_from=str(classifier()[0]), optim__base_lr=1e-12, optim__min_lr=0.0)
+    assert json.loads((tmp_path / "metrics.json").read_text())["best_step"] == 0
+
+
+@pytest.mark.slow
 def test_what_failed_before_it_began_does_not_hold_its_workdir(tmp_path):
     with pytest.raises(UserError, match="patch_size=3"):
         go(tmp_path, model__patch_size=3)

@@ -19,7 +19,8 @@ def table(probabilities, labels):
     N = len(labels)
     blank = np.array([""] * N)
     return Predictions(
-        ["benign", "malignant"], np.arange(N).astype(str), blank, np.array(["test"] * N), np.array(labels),
+        ["benign", "malignant", "other"][: len(probabilities[0])],
+        np.arange(N).astype(str), blank, np.array(["test"] * N), np.array(labels),
         np.array(probabilities), np.zeros(N, int), np.full(N, np.nan),
     )  # fmt: skip
 
@@ -52,11 +53,25 @@ def test_what_is_said(judged, curves, metric, words):
 
 @pytest.mark.parametrize(
     ("labels", "words"),
-    [([0] * 20 + [1] * 9, "Only 9 judged patients are 'malignant'"), ([0] * 10 + [1] * 10, ""), ([0] * 3, "")],
+    [
+        ([0] * 20 + [1] * 9, ["9 of 'malignant'"]),
+        ([0] * 10 + [1] * 10, []),
+        ([0] * 3, []),
+        ([0] * 20 + [1] * 9 + [2] * 2, ["2 of 'other', 9 of 'malignant'"]),
+    ],
 )
 def test_few_patients_of_a_class_are_named(labels, words):
-    said = classification.few_patients(table([[0.5, 0.5]] * len(labels), labels))
-    assert words in said[0] if words else not said
+    said = classification.few_patients(table([[0.4, 0.3, 0.3]] * len(labels), labels))
+    assert len(said) == len(words) and all(word in said[0] for word in words)
+
+
+def test_a_test_of_one_class_has_no_chance_level():
+    judged = {
+        "images": 12, "patients": 12, "patients_known": True, "per_class": {"benign": 12, "malignant": 0},
+        "per_image": {"balanced_accuracy": {"value": 0.47, "low": 0.05, "high": 0.94}},
+    }  # fmt: skip
+    said = classification._against_chance({"judged_on": "test", "splits": {"test": judged}})
+    assert "have one class" in said and "chance (" not in said
 
 
 def test_a_run_that_learns_nothing_says_so_in_its_conclusion_and_on_its_page(capsys):
@@ -64,6 +79,7 @@ def test_a_run_that_learns_nothing_says_so_in_its_conclusion_and_on_its_page(cap
     train.train_and_evaluate(tiny.config("from_scratch", optim__base_lr=1e-12, optim__min_lr=0.0), folder)
     numbers = json.loads((folder / "metrics.json").read_text())
     assert len(numbers["doubts"]) == 1 and "configs/finetune.py:small" in numbers["doubts"][0]
+    assert numbers["best_step"] > 0  # not the network before training, which may be right by chance
     page = (folder / "report" / "index.html").read_text()
     said = numbers["doubts"][0][:40]
     assert said in page and said in capsys.readouterr().err
