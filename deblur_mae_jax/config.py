@@ -342,11 +342,11 @@ PROBE: Group = {
 OPTIM: Group = {
     "name": Field("adamw", "adamw | lars (MAE, MoCo v3: the learning rate after the momentum) | lars_simclr (before it)."),
     "batch_size": Field(256, "Images per step, over all devices and accumulation steps."),
-    "accum_steps": Field(1, "Parts of a batch whose gradients are accumulated."),
+    "accum_steps": Field(1, "Parts of a batch whose gradients are accumulated. Mixup, cutmix and contrastive losses see one part at a time."),
     "epochs": Field(800.0, "Length of the run, epochs."),
     "steps": Field(0, "Length of the run, steps. If set, it replaces `epochs`, and the warm-up is at most a tenth of it."),
     "warmup_epochs": Field(40.0, "Length of the warm-up, epochs."),
-    "warmup_steps": Field(0, "With `steps`: length of the warm-up, steps."),
+    "warmup_steps": Field(0, "Length of the warm-up, steps, instead of `warmup_epochs`; with `steps` at most a tenth of the run. 0: `warmup_epochs`."),
     "base_lr": Field(1.5e-4, "Learning rate at batch 256; see `scale_lr`."),
     "scale_lr": Field(True, "Multiply `base_lr` by batch_size / 256."),
     "min_lr": Field(0.0, "Learning rate at the end."),
@@ -1161,7 +1161,7 @@ _KIND_OF_TASK = {"masked_recon": "pretraining", "disrupted_recon": "volumes", "p
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """Convert a flat config written by version 0.1 to the fields of this version.
 
-    New fields get their defaults. Fields that the run never used are dropped. A size of 0, which meant "set by the
+    A config that has every field of this version is returned unchanged. New fields get their defaults. Fields that the run never used are dropped. A size of 0, which meant "set by the
     variant", becomes unset. A config whose task is not in this library is returned unchanged.
     """
     task = values.get("task.name")
@@ -1173,6 +1173,8 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     if kind is None:
         return values
     own_model = VALUES[kind].get("model.name", VIT["name"].default)
+    if all(name in values for name in fields_of(kind) if not name.startswith("model.")):
+        return values  # written by this version; further fields are the user's own
     out = {}
     for name, field in fields_of(kind).items():
         if name.startswith("model.") and values.get("model.name") != own_model:

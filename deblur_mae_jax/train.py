@@ -65,18 +65,16 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, re
     agreement.require(data=run.index.fingerprint)
     requests.poll()
     _introduce(run, progress)
-    state = run.make_state()
     if dry_run:
-        compilation.dry_run(run, state, progress)
-        return Result(0, False, Path(os.devnull), None, "", state.params)
+        return Result(0, False, Path(os.devnull), None, "", compilation.dry_run(run, progress))
     _list_skipped(run, folder)
 
-    # Restore its last checkpoint, if there is one.
+    # Restore its last checkpoint, if there is one. A first state beside it would take its memory twice.
     checkpoints = checkpoint.open_run(folder, config.checkpoint)
-    restored = checkpoints.restore_latest(state, train_step.is_intact)
-    start, notes_saved = 0, {}
+    restored = checkpoints.restore_latest(run.state_shapes, train_step.is_intact)
+    state = run.make_state() if restored is None else restored.state
+    start, notes_saved = (0, {}) if restored is None else (restored.step, restored.notes)
     if restored is not None:
-        state, start, notes_saved = restored.state, restored.step, restored.notes
         progress.print(f"resuming at step {start} of {run.total_steps}")
     requests.poll()
 
@@ -137,7 +135,7 @@ def _list_skipped(run: Experiment, workdir: Workdir) -> None:
 
 def _record(run: Experiment, workdir: Workdir, state: Any, cost: dict[str, Any]) -> None:
     """Record the environment, the cost, the parameters and the data set of the run."""
-    run_folder.write_json(workdir.environment, run_folder.environment())
+    run_folder.record_environment(workdir)
     run_folder.write_json(workdir.cost, cost)
     overview = parameter_overview.get_parameter_overview(state.params)
     workdir.parameters.write_text(overview + "\n")

@@ -6,6 +6,7 @@
 
 The set is read as a run reads it, so for DICOM ultrasound the crop to the regions is applied first. The CSV has one row
 per image with text: its name, the number of words, and, with --show, the words themselves, which may identify patients.
+Files that cannot be read are not checked; `text_not_read.csv` lists them.
 Recognition misses text that is small, rotated or faint: an empty list is no proof that there is none.
 """
 
@@ -61,11 +62,12 @@ def main(arguments=None):
     privacy.use(output.parent)
     config = copy(source_config.config_for(options.root, options.name), {"data.max_bad_fraction": 0.999})
     source = dataset.load_source(config, "all")
-    rows = {}
+    rows, unread = {}, [(skipped.name, skipped.reason) for skipped in source.skipped]
     for i, name in enumerate(source.names):
         try:
             words = words_of(copies.gray_of(np.asarray(source.read(i))))
-        except (BadImage, OSError):
+        except (BadImage, OSError) as error:
+            unread.append((name, str(error)))
             continue
         if len(words) >= options.words:
             rows[name] = words
@@ -77,6 +79,11 @@ def main(arguments=None):
             [name, len(words), *([" ".join(words)] if options.show else [])] for name, words in rows.items()
         )
     progress.print(f"{len(rows)} of {len(source)} images hold text: {output}")
+    if unread:
+        skipped = output.with_name(f"{output.stem}_not_read.csv")
+        with open(skipped, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["file", "reason"], *unread])
+        progress.print(f"{len(unread)} files could not be read and were NOT checked for text: {skipped}")
     return {name: len(words) for name, words in rows.items()}
 
 

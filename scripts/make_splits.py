@@ -132,6 +132,10 @@ def make(arguments):
     page(output.with_suffix(".html"), index, leaks, counts)
     for name, text in counts.items():
         print(f"{name:6s} {text}")
+    for note in index.source.notes:
+        print(f"note: {note}")
+    if index.source.masks is not None and not arguments.audit_only:
+        print(f"note: '{output.name}' has no column for the masks; to segment, add a column 'mask' with their paths")
     for skipped in index.skipped:
         print(f"left out: {skipped.name}: {skipped.reason}")
     for line in leaks.lines() or ["no leak found"]:

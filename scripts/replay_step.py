@@ -20,8 +20,10 @@ from ml_collections import ConfigDict
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.training import experiment
 from deblur_mae_jax.workdir import checkpoint
+from deblur_mae_jax.workdir.run_folder import Workdir
 
 
 def replay(capture: Path) -> list[tuple[str, float]]:
@@ -30,22 +32,27 @@ def replay(capture: Path) -> list[tuple[str, float]]:
     if not path.exists():
         raise UserError(f"'{capture}' is not a capture: it holds no capture.json")
     record = json.loads(path.read_text())
-    config = ConfigDict(record["config"])
-    run = experiment.build(config, None)
-    state = checkpoint.load_tree(capture / "state", run.make_state())
+    # The folder of the run holds the network that it starts from, for a search of blur levels or for its features.
+    folder = Workdir(capture.resolve().parents[1])
+    config, source, _ = inherit.resolve(ConfigDict(record["config"]), folder if folder.config.exists() else None)
+    run = experiment.build(config, folder if folder.config.exists() else None, source)
+    state = checkpoint.load_tree(capture / "state", run.state_shapes)
     step = record["step"] - 1
     batch = next(run.store.batches(step, 1))
-    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-    keys = stream_keys(record["seed"], step, jnp.arange(config.optim.batch_size))
+    share = jax.tree.leaves(batch)[0].shape[1]
 
     @jax.jit
-    def losses(params, arrays, batch):
-        return run.network.task.loss(
-            params, run.network.inputs.train(run.store.gather(arrays["images"], batch), keys), keys
-        )[0]
+    def losses(params, arrays, part, first):
+        keys = stream_keys(record["seed"], step, first + jnp.arange(share))
+        at = run.choose_level(arrays["search"]) if run.choose_level is not None else None
+        prepared = run.network.inputs.train(run.store.gather(arrays["images"], part), keys, at)
+        return run.network.task.loss(params, prepared | {"progress": step / run.total_steps}, keys)[0]
 
-    values = np.asarray(losses(state.params, run.arrays, batch))
-    pairs = list(zip(record["names"], values.tolist(), strict=True))
+    values: list[float] = []
+    for number in range(jax.tree.leaves(batch)[0].shape[0]):  # the parts whose gradients the step accumulates
+        part = {name: array[number] for name, array in batch.items()}
+        values += losses(state.params, run.arrays, part, number * share).tolist()
+    pairs = list(zip(record["names"], values, strict=True))
     return sorted(pairs, key=lambda pair: -np.nan_to_num(pair[1], nan=np.inf))
 
 

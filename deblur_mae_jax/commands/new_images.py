@@ -34,7 +34,7 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
         values |= {"data.name": "nifti", "data.check": "pixels"}
     else:
         path = existing_root(root, "input")
-        if path.is_file() and path.suffix.lower() != ".csv":
+        if path.is_file() and path.suffix.lower() not in (".csv", ".tsv", ".txt"):
             raise UserError(f"--input: '{root}' is a file; name a folder of images, or a CSV")
         name = "packed" if (path / INDEX).exists() else "image_folder" if path.is_dir() else "manifest"
         values |= {"data.name": name, "data.root": str(path), "data.check": "pixels"}
@@ -47,7 +47,9 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
     except UserError as error:
         advice = "config.data.columns='path=NAME' names it"  # a flag of training
         raise UserError(str(error).replace("config.data.root", "--input").replace(advice, "Rename it")) from error
-    for note in trained.notes + _trained_on(trained, index):
+    packed = index.source.checked is not None and not is_3d and trained.network.kind == "segment"
+    more = ["the label maps have the size of the packed images, which may be smaller than the files"] if packed else []
+    for note in trained.notes + _trained_on(trained, index) + more:
         progress.print(f"note: {note}")
     table = summary.rows(index)
     for line in summary.lines([row for row in table if row[0] not in ("splits", "classes", "patients", "masks")]):

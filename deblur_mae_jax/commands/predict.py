@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from deblur_mae_jax import api
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.commands import new_images, segment
 from deblur_mae_jax.commands.unfinished import Unfinished, key_of
-from deblur_mae_jax.data import buckets
+from deblur_mae_jax.data import buckets, naming
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.source import Skipped
@@ -157,14 +158,28 @@ def _table(
     by_level = blur_search.all_sigmas(trained.network.inputs.degradation)
     if len(by_level):
         sigma = by_level[level - 1]
-    classes, names = trained.classes, index.source.labels or [""] * len(index)
+    classes = trained.classes
+    numbers = _known_labels(index.source.labels or [""] * len(index), classes, progress)
     return Predictions(
         classes,
         np.array(index.source.names)[kept],
         np.array(index.source.groups or [""] * len(index))[kept],
         np.full(len(kept), "new"),
-        np.array([classes.index(name) if name in classes else -1 for name in names])[kept],
+        np.array(numbers)[kept],
         np.array([results[number][0] for number in kept]),
         level,
         sigma,
     )
+
+
+def _known_labels(labels: Sequence[str], classes: list[str], progress: Progress) -> list[int]:
+    """The class of every image, -1 for one without a label. Capitals, and 1 beside 1.0, do not count."""
+    keys = [naming.key(name) for name in classes]
+    numbers = [keys.index(naming.key(name)) if naming.key(name) in keys else -1 for name in labels]
+    strange = [name for name, number in zip(labels, numbers, strict=True) if name and number < 0]
+    if strange:
+        progress.print(
+            f"note: {len(strange)} labels are none of the classes {', '.join(classes)}, the first '{strange[0]}'; "
+            "these images count as unlabelled"
+        )
+    return numbers

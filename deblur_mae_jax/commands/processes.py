@@ -24,6 +24,7 @@ from deblur_mae_jax.errors import UserError
 TIMEOUT = 1800  # seconds
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 TPU_VM = "TPU VM"
+TOGETHER = "--coordinator=host:port, --num_processes=N and --process_id=I belong together"
 NONE_FOUND = (
     "--distributed=on: no other process was found. Start every process with srun (Slurm), mpirun (Open MPI) or an "
     "indexed job (Kubernetes), on every worker of a TPU, or name them: --coordinator=host:port --num_processes=N "
@@ -124,7 +125,7 @@ def initialize(mode: str, coordinator: str | None, num_processes: int | None, pr
     mode: "auto": connect if the environment describes several processes; "on": refuse to run alone; "off".
     coordinator: address `host:port` of process 0, with the number of processes and of this one.
     """
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    asked, coordinator = coordinator, coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if mode == "off":
         return
     if coordinator and num_processes is not None and process_id is not None:
@@ -132,9 +133,11 @@ def initialize(mode: str, coordinator: str | None, num_processes: int | None, pr
             raise UserError(f"--process_id={process_id} must be between 0 and {num_processes - 1}")
         found: Found | None = Found("--coordinator", None, num_processes)
     elif num_processes is not None or process_id is not None:
-        raise UserError("--coordinator=host:port, --num_processes=N and --process_id=I belong together")
+        raise UserError(TOGETHER)
     else:
         found = find(os.environ)
+    if found is None and asked:
+        raise UserError(TOGETHER)
     if found is None and mode == "on":
         raise UserError(NONE_FOUND)
     if found is None:

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax import lookup
 from deblur_mae_jax.config import copy, decoding
-from deblur_mae_jax.data import dicom
+from deblur_mae_jax.data import dicom, naming
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.source import Source
+from deblur_mae_jax.errors import UserError
 
 Progress = Callable[[int, int], None]
 
@@ -41,7 +42,38 @@ def load_source(config: ConfigDict, split: str | None = None) -> Source:
         source = dataclasses.replace(source, notes=[said, *source.notes])
     else:
         source = module.source(data, config.model.in_chans)
+    _refuse_unused(data, used)
+    if source.groups is not None:
+        notes = list(source.notes)
+        source = dataclasses.replace(source, groups=naming.one_patient(source.groups, notes), notes=notes)
     return source
+
+
+# What the user says of the images, and the sources that read it.
+READ_BY = {
+    "group_pattern": ("image_folder", "manifest", "packed", "webdataset", "nifti"),
+    "labels": ("dicom",),
+    "columns": ("manifest", "dicom", "nifti"),
+    "tfds_name": ("tfds_source",),
+}
+INSTEAD = {
+    "dicom": "patients and labels of DICOM files are in their headers and in the CSV of config.data.labels",
+    "image_folder": "classes of a folder are its sub-folders; a CSV (config.data.name=manifest) has columns",
+    "parquet": "a Parquet file has the columns label, group and split",
+    "packed": "classes and patients are packed with the images",
+}
+
+
+def _refuse_unused(data: ConfigDict, name: str) -> None:
+    """Raise `UserError` if the config says something of the images that this source does not read."""
+    name = {kind: flat for flat, kind in VOLUMES.items()}.get(name, name)
+    for field, readers in READ_BY.items():
+        if data.get(field, "") and name not in readers:
+            why = f": {INSTEAD[name]}" if name in INSTEAD else ""
+            raise UserError(
+                f"config.data.{field}={data[field]!r} is not used by config.data.name={name}{why}. "
+                f"Sources that use it: {', '.join(readers)}"
+            )
 
 
 def name_used(config: ConfigDict) -> str:

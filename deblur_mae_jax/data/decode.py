@@ -83,6 +83,8 @@ class Decoder:
                 plain = opened is not None and not header.deep
                 image = self._plain(opened, header, notes) if plain else self._deep(path, header, notes)
                 image = image.convert("L" if self.channels == 1 else "RGB")
+                if header.jpeg:
+                    raster.require_end_of_jpeg(path)
             except (BadImage, FileNotFoundError):
                 raise
             except MemoryError as error:
@@ -159,13 +161,19 @@ class Decoder:
             elif values.min() < low or values.max() > high:
                 notes.append(CLIPPED)
         if self.bits16 == "minmax" and values.max() > values.min():
-            low, high = float(values.min()), float(values.max())
-            inner = np.percentile(values, [0.1, 99.9])
-            if 0 < inner[1] - inner[0] < (high - low) / 16:
-                low, high = float(inner[0]), float(inner[1])
-                notes.append(OUTLIERS)
+            low, high = range_of(values, notes)
         scaled = np.clip((values - low) / (high - low), 0.0, 1.0) * 255.0
         return np.rint(scaled).astype(np.uint8)
+
+
+def range_of(values: np.ndarray, notes: list[str]) -> tuple[float, float]:
+    """The range of values that becomes 0..255: all of it, or that of 99.8 % of the pixels if the others lie far off."""
+    low, high = float(values.min()), float(values.max())
+    inner = np.percentile(values, [0.1, 99.9])
+    if 0 < inner[1] - inner[0] < (high - low) / 16:
+        notes.append(OUTLIERS)
+        return float(inner[0]), float(inner[1])
+    return low, high
 
 
 def _on_black(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -155,6 +155,19 @@ class Frames:
         return of
 
 
+def _whole_patients(kept: list[Kept], stated: dict[str, set[str]], notes: list[str]) -> list[Kept]:
+    """Pictures whose row states no patient, beside others of their PatientID that do, get the patient of those."""
+    one = {patient: next(iter(groups)) for patient, groups in stated.items() if len(groups) == 1}
+    out = [(header, number, one.get(group, group), row) for header, number, group, row in kept]
+    moved = sum(before[2] != after[2] for before, after in zip(kept, out, strict=True))
+    if moved:
+        notes.append(
+            f"{moved} pictures have no patient in config.data.labels, and others of their PatientID have one: it is "
+            "theirs too"
+        )
+    return out
+
+
 def source(data, channels: int) -> Source:
     """Every picture in the DICOM files below `data.root`, in the order of their paths.
 
@@ -169,23 +182,26 @@ def source(data, channels: int) -> Source:
     dicom_file.chosen_frames(data.frames, None)
     dicom_windows.window_of(data.window)
     reader = FrameReader(channels, int(data.max_pixels), data.window, data.crop)
-    labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None
+    labels = Labels.of(data.labels, data.columns, data.split, root) if data.labels else None
     notes: list[str] = []
     groups = dicom_patients.patients(headers, notes)
     kept: list[Kept] = []
-    own_groups: dict[str, int] = {}
+    own_groups, stated = dict[str, int](), dict[str, set[str]]()  # groups of the CSV, and those of each PatientID
     for header, file, group in zip(headers, files, groups, strict=True):
         own_name = name_of(header, file)
         if header.burned_in and not data.allow_burned_in and (not header.is_cut or data.crop == "none"):
             skipped.append(Skipped(own_name, BURNED_IN))
             continue
-        row = labels.row(header, file.name) if labels is not None else {}
+        row = labels.row(header, file.path) if labels is not None else {}
         if row is None:
             continue  # of another split
-        own = row.get("group", "")
-        group = f"{own_groups.setdefault(own, len(own_groups)):06d}_{privacy.pseudonym('group', own)}" if own else group
+        if own := row.get("group", ""):
+            own = f"{own_groups.setdefault(own, len(own_groups)):06d}_{privacy.pseudonym('group', own)}"
+            stated.setdefault(group, set()).add(own)
+        group = own or group
         for number in dicom_file.chosen_frames(data.frames, header):
             kept.append((header, number, group, row))
+    kept = _whole_patients(kept, stated, notes)
     notes += [*_said(data, headers, {header.path: header for header, *_ in kept}.values(), labels), *facts(headers)]
     frames = Frames(
         [k[0] for k in kept], [k[1] for k in kept], reader, int(data.max_side), _masks(data, kept, notes),

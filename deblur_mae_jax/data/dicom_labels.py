@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from deblur_mae_jax.errors import UserError
 # The columns by which a row finds its pictures, the most specific first, and the identifiers of a file.
 KEYS = {"SOPInstanceUID": "sop", "SeriesInstanceUID": "series", "StudyInstanceUID": "study", "PatientID": "patient"}
 
+SUFFIXES = (".dcm", ".dicom", ".ima")
+
 
 class Labels:
     """The rows of `config.data.labels`.
@@ -22,8 +25,10 @@ class Labels:
     unused: number of pictures in each split that is not used.
     """
 
-    def __init__(self, path: Path, table: tables.Table, split: str):
+    def __init__(self, path: Path, table: tables.Table, split: str, root: Path):
         self.path, self.table = path, table
+        # A path is relative to the folder of the files, as our own lists are, or to that of the CSV.
+        self._finders = [tables.Finder(folder, SUFFIXES) for folder in (root, path.parent)]
         self.keys = [key for key in (*KEYS, "path") if key in table.columns]
         self.wanted = naming.wanted_splits(split) if "split" in table.columns else set()
         self.unused: dict[str, int] = {}
@@ -40,8 +45,11 @@ class Labels:
         self._missing = 0
 
     @classmethod
-    def of(cls, path: str, columns: str, split: str) -> Labels:
-        """Read the CSV. Raises `UserError`."""
+    def of(cls, path: str, columns: str, split: str, root: Path) -> Labels:
+        """Read the CSV. Raises `UserError`.
+
+        root: folder of the DICOM files.
+        """
         file = existing_root(path, "config.data.labels")
         try:
             table = tables.read(file, "all", columns, (*KEYS, "path"))
@@ -55,19 +63,19 @@ class Labels:
                     f"config.data.split: '{split}' is not a split of '{file}'. Choices: "
                     f"{', '.join(sorted(present))}, all."
                 )
-        return cls(file, table, split)
+        return cls(file, table, split, root)
 
     def has(self, column: str) -> bool:
         """Whether the CSV has a column."""
         return column in self.table.columns
 
-    def row(self, header: Any, name: str) -> dict[str, str] | None:
+    def row(self, header: Any, path: str) -> dict[str, str] | None:
         """The row of a picture; {} without one, and `None` if it belongs to a split that is not used."""
         found: dict[str, str] = {}
         for key in self.keys:
-            value = name if key == "path" else getattr(header, KEYS[key])
+            value = os.path.realpath(path) if key == "path" else getattr(header, KEYS[key]).strip()
             value = value.rpartition("|")[0] if key == "PatientID" else value
-            found = self._rows[key].get(self._normal(key, value), {})
+            found = self._rows[key].get(value, {})
             if found:
                 break
         if not found:
@@ -109,9 +117,11 @@ class Labels:
                 "contents; use a column that tells the pictures apart, such as SOPInstanceUID"
             )
 
-    @staticmethod
-    def _normal(key: str, value: str) -> str:
-        return tables.name_of(value).removeprefix("./") if key == "path" else value.strip()
+    def _normal(self, key: str, value: str) -> str:
+        if key != "path":
+            return value.strip()
+        found = (finder.path(value) for finder in self._finders)
+        return next((os.path.realpath(path) for path in found if os.path.lexists(path)), value)
 
 
 def of_series(labels: Sequence[dict[str, str]]) -> dict[str, str]:

@@ -6,13 +6,13 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 
-from deblur_mae_jax.data import privacy
+from deblur_mae_jax.data import naming, privacy
 from deblur_mae_jax.data.dicom_file import Header
 
 
 def patients(headers: list[Header], notes: list[str]) -> list[str]:
     """The patient of every file, hashed: the PatientID, or the study where it is empty or the same everywhere."""
-    headers = _with_issuers(headers, notes)
+    headers = _with_issuers(_one_spelling(headers, notes), notes)
     ids = {header.patient for header in headers if header.patient}
     studies = {header.study for header in headers}
     constant = len(ids) == 1 and len(studies) > 1
@@ -33,6 +33,19 @@ def patients(headers: list[Header], notes: list[str]) -> list[str]:
         own = header.patient if header.patient and not constant else ""
         keys.append(("patient", own) if own else ("study", header.study or header.sop or header.path))
     return numbered(keys)
+
+
+def _one_spelling(headers: list[Header], notes: list[str]) -> list[Header]:
+    """The headers with one spelling of each PatientID. The notes say how many there are, and name none."""
+    said: list[str] = []
+    names = naming.one_patient([header.patient for header in headers], said)
+    changed = {header.patient for header, name in zip(headers, names, strict=True) if header.patient != name}
+    if changed:
+        notes.append(f"{len(changed)} PatientIDs differ from another one in capitals or blanks alone: they are one")
+    twice = next((line for line in said if "leading zeros" in line), "")
+    if twice:
+        notes.append(f"{twice.partition(':')[0]} (PatientID)")
+    return [dataclasses.replace(header, patient=name) for header, name in zip(headers, names, strict=True)]
 
 
 def _with_issuers(headers: list[Header], notes: list[str]) -> list[Header]:

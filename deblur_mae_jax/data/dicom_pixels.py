@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import dicom_file, dicom_windows
+from deblur_mae_jax.data import dicom_file, dicom_windows, raster
 from deblur_mae_jax.data.dicom_file import Header
-from deblur_mae_jax.data.raster import one_line
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 
@@ -133,6 +132,8 @@ def stored(path: str, frame: int, values: Any) -> np.ndarray:
     if syntax in LOSSLESS_JPEG:
         pixels = _lossless_jpeg(path, frame, values)
     else:
+        if syntax in JPEG_BASELINE:
+            raster.require_end_of_jpeg(_stream(path, frame))
         # pydicom converts by the header. A decoder that has converted by the stream must not be followed by it.
         raw = int(values.get("SamplesPerPixel", 1) or 1) == 3 and decoded_as_rgb(
             path, syntax, os.stat(path).st_mtime_ns
@@ -164,14 +165,19 @@ def decoded_as_rgb(path: str, syntax: str, changed: int) -> bool:
     return adobe >= 0 and stream[adobe + 11 : adobe + 12] == b"\x01"
 
 
-def _lossless_jpeg(path: str, frame: int, values: Any) -> np.ndarray:
-    import imagecodecs
+def _stream(path: str, frame: int) -> bytes:
+    """The compressed stream of a frame."""
     from pydicom.encaps import get_frame
-    from pydicom.pixels import convert_color_space
 
     whole = dicom_file.pydicom().dcmread(path, force=True)
-    stream = get_frame(whole.PixelData, frame, number_of_frames=int(values.get("NumberOfFrames", 1) or 1))
-    pixels = np.asarray(imagecodecs.jpegsof3_decode(stream))
+    return get_frame(whole.PixelData, frame, number_of_frames=int(whole.get("NumberOfFrames", 1) or 1))
+
+
+def _lossless_jpeg(path: str, frame: int, values: Any) -> np.ndarray:
+    import imagecodecs
+    from pydicom.pixels import convert_color_space
+
+    pixels = np.asarray(imagecodecs.jpegsof3_decode(_stream(path, frame)))
     if pixels.shape[:2] != (values.Rows, values.Columns):
         raise BadImage(f"damaged: its frame has the shape {pixels.shape}")
     if values.get("PixelRepresentation", 0) == 1:
@@ -214,7 +220,7 @@ def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarr
     except MemoryError as error:
         raise BadImage("not enough memory to decode it") from error
     except Exception as error:  # decoders raise many kinds on damaged data
-        text = one_line(error)
+        text = raster.one_line(error)
         missing = "missing dependencies" in text or "is missing" in text
         if isinstance(error, NotImplementedError):
             raise BadImage(f"its compression ({header.syntax}) cannot be read") from error

@@ -92,7 +92,7 @@ def source(data, channels: int) -> Source:
     check_spacing(data.spacing)
     root = dicom.need_root(data)
     segmentations: list[str] = []
-    headers, files, skipped = dicom.read_headers(root, int(data.num_threads), segmentations)
+    headers, _, skipped = dicom.read_headers(root, int(data.num_threads), segmentations)
     series, left_out = dicom_series.build(headers)
     skipped += _by_series(left_out)
     if not series:
@@ -102,13 +102,12 @@ def source(data, channels: int) -> Source:
         raise UserError(f"config.data.root: no CT or MR series in '{root}'{seen} is a volume{what}")
     notes: list[str] = []
     groups = dict(zip((h.path for h in headers), dicom_patients.patients(headers, notes), strict=True))
-    labels = Labels.of(data.labels, data.columns, data.split) if data.labels else None
+    labels = Labels.of(data.labels, data.columns, data.split, root) if data.labels else None
     finder = tables.Finder(Path(data.labels).expanduser().parent, volume_file.SUFFIXES) if data.labels else None
     by_series = _segmentations(segmentations, root, {one.uid for one in series}, skipped, notes)
-    names_of_files = {header.path: file.name for header, file in zip(headers, files, strict=True)}
     kept: list[tuple[Series, dict[str, str], tuple[Any, ...]]] = []
     for one in sorted(series, key=lambda s: s.path):
-        row = labels.row(_identifiers(one), names_of_files[one.path]) if labels is not None else {}
+        row = labels.row(_identifiers(one), one.path) if labels is not None else {}
         if row is None:
             continue  # of another split
         masks: tuple[Any, ...] = tuple(Segmentation(path, one) for path in by_series.get(one.uid, ()))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.data import dicom_suv
+from deblur_mae_jax.data.decode import range_of
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 
@@ -95,9 +96,12 @@ def eight_bits(stored: np.ndarray, values: Any, frame: int, window: str, notes: 
             notes.append(NO_WINDOW)
             inside = rescaled[~_padding(stored, values)]
             inside = inside if inside.size else rescaled
-            share = _linear(rescaled, float(inside.min()), float(inside.max()))
+            share = _linear(rescaled, *range_of(inside, notes))
     levels = np.rint(np.clip(share, 0, 1) * 255.0).astype(np.uint8)
-    return 255 - levels if values.get("PhotometricInterpretation") == "MONOCHROME1" else levels
+    if values.get("PhotometricInterpretation") == "MONOCHROME1":
+        levels = 255 - levels
+    levels[_padding(stored, values)] = 0  # no measurement: black, as outside of the picture
+    return levels
 
 
 def _linear(rescaled: np.ndarray, low: float, high: float) -> np.ndarray:

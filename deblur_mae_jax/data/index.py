@@ -104,6 +104,7 @@ def check_one(source: Source, index: int, check: str, masks: bool) -> dict:
         if masks:
             mask, more = _mask(source, index, tuple(size))
             notes = notes + more
+            notes = notes + _inverted(mask)
             inside, edges = edge_values(mask) if mask.ndim == 2 else ([int(v) for v in np.unique(mask)], [])
             entry |= {"mask": pixel_hash(mask), "values": sorted({*inside, *edges}), "edges": edges}
         if notes:
@@ -124,6 +125,17 @@ def _mask(source: Source, index: int, size: tuple[int, ...]) -> tuple[np.ndarray
     if mask.shape != size:
         raise BadImage(f"its mask has the shape {mask.shape}, the image {size}")
     return mask, notes
+
+
+def _inverted(mask: np.ndarray) -> list[str]:
+    """A note on a 2-D mask whose border is not background."""
+    if mask.ndim != 2:
+        return []
+    border = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
+    if (border > 0).mean() <= 0.5:
+        return []
+    value = np.bincount(border[border > 0]).argmax()
+    return [f"most of the border of its mask holds {value}, and 0 is the background: is it inverted?"]
 
 
 def _doubts(pixels: np.ndarray) -> list[str]:
@@ -345,10 +357,12 @@ def counted(notes: list[tuple[str, Iterable[str]]]) -> list[str]:
 
 def write_skipped(path: Path, skipped: list[Skipped]) -> None:
     """`skipped.csv`: name, reason."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    draft = path.with_name(path.name + ".tmp")  # a full disk must not cost the list that is there
+    with open(draft, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "reason"])
         writer.writerows((s.name, s.reason) for s in sorted(skipped, key=lambda s: s.name))
+    os.replace(draft, path)
 
 
 def hashes_of_index(path: Path) -> list[str] | None:

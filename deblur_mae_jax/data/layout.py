@@ -171,7 +171,9 @@ def _labels(images: list[Item], layout: Layout) -> tuple[list[str], int]:
         depth = 1
         layout.notes.append(f"all images are in '{next(iter(firsts))}'; its sub-folders are the classes")
     raw = [item.rest[depth] if len(item.rest) > depth else "" for item in images]
-    if naming.like_patients(filter(None, raw)) and all(raw):
+    masked = sum(bool(item.masks) for item in images) * 2 > len(images)  # a folder to segment needs no classes
+    patients = naming.like_patients(raw) or (masked and naming.like_numbered_patients(raw))
+    if patients and all(raw):
         layout.notes.append(
             f"the folders {', '.join(sorted(set(raw))[:3])} ... look like patients: they are groups, not classes"
         )
@@ -184,6 +186,11 @@ def _labels(images: list[Item], layout: Layout) -> tuple[list[str], int]:
         return [""] * len(images), depth
     if same:
         layout.notes.append(f"{same}; the first are taken as the classes. If the others are, {LIST}")
+    if naming.like_numbered_patients(filter(None, raw)):
+        layout.notes.append(
+            f"the classes {', '.join(sorted(set(filter(None, raw)))[:3])} ... are numbered like patients; if they are "
+            'patients, give config.data.group_pattern="(?:^|/)([^/]+)/[^/]+$"'
+        )
     unlabelled = [name for name in raw if naming.UNLABELLED.match(name)]
     if unlabelled:
         layout.notes.append(f"{len(unlabelled)} images in '{unlabelled[0]}' have no class")
@@ -290,6 +297,16 @@ def groups_by_pattern(names: Sequence[str], pattern: str, notes: list[str]) -> l
             "of its own"
         )
     return groups
+
+
+def groups_of_names(names: Sequence[str], groups: list[str] | None, pattern: str, notes: list[str]) -> list[str] | None:
+    """The patients that a set states, else those that `config.data.group_pattern` finds in the names."""
+    if not pattern:
+        return groups
+    if groups is not None and any(groups):
+        notes.append("config.data.group_pattern is not used: the set states the patients")
+        return groups
+    return groups_by_pattern(names, pattern, notes)
 
 
 def unused(cases: Sequence[Case], used: Sequence[Case]) -> dict[str, int]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
+from deblur_mae_jax.data import naming
 from deblur_mae_jax.data.source import Skipped
 from deblur_mae_jax.errors import UserError, local_path
 
@@ -80,12 +81,14 @@ def walk(root: Path) -> Listing:
     """List every file below `root`.
 
     Hidden files and folders are left out. Links to folders are followed; a folder that can be reached in two ways is
-    entered once, through its real place if that is below `root`.
+    entered once, through its real place if that is below `root`. A file that is linked from another folder below
+    `root` has the place of the link if all files of its own folder are linked, or if the link is in a split folder:
+    such links divide a pool of images into splits or classes. Raises `UserError` if a file has several such links.
     """
     out = Listing([], [], [], 0)
     seen: set[tuple[int, int]] = set()
     held: set[str] = set()
-    inodes: set[tuple[int, int]] = set()
+    inodes: dict[tuple[int, int], File] = {}
     links: list[tuple[File, os.stat_result]] = []
     # Real folders are entered before any link, so that a linked folder below `root` keeps its own name.
     pending, linked = [(str(root), "")], list[tuple[str, str]]()
@@ -117,22 +120,53 @@ def walk(root: Path) -> Listing:
                     links.append((File(entry.path, inner), os.stat(entry.path)))
                     held.update(_ancestors(inner))
                     continue
-                inodes.add((stat.st_dev, entry.inode()))
-                out.files.append(File(entry.path, inner))
+                file = inodes[stat.st_dev, entry.inode()] = File(entry.path, inner)
+                out.files.append(file)
                 held.update(_ancestors(inner))
             else:
                 what = "a link to nothing" if entry.is_symlink() else "no regular file"
                 out.skipped.append(Skipped(inner, what))
                 held.update(_ancestors(inner))
-    for file, target in links:
-        if (target.st_dev, target.st_ino) in inodes:
-            out.skipped.append(Skipped(file.name, "a link to a file that is read elsewhere"))
-        else:
-            inodes.add((target.st_dev, target.st_ino))
-            out.files.append(file)
+    _add_links(out, links, inodes)
     out.files.sort(key=lambda f: f.name)
     out.empty = sorted(name for name in every if name not in held)
     return out
+
+
+def _add_links(out: Listing, links: list[tuple[File, os.stat_result]], inodes: dict[tuple[int, int], File]) -> None:
+    """Decide where a file is read that links name."""
+    targets: dict[tuple[int, int], list[File]] = {}
+    for file, stat in links:
+        targets.setdefault((stat.st_dev, stat.st_ino), []).append(file)
+    elsewhere = {
+        key: [file for file in files if file.folders != inodes[key].folders]
+        for key, files in targets.items() if key in inodes
+    }  # fmt: skip
+    linked = {inodes[key].name for key, files in elsewhere.items() if files}
+    partly = {tuple(file.folders) for file in out.files if file.name not in linked}
+    for key, files in targets.items():
+        real, others = inodes.get(key), elsewhere.get(key, [])
+        in_split = real is not None and any(map(_in_split, others)) and not _in_split(real)
+        if real is None or (others and (tuple(real.folders) not in partly or in_split)):
+            places = {tuple(file.folders): file for file in others}
+            if len(places) > 1:
+                first, second, *_ = places.values()
+                raise UserError(
+                    f"config.data.root: '{first.name}' and '{second.name}' are links to the same file "
+                    f"'{printable(str(real.name if real else ''))}', whose class or split is therefore not clear; name "
+                    "the images in a CSV (config.data.name=manifest)"
+                )
+            chosen = others[0] if others else files[0]
+            out.files.append(chosen)
+            if real is not None:
+                out.files.remove(real)
+                out.skipped.append(Skipped(real.name, f"read through a link to it, '{chosen.name}'"))
+            files = [file for file in files if file is not chosen]
+        out.skipped += [Skipped(file.name, "a link to a file that is read elsewhere") for file in files]
+
+
+def _in_split(file: File) -> bool:
+    return any(naming.of_folder(folder).split for folder in file.folders)
 
 
 def _ancestors(name: str) -> list[str]:

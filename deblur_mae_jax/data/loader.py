@@ -9,6 +9,7 @@ import json
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -21,13 +22,17 @@ from deblur_mae_jax.data.source import BadImage, Skipped
 
 Example = dict[str, np.ndarray]
 T = TypeVar("T")
+# After so many unreadable images in a row, they are tried again after these seconds.
+OUTAGE = 8
+WAITS = (2.0, 10.0, 30.0)
 
 
 class Loader:
     """Read the images of an index into the first corner of a canvas `(Hc, Wc, C)` or `(Dc, Hc, Wc, C)`.
 
     A file that has become unreadable is reported once and replaced by the next readable one, so a
-    single file does not end a long run.
+    single file does not end a long run. If many in a row are unreadable, as when a drive is gone for a moment, they are
+    tried again before they are replaced.
 
     index: the usable images.
     channels: channels of an image.
@@ -51,6 +56,7 @@ class Loader:
         self.on_failure: Callable[[Skipped], None] | None = None
         self.skip_file: Path | None = None  # the file in which a copy in a worker process lists what it skips
         self._lock = threading.Lock()
+        self._waits = list(WAITS)
 
     def __getstate__(self):  # a lock cannot be pickled for a worker process
         return {**self.__dict__, "_lock": None, "on_failure": None}
@@ -75,15 +81,36 @@ class Loader:
         return self._first_readable(number, whole)
 
     def _first_readable(self, number: int, read: Callable[[int], T]) -> T:
-        for offset in range(len(self)):
-            row = (number + offset) % len(self)
-            if self.split_numbers is not None and self.split_numbers[row] != self.split_numbers[number]:
-                continue
+        try:
+            found = read(number)
+        except (BadImage, OSError):
+            found = self._replacement(number, read)
+        if len(self._waits) < len(WAITS):
+            self._waits = list(WAITS)
+        return found
+
+    def _replacement(self, number: int, read: Callable[[int], T]) -> T:
+        """The first readable image from `number` on. The others are reported, unless none can be read."""
+        rows = [(number + offset) % len(self) for offset in range(len(self))]
+        if self.split_numbers is not None:
+            rows = [row for row in rows if self.split_numbers[row] == self.split_numbers[number]]
+        failed: list[Skipped] = []
+        at = 0
+        while at < len(rows):
             try:
-                return read(row)
+                found = read(rows[at])
             except (BadImage, OSError) as error:
-                self.report(Skipped(self.index.source.names[row], str(error)))
-        raise BadImage("no image can be read any more")
+                failed.append(Skipped(self.index.source.names[rows[at]], str(error)))
+                at += 1
+                # So many in a row are rather a drive that is gone for a moment than damaged files.
+                if (at == OUTAGE or at == len(rows)) and self._waits:
+                    time.sleep(self._waits.pop(0))
+                    failed, at = [], 0
+                continue
+            for item in failed:
+                self.report(item)
+            return found
+        raise BadImage(f"no image can be read any more; '{failed[0].name}': {failed[0].reason}")
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if any(side > room for side, room in zip(shape, self.index.canvas, strict=False)):
@@ -105,6 +132,12 @@ class Loader:
                 return
             self.failed.append(skipped)
         logging.warning("skipped %s: %s", skipped.name, skipped.reason)
+        try:
+            self._list(skipped)
+        except OSError as error:  # a full disk does not end a run that goes on without this image
+            logging.warning("the list of skipped images could not be written: %s", error.strerror or error)
+
+    def _list(self, skipped: Skipped) -> None:
         if self.on_failure is not None:
             self.on_failure(skipped)
         if self.skip_file is not None:

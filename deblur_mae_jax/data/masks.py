@@ -211,6 +211,9 @@ class MaskFile:
                 if opened.mode == "P" and not by_colour:
                     notes += _palette_notes(opened)
                 pixels, alpha = pixels_of(opened.convert("RGB") if opened.mode == "P" and by_colour else opened)
+                bits = raster.gray_bits(path)
+                if bits in (2, 4) and pixels.dtype == np.uint8:  # Pillow spreads their values over 0..255
+                    pixels = pixels // (255 // (2**bits - 1))
             except BadImage:
                 raise
             except Exception as error:  # Pillow's decoders raise many kinds on damaged data

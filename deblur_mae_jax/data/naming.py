@@ -35,7 +35,7 @@ DERIVED = re.compile(
 UNFINISHED = (".bak", ".tmp", ".part", ".crdownload", ".download", ".old", ".swp", "~")
 # Words that say nothing about what a folder holds.
 FILLERS = {"set", "data", "dataset", "folder", "split", "png", "jpg", "nii", "ground", "lesion", "tumor", "tumour",
-           "binary", "map", "maps", "files", "mha", "manual"}  # fmt: skip
+           "binary", "map", "maps", "files", "mha", "manual", "roi", "rois", "machine", "human"}  # fmt: skip
 _TOKENS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
 _WORD = (
     r"(?:mask|gt|ground[-_ ]?truth|seg|segmentation|segmented|label|labels|labelmap|annotation|annot|dseg|msk|binary)"
@@ -60,7 +60,7 @@ _VIEW = re.compile(
 )
 # Cells that mean that nothing is known, as tables write them.
 MISSING = {"", "nan", "na", "n/a", "n.a.", "#n/a", "null", "<na>", "nat", "none", "-nan", "-", "--", "?", "unknown",
-           "unk", "missing"}  # fmt: skip
+           "unk", "missing", "#ref!", "#value!", "#name?", "#num!", "#null!", "#div/0!"}  # fmt: skip
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 
 
@@ -207,6 +207,14 @@ def like_patients(folders: Iterable[str], at_least: int = 12) -> bool:
     return len(names) >= at_least and all(is_id(name) for name in names)
 
 
+def like_numbered_patients(folders: Iterable[str]) -> bool:
+    """Whether two or more folders are numbered like patients: `P00` to `P09`, but not `BIRADS3` to `BIRADS5`."""
+    names = sorted(set(folders))
+    shapes = {re.sub(r"\d+", lambda m: f"<{len(m[0])}>", name.casefold()) for name in names}
+    padded = any(re.search(r"(?<!\d)0\d", name) for name in names) or all(re.search(r"\d{3}", name) for name in names)
+    return len(names) > 1 and len(shapes) == 1 and padded and all(is_id(name) for name in names)
+
+
 def is_id(folder: str) -> bool:
     """Whether the name of a folder could be the identifier of a patient, such as `p01`, `case_003` or `sub-r001`."""
     if _NO_PATIENT.match(folder) or not re.search(r"\d", folder):
@@ -258,14 +266,39 @@ def canonical(values: Sequence[str]) -> tuple[list[str], list[str]]:
     counts = Counter(v for v in stripped if not is_missing(v))
     by_key: dict[str, list[str]] = {}
     for value in sorted(counts, key=lambda v: (-counts[v], _is_float_of_integer(v), v)):
-        by_key.setdefault(_key(value), []).append(value)
-    chosen = {key: _integer(spellings[0]) if len(spellings) > 1 else spellings[0] for key, spellings in by_key.items()}
+        by_key.setdefault(key(value), []).append(value)
+    chosen = {
+        same: _integer(spellings[0]) if len(spellings) > 1 else spellings[0] for same, spellings in by_key.items()
+    }
     lines = [
-        f"{', '.join(repr(s) for s in spellings)} are one: '{chosen[key]}'"
-        for key, spellings in by_key.items()
+        f"{', '.join(repr(s) for s in spellings)} are one: '{chosen[same]}'"
+        for same, spellings in by_key.items()
         if len(spellings) > 1
     ]
-    return ["" if is_missing(v) else chosen[_key(v)] for v in stripped], lines
+    return ["" if is_missing(v) else chosen[key(v)] for v in stripped], lines
+
+
+def one_patient(groups: Sequence[str], notes: list[str]) -> list[str]:
+    """The patients of images, each in one spelling. Adds to `notes` what was joined, and what looks wrong."""
+    joined, lines = canonical(groups)
+    notes += [f"patients: {line}" for line in lines]
+    names = [new or old for new, old in zip(joined, groups, strict=True)]  # a folder may be called "none"
+    apart: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        apart.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", name.casefold()), []).append(name)
+    doubtful = [spellings for spellings in apart.values() if len(spellings) > 1]
+    if doubtful:
+        shown = ", ".join(f"'{name}'" for name in doubtful[0][:3])
+        notes.append(
+            f"{len(doubtful)} patients may be counted twice, because their names differ in leading zeros alone: {shown}"
+        )
+    short = next((name for name in names if re.fullmatch(r"\d[.,]\d+E\+\d+", name)), None)
+    if short is not None:
+        notes.append(
+            f"the patient '{short}' is a long number that a table program has shortened: several patients may have "
+            "become one"
+        )
+    return names
 
 
 def composed(text: str) -> str:
@@ -278,7 +311,8 @@ def is_missing(text: str) -> bool:
     return text.strip().lower() in MISSING
 
 
-def _key(value: str) -> str:
+def key(value: str) -> str:
+    """What two spellings of a class or a patient have in common."""
     return _integer(value).casefold()
 
 

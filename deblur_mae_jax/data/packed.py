@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import buckets, naming, records
+from deblur_mae_jax.data import buckets, layout, naming, records
 from deblur_mae_jax.data.decode import Decoder
 from deblur_mae_jax.data.image_files import decoder_of
 from deblur_mae_jax.data.listing import existing_root
@@ -266,15 +266,16 @@ def source(data, channels: int) -> Source:
     place = lambda name: np.array([index.columns[name][i] for i in index.rows], np.int32)
     reader = Records(index.shards, place("shard"), place("record"), decoder_of(data, channels))
     masked = index.list_of("mask_hash")
+    names, notes = [index.columns["name"][i] for i in index.rows], list(index.notes)
     return Source(
-        [index.columns["name"][i] for i in index.rows],
+        names,
         reader.read,
         labels=index.list_of("label"),
-        groups=index.list_of("group"),
+        groups=layout.groups_of_names(names, index.list_of("group"), data.group_pattern, notes),
         masks=reader.mask if masked else None,
         masked=[bool(value) for value in masked] if masked else None,
         mask_names=index.facts["mask_names"],
-        notes=index.notes,
+        notes=notes,
         splits=index.list_of("split"),
         unused=index.unused,
         scanners=index.list_of("scanner"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deblur_mae_jax.data import records
+from deblur_mae_jax.data import layout, records
 from deblur_mae_jax.data.grid import Grid, save_volume
 from deblur_mae_jax.data.packed import Records, open_index
 from deblur_mae_jax.data.source import BadImage, Source
@@ -77,16 +77,17 @@ def source(data, channels: int) -> Source:
         index.facts["block"],
     )
     masked = index.list_of("mask_hash")
+    names, notes = [index.columns["name"][i] for i in index.rows], list(index.notes)
     return Source(
-        [index.columns["name"][i] for i in index.rows],
+        names,
         reader.read,
         labels=index.list_of("label"),
-        groups=index.list_of("group"),
+        groups=layout.groups_of_names(names, index.list_of("group"), data.group_pattern, notes),
         masks=reader.mask if masked else None,
         masked=[bool(value) for value in masked] if masked else None,
         grids=reader.grid,
         mask_names=index.facts["mask_names"],
-        notes=index.notes,
+        notes=notes,
         splits=index.list_of("split"),
         unused=index.unused,
         scanners=index.list_of("scanner"),

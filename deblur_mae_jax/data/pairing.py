@@ -83,9 +83,8 @@ def unnamed_masks(
         if len(same) > 1:
             kinds[f"the files of folder '{folder}'"].append(item)
             continue
-        start, _, tail = _last_word(item.stem)
-        beside = by_stem.get((item.split, start.casefold()), [])
-        if tail and any(other.file.folders == item.file.folders for other in beside):
+        _, tail = _without_ending(item, by_stem)
+        if tail:
             kinds[f"the files ending in '{tail}'"].append(item)
     masks: list[Item] = []
     folder_sizes = Counter("/".join(item.file.folders) for item in images)
@@ -103,12 +102,27 @@ def unnamed_masks(
             if kind.startswith("the files of"):  # beside the folder of images, so its name says nothing more
                 item.rest = item.rest[:-1]
             elif kind.startswith("the files ending"):
-                item.stem = _last_word(item.stem)[0]
+                item.stem = _without_ending(item, by_stem)[0]
     if len(masks) == len(images):  # everything looks like a mask: then these are the images
         record.notes.clear()
         return images, []
     chosen = {id(item) for item in masks}
     return [item for item in images if id(item) not in chosen], masks
+
+
+def _without_ending(item: Item, by_stem: dict[tuple[str, str], list[Item]]) -> tuple[str, str]:
+    """The name of the image beside a file that has one more word, also after a word for a mask; and that ending.
+
+    `x_roi` and `x_mask_tumor` are beside `x`. ("", "") if there is no such image.
+    """
+    start, mark, word = _last_word(item.stem)
+    named = naming.of_mask(start) if word else None
+    choices = [start, named.case] if named is not None and named.at_end else [start]
+    for name in filter(None, choices):
+        beside = by_stem.get((item.split, name.casefold()), [])
+        if word and any(other.file.folders == item.file.folders for other in beside):
+            return name, item.stem[len(name) + len(mark) :].lower()
+    return "", ""
 
 
 def _last_word(stem: str) -> tuple[str, str, str]:
@@ -142,13 +156,16 @@ class _Images:
         tries = [mask.stem.casefold()]
         if named is not None:
             tries.append(named.case.casefold())
-            if inner := _INNER_SUFFIX.sub("", tries[-1]):  # 1.png.mask.png
-                tries.append(inner)
+        if inner := _INNER_SUFFIX.sub("", tries[-1]):  # 1.png.mask.png, masks/1.png.png
+            tries.append(inner)
         for stem in filter(None, tries):
             if found := self.exact.get((mask.place, stem)):
                 return found
             if found := self.channel.get((mask.place, stem)):
                 return found
+        found = self.exact.get((mask.place, _last_word(mask.stem)[0].casefold()), [])  # rois/1_roi.png
+        if len(found) == 1 and named is None:
+            return found
         found = self.leading.get((mask.place, naming.without_leading_word(tries[-1])), [])
         # `spleen_1_seg` is not the mask of `liver_1`: the same number is not enough where a word is left.
         own_word = naming.without_leading_word(tries[-1]) != tries[-1]

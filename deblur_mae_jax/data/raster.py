@@ -56,6 +56,7 @@ class Header:
     lossy: whether the file format changes pixel values.
     deep: whether the pixels must be read by `deep_images.read`, because Pillow loses some of them.
     applied: whether Pillow turns the pixels by itself, as it does for TIFF.
+    jpeg: whether the file is a JPEG file.
     white_is_small: whether small values are white, as TIFF's tag 262 may say.
     """
 
@@ -67,6 +68,7 @@ class Header:
     deep: bool
     applied: bool = False
     white_is_small: bool = False
+    jpeg: bool = False
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -86,7 +88,7 @@ def stranger(path: Path | bytes) -> str:
     """What a file is that is no image; "" if its first bytes do not say."""
     start = first_bytes(path)
     if start[128:132] == b"DICM":
-        return "a DICOM file; read it with config.data.name=dicom"
+        return "a DICOM file; read its folder with config.data.name=dicom, and a CSV of labels with config.data.labels"
     if start[344:348] in (b"n+1\0", b"ni1\0"):
         return "a volume (NIfTI)"
     return next((what for magic, what in STRANGERS if start.startswith(magic)), "")
@@ -165,7 +167,31 @@ def _header_of(image: Image.Image, path: Path | bytes) -> Header:
         _is_deep(image, tags, path),
         applied=tags is not None,
         white_is_small=tags is not None and tags.get(262) == 0,
+        jpeg=image.format in ("JPEG", "MPO"),
     )
+
+
+def require_end_of_jpeg(path: Path | bytes) -> None:
+    """Raise `BadImage` if a JPEG stream has no end marker, as after a copy that was interrupted.
+
+    Where zeros follow, up to the full size of the file, decoders show the rest as gray without a word.
+    """
+    content = path if isinstance(path, bytes) else path.read_bytes()
+    if not content.startswith(b"\xff\xd8"):
+        return
+    place = 2
+    while content[place : place + 1] == b"\xff":  # segments up to the first scan; thumbnails are inside of them
+        if content[place + 1] in (0xDA, 0xFF):
+            break
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    if content.find(b"\xff\xd9", place) < 0:
+        raise BadImage("damaged: the JPEG ends early; was it copied completely?")
+
+
+def gray_bits(path: Path | bytes) -> int:
+    """The bits of a gray value in a PNG file; 0 for colours, and for other files."""
+    start = first_bytes(path, 26)
+    return start[24] if start.startswith(b"\x89PNG") and start[25] == 0 else 0
 
 
 def _turn_of_tiff(image: Image.Image) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from deblur_mae_jax.data import naming
 from deblur_mae_jax.data.index import require_some
 from deblur_mae_jax.data.source import Checked, Skipped, Source, subset
 from deblur_mae_jax.errors import UserError, did_you_mean
@@ -99,13 +100,19 @@ def concatenate(sources: Sequence[Source]) -> Source:
     read = through("read")
     assert read is not None
     seen: dict[str, Skipped] = {s.name: s for source in sources for s in source.skipped}
+    notes = list(dict.fromkeys(note for source in sources for note in source.notes))
+    groups = joined("groups")
+    if groups is not None:  # a patient may be spelled differently in another split
+        said: list[str] = []
+        groups = naming.one_patient(groups, said)
+        notes += [line for line in said if line not in notes]
     return Source(
         [name for source in sources for name in source.names],
         read,
         through("header"),
         through("stamp"),
         labels=joined("labels"),
-        groups=joined("groups"),
+        groups=groups,
         masks=through("masks"),
         masked=joined("masked"),
         mask_stamp=through("mask_stamp"),
@@ -115,7 +122,7 @@ def concatenate(sources: Sequence[Source]) -> Source:
         examine=through("examine"),
         examine_mask=through("examine_mask"),
         mask_names=sources[0].mask_names,
-        notes=list(dict.fromkeys(note for source in sources for note in source.notes)),
+        notes=notes,
         splits=joined("splits"),
         unused=_still_unused(sources),
         keys=joined("keys"),

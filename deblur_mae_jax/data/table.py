@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import os
 import re
 from collections import Counter
@@ -102,8 +101,6 @@ def _text(path: Path, table: Table) -> str:
 
 def _cells(path: Path, table: Table) -> tuple[list[tuple[int, list[str]]], list[str]]:
     """The rows with their line numbers, and the header. Rows that are damaged are listed as skipped."""
-    import pandas as pd
-
     text = _text(path, table)
     lines = re.split("\r\n|\n|\r", text)
     for number, line in enumerate(lines):
@@ -116,49 +113,69 @@ def _cells(path: Path, table: Table) -> tuple[list[tuple[int, list[str]]], list[
     if not first:
         raise UserError(f"config.data.root: '{path}' is empty")
     delimiter = max(DELIMITERS, key=lambda d: (first.count(d), d == ","))
-    empty = next(number for number, line in enumerate(lines) if line.strip())
-    lines = lines[empty:]  # pandas takes the number of columns from the first line
-    unbalanced = sum(line.count('"') for line in lines) % 2 == 1
-    if unbalanced:
-        table.notes.append(f"'{path.name}' has an unbalanced quote; quotes are read as ordinary characters")
-    bad: list[list[str]] = []
-    width = first.count(delimiter) + 1
-
-    def too_long(row: list[str]) -> list[str] | None:
-        if not any(cell.strip() for cell in row[width:]):
-            return row[:width]  # delimiters at the end of the line
-        bad.append(row)
-        return None
-
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
-    try:
-        frame = pd.read_csv(
-            io.StringIO("\n".join(lines)), sep=delimiter, header=None, dtype=str, keep_default_na=False,
-            skip_blank_lines=False, engine="python", skipinitialspace=True, index_col=False,
-            quoting=csv.QUOTE_NONE if unbalanced else csv.QUOTE_MINIMAL,
-            on_bad_lines=too_long,
-        )  # fmt: skip
-    except (ValueError, csv.Error) as error:  # pandas' parser errors are ValueErrors
-        line = str(error).splitlines()[0][:160]
-        raise UserError(f"config.data.root: cannot read '{path}' as CSV: {line}") from error
-    table.skipped += [
-        Skipped(f"{path.name}, row '{printable(delimiter.join(row))[:60]}'", "more cells than columns") for row in bad
-    ]
-    lost = len(lines) - len(frame) - len(bad) - sum(line.count('"') > 0 for line in lines)
-    if lost > 1:  # pandas drops lines that its parser cannot read without a word
-        table.skipped.append(
-            Skipped(path.name, f"{lost} lines cannot be read, such as cells over {MAX_CELL} characters")
-        )
-    given = (frame != "").any(axis=1) & frame.notna().any(axis=1)
-    short = int((frame.isna().any(axis=1) & given).sum())
+    every = _rows(path, lines, delimiter, table)
+    if not every or every[0][0] != lines.index(first) + 1:
+        raise UserError(f"config.data.root: cannot read '{path}' as CSV: its first line cannot be read")
+    (_, header), *rows = every
+    width, kept, short = len(header), [], 0
+    for line, row in rows:
+        if any(cell.strip() for cell in row[width:]):
+            shown = printable(delimiter.join(row))[:60]
+            table.skipped.append(Skipped(f"{path.name}, row '{shown}'", "more cells than columns"))
+            continue
+        short += len(row) < width
+        kept.append((line, [*row[:width], *[""] * (width - len(row))]))
     if short:
         table.notes.append(
             f"{short} rows of '{path.name}' have fewer cells than the header; the missing ones are empty"
         )
-    rows = frame.fillna("").to_numpy(dtype=object).tolist()
-    start = next(i for i, row in enumerate(rows) if any(str(cell).strip() for cell in row))
-    header = [str(cell).strip() for cell in rows[start]]
-    return [(empty + i + 1, [str(cell) for cell in row]) for i, row in enumerate(rows) if i > start], header
+    return kept, [cell.strip() for cell in header]
+
+
+def _rows(path: Path, lines: list[str], delimiter: str, table: Table) -> list[tuple[int, list[str]]]:
+    """The header and the rows, each with the number of its first line. Empty lines are left out."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
+    unbalanced = sum(line.count('"') for line in lines) % 2 == 1
+    if unbalanced:
+        table.notes.append(f"'{path.name}' has an unbalanced quote; quotes are read as ordinary characters")
+    found: list[tuple[int, list[str]]] = []
+    reader = csv.reader(
+        (f"{line}\n" for line in lines), delimiter=delimiter, skipinitialspace=True,
+        quoting=csv.QUOTE_NONE if unbalanced else csv.QUOTE_MINIMAL,
+    )  # fmt: skip
+    apart = 0
+    while True:
+        start = reader.line_num
+        try:
+            row = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            where = f"{path.name}, line {start + 1}"
+            table.skipped.append(Skipped(where, f"cannot be read: {error} (a cell has at most {MAX_CELL} characters)"))
+            continue
+        span = lines[start : reader.line_num]
+        width = len(found[0][1]) if found else 0
+        # A quote that is a ditto mark, or never closed, joins whole rows until the next one that opens a cell.
+        whole = width > 1 and all(line.count(delimiter) == width - 1 for line in span)
+        if len(span) > 1 and whole and _opens_a_cell(span[-1], delimiter):
+            apart += len(span)
+            plain = csv.reader(span, delimiter=delimiter, skipinitialspace=True, quoting=csv.QUOTE_NONE)
+            found += [(start + n, own) for n, own in enumerate(plain, start=1)]
+        elif any(cell.strip() for cell in row):
+            found.append((start + 1, row))
+    if apart:
+        table.notes.append(
+            f"in {apart} rows of '{path.name}' a quote opens a cell and does not close it; there quotes are read as "
+            "ordinary characters"
+        )
+    return found
+
+
+def _opens_a_cell(line: str, delimiter: str) -> bool:
+    """Whether the first quote of a line stands at the start of a cell."""
+    before = line.partition('"')[0].rstrip(" ")
+    return not before or before.endswith(delimiter)
 
 
 def _first_line(lines: list[str]) -> str:

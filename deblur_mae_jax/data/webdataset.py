@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import listing, naming
+from deblur_mae_jax.data import layout, listing, naming
 from deblur_mae_jax.data.decode import EXTENSIONS, Decoder
 from deblur_mae_jax.data.image_files import decoder_of, stamp_of
 from deblur_mae_jax.data.source import Skipped, Source
@@ -76,6 +76,11 @@ def source(data, channels: int) -> Source:
     wanted = naming.wanted_splits(data.split)
     splits = [naming.split_name(sample.get("split", "")) for _, sample in kept]
     if any(splits) and wanted:
+        if not wanted & set(splits):
+            raise UserError(
+                f"config.data.split: '{data.split}' is not a split of '{root}'. Choices: "
+                f"{', '.join(sorted(filter(None, set(splits))))}, all."
+            )
         kept = [pair for pair, split in zip(kept, splits, strict=True) if split in wanted]
         splits = [split for split in splits if split in wanted]
     reader = Members([sample["place"] for _, sample in kept], decoder_of(data, channels))
@@ -85,6 +90,7 @@ def source(data, channels: int) -> Source:
         values, lines = naming.canonical([sample.get(field, "") for _, sample in kept])
         known[field] = values if any(values) else None
         notes += [f"{field}: {line}" for line in lines]
+    known["group"] = layout.groups_of_names([name for name, _ in kept], known["group"], data.group_pattern, notes)
     return Source(
         [name for name, _ in kept], reader.read, reader.header, reader.stamp, labels=known["label"],
         groups=known["group"], skipped=skipped, examine=reader.examine, notes=notes,

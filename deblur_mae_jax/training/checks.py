@@ -32,6 +32,14 @@ def check(config: ConfigDict) -> Identity:
     _require("optim.warmup_epochs", o.warmup_epochs, o.warmup_epochs >= 0, "0 or greater")
     _require("optim.layer_decay", o.layer_decay, 0 < o.layer_decay <= 1, "in (0, 1]")
     _require("optim.eps", o.eps, o.eps > 0, "greater than 0")
+    _require("optim.min_lr", o.min_lr, o.min_lr >= 0, "0 or greater")
+    _require("optim.warmup_lr", o.warmup_lr, o.warmup_lr >= 0, "0 or greater")
+    for section in ("report", "checkpoint"):
+        every = c[section].every_epochs
+        _require(f"{section}.every_epochs", every, every > 0, "greater than 0; a large number: at the end alone")
+    if identity.supervised:
+        patience = c.select.patience_epochs
+        _require("select.patience_epochs", patience, patience >= 0, "0 (off) or greater")
     _require("log.every_steps", c.log.every_steps, c.log.every_steps >= 1, "at least 1")
     for name in ("b1", "b2"):
         _require(f"optim.{name}", o[name], 0 <= o[name] < 1, "in [0, 1)")

@@ -64,8 +64,9 @@ def summary(run: Experiment, program: Program, state: Any) -> dict[str, Any]:
     }
 
 
-def dry_run(run: Experiment, state: Any, progress: Progress) -> None:
-    """Compile, print shapes and cost, take two steps, and estimate the duration of the whole run."""
+def dry_run(run: Experiment, progress: Progress) -> Any:
+    """Compile, print shapes and cost, take two steps, estimate the duration of the whole run; return the parameters."""
+    state = run.make_state()
     first = next(run.store.batches(0, 1))
     shapes = {k: v.shape for k, v in first.items()}
     overview = parameter_overview.get_parameter_overview(state.params)
@@ -96,3 +97,4 @@ def dry_run(run: Experiment, state: Any, progress: Progress) -> None:
     ]
     for line in lines:
         progress.print(line)
+    return state.params

@@ -42,6 +42,7 @@ class Experiment:
     train_step: jitted function `(state, arrays, batch) -> (state, metrics)`.
     step_for: the same function for another division of the state, to compile it for devices that are not here.
     make_state: returns the state before the first step.
+    state_shapes: the shapes of the state, and how it is divided among the devices.
     source: the network that the run starts from.
     supervision: classes, splits and blur levels of a run with labels.
     choose_level: the search inside the step, `params -> ChooseLevel`.
@@ -63,6 +64,7 @@ class Experiment:
     train_step: Any
     step_for: Callable[[Division], Any]
     make_state: Callable[[], TrainState]
+    state_shapes: Any
     source: TrainedNetwork | None
     supervision: Supervision | None
     choose_level: Any
@@ -124,8 +126,8 @@ def build(
     length = schedule.lengths(config.optim, images.order.steps_per_epoch)
     learning_rate = schedule.make(config.optim, length)
     tx = optimizer.make(config.optim, learning_rate, network.model, network.rules, network.task.trains)
-    fit = _fit(config, network, source, None if labels is None else labels.classes)
-    make_state = _initial_state(network, tx, {} if fit is None else fit.params, division)
+    taken, table, trained = _start(config, network, source, None if labels is None else labels.classes)
+    make_state = _initial_state(network, tx, taken, division)
 
     # Store, and the other arrays that stay on the devices
     encoded = None
@@ -152,14 +154,13 @@ def build(
         return jax.jit(step, donate_argnums=0, out_shardings=where)
 
     divided = [] if division.params == "replicate" else [division.line(jax.eval_shape(network.init))]
-    taken = [] if fit is None or source is None else fit.table(source)
+    lines = [] if labels is None else labels.lines
     return Experiment(
         config=config, mesh=mesh, network=network, index=images.index, loader=images.loader, order=images.order,
         store=store, arrays=arrays, length=length, train_step=step_for(division), step_for=step_for,
-        make_state=make_state, source=source, supervision=labels, choose_level=choose,
-        notes=[*([] if labels is None else labels.lines), *taken, *divided], skipped=list(images.index.skipped),
-        starts_trained=fit is not None and not fit.new,
-        encoded=encoded,
+        make_state=make_state, state_shapes=_shapes(make_state, division), source=source, supervision=labels,
+        choose_level=choose, notes=[*lines, *table, *divided, *schedule.notes(config.optim, length)],
+        skipped=list(images.index.skipped), starts_trained=trained, encoded=encoded,
     )  # fmt: skip
 
 
@@ -244,17 +245,24 @@ def _initial_state(network: Network, tx: Any, taken: Any, division: Division) ->
     return lambda: program(taken)
 
 
-def _fit(
+def _shapes(make_state: Callable[[], TrainState], division: Division) -> Any:
+    shapes = jax.eval_shape(make_state)
+    place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return jax.tree.map(place, shapes, division.of_state(shapes))
+
+
+def _start(
     config: ConfigDict,
     network: Network,
     source: TrainedNetwork | None,
     classes: list[str] | None,
-) -> warm_start.Fit | None:
-    """Return the weights that are taken from `source`."""
+) -> tuple[Any, list[str], bool]:
+    """Return the weights that are taken from `source`, lines that list them, and whether these are all weights."""
     if source is None:
-        return None
+        return {}, [], False
     shapes = jax.eval_shape(network.init)
-    return warm_start.fit(source, shapes, network, config.init_strict, classes=classes, parts=config.init_parts)
+    fit = warm_start.fit(source, shapes, network, config.init_strict, classes=classes, parts=config.init_parts)
+    return fit.params, fit.table(source), not fit.new
 
 
 def modality_of(index: data_index.Index) -> dict[str, np.ndarray]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data import buckets
-from deblur_mae_jax.data.source import Skipped
+from deblur_mae_jax.data.source import BadImage, Skipped
+from deblur_mae_jax.errors import StoreError
 from deblur_mae_jax.performance import chips, profiling
 from deblur_mae_jax.training import agreement
 from deblur_mae_jax.training.compilation import Program
@@ -144,7 +145,7 @@ class Loop:
                 if self.stop.now():
                     break
                 if step < run.total_steps:
-                    with self.meter.waiting(), self.clock.part("data"):
+                    with self.meter.waiting(), self.clock.part("data"), self.saved_if_unreadable(step, state):
                         batch = next(batches)
             if pending is not None:
                 self.log(*pending, state)
@@ -162,12 +163,18 @@ class Loop:
 
     def close(self) -> None:
         """Close every file."""
-        if self.tracer is not None:
-            self.tracer.close()
-        self.watchdog.close()
-        self.writer.close()
-        self.checkpoints.close()
-        self.clock.write()
+        with contextlib.ExitStack() as each:  # one that fails does not keep the others open
+            each.callback(self.clock.write)
+            each.callback(self.checkpoints.close)
+            each.callback(self.close_writer)
+            each.callback(self.watchdog.close)
+            if self.tracer is not None:
+                each.callback(self.tracer.close)
+
+    def close_writer(self) -> None:
+        """Close the metrics, whose last lines may not fit on a full disk."""
+        with self.survive_full_disk("the last metrics"):
+            self.writer.close()
 
     def is_over(self, step: int) -> bool:
         """Whether all steps are taken, or the validation score has not improved within the patience."""
@@ -185,6 +192,15 @@ class Loop:
         traced = self.tracer.around(step, pending) if self.tracer else contextlib.nullcontext()
         with jax.transfer_guard("disallow"), traced:
             yield
+
+    @contextlib.contextmanager
+    def saved_if_unreadable(self, step: int, state: TrainState) -> Iterator[None]:
+        """If no image can be read any more, as when a drive is gone, save the state and ask for a new start."""
+        try:
+            yield
+        except BadImage as error:
+            saved = "saved" if self.save(step, state) and self.checkpoints.flush() else "lost"
+            raise StoreError(f"{error} (step {step}, which is {saved}). Start the same command again") from error
 
     def evaluate_and_save(self, step: int, state: TrainState, pending: Any) -> Any:
         """Evaluate and save if this step calls for it. Returns the step whose metrics are still to be read."""
@@ -315,11 +331,26 @@ class Loop:
             self.progress.print(f"{what} could not be written: {error.strerror or error}")
 
     def stop_non_finite(self, step: int, values: dict[str, float], state: TrainState) -> None:
-        """Save everything needed to replay the step, then raise `NonFiniteLossError`."""
-        run, folder = self.run, self.workdir.failure(step)
+        """Save what is needed to replay the step, then raise `NonFiniteLossError`."""
+        folder = self.workdir.failure(step)
+        try:
+            self.capture(folder, step, values, state)
+            said = (
+                f"Step, images, config and state are in '{folder}'; python scripts/replay_step.py {folder} runs it "
+                "again image by image"
+            )
+        except Exception as error:  # a full disk must not hide why the run ends
+            said = f"The step could not be saved for a replay: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        self.progress.done()
+        raise NonFiniteLossError(
+            f"step {step}: the loss is {values['loss']} and its gradient norm {values['grad_norm']}. "
+            f"Stopped before the update. {said}"
+        )
+
+    def capture(self, folder: Any, step: int, values: dict[str, float], state: TrainState) -> None:
+        """Save what is needed to replay a step. The state is still the one before it."""
+        run, numbers = self.run, self.run.order.batch(step - 1)
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = run.order.batch(step - 1)
-        # The state is still the one before the step, so the step can be replayed from it.
         checkpoint.save_tree(folder / "state", state)
         if self.main:
             capture = {
@@ -332,12 +363,6 @@ class Loop:
                 "config": run.config.to_dict(),
             }
             run_folder.write_json(folder / "capture.json", capture)
-        self.progress.done()
-        raise NonFiniteLossError(
-            f"step {step}: the loss is {values['loss']} and its gradient norm {values['grad_norm']}. "
-            f"Stopped before the update. Step, images, config and state are in '{folder}'; "
-            f"python scripts/replay_step.py {folder} runs it again image by image"
-        )
 
     def finish(self, step: int, state: TrainState, finished: bool, saved: bool) -> Result:
         """Run the final evaluation, write `result.json`, and print the result."""

@@ -40,17 +40,28 @@ def lengths(optim: ConfigDict, per_epoch: float) -> Lengths:
     optim: `config.optim`.
     per_epoch: number of steps per epoch.
     """
+    warmup = optim.warmup_steps / per_epoch or optim.warmup_epochs
     if optim.steps:
         epochs = optim.steps / per_epoch
-        warmup = optim.warmup_steps / per_epoch or optim.warmup_epochs
         return Lengths(optim.steps, epochs, min(warmup, 0.1 * epochs), per_epoch)
-    if not 0 <= optim.warmup_epochs < optim.epochs:
+    if not 0 <= warmup < optim.epochs:
+        given = f"steps={optim.warmup_steps}" if optim.warmup_steps else f"epochs={optim.warmup_epochs!r}"
         raise UserError(
-            f"config.optim.warmup_epochs={optim.warmup_epochs!r} must be at least 0 and less than "
-            f"config.optim.epochs={optim.epochs:g}"
+            f"config.optim.warmup_{given} must be at least 0 and less than config.optim.epochs={optim.epochs:g}"
+            + (f", {optim.epochs * per_epoch:g} steps" if optim.warmup_steps else "")
         )
     steps = max(1, math.ceil(optim.epochs * per_epoch))
-    return Lengths(steps, steps / per_epoch, optim.warmup_epochs, per_epoch)
+    return Lengths(steps, steps / per_epoch, warmup, per_epoch)
+
+
+def notes(optim: ConfigDict, length: Lengths) -> list[str]:
+    """A line if the warm-up that the config asks for was cut."""
+    if not optim.warmup_steps or length.warmup_epochs * length.per_epoch >= optim.warmup_steps:
+        return []
+    return [
+        f"the warm-up is {length.warmup_epochs * length.per_epoch:g} steps, a tenth of the run, instead of "
+        f"config.optim.warmup_steps={optim.warmup_steps}"
+    ]
 
 
 def make(optim: ConfigDict, length: Lengths) -> Schedule:
@@ -62,7 +73,8 @@ def make(optim: ConfigDict, length: Lengths) -> Schedule:
         return timm_learning_rate(step, lr, optim.min_lr, optim.warmup_lr, warmup * per_epoch, steps)
 
     def by_epoch(step):
-        return monai_learning_rate(jnp.floor(step / per_epoch), lr, optim.min_lr, warmup, epochs)
+        # MONAI counts whole epochs; with a fraction the last epoch of its warm-up would exceed the rate.
+        return monai_learning_rate(jnp.floor(step / per_epoch), lr, optim.min_lr, round(warmup), epochs)
 
     def constant(step):
         return mae_learning_rate(jnp.minimum(step / per_epoch, warmup), lr, lr, warmup, epochs)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 HUNG = 124  # the exit code, that of `timeout`
 STEPS = 20  # a step may take this many times as long as the typical one
+SUSPENDED = 5.0  # seconds between two looks at the clock, above which the process itself was stopped
 SAVES = 3  # and a save or an evaluation this many times as long as the limit of a step
 
 
@@ -76,8 +77,13 @@ class Watchdog:
         self._closed.set()
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(1.0, 10 * self.minutes)):
-            if time.monotonic() > self._until:
+        between, woke = min(1.0, 10 * self.minutes), time.monotonic()
+        while not self._closed.wait(between):
+            now = time.monotonic()
+            if now - woke > between + SUSPENDED:  # the whole process was stopped, as by Ctrl-Z or a scheduler
+                self._until += now - woke
+            woke = now
+            if now > self._until:
                 minutes = (time.monotonic() - self._began) / 60
                 print(
                     f"error: the run hangs: {self._what} has not ended for {minutes:.1f} minutes "

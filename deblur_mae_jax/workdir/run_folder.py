@@ -249,6 +249,29 @@ def git_state() -> dict[str, Any]:
     return {"commit": commit, "modified": bool(changed)}
 
 
+def record_environment(workdir: Workdir) -> None:
+    """Write `environment.json`, and say if an earlier start of the run had other versions, devices or code.
+
+    Those are kept under `earlier`.
+    """
+    now, earlier = environment(), list[dict[str, Any]]()
+    if workdir.environment.exists():
+        before = json.loads(workdir.environment.read_text())
+        earlier = before.pop("earlier", [])
+        if before != now:
+            earlier.append(before)
+            parts = ("device", "devices", "processes", "python")
+            pairs = [(name, before["packages"].get(name), version) for name, version in now["packages"].items()]
+            pairs += [(name, before[name], now[name]) for name in parts]
+            changed = [f"{name} {was} before, {value} now" for name, was, value in pairs if was != value]
+            changed += ["other code"] if before["git"] != now["git"] else []
+            if changed:
+                print(
+                    f"note: this run goes on with {'; '.join(changed)}. Results may differ by rounding", file=sys.stderr
+                )
+    write_json(workdir.environment, now | ({"earlier": earlier} if earlier else {}))
+
+
 def environment() -> dict[str, Any]:
     """Return versions, device and commit, for the record of a run or a benchmark."""
     versions: dict[str, str | None] = {}

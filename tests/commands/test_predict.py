@@ -277,3 +277,13 @@ def test_images_that_a_run_has_seen_are_named(tmp_path):
         new_images._trained_on(SimpleNamespace(path=tmp_path / "file.safetensors"), SimpleNamespace(hashes=["one"]))
         == []
     )
+
+
+def test_labels_of_another_spelling_are_known_and_strange_ones_are_said(tmp_path, capsys):
+    pictures(tmp_path / "images")
+    listed = tmp_path / "list.csv"
+    cells = ("Benign", " MALIGNANT", "cyst", "")
+    listed.write_text("path,label\n" + "".join(f"images/{i}.png,{cell}\n" for i, cell in enumerate(cells)))
+    found = rows(predict.run(classifier()[0], str(listed), tmp_path / "out.csv"))
+    assert [row["label"] for row in found] == ["benign", "malignant", "", ""]
+    assert "1 labels are none of the classes benign, malignant, the first 'cyst'" in capsys.readouterr().err

@@ -82,6 +82,12 @@ def test_choices_that_contradict_each_other_are_refused(monkeypatch):
     processes.initialize("auto", None, None, None)
 
 
+def test_a_coordinator_alone_is_refused(monkeypatch):
+    monkeypatch.setattr(processes, "find", lambda environment: None)
+    with pytest.raises(UserError, match="belong together"):
+        processes.initialize("auto", "10.0.0.1:1234", None, None)
+
+
 def test_a_tpu_without_other_workers_runs_alone(monkeypatch, capsys):
     def fail(*_, **__):
         raise ValueError("coordinator_address should be defined.")

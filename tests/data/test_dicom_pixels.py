@@ -92,3 +92,37 @@ def test_ct_without_an_intercept_is_said_where_a_window_is_in_hounsfield_units(t
     frame = np.full((48, 64), 1000, np.uint16)
     path = made.still(tmp_path / "a.dcm", frame, bits=12, modality="CT")
     assert any("without RescaleIntercept" in note for note in read(path, window="lung", crop="none")[1])
+
+
+def test_a_few_markers_do_not_make_a_picture_without_a_window_black(tmp_path):
+    """12 bits, tissue up to 250, and two pixels at 4095."""
+    frame = np.random.default_rng(0).integers(0, 251, (60, 80)).astype(np.uint16)
+    frame[0, :2] = 4095
+    found = gray(made.still(tmp_path / "a.dcm", frame, bits=12), crop="none")
+    assert np.percentile(found, 99) > 200
+
+
+@pytest.mark.parametrize(("photometric", "padding"), [("MONOCHROME1", 0), ("MONOCHROME2", 4095)])
+@pytest.mark.parametrize("window", [None, (500, 400)])
+def test_padding_is_black(tmp_path, photometric, padding, window):
+    frame = np.random.default_rng(0).integers(300, 700, (60, 80)).astype(np.uint16)
+    frame[:, :20] = padding
+    path = made.still(tmp_path / "a.dcm", frame, bits=12, photometric=photometric)
+    values = pydicom.dcmread(path)
+    values.add_new("PixelPaddingValue", "US", padding)
+    if window:
+        values.WindowCenter, values.WindowWidth = window
+    values.save_as(path)
+    found = gray(path, crop="none")
+    assert not found[:, :20].any() and np.ptp(found[:, 20:]) > 200
+
+
+def test_a_jpeg_frame_that_ends_early_is_refused(tmp_path):
+    path = made.still(tmp_path / "a.dcm", made.picture(), syntax="jpeg")
+    values = pydicom.dcmread(path)
+    stream = get_frame(values.PixelData, 0, number_of_frames=1)
+    cut = stream[: len(stream) // 2] + bytes(len(stream) - len(stream) // 2)
+    values.PixelData = encapsulate([cut])
+    values.save_as(path)
+    with pytest.raises(BadImage, match="the JPEG ends early"):
+        gray(path, crop="none")

@@ -1,5 +1,8 @@
 """The values of masks: whole numbers, mapped values, and what is refused."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import tifffile
@@ -180,3 +183,33 @@ def test_masks_of_one_image_are_joined():
     assert masks.join([a, b]).tolist() == [[2, 1]]
     with pytest.raises(BadImage, match="its masks have the shapes"):
         masks.join([a, np.zeros((2, 2), np.uint8)])
+
+
+def test_masks_whose_border_is_no_background_are_said(tmp_path):
+    count = iter(range(99))
+    write(tmp_path, lambda path: save(np.where((REGIONS > 0) == (next(count) % 2 == 0), 255, 0).astype(np.uint8))(path))
+    index, _ = divided(tmp_path)
+    assert "most of the border of its mask holds 255, and 0 is the background: is it inverted?" in str(index.notes)
+    write(tmp_path / "usual", save(np.where(REGIONS > 0, 255, 0).astype(np.uint8)))
+    assert "inverted" not in str(divided(tmp_path / "usual")[0].notes)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_masks_of_few_bits_hold_their_own_numbers(tmp_path, bits):
+    """Pillow spreads the values of a gray PNG with 2 or 4 bits over 0..255."""
+    write(tmp_path, lambda path: path.write_bytes(png_of_bits(REGIONS, bits)))
+    _, labels = divided(tmp_path)
+    assert labels.mask_values == [0, 1, 2]
+
+
+def png_of_bits(values, bits):
+    """A gray PNG with this many bits for a value, which Pillow cannot write."""
+    height, width = values.shape
+    rows = np.unpackbits(values[..., None], axis=2)[..., -bits:].reshape(height, -1)
+    packed = np.packbits(rows, axis=1)
+    content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
+    chunk = lambda kind, data: (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    )  # fmt: skip
+    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", content) + chunk(b"IEND", b"")

@@ -49,6 +49,9 @@ SETS = {
     "label": ("a/1.png", ["a/label/1.png"]),
     "unknown folder": ("pictures/1.png", ["silhouettes/1.png"]),
     "unknown ending": ("1.png", ["1_silhouette.png"]),
+    "a word after the mask": ("A1.png", ["A1_mask_tumor.png"]),
+    "another folder and ending": ("images/benign/b1.png", ["annot_roi/benign/b1_roi.png"]),
+    "Supervisely": ("img/1.jpg", ["masks_machine/1.jpg.png"]),
 }
 
 
@@ -137,6 +140,31 @@ def test_linked_folders_are_read_once(tmp_path):
     reasons = {s.name: s.reason for s in source.skipped}
     assert reasons == {"benign/loop": "a link to a folder that is read elsewhere", "gone.png": "a link to nothing"}
     assert "linked folders that are read too: 1" in said(source)
+
+
+@pytest.mark.parametrize("pool", ["all", "pool"])
+def test_links_that_divide_a_pool_into_splits_and_classes_are_followed(tmp_path, pool):
+    for i in range(12):
+        picture(tmp_path / pool / f"{i}.png", i)
+        split, label = ("train", "test")[i % 3 == 0], ("benign", "malignant")[i % 2]
+        (tmp_path / split / label).mkdir(parents=True, exist_ok=True)
+        os.symlink(f"../../{pool}/{i}.png", tmp_path / split / label / f"{i}.png")
+    source = load(tmp_path, data__split="train")
+    assert len(source) == 8 and set(source.labels) == {"benign", "malignant"}
+    assert "read through a link to it" in source.skipped[0].reason
+    (tmp_path / "train" / "malignant" / "again.png").symlink_to(tmp_path / pool / "0.png")
+    with pytest.raises(UserError, match=r"are links to the same file .* whose class or split is therefore not clear"):
+        load(tmp_path)
+
+
+def test_a_few_links_to_images_of_a_class_do_not_move_them(tmp_path):
+    for i in range(6):
+        picture(tmp_path / "benign" / f"{i}.png", i)
+        picture(tmp_path / "malignant" / f"{i}.png", 10 + i)
+    (tmp_path / "favourites").mkdir()
+    os.symlink("../benign/0.png", tmp_path / "favourites" / "x.png")
+    source = load(tmp_path)
+    assert len(source) == 12 and set(source.labels) == {"benign", "malignant"}
 
 
 def test_names_that_are_not_utf8_can_be_written(tmp_path):

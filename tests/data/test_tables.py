@@ -240,3 +240,30 @@ def test_patients_by_pattern_from_a_csv(images):
 def test_a_column_that_is_needed_is_named(images):
     with pytest.raises(UserError, match="has no column path or file or filename or image; its columns are a, b"):
         load(images, "a,b\n1,2\n")
+
+
+def test_ditto_marks_join_no_rows(images):
+    lines = [f"{path},{label(path)},{chr(34) if i % 2 else 'x'}" for i, path in enumerate(rows(images))]
+    source = load(images, "\n".join(["path,label,note", *lines]) + "\n")
+    assert len(source) == 20 and not source.skipped and "does not close it" in said(source)
+
+
+def test_quotes_that_are_never_closed_join_no_rows(images):
+    lines = [f"{path},{label(path)},x" for path in rows(images)]
+    for i in (3, 11):
+        lines[i] = lines[i][:-1] + '"susp'
+    assert len(load(images, "\n".join(["path,label,note", *lines]) + "\n")) == 20
+
+
+def test_cells_of_several_lines_are_one_cell(images):
+    lines = [f'{path},"large, irregular\nmass, dark",{label(path)}' for path in rows(images)]
+    source = load(images, "\n".join(["path,note,label", *lines]) + "\n")
+    assert len(source) == 20 and set(source.labels) == {"benign", "malignant"} and not source.notes
+
+
+def test_a_comma_in_the_header_moves_no_cell(images):
+    lines = [f"{path},12,{label(path)},train" for path in rows(images)]
+    lines[1] = lines[1].replace(",12,", ",12,5,")
+    source = load(images, "\n".join(['path,"size, mm",label,split', *lines]) + "\n")
+    assert len(source) == 19 and set(source.labels) == {"benign", "malignant"} and set(source.splits) == {"train"}
+    assert "more cells than columns" in source.skipped[0].reason

@@ -69,3 +69,19 @@ def test_the_file_behind_a_name_is_found_with_the_key(tmp_path, capsys):
         find_dicom.main([str(tmp_path / "run"), str(tmp_path / "set"), "image_0"])
     with pytest.raises(UserError, match="holds no dicom_key"):
         find_dicom.main([str(tmp_path / "set"), str(tmp_path / "set")])
+
+
+def test_files_that_are_not_read_are_not_said_to_be_free_of_text(tmp_path, monkeypatch, capsys):
+    import find_text
+
+    monkeypatch.setattr(find_text, "recogniser", lambda: lambda picture: [])
+    root = tmp_path / "set"
+    root.mkdir()
+    for i in range(3):
+        Image.fromarray(screen("")).save(root / f"{i}.png")
+    (root / "2.png").write_bytes((root / "2.png").read_bytes()[:500])
+    (root / "letter.png").write_bytes(b"%PDF-1.7")
+    assert find_text.main([str(root), f"--output={tmp_path / 'text.csv'}"]) == {}
+    lines = (tmp_path / "text_not_read.csv").read_text().splitlines()
+    assert sorted(line.partition(",")[0] for line in lines[1:]) == ["2.png", "letter.png"]
+    assert "2 files could not be read and were NOT checked for text" in capsys.readouterr().err

@@ -210,3 +210,19 @@ def test_sizes_are_refused_before_anything_is_decoded(monkeypatch):
 
 def test_headers_name_what_a_file_is(tmp_path):
     assert raster.stranger(b"\x1f\x8b\x08") == "a gzip file" and raster.stranger(b"abc") == ""
+
+
+def test_a_jpeg_whose_end_is_zeros_is_refused(tmp_path):
+    """As after an interrupted copy into a file of the full size; decoders show the rest as gray without a word."""
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 100)).astype(np.uint8)
+    thumbnail = io.BytesIO()
+    Image.fromarray(pixels[:8, :8]).save(thumbnail, "JPEG")
+    exif = b"Exif\0\0" + thumbnail.getvalue()  # has an end marker of its own
+    for options in ({}, {"progressive": True}, {"exif": exif}):
+        Image.fromarray(pixels).save(tmp_path / "a.jpg", **options)
+        whole = (tmp_path / "a.jpg").read_bytes()
+        assert Decoder()(tmp_path / "a.jpg").shape == (80, 100, 1)
+        assert Decoder()(whole + b"trailing bytes").shape == (80, 100, 1)
+        place = len(whole) * 6 // 10
+        with pytest.raises(BadImage, match=r"damaged: (the JPEG ends early; was it|image file is truncated)"):
+            Decoder()(whole[:place] + bytes(len(whole) - place))

@@ -7,6 +7,8 @@ import pytest
 import tiny
 from PIL import Image
 
+from deblur_mae_jax.data import loader
+from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.training import experiment
 
@@ -111,3 +113,57 @@ def test_levels_can_be_set_for_evaluation():
     np.testing.assert_array_equal(out["level"], [1, 4, 8, 11])
     change = np.asarray(abs(out["inputs"] - out["targets"]).mean(axis=(1, 2, 3)))
     assert change[0] < 0.01 and change[3] > change[1]
+
+
+class Drive:
+    """Images on a drive that is gone between two reads."""
+
+    def __init__(self, gone):
+        self.gone, self.reads = gone, 0
+
+    def read(self, number):
+        self.reads += 1
+        if self.reads in self.gone:
+            raise OSError("gone")
+        return np.full((4, 4, 1), number, np.uint8)
+
+
+class Files:
+    """As much of an index as a loader reads."""
+
+    def __init__(self, drive):
+        self.source, self.canvas = Source([f"{i}.png" for i in range(20)], drive.read), (4, 4)
+
+    def __len__(self):
+        return 20
+
+
+def loader_of(drive, monkeypatch):
+    slept = []
+    monkeypatch.setattr(loader.time, "sleep", slept.append)
+    return loader.Loader(Files(drive), 1), slept
+
+
+def test_a_drive_that_is_gone_for_a_moment_costs_no_image(monkeypatch):
+    drive = Drive(range(1, 26))
+    reader, slept = loader_of(drive, monkeypatch)
+    assert reader.read(3)[0] == 3 and not reader.failed and slept == [2.0, 10.0, 30.0]
+    assert reader._waits == [2.0, 10.0, 30.0]  # for the next time
+
+
+def test_a_drive_that_stays_away_is_one_clear_error(monkeypatch):
+    reader, slept = loader_of(Drive(range(10_000)), monkeypatch)
+    with pytest.raises(BadImage, match=r"no image can be read any more; '3\.png': gone"):
+        reader.read(3)
+    assert len(slept) == 3 and not reader.failed
+
+
+def test_single_damaged_images_are_replaced_and_listed_also_on_a_full_disk(monkeypatch):
+    reader, slept = loader_of(Drive((1, 2, 3)), monkeypatch)
+
+    def full(item):
+        raise OSError(28, "No space left on device")
+
+    reader.on_failure = full
+    assert reader.read(3)[0] == 5 and not slept
+    assert [item.name for item in reader.failed] == ["3.png", "4.png"]

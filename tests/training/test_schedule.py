@@ -3,7 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.training import optimizer, schedule
 
 
@@ -24,3 +28,36 @@ def test_clipping_bounds_the_gradient_but_not_the_direction():
         np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-4)  # Adam's first step is its sign
         adam = state[1] if clip else state[0]
         np.testing.assert_allclose(adam.mu["w"], 0.1 * (0.5 if clip else 100.0), rtol=1e-4)
+
+
+@given(st.floats(0, 20), st.integers(2, 60), st.sampled_from(schedule.SCHEDULES), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_no_schedule_exceeds_its_rate(warmup, epochs, name, per_epoch):
+    """Also with a warm-up of a fraction of an epoch, and with MONAI's schedule, which counts whole epochs."""
+    config = tiny.load("mae_thyroid")
+    config.optim.update(schedule=name, base_lr=1.0, scale_lr=False, min_lr=0.0, warmup_lr=0.0)
+    length = schedule.Lengths(epochs * per_epoch, float(epochs), min(warmup, 0.9 * epochs), float(per_epoch))
+    rate = schedule.make(config.optim, length)
+    rates = [float(rate(step)) for step in range(0, epochs * per_epoch, max(1, per_epoch // 2))]
+    assert min(rates) >= 0 and max(rates) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("fields", "warmup", "said"),
+    [
+        ({"steps": 20_000, "warmup_steps": 5_000}, 2_000, "2000 steps, a tenth of the run, instead of"),
+        ({"steps": 20_000, "warmup_steps": 500}, 500, ""),
+        ({"steps": 0, "epochs": 100.0, "warmup_steps": 500}, 500, ""),
+        ({"steps": 0, "epochs": 100.0, "warmup_steps": 0, "warmup_epochs": 40.0}, 4_000, ""),
+    ],
+)
+def test_the_warm_up_is_as_long_as_the_config_says_or_says_so(fields, warmup, said):
+    optim = tiny.load("mae_thyroid").optim
+    optim.update(fields)
+    length = schedule.lengths(optim, 100.0)
+    assert length.warmup_epochs * 100 == pytest.approx(warmup)
+    lines = schedule.notes(optim, length)
+    assert (said in lines[0]) if said else not lines
+    optim.update(steps=0, epochs=4.0, warmup_steps=500)
+    with pytest.raises(UserError, match=r"warmup_steps=500 must be .* less than config\.optim\.epochs=4, 400 steps"):
+        schedule.lengths(optim, 100.0)

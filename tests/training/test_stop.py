@@ -225,6 +225,19 @@ def test_a_hung_run_ends_with_its_stacks():
     assert "exchange_with_the_others" in done.stderr
 
 
+@pytest.mark.slow
+def test_a_run_that_was_suspended_does_not_hang():
+    """As by Ctrl-Z, or by a scheduler that gives its machine to another run for a while."""
+    program = HANG.partition("with dog")[0] + "for step in range(4, 70):\n    dog.step(step)\n    time.sleep(0.1)\n"
+    program = program.replace("Watchdog(0.01)", "Watchdog(0.05)") + "print('done', flush=True)\n"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tiny.ROOT, stdout=subprocess.PIPE, text=True)
+    time.sleep(4)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(11)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=60)[0] == "done\n" and process.returncode == 0
+
+
 def test_the_limit_of_a_step_follows_the_typical_one():
     dog = Watchdog(0)
     assert dog.limit == 0

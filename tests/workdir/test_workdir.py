@@ -13,11 +13,13 @@ import pytest
 import tiny
 from tiny_runs import classifier, command, go, launch, plain_run, run
 
-from deblur_mae_jax.config import fields_of, upgrade
+from deblur_mae_jax import train
+from deblur_mae_jax.config import fields_of, flat, upgrade
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.evaluators import classification
+from deblur_mae_jax.training import loop
 from deblur_mae_jax.training.evaluator import Judgement
-from deblur_mae_jax.workdir import checkpoint, run_folder
+from deblur_mae_jax.workdir import checkpoint, metric_writer, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 ROOT = tiny.ROOT
@@ -307,3 +309,62 @@ def test_one_tree_can_be_saved_beside_the_checkpoints(tmp_path):
     checkpoint.save_tree(tmp_path / "tree", tree)
     back = checkpoint.load_tree(tmp_path / "tree", tree)
     jax.tree.map(np.testing.assert_array_equal, tree, back)
+
+
+def test_fields_of_a_users_own_are_kept_when_a_run_goes_on(tmp_path):
+    """A data source of one's own reads its settings from `config.data`."""
+    run(tmp_path, optim__steps=2, data__my_gain=2.0)
+    assert run(tmp_path, optim__steps=2, data__my_gain=2.0).finished
+    with pytest.raises(UserError, match=r"data\.my_gain: 2\.0 there, 3\.0 now"):
+        run(tmp_path, optim__steps=2, data__my_gain=3.0)
+
+
+def test_a_config_of_this_version_is_read_as_it_was_written():
+    for name in ("unetpp:beit", "mae_thyroid", "finetune", "dae_ct_mr"):
+        config = tiny.resolved(name)
+        if "layer_scale" in config.model:
+            config.model.layer_scale = 0.0  # no such factors, which is not the same as unset
+        values = flat(config)
+        assert upgrade(values) == values
+
+
+def test_another_version_between_two_starts_is_said_and_kept(tmp_path, capsys):
+    run(tmp_path, optim__steps=2)
+    record = json.loads((tmp_path / "environment.json").read_text())
+    record["packages"]["jax"] = "0.1.0"
+    (tmp_path / "environment.json").write_text(json.dumps(record))
+    run(tmp_path, optim__steps=2)
+    assert "this run goes on with jax 0.1.0 before, " in capsys.readouterr().err
+    (earlier,) = json.loads((tmp_path / "environment.json").read_text())["earlier"]
+    assert earlier["packages"]["jax"] == "0.1.0"
+
+
+def full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def test_metrics_that_do_not_fit_on_the_disk_do_not_change_how_a_run_ends(tmp_path, monkeypatch, capsys):
+    close = metric_writer.Writer.close
+    monkeypatch.setattr(metric_writer.Writer, "close", lambda self: full(close(self)))
+    result = run(tmp_path, optim__steps=2)
+    assert result.finished and "the last metrics could not be written: No space left" in capsys.readouterr().err
+    assert (tmp_path / "time.json").exists()
+
+
+def test_a_full_disk_does_not_hide_that_the_loss_is_not_finite(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Loop, "capture", full)
+    with pytest.raises(train.NonFiniteLossError, match=r"the loss is .* could not be saved for a replay: .*No space"):
+        run(tmp_path, optim__steps=40, optim__base_lr=1e32, optim__warmup_epochs=0.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"report__every_epochs": 0.0}, r"report\.every_epochs=0\.0 must be greater than 0"),
+        ({"checkpoint__every_epochs": -1.0}, r"checkpoint\.every_epochs=-1\.0 must be greater than 0"),
+        ({"optim__min_lr": -1e-3}, r"optim\.min_lr=-0\.001 must be 0 or greater"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, **fields)

@@ -1,0 +1,156 @@
+"""Which images show the same patient: spellings, numbered folders, fields that a source does not read."""
+
+import dicom_files
+import numpy as np
+import pydicom
+import pytest
+import tiny
+from PIL import Image
+
+from deblur_mae_jax import network
+from deblur_mae_jax.data import dataset, naming, packing, source_config
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.training import supervision
+
+
+def picture(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 32)).astype(np.uint8)).save(path)
+
+
+def mask(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((24, 32), np.uint8)
+    pixels[5:12, 6:20] = 255
+    Image.fromarray(pixels).save(path)
+
+
+def load(root, name="image_folder", split="all", **fields):
+    return dataset.load_source(tiny.resolved("finetune", data__name=name, data__root=str(root), **fields), split)
+
+
+def said(source):
+    return " | ".join(source.notes)
+
+
+@pytest.mark.parametrize("names", [("P01", "p01"), ("Mu\u0308ller1", "M\u00fcller1"), ("case 7", "case  7 ")])
+def test_one_patient_in_several_spellings_is_one(names):
+    notes = []
+    found = naming.one_patient([*names, "P02"], notes)
+    assert found[0] == found[1] != found[2]
+    assert ("'P01', 'p01' are one" in notes[0]) if names[0] == "P01" else not notes
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("007", "7", "12"), "1 patients may be counted twice, because their names differ in leading zeros alone"),
+        (("P01", "P1"), "'P01', 'P1'"),
+        (("2.02301E+11", "x"), "'2.02301E+11' is a long number that a table program has shortened"),
+        (("P01", "P02", "P10", "P100", "1.5E", "10"), ""),
+    ],
+)
+def test_doubtful_names_of_patients_are_said(names, words):
+    notes = []
+    assert naming.one_patient(names, notes) == list(names)
+    assert (words in " | ".join(notes)) if words else not notes
+
+
+def test_a_patient_of_another_spelling_in_another_split_is_found(tmp_path):
+    for split, patient in (("train", "P01"), ("val", "P02"), ("test", "p01")):
+        for label in ("benign", "malignant"):
+            for i in range(3):
+                picture(tmp_path / split / label / patient / f"{label}{i}.png", seed=hash((split, label, i)) % 999)
+    config = tiny.resolved("finetune", data__name="image_folder", data__root=str(tmp_path), data__split="train",
+                           data__val_split="val", data__test_split="test")  # fmt: skip
+    index, _ = supervision.divided(config, network.identify(config))
+    assert set(index.source.groups) == {"P01", "P02"}
+    assert "'P01', 'p01' are one" in said(index.source)
+
+
+@pytest.mark.parametrize("ids", [("P001", "p001"), ("P001", " P001")])
+def test_one_patient_id_in_two_spellings_is_one_patient(tmp_path, ids):
+    for i, name in enumerate(ids * 2):
+        path = dicom_files.still(tmp_path / f"{i}.dcm")
+        values = pydicom.dcmread(path)
+        values.PatientID = name
+        values.save_as(path)
+    source = load(tmp_path, "dicom")
+    assert len(set(source.groups)) == 1 and "P001" not in said(source)
+
+
+def test_folders_of_few_numbered_patients_with_masks_are_groups(tmp_path):
+    for patient in range(5):
+        for i in range(2):
+            picture(tmp_path / f"P{patient:02d}" / f"us{i}.png", 10 * patient + i)
+            mask(tmp_path / f"P{patient:02d}" / f"us{i}_mask.png")
+    source = load(tmp_path)
+    assert set(source.groups) == {f"P{n:02d}" for n in range(5)} and "look like patients" in said(source)
+
+
+def test_classes_that_are_numbered_like_patients_are_said(tmp_path):
+    for patient in range(5):
+        picture(tmp_path / f"P{patient:02d}" / "us.png", patient)
+    source = load(tmp_path)
+    assert set(source.labels) == {f"P{n:02d}" for n in range(5)} and "are numbered like patients" in said(source)
+    pattern = said(source).partition("group_pattern=")[2].partition('"')[2].partition('"')[0]
+    assert set(load(tmp_path, data__group_pattern=pattern).groups) == set(source.labels)
+
+
+@pytest.mark.parametrize(
+    "names", [("BIRADS3", "BIRADS4"), ("benign", "malignant"), ("grade01", "grade02"), ("a1", "b2")]
+)
+def test_classes_are_not_taken_for_patients(names):
+    assert not naming.like_numbered_patients(names)
+
+
+def test_a_pattern_finds_the_patients_of_a_packed_set(tmp_path):
+    for patient in range(4):
+        for i in range(2):
+            picture(tmp_path / "images" / "benign" / f"p{patient}_{i}.png", 10 * patient + i)
+    packing.pack(source_config.config_for(str(tmp_path / "images"), ""), tmp_path / "packed")
+    source = load(tmp_path / "packed", "packed", data__group_pattern=r"(?:^|/)(p\d+)")
+    assert set(source.groups) == {"p0", "p1", "p2", "p3"}
+    with pytest.raises(UserError, match="matches no name"):
+        load(tmp_path / "packed", "packed", data__group_pattern="(zzz)")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data__labels", "labels.csv", r"config\.data\.labels='labels\.csv' is not used by .*image_folder: classes of"),
+        ("data__columns", "group=x", r"config\.data\.columns='group=x' is not used.* use it: manifest, dicom, nifti"),
+    ],
+)
+def test_a_field_that_a_source_does_not_read_is_refused(tmp_path, field, value, message):
+    picture(tmp_path / "benign" / "a.png")
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, **{field: value})
+
+
+def dicom_folder(tmp_path):
+    for i, patient in enumerate(("A", "A", "B", "B")):
+        path = dicom_files.still(tmp_path / "files" / f"im{i}.dcm")
+        values = pydicom.dcmread(path)
+        values.PatientID, values.StudyInstanceUID = patient, f"1.2.3.{i}"
+        values.save_as(path)
+    return tmp_path / "files"
+
+
+@pytest.mark.parametrize(
+    "cell", ["im{}.dcm", "files/im{}.dcm", "{root}/im{}.dcm", "IM{}.dcm", "files\\im{}", "./im{}.dcm"]
+)
+def test_paths_in_the_labels_of_dicom_files_are_read_as_in_other_lists(tmp_path, cell):
+    root = dicom_folder(tmp_path)
+    lines = [f"{cell.replace('{}', str(i)).replace('{root}', str(root))},{'ab'[i % 2]}" for i in range(4)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]) + "\n")
+    source = load(root, "dicom", data__labels=str(tmp_path / "labels.csv"))
+    assert source.labels == ["a", "b", "a", "b"]
+
+
+def test_a_patient_that_only_some_rows_state_is_that_of_all_its_pictures(tmp_path):
+    root = dicom_folder(tmp_path)
+    (tmp_path / "labels.csv").write_text("path,label,group\nim0.dcm,a,first\nim1.dcm,b,\nim2.dcm,a,\nim3.dcm,b,\n")
+    source = load(root, "dicom", data__labels=str(tmp_path / "labels.csv"))
+    assert source.groups[0] == source.groups[1] != source.groups[2] == source.groups[3]
+    assert "1 pictures have no patient in config.data.labels" in said(source)
