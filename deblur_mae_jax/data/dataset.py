@@ -21,6 +21,7 @@ Progress = Callable[[int, int], None]
 
 # Sources of 2-D images, and the sources of volumes that read the same files.
 VOLUMES = {"dicom": "dicom_volumes", "packed": "packed_volumes"}
+USUAL = {volumes: name for name, volumes in VOLUMES.items()}
 # Sources of files in a folder, and the source that reads them if most are DICOM.
 FOLDERS = {"image_folder": "dicom", "nifti": "dicom_volumes"}
 
@@ -37,25 +38,21 @@ def load_source(config: ConfigDict, split: str | None = None) -> Source:
     module, used = module_of(data.name, axes), name_used(config)
     if used != data.name:
         module = module_of(used, axes)
+    _refuse_unused(data, USUAL.get(used, used), module)
+    if used != data.name:
         source = module.source(copy(data, {"root": _without_modality(str(data.root))}), config.model.in_chans)
         said = "most files are DICOM, so they are read as with config.data.name=dicom"
         source = dataclasses.replace(source, notes=[said, *source.notes])
     else:
         source = module.source(data, config.model.in_chans)
-    _refuse_unused(data, used)
     if source.groups is not None:
         notes = list(source.notes)
         source = dataclasses.replace(source, groups=naming.one_patient(source.groups, notes), notes=notes)
     return source
 
 
-# What the user says of the images, and the sources that read it.
-READ_BY = {
-    "group_pattern": ("image_folder", "manifest", "packed", "webdataset", "nifti"),
-    "labels": ("dicom",),
-    "columns": ("manifest", "dicom", "nifti"),
-    "tfds_name": ("tfds_source",),
-}
+# Fields that say what the images are, which a source that does not read them must not ignore, and what to do instead.
+SAYS = ("group_pattern", "labels", "columns", "tfds_name")
 INSTEAD = {
     "dicom": "patients and labels of DICOM files are in their headers and in the CSV of config.data.labels",
     "image_folder": "classes of a folder are its sub-folders; a CSV (config.data.name=manifest) has columns",
@@ -64,15 +61,20 @@ INSTEAD = {
 }
 
 
-def _refuse_unused(data: ConfigDict, name: str) -> None:
-    """Raise `UserError` if the config says something of the images that this source does not read."""
-    name = {kind: flat for flat, kind in VOLUMES.items()}.get(name, name)
-    for field, readers in READ_BY.items():
-        if data.get(field, "") and name not in readers:
+def _refuse_unused(data: ConfigDict, name: str, module: Any) -> None:
+    """Raise `UserError` if the config says something of the images that this source does not read.
+
+    A source of the user's own that does not list what it `READS` may read everything.
+    """
+    reads = getattr(module, "READS", SAYS)
+    for field in SAYS:
+        if data.get(field, "") and field not in reads:
+            others = lookup.modules_with("data", "READS").items()
+            users = sorted({USUAL.get(other, other) for other, source in others if field in source.READS})
             why = f": {INSTEAD[name]}" if name in INSTEAD else ""
             raise UserError(
                 f"config.data.{field}={data[field]!r} is not used by config.data.name={name}{why}. "
-                f"Sources that use it: {', '.join(readers)}"
+                f"Sources that use it: {', '.join(users)}"
             )
 
 

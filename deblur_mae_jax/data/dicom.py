@@ -30,6 +30,7 @@ from deblur_mae_jax.data.source import BadImage, Skipped, Source
 from deblur_mae_jax.errors import UserError, unknown
 
 AXES = 2  # of its images; with a network for volumes, `data.name=dicom` reads series (dicom_volumes.py)
+READS = ("columns", "labels")  # fields of config.data that say what the images are
 
 CROPS = ("auto", "regions", "none")
 BURNED_IN = (

@@ -23,6 +23,7 @@ from deblur_mae_jax.data.volume_reader import Volumes
 from deblur_mae_jax.errors import UserError
 
 AXES = 3  # of its images
+READS = ("columns", "labels")  # fields of config.data that say what the images are
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from deblur_mae_jax.data.volume_file import is_volume
 from deblur_mae_jax.errors import UserError
 
 AXES = 2  # of its images
+READS = ("group_pattern",)  # fields of config.data that say what the images are
 
 
 def source(data, channels: int) -> Source:

@@ -20,6 +20,7 @@ from deblur_mae_jax.data.source import Skipped, Source
 from deblur_mae_jax.errors import UserError
 
 AXES = 2  # of its images
+READS = ("columns", "group_pattern")  # fields of config.data that say what the images are
 
 
 def source(data, channels: int) -> Source:

@@ -307,8 +307,8 @@ def composed(text: str) -> str:
 
 
 def is_missing(text: str) -> bool:
-    """Whether the cell of a table says that nothing is known: empty, "nan", "NA", "null" and the like."""
-    return text.strip().lower() in MISSING
+    """Whether the cell of a table says that nothing is known: empty, "nan", "NA", "null", "unlabelled" and the like."""
+    return text.strip().lower() in MISSING or bool(UNLABELLED.match(text.strip()))
 
 
 def key(value: str) -> str:

@@ -22,6 +22,7 @@ from deblur_mae_jax.data.volume_reader import Volumes
 from deblur_mae_jax.errors import UserError, pair
 
 AXES = 3  # of its images
+READS = ("columns", "group_pattern")  # fields of config.data that say what the images are
 
 MODALITIES = ("ct", "mr")
 # Other names of the modalities.

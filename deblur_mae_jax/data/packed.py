@@ -26,6 +26,7 @@ from deblur_mae_jax.errors import StoreError, UserError
 # Facts that a set always has.
 NEEDED = ("axes", "block", "channels", "decoding", "index_sha256", "mask_names", "masks", "notes", "shards")
 AXES = 2  # of its images; with a network for volumes, `packed_volumes.py` reads them
+READS = ("group_pattern",)  # fields of config.data that say what the images are
 
 
 _copying = threading.Lock()

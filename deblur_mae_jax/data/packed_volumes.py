@@ -14,6 +14,7 @@ from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.data.volume_reader import zoomed
 
 AXES = 3  # of its images
+READS = ("group_pattern",)  # fields of config.data that say what the images are
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.errors import UserError
 
 AXES = 2  # of its images
+READS: tuple[str, ...] = ()
 LABELS = ("label", "labels", "class", "diagnosis")
 SPLITS = ("split",)
 GROUPS = ("group", "patient", "patient_id", "subject_id", "case_id")

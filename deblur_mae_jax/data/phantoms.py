@@ -19,6 +19,7 @@ from scipy import ndimage
 from deblur_mae_jax.data.source import Source
 
 AXES = 2  # of its images
+READS: tuple[str, ...] = ()
 
 LABELS = ("benign", "malignant")
 DYNAMIC_RANGE_DB = 55.0

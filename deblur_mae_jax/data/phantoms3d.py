@@ -15,6 +15,7 @@ from scipy import ndimage
 from deblur_mae_jax.data.source import Source
 
 AXES = 3  # of its images
+READS: tuple[str, ...] = ()
 
 MODALITIES = ("ct", "mr")
 # Tissue: CT density on the 0..1 window, MR signal before standardisation.

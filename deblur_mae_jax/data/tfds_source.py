@@ -14,6 +14,7 @@ from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.errors import UserError
 
 AXES = 2  # of its images
+READS = ("tfds_name",)  # fields of config.data that say what the images are
 
 
 def source(data, channels: int) -> Source:

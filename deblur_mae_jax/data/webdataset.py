@@ -17,6 +17,7 @@ from deblur_mae_jax.data.source import Skipped, Source
 from deblur_mae_jax.errors import UserError
 
 AXES = 2  # of its images
+READS = ("group_pattern",)  # fields of config.data that say what the images are
 # Where samples keep their class and patient: text files, or entries of a JSON file.
 LABELS = (".cls", ".label", ".txt")
 LONGEST_LABEL = 60  # characters; a longer text is a description, not a class

@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 from deblur_mae_jax import lookup
+from deblur_mae_jax.data import dataset
 
 SOURCES = lookup.modules_with("data", "AXES")
 
@@ -17,6 +18,7 @@ def test_the_sources_are_found():
 def test_a_data_source_has_what_the_contract_names(name):
     module = SOURCES[name]
     assert module.AXES in (2, 3)
+    assert set(module.READS) <= set(dataset.SAYS)
     assert list(inspect.signature(module.source).parameters)[:2] == ["data", "channels"]
     assert module.source.__doc__ and module.__doc__
 

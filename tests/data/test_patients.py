@@ -119,7 +119,7 @@ def test_a_pattern_finds_the_patients_of_a_packed_set(tmp_path):
     ("field", "value", "message"),
     [
         ("data__labels", "labels.csv", r"config\.data\.labels='labels\.csv' is not used by .*image_folder: classes of"),
-        ("data__columns", "group=x", r"config\.data\.columns='group=x' is not used.* use it: manifest, dicom, nifti"),
+        ("data__columns", "group=x", r"config\.data\.columns='group=x' is not used.* use it: dicom, manifest, nifti"),
     ],
 )
 def test_a_field_that_a_source_does_not_read_is_refused(tmp_path, field, value, message):

@@ -93,7 +93,7 @@ def test_several_columns_that_may_be_meant_are_a_question(images):
         listed(images, "path,label", lambda p, i: f"{p},{label(p)}", data__columns="label=lable")
 
 
-@pytest.mark.parametrize("missing", ["nan", "NaN", "", "NA", "null", "None", "#N/A", "<NA>"])
+@pytest.mark.parametrize("missing", ["nan", "NaN", "", "NA", "null", "None", "#N/A", "<NA>", "Unlabelled"])
 def test_unknown_labels_and_patients_are_no_names(images, missing):
     source = listed(
         images, "path,label,group",
