@@ -7,15 +7,18 @@
     dm.prepare(trained, images), dm.encode(trained, images)
     dm.predict(dm.load("runs/classifier"), images)
     dm.segment(dm.load("runs/segmenter"), images)
-    dm.export_to_pytorch("runs/d2mae", "timm")
+    dm.export_to_pytorch("runs/d2mae")            # or another format, such as "timm"
     dm.pack("/my/images", "/data/packed")         # then: --config.data.name=packed --config.data.root=/data/packed
 
 Images are an array `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`, a single image without the axis N, or an
 iterable of images of different sizes. Values are uint8, or float between 0 and 1. There may be any number of images.
+Those that are larger than the run allows (`config.data.max_side`) are shrunk, as the run shrinks its files.
+An array `(3, H, W)` is three gray images.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +35,7 @@ from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search
 from deblur_mae_jax.inference import levels as blur_levels
-from deblur_mae_jax.inference.arrays import as_list, batches, probabilities_of
+from deblur_mae_jax.inference.arrays import as_list, batches, enlarged, probabilities_of, shrunk, volumes_of
 from deblur_mae_jax.inference.segmenter import Segmenter
 from deblur_mae_jax.input_pipeline import crop_resize
 from deblur_mae_jax.input_pipeline.keys import stream_keys
@@ -48,18 +51,17 @@ Images = Any  # an array, or an iterable of arrays
 Ready = list[np.ndarray]  # from `as_list`
 
 
-# Scaled voxels are within a few standard deviations of 0. Hounsfield units and raw MR are not.
-UNSCALED = 200.0
-
-
 def load(run_or_file: str | Path) -> TrainedNetwork:
     """Load a trained network onto the device. Raises `UserError`.
 
     Compiled programs are kept where the run keeps its own (`config.compilation_cache`), unless JAX has a cache folder.
 
-    run_or_file: workdir of a run, whose best weights are loaded, or a weight file of a known format.
+    run_or_file: workdir of a run, whose best weights are loaded, or a weight file of a known format. What is assumed of
+        a file that other code wrote, such as its normalisation, is logged as a warning.
     """
     trained = trained_network.load(run_or_file, "run")
+    for note in trained.notes:
+        logging.warning("%s: %s", run_or_file, note)
     compile_cache.use(trained.config.compilation_cache)
     return trained.with_params(jax.tree.map(jnp.asarray, trained.params))
 
@@ -74,7 +76,7 @@ def _run(
     need_images(trained.network.identity, trained.path)
     if batch != int(batch) or batch < 1:
         raise UserError(f"batch={batch} must be a whole number of images, at least 1")
-    ready = as_list(images)
+    ready = _as_read(trained, images)
     levels = blur_levels.given(trained, ready, level)
     results = []
     for start, count, examples in batches(ready, trained.network.inputs.in_chans, batch, canvas):
@@ -87,14 +89,23 @@ def _run(
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *results)
 
 
-def _view(network: Network, examples: Any, start: jax.Array) -> tuple[Any, Any]:
-    """Network inputs of the central view, and random keys that depend on the index of each image only.
+def _as_read(trained: TrainedNetwork, images: Images) -> Ready:
+    """Checked images, of the size that the run reads them in."""
+    return [shrunk(image, trained.config.data.max_side) for image in as_list(images)]
 
-    A random degradation draws the same for every image, so that its input does not depend on the images before it.
+
+def _view(network: Network, examples: Any, start: jax.Array) -> tuple[Any, Any]:
+    """Network inputs of the view on which the network is judged, and random keys.
+
+    The keys depend on the index of each image alone. A random degradation draws the same for every image, so that its
+    input does not depend on the images before it.
     """
     count = examples["size"].shape[0]
     keys = stream_keys(0, 0, start + jnp.arange(count))
-    return network.inputs.evaluate(examples, stream_keys(0, 0, jnp.zeros(count, int))), keys
+    same = stream_keys(0, 0, jnp.zeros(count, int))
+    # A segmenter sees the whole image.
+    view = network.inputs.whole if network.kind == "segment" else network.inputs.evaluate
+    return view(examples, same), keys
 
 
 def prepare(trained: TrainedNetwork, images: Images, *, level: Any = None, batch: int = BATCH) -> np.ndarray:
@@ -217,7 +228,7 @@ def search_blur(
     Returns a table with `best` and `best_sigma` `(N,)`, and `losses` `(N, T)`. For a classifier, the search uses the
     network that it was fine-tuned from.
     """
-    return blur_levels.search(trained, as_list(images), step, batch, high_pass)
+    return blur_levels.search(trained, _as_read(trained, images), step, batch, high_pass)
 
 
 def predict(
@@ -268,18 +279,11 @@ def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **inf
         trained.programs[name] = Segmenter(network, sharding.make_mesh(), fields)
     segmenter = trained.programs[name]
     if network.axes == 3:
-        volumes = [np.asarray(v, np.float32) for v in images]
-        for number, volume in enumerate(volumes):
-            if volume.ndim != 3 or not np.isfinite(volume).all():
-                raise UserError(f"images: volume {number} of shape {volume.shape} must be finite and have 3 axes")
-            if np.abs(volume).max(initial=0) > UNSCALED:
-                raise UserError(
-                    f"images: volume {number} holds values from {volume.min():g} to {volume.max():g}; scale them as in "
-                    "training (CT: the window mapped to 0..1; MR: standardised over the non-zero voxels), or let "
-                    "main.py --mode=predict read the files"
-                )
-        return [segmenter.of_volume([trained.params], v[..., None]) for v in volumes]
-    ready = as_list(images)
+        if level is not None:
+            raise UserError(f"segment: level={level}, but networks for volumes have no levels")
+        return [segmenter.of_volume([trained.params], v[..., None]) for v in volumes_of(images)]
+    sizes = [image.shape[:2] for image in as_list(images)]
+    ready = _as_read(trained, images)
     levels = blur_levels.given(trained, ready, level)
     out: list[np.ndarray] = []
     for start, count, examples in batches(ready, network.inputs.in_chans, segmenter.batch_size):
@@ -288,7 +292,7 @@ def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **inf
             if levels is not None:
                 row["level"] = np.int32(levels[start + i])
         out += segmenter.of_images([trained.params], rows)
-    return out
+    return [enlarged(labels, size) for labels, size in zip(out, sizes, strict=True)]
 
 
 def degrade(spec: str) -> Callable[..., Any]:

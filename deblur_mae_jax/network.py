@@ -135,7 +135,7 @@ def check(config: ConfigDict) -> Identity:
 def need_images(identity: Identity, path: Any) -> None:
     """Raise `UserError` if the network works on volumes."""
     if identity.axes == 3:
-        raise UserError(f"'{path}' is a network for volumes; only dm.segment takes volumes")
+        raise UserError(f"'{path}' is a network for volumes, of which Python segments volumes alone (dm.segment)")
 
 
 def build(config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, ...] = ()) -> Network:

@@ -27,12 +27,14 @@ import numpy as np
 
 from deblur_mae_jax import api
 from deblur_mae_jax.data.decode import EXTENSIONS, Decoder
+from deblur_mae_jax.data.listing import existing_root
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.export import agreement
 from deblur_mae_jax.export.export import export
 from deblur_mae_jax.export.opened import missing, open_export
 from deblur_mae_jax.models import masking
+from deblur_mae_jax.network import need_images
 from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.weight_formats.contract import named, titles
 from deblur_mae_jax.weight_formats.torch_calls import EXTRA
@@ -42,7 +44,9 @@ SHOWN = 4
 
 def read_images(trained, folder):
     """A few images spread over the files of a folder, decoded as the run decodes its own."""
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in EXTENSIONS)
+    need_images(trained.network.identity, trained.path)
+    root = existing_root(str(folder), "IMAGES")
+    paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError(f"IMAGES: '{folder}' holds no images")
     data = trained.config.data

@@ -18,7 +18,7 @@ try:
     import timm
     import torch
     import torch.nn.functional as F
-    from PIL import Image
+    from PIL import Image, ImageOps
     from safetensors.torch import load_file
 except ModuleNotFoundError as error:
     print(f"{__doc__}\nerror: {error}: this script needs torch, timm, safetensors, numpy and pillow", file=sys.stderr)
@@ -33,7 +33,8 @@ def view(path, p):
     p: `preprocessing` of the certificate.
     """
     blurred = p["degrade"] != "none" and p["where"] == "native" and max(p["taps"]) < 1  # else nothing changes
-    image = Image.open(path).convert("L" if p["channels"] == 1 else "RGB")
+    image = eight_bits(ImageOps.exif_transpose(Image.open(path)), p["bits16"])
+    image = image.convert("L" if p["channels"] == 1 else "RGB")
     shrink = p["max_side"] / max(image.size) if p["max_side"] else 1.0
     if shrink < 1:
         image = image.resize([max(1, round(n * shrink)) for n in image.size], Image.LANCZOS)
@@ -52,6 +53,19 @@ def view(path, p):
         x = blur(gray(x), p["taps"]) if p["taps"] else gray(x) if p["gray"] else x
     mean, std = (torch.tensor(p[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
     return (x.expand(-1, p["channels"], -1, -1) / 255 - mean) / std
+
+
+def eight_bits(image, bits16):
+    """A picture with 16 bits or floats in 8 bits: its own range ("minmax") or 0..65535 becomes 0..255."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    values, (low, high) = np.asarray(image, np.float64), (0.0, 65535.0)
+    if bits16 == "minmax" and values.max() > values.min():
+        low, high = values.min(), values.max()
+        inner = np.percentile(values, [0.1, 99.9])
+        if 0 < inner[1] - inner[0] < (high - low) / 16:  # a few outlying values, such as markers
+            low, high = inner
+    return Image.fromarray(np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8))
 
 
 def gray(x):
@@ -73,20 +87,34 @@ def main(arguments=None):
     parser.add_argument("--input", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("scores.csv"))
     options = parser.parse_args(arguments)
-    certificate = json.loads((options.export / "certificate.json").read_text())
+    place = options.export / "certificate.json"
+    if not place.is_file():
+        parser.error(f"'{options.export}' is not an export: it holds no certificate.json")
+    paths = [options.input] if options.input.is_file() else sorted(options.input.rglob("*"))
+    paths = [path for path in paths if path.suffix.lower() in KINDS]
+    if not paths:
+        parser.error(f"--input: no image in '{options.input}' (files ending in {', '.join(KINDS)})")
+    certificate = json.loads(place.read_text())
     opens, network = certificate["opens_with"], certificate["network"]
     if opens["library"] != "timm" or not network["classes"]:
         parser.error(f"'{options.export}' is not a timm export of a classifier")
     if network["degradation"] not in ("none", "gaussian"):
         parser.error(f"the network was trained with {network['degrade']}: degrade the images first")
     model = timm.create_model(opens["model"], pretrained=False, **opens["arguments"]).eval()
-    model.load_state_dict(load_file(options.export / certificate["file"]["name"]), strict=True)
+    weights = options.export / certificate["file"]["name"]
+    state = load_file(weights) if weights.suffix == ".safetensors" else torch.load(weights, weights_only=True)
+    model.load_state_dict(state, strict=True)
     with open(options.output, "w", newline="", encoding="utf-8") as file, torch.inference_mode():
         out = csv.writer(file)
         out.writerow(["image", *(f"p_{name}" for name in network["classes"])])
-        for path in sorted(p for p in options.input.rglob("*") if p.suffix.lower() in KINDS):
-            found = model(view(path, certificate["preprocessing"])).softmax(1)[0]
-            out.writerow([path.relative_to(options.input).as_posix(), *(f"{v:.9g}" for v in found.tolist())])
+        for path in paths:
+            try:
+                x = view(path, certificate["preprocessing"])
+            except (OSError, ValueError, SyntaxError) as error:  # damaged
+                print(f"left out: {path}: {error}", file=sys.stderr)
+                continue
+            name = path.name if options.input.is_file() else path.relative_to(options.input).as_posix()
+            out.writerow([name, *(f"{v:.9g}" for v in model(x).softmax(1)[0].tolist())])
 
 
 if __name__ == "__main__":

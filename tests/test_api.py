@@ -1,5 +1,6 @@
 """The Python interface: arrays in, arrays out."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from tiny_runs import classifier, pretraining, stirred
 import deblur_mae_jax as dm
 from deblur_mae_jax import network as networks
 from deblur_mae_jax import train
+from deblur_mae_jax.data import decode
 from deblur_mae_jax.data.phantoms import Phantoms
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
@@ -128,8 +130,40 @@ def test_volumes_in_hounsfield_units_are_not_segmented():
     config = inherit.resolve(tiny_volumes.segmentation())[0]
     network = networks.build(config, 3)
     trained = trained_network.TrainedNetwork(Path("run"), config, network, {}, ["background", "a", "b"])
-    with pytest.raises(UserError, match=r"volume 0 holds values from -900 to -900; scale them as in training"):
-        dm.segment(trained, [np.full((40, 40, 40), -900.0)])
+    for wrong, message in (
+        ([np.full((40, 40, 40), -900.0)], "volume 0 holds values from -900 to -900; scale it as in training"),
+        ([np.zeros((40, 40, 40), np.uint8)], "volume 0 is uint8; scale it"),
+        (np.zeros((36, 33)), "have 3 axes|neither a volume"),
+        ([], "there are none"),
+        ("volume.nii.gz", "str is neither a volume"),
+        (["volume.nii.gz"], "volume 0 is a str; expected an array"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dm.segment(trained, wrong)
+    with pytest.raises(UserError, match="level=7, but networks for volumes have no levels"):
+        dm.segment(trained, [np.zeros((40, 40, 40))], level=7)
+
+
+def test_a_segmenter_is_prepared_for_the_whole_image():
+    trained = dataclasses.replace(stirred("segment_images"), mask_values=[0, 255])
+    picture = np.zeros((20, 60), np.uint8)
+    picture[:, :6] = 255  # a central view of a wide image does not show its left border
+    assert dm.prepare(trained, picture).max() > 1
+
+
+def test_arrays_are_shrunk_as_files_are(tmp_path):
+    trained = stirred("mae_thyroid", data__max_side=32)
+    picture = np.random.default_rng(0).integers(0, 255, (60, 50), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    read = decode.Decoder(1, max_side=32)(tmp_path / "a.png")
+    assert read.shape[0] == 32
+    np.testing.assert_array_equal(dm.prepare(trained, picture), dm.prepare(trained, read))
+    np.testing.assert_allclose(dm.prepare(trained, picture / 255.0), dm.prepare(trained, read), atol=0.02)
+
+
+def test_what_is_assumed_of_a_file_of_others_is_said(tmp_path, caplog):
+    trained = dm.load(tiny.ROOT / "tests" / "golden" / "mae_p8c1.safetensors")
+    assert trained.notes and all(note in caplog.text for note in trained.notes)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +174,9 @@ def test_volumes_in_hounsfield_units_are_not_segmented():
         (lambda t, c: dm.encode(t, np.full((9, 9), 300.0)), "float images must be in 0..1"),
         (lambda t, c: dm.encode(t, np.full((9, 9), np.nan)), "float images must be in 0..1"),
         (lambda t, c: dm.encode(t, np.zeros((9, 9), np.int64)), "expected uint8"),
+        (lambda t, c: dm.encode(t, np.zeros((9, 9), np.uint16)), "stretches deep images to their own range"),
+        (lambda t, c: dm.encode(t, np.full((9, 9), 1.001)), r"values from 1\.001 to 1\.001"),
+        (lambda t, c: dm.encode(t, ["a.png"]), "image 0 is the path 'a.png'"),
         (lambda t, c: dm.encode(t, images(1), level=12), "level=12 must be in 1..11"),
         (lambda t, c: dm.encode(t, images(1), pool="max"), "Choices: mean, cls, none"),
         (lambda t, c: dm.reconstruct(t, images(1), mask_ratio=1.0), "mask_ratio=1.0"),

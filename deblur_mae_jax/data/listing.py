@@ -134,7 +134,7 @@ def walk(root: Path) -> Listing:
 
 
 def _add_links(out: Listing, links: list[tuple[File, os.stat_result]], inodes: dict[tuple[int, int], File]) -> None:
-    """Decide where a file is read that links name."""
+    """Decide for every file that links name whether it is read in its own place or in that of a link."""
     targets: dict[tuple[int, int], list[File]] = {}
     for file, stat in links:
         targets.setdefault((stat.st_dev, stat.st_ino), []).append(file)
@@ -143,26 +143,34 @@ def _add_links(out: Listing, links: list[tuple[File, os.stat_result]], inodes: d
         for key, files in targets.items() if key in inodes
     }  # fmt: skip
     linked = {inodes[key].name for key, files in elsewhere.items() if files}
-    partly = {tuple(file.folders) for file in out.files if file.name not in linked}
+    kept_folders = {tuple(file.folders) for file in out.files if file.name not in linked}
+    moved: set[str] = set()
     for key, files in targets.items():
         real, others = inodes.get(key), elsewhere.get(key, [])
-        in_split = real is not None and any(map(_in_split, others)) and not _in_split(real)
-        if real is None or (others and (tuple(real.folders) not in partly or in_split)):
-            places = {tuple(file.folders): file for file in others}
-            if len(places) > 1:
-                first, second, *_ = places.values()
-                raise UserError(
-                    f"config.data.root: '{first.name}' and '{second.name}' are links to the same file "
-                    f"'{printable(str(real.name if real else ''))}', whose class or split is therefore not clear; name "
-                    "the images in a CSV (config.data.name=manifest)"
-                )
-            chosen = others[0] if others else files[0]
+        chosen = None
+        if real is None:
+            chosen = files[0]
+        elif others and (
+            tuple(real.folders) not in kept_folders or (any(map(_in_split, others)) and not _in_split(real))
+        ):
+            chosen = others[0]
+            _refuse_several(real, others)
+            moved.add(real.name)
+            out.skipped.append(Skipped(real.name, f"read through a link to it, '{chosen.name}'"))
+        if chosen is not None:
             out.files.append(chosen)
-            if real is not None:
-                out.files.remove(real)
-                out.skipped.append(Skipped(real.name, f"read through a link to it, '{chosen.name}'"))
-            files = [file for file in files if file is not chosen]
-        out.skipped += [Skipped(file.name, "a link to a file that is read elsewhere") for file in files]
+        out.skipped += [Skipped(f.name, "a link to a file that is read elsewhere") for f in files if f is not chosen]
+    out.files = [file for file in out.files if file.name not in moved]
+
+
+def _refuse_several(real: File, links: list[File]) -> None:
+    """Raise `UserError` if a file is linked from several folders, which may be several classes or splits."""
+    other = next((link for link in links if link.folders != links[0].folders), None)
+    if other is not None:
+        raise UserError(
+            f"config.data.root: '{links[0].name}' and '{other.name}' are links to the same file '{real.name}', whose "
+            "class or split is therefore not clear; name the images in a CSV (config.data.name=manifest)"
+        )
 
 
 def _in_split(file: File) -> bool:

@@ -157,8 +157,8 @@ def _rows(path: Path, lines: list[str], delimiter: str, table: Table) -> list[tu
         span = lines[start : reader.line_num]
         width = len(found[0][1]) if found else 0
         # A quote that is a ditto mark, or never closed, joins whole rows until the next one that opens a cell.
-        whole = width > 1 and all(line.count(delimiter) == width - 1 for line in span)
-        if len(span) > 1 and whole and _opens_a_cell(span[-1], delimiter):
+        several = len(span) > 1 and width > 1 and all(line.count(delimiter) == width - 1 for line in span)
+        if several and _opens_a_cell(span[-1], delimiter):
             apart += len(span)
             plain = csv.reader(span, delimiter=delimiter, skipinitialspace=True, quoting=csv.QUOTE_NONE)
             found += [(start + n, own) for n, own in enumerate(plain, start=1)]

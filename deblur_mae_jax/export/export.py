@@ -87,6 +87,7 @@ def export(
         certificate["searcher"] = _write_searcher(draft, trained, in_chans, module)
         module.companions(draft, network, opens, name)
         certificate["file"] = _fingerprint(draft / name, state)
+        certificate["header"] = _header(trained, format)  # a .pth file cannot hold it
         certificate["agreement"], used = _agreement(trained, module, draft / name, certificate)
         certificate["versions"] = _versions() | used
         certificate["exported"] = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -241,14 +242,18 @@ def _write_weights(path: Path, state: State, trained: TrainedNetwork, format: st
         return
     from safetensors.numpy import save_file
 
+    save_file(state, path, metadata=_header(trained, format))
+
+
+def _header(trained: TrainedNetwork, format: str) -> dict[str, str]:
+    """What a file records of its network: config, without what names a place, and classes."""
     recorded = fields.flat(trained.config)
     values: dict[str, Any] = {name: "" for name in _PRIVATE if name in recorded}
     step = _step_of_search(trained)
     if step is not None:  # "auto" would mean none where the file of the search is missing
         values["search.setting"] = f"search({step:g})"
     values |= {n: False for n, formats in _LEFT_OUT.items() if n in recorded and format in formats}
-    public = dataclasses.replace(trained, config=fields.copy(trained.config, values))
-    save_file(state, path, metadata=trained_network.header(public))
+    return trained_network.header(dataclasses.replace(trained, config=fields.copy(trained.config, values)))
 
 
 def _step_of_search(trained: TrainedNetwork) -> float | None:

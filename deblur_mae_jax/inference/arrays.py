@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,14 @@ from PIL import Image
 from scipy.special import softmax
 
 from deblur_mae_jax.errors import UserError
+
+# Scaled voxels are within a few standard deviations of 0. Hounsfield units and raw MR are not.
+UNSCALED = 200.0
+SCALED = (
+    "scale it as in training (CT: the window mapped to 0..1; MR: standardised over the non-zero voxels), or let "
+    "main.py --mode=predict read the files"
+)
+ROUNDING = 1e-4  # by which values of a float image may exceed 0..1
 
 
 def as_list(images: Any) -> list[np.ndarray]:
@@ -39,21 +48,77 @@ def as_list(images: Any) -> list[np.ndarray]:
     out = []
     for number, image in enumerate(images):
         _need_gray_or_rgb(image, number)
+        if isinstance(image, (str, os.PathLike)):
+            raise UserError(
+                f"images: image {number} is the path '{image}'; expected an array. main.py --mode=predict reads files"
+            )
         image = np.asarray(image)
         image = image[:, :, None] if image.ndim == 2 else image
         if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
             raise UserError(f"images: image {number} has shape {image.shape}; expected (H, W), (H, W, 1) or (H, W, 3)")
         if image.dtype == bool or not (image.dtype == np.uint8 or np.issubdtype(image.dtype, np.floating)):
-            raise UserError(f"images: image {number} is {image.dtype}; expected uint8, or float in 0..1")
+            raise UserError(
+                f"images: image {number} is {image.dtype}; expected uint8, or float in 0..1. A run stretches "
+                "deep images to their own range (config.data.bits16=minmax): (x - x.min()) / (x.max() - x.min())"
+            )
         if image.dtype != np.uint8:
             low, high = float(np.min(image)), float(np.max(image))
-            if not (low >= 0 and high <= 1):  # also catches NaN
+            if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also catches NaN
                 raise UserError(
-                    f"images: image {number} has values from {low:g} to {high:g}; float images must be "
+                    f"images: image {number} has values from {low:.9g} to {high:.9g}; float images must be "
                     "in 0..1, or uint8"
                 )
-            image = image.astype(np.float32) * 255.0
+            image = np.clip(image.astype(np.float32), 0, 1) * 255.0
         out.append(image)
+    if not out:
+        raise UserError("images: there are none")
+    return out
+
+
+def shrunk(image: np.ndarray, max_side: int) -> np.ndarray:
+    """An image `(H, W, C)` with at most `max_side` pixels on its long side, as files are read; 0: as it is."""
+    longest = max(image.shape[:2])
+    if not max_side or longest <= max_side:
+        return image
+    height, width = (max(1, round(side * max_side / longest)) for side in image.shape[:2])
+    planes = []
+    for plane in np.moveaxis(image, -1, 0):
+        for size in ((width, image.shape[0]), (width, height)):  # Pillow clips 8-bit images after each direction
+            plane = Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.LANCZOS)
+            plane = np.clip(np.asarray(plane), 0, 255)
+        planes.append(plane)
+    return np.stack(planes, axis=-1)
+
+
+def enlarged(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A label map on the pixels of the image before `shrunk`."""
+    if labels.shape == size:
+        return labels
+    return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def volumes_of(images: Any) -> list[np.ndarray]:
+    """Check volumes and return each as float32 `(D, H, W)`. Raises `UserError`.
+
+    images: a volume `(D, H, W)` or `(D, H, W, 1)`, or a collection of them; scaled as in training.
+    """
+    if hasattr(images, "__array__") and np.ndim(images) == 3:
+        images = [images]
+    elif isinstance(images, (str, os.PathLike)) or not hasattr(images, "__iter__"):
+        raise UserError(f"images: {type(images).__name__} is neither a volume nor a collection of volumes")
+    out = []
+    for number, given in enumerate(images):
+        if not hasattr(given, "__array__"):
+            raise UserError(f"images: volume {number} is a {type(given).__name__}; expected an array (D, H, W)")
+        volume = np.asarray(given)
+        if not np.issubdtype(volume.dtype, np.floating):
+            raise UserError(f"images: volume {number} is {volume.dtype}; {SCALED}")
+        volume = volume[..., 0] if volume.ndim == 4 and volume.shape[3] == 1 else volume
+        if volume.ndim != 3 or 0 in volume.shape or not np.isfinite(volume).all():
+            raise UserError(f"images: volume {number} of shape {volume.shape} must be finite and have 3 axes")
+        if np.abs(volume).max() > UNSCALED:
+            raise UserError(f"images: volume {number} holds values from {volume.min():g} to {volume.max():g}; {SCALED}")
+        out.append(volume.astype(np.float32))
     if not out:
         raise UserError("images: there are none")
     return out

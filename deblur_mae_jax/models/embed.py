@@ -106,6 +106,11 @@ def build(network: Any, variant: str, fields: dict[str, Any]) -> Any:
 
     A size that is set in `fields` overrides the variant's.
     """
+    if not variant:
+        raise UserError(
+            "config.model.variant is empty: the network of config.init_from is of another kind than this config's "
+            "model; use a config of its kind, such as configs/resnet.py, convnext.py, swin.py, beit.py or convvit.py"
+        )
     if variant not in VARIANTS:
         raise unknown("config.model.variant", variant, VARIANTS)
     sizes = dict(zip(("embed_dim", "depth", "num_heads"), VARIANTS[variant], strict=True))

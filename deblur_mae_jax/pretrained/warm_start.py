@@ -79,12 +79,9 @@ def fit(
             if k in needed and k not in taken and not k.startswith(rules.heads)
         ),
     }
-    if strict and any(misfits.values()):
-        listed = "; ".join(f"{what} {_some(names)}" for what, names in misfits.items() if names)
-        raise UserError(
-            f"config.init_from: the weights do not fit the network: {listed}. "
-            "--config.init_strict=False uses only the weights that fit"
-        )
+    if strict:
+        _require_all(misfits, bool(taken))
+    _require_some(taken, source, network)
     used, fresh = {top(k) for k in taken}, {top(k) for k in needed if k not in taken}
     rows = [
         ("taken", _listed(used)),
@@ -98,6 +95,26 @@ def fit(
         sorted(fresh),
         [row for row in rows if row[1]],
     )
+
+
+def _require_some(taken: Flat, source: TrainedNetwork, network: Network) -> None:
+    """Raise `UserError` if no weight fits, also where `init_strict` is off."""
+    if not taken:
+        raise UserError(
+            f"config.init_from: no weight of '{source.path}', a {source.config.model.name}, fits this network "
+            f"({network.model.__class__.__name__}): it would start from scratch"
+        )
+
+
+def _require_all(misfits: dict[str, list[str]], some: bool) -> None:
+    """Raise `UserError` that lists the weights that do not fit, if there are any.
+
+    some: whether others fit.
+    """
+    if any(misfits.values()):
+        listed = "; ".join(f"{what} {_some(names)}" for what, names in misfits.items() if names)
+        advice = "--config.init_strict=False uses only the weights that fit" if some else "None of the weights fits"
+        raise UserError(f"config.init_from: the weights do not fit the network: {listed}. {advice}")
 
 
 def _encoder_of(source: TrainedNetwork, network: Network) -> tuple[Flat, Any, Rules, set[str]]:

@@ -7,6 +7,7 @@ tensors and plain containers and executes no code.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import warnings
 import zipfile
@@ -27,6 +28,7 @@ IN_FOLDERS = (
     "pytorch_model.bin",
     "open_clip_model.safetensors",
 )
+CERTIFICATE = "certificate.json"  # of an export
 # Lists of the files of a network that was saved in parts.
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # The keys under which training code stores the weights, and the prefixes that it adds to their names.
@@ -87,11 +89,22 @@ def _read_file(path: Path) -> tuple[State, dict[str, str], dict[str, Any]]:
         return (*_safetensors(path), {})
     if path.suffix in PICKLES:
         state, arguments = _pickle(path)
-        return state, {}, arguments
+        return state, _header_beside(path), arguments
     raise UserError(
         f"'{path.suffix or path.name}' is not a weight file. Choices: the workdir of a run, .safetensors, "
         f"{', '.join(PICKLES)}, a Hugging Face folder"
     )
+
+
+def _header_beside(path: Path) -> dict[str, str]:
+    """What `certificate.json` records of this very file, if one of our exports wrote it; {} if not."""
+    try:
+        certificate = json.loads((path.parent / CERTIFICATE).read_text(encoding="utf-8"))
+        header, digest = certificate["header"], certificate["file"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    same = isinstance(header, dict) and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    return {str(name): str(value) for name, value in header.items()} if same else {}
 
 
 def _read_shards(index: Path) -> State:

@@ -168,6 +168,7 @@ def opens_with(network: dict[str, Any]) -> dict[str, Any]:
 CAUTIONS = (
     "`preprocessor_config.json` does less: `ViTImageProcessor` resizes the whole image to a square, does not crop it, "
     "and does not degrade it. Prepare images by the steps above for the results of the run.",
+    "`transformers.pipeline` converts images to RGB: for it, export a gray network with `--in_chans=3`.",
 )
 
 

@@ -101,6 +101,10 @@ def write_config(folder: Path, network: dict[str, Any], opens: dict[str, Any], p
     run_folder.write_json(folder / "config.json", config)
 
 
+# The usual output of a ViT without a head is its class token, and that of dm.encode the mean of the patches.
+FEATURES = "features = model.forward_features(x)[:, 1:].mean(1)  # those of dm.encode"
+
+
 def snippet(certificate: dict[str, Any]) -> list[str]:
     """`timm.create_model`."""
     opens = certificate["opens_with"]
@@ -110,6 +114,7 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
         *torch_calls.read_lines(certificate["file"]["name"]),
         f'model = timm.create_model("{opens["model"]}", pretrained=False, {arguments})',
         "model.load_state_dict(state, strict=True)",
+        *([] if opens["arguments"]["num_classes"] else [FEATURES]),
     ]
 
 

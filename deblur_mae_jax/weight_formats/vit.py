@@ -22,6 +22,7 @@ _KNOWN = re.compile(
     r"|head\.0\.(running_mean|running_var|num_batches_tracked)"
     r"|(decoder_)?blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias))$"
 )
+_LAYER_SCALE = re.compile(r"^blocks\.\d+\.ls[12]\.gamma$")
 TABLE = "relative_position_bias_table"
 DECODER = re.compile(r"^(decoder_|mask_token)")
 # Weights do not record the number of attention heads; these widths have a usual number.
@@ -65,8 +66,10 @@ def has_decoder(names: Iterable[str]) -> bool:
 
 def checked(state: State) -> State:
     """The state dict of a plain ViT, an encoder with an empty head. Raises `UserError` for other names."""
-    state = dict(state)
+    state = _without_layer_scale(dict(state))
     state.pop("head.0.num_batches_tracked", None)
+    if "decoder_pred.weight" not in state:
+        state.pop("mask_token", None)  # DINOv2's, which its encoder alone does not need
     strange = sorted(name for name in state if not _KNOWN.match(name))
     if strange:
         more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
@@ -75,6 +78,16 @@ def checked(state: State) -> State:
         width = state["cls_token"].shape[-1] if "cls_token" in state else 0
         empty = np.zeros((0, width), np.float32)
         state |= {"head.weight": empty, "head.bias": empty[:, 0] if width else empty.reshape(0)}
+    return state
+
+
+def _without_layer_scale(state: State) -> State:
+    """Factors of the branches (LayerScale of DINOv2 and DeiT III) become part of the layers before them."""
+    for name in [name for name in state if _LAYER_SCALE.match(name)]:
+        block, which = name.rsplit(".", 2)[0], "attn.proj" if ".ls1." in name else "mlp.fc2"
+        scale = state.pop(name)
+        weight, bias = f"{block}.{which}.weight", f"{block}.{which}.bias"
+        state[weight], state[bias] = state[weight] * scale[:, None], state[bias] * scale
     return state
 
 

@@ -269,6 +269,61 @@ def test_pth_on_request(runs, tmp_path):
     assert trained_network.load(folder / "mae.pth").params["cls_token"].shape == (1, 1, 32)
 
 
+@pytest.mark.parametrize(("run", "format"), [("d2mae", "d2mae"), ("d2mae classifier", "d2mae"), ("mean", "timm")])
+def test_a_pth_file_is_read_as_the_network_that_was_exported(runs, tmp_path, run, format):
+    folder = export.export(runs[run], format, tmp_path / "out" / "weights.pth")
+    before, after = trained_network.load(runs[run]), trained_network.load(folder / "weights.pth")
+    assert after.classes == before.classes and after.config.model.to_dict() == before.config.model.to_dict()
+    assert after.config.task.degrade == before.config.task.degrade and not after.notes
+    pictures = np.random.default_rng(0).integers(0, 255, (2, 40, 50), np.uint8)
+    np.testing.assert_allclose(dm.encode(after, pictures, level=1 if "d2mae" in run else None),
+                               dm.encode(before, pictures, level=1 if "d2mae" in run else None), atol=1e-5)  # fmt: skip
+    (folder / "certificate.json").unlink()  # then it is the file of anybody, of which little is known
+    if format == "timm":
+        assert trained_network.load(folder / "weights.pth").notes
+
+
+@pytest.mark.parametrize("run", ["d2mae", "d2mae classifier"])
+def test_the_model_file_reads_a_pth_file(runs, tmp_path, run):
+    folder = export.export(runs[run], "d2mae", tmp_path / "out" / "w.pth")
+    model = modeling(folder / "modeling_d2mae.py").load(folder, "w.pth")
+    assert len(model.state_dict()) > 20 and "w.pth" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.ones((40, 50), np.float32), "nearly black; multiply by 255"),
+        (np.full((40, 50), np.nan, np.float32), "values from nan"),
+        (np.full((40, 50), 4000, np.int32), "expected gray levels 0..255"),
+        (np.zeros((3, 40, 50), np.uint8), r"shape \(3, 40, 50\); expected \(H, W\)"),
+        (np.zeros((40, 2000), np.uint8), "2000 x 40 pixels; in training, larger ones were shrunk to 1024"),
+    ],
+)
+def test_the_model_file_refuses_what_is_no_image_of_gray_levels(runs, tmp_path, image, message):
+    folder = export.export(runs["d2mae"], "d2mae", tmp_path / "out")
+    model = modeling(folder / "modeling_d2mae.py").load(folder)
+    with pytest.raises(ValueError, match=message):
+        model.view(torch.from_numpy(image), 1)
+    with pytest.raises(ValueError, match="expected a tensor, got ndarray"):
+        model.view(image, 1)
+
+
+def test_the_factors_of_dinov2_become_part_of_its_layers(tmp_path):
+    model = as_timm(tmp_path / "dino.pth", "vit_small_patch14_dinov2", img_size=28, depth=2, num_classes=0)
+    state = torch.load(tmp_path / "dino.pth", weights_only=True)
+    assert any(".ls1.gamma" in name for name in state)
+    torch.save(state | {"mask_token": torch.zeros(1, 384)}, tmp_path / "meta.pth")  # as the published files
+    x = np.random.default_rng(0).standard_normal((2, 28, 28, 3)).astype(np.float32)
+    with torch.inference_mode():
+        theirs = model.forward_features(torch.tensor(x).permute(0, 3, 1, 2))[:, 0].numpy()
+    for name in ("dino.pth", "meta.pth"):
+        found = trained_network.load(tmp_path / name)
+        with jax.default_matmul_precision("highest"):
+            ours = found.model.apply({"params": found.params}, x, method=found.model.features)
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
 def test_timm_opens_the_folder_by_itself(runs, tmp_path):
     import timm
 
@@ -409,6 +464,32 @@ def test_thirty_lines_of_torch_give_the_same_predictions(runs, tmp_path, run):
     for a, b in zip(ours, theirs, strict=True):
         for column in ("p_benign", "p_malignant"):
             assert abs(float(a[column]) - float(b[column])) <= 1e-4
+
+
+def test_deep_and_turned_images_are_scored_as_they_are_predicted(runs, tmp_path, capsys):
+    from deblur_mae_jax.commands import predict
+
+    folder, images = tmp_path / "export", tmp_path / "images"
+    run_script("export_to_pytorch.py", runs["mean"], "--format=timm", f"--output={folder / 'w.pth'}")
+    images.mkdir()
+    picture = np.random.default_rng(0).integers(0, 255, (40, 60)).astype(np.uint8)
+    Image.fromarray(picture.astype(np.uint16) * 257).save(images / "deep.png")
+    Image.fromarray(picture.astype(np.uint16) * 16).save(images / "deep.tif")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(picture).save(images / "turned.png", exif=turned)
+    (images / "damaged.png").write_bytes(b"no")
+    run_script("score_with_pytorch.py", folder, f"--input={images}", f"--output={tmp_path / 's.csv'}")
+    assert "left out" in capsys.readouterr().err
+    predict.run(runs["mean"], str(images), tmp_path / "ours.csv")
+    ours, theirs = (list(csv.DictReader((tmp_path / name).read_text().splitlines())) for name in ("ours.csv", "s.csv"))
+    assert [row["image"] for row in ours] == [row["image"] for row in theirs] and len(ours) == 3
+    for a, b in zip(ours, theirs, strict=True):
+        assert abs(float(a["p_malignant"]) - float(b["p_malignant"])) <= 1e-4, a["image"]
+    for wrong in (tmp_path / "nothing", tmp_path / "export"):
+        with pytest.raises(SystemExit):
+            run_script("score_with_pytorch.py", folder, f"--input={wrong}")
+        assert "--input: no image in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("run", "format"), [("mae", "hf"), ("d2mae classifier", "d2mae"), ("mae", "timm")])

@@ -72,14 +72,17 @@ def test_denoising_agrees_at_every_strength_of_the_noise(tmp_path):
     np.testing.assert_allclose(theirs, ours, atol=2e-5 * np.abs(ours).max())
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize(("name", "format", "program"), [
     ("diffmae", "diffmae", "from modeling_diffmae import load\nm = load('.')\nm.encode(m.view(torch.zeros(60, 50)))"),
     ("segment_images", "segmenter",
      "from modeling_vit_unetr import load\nm = load('.')\ns = m.config['image_size']\nm(torch.zeros(1, 1, s, s))"),
 ])  # fmt: skip
-def test_the_files_beside_the_weights_are_enough(name, format, program, tmp_path):
+def test_the_files_beside_the_weights_are_enough(name, format, program, suffix, tmp_path):
     """In another process, in the folder of the export, without this library."""
-    folder = export.export(stirred(name), format, tmp_path / "export")
+    weights = f"model{suffix}"
+    export.export(stirred(name), format, tmp_path / "export" / weights)
+    folder, program = tmp_path / "export", program.replace("load('.')", f"load('.', '{weights}')")
     program = f"import sys\nsys.path.insert(0, '.')\nimport torch\n{program}\nassert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-I", "-c", program], cwd=folder, check=True, timeout=200)
 
@@ -95,6 +98,6 @@ def test_prototypes_that_are_not_of_length_one_are_refused(tmp_path):
 def test_a_layer_that_our_vit_lacks_is_named(tmp_path):
     folder = export.export(stirred("dino_v2"), "dino_v2", tmp_path / "export")
     state = load_file(folder / "model.safetensors")
-    state["teacher.backbone.blocks.0.ls1.gamma"] = np.ones(8, np.float32)
-    with pytest.raises(UserError, match=r"blocks\.0\.ls1\.gamma"):
+    state["teacher.backbone.blocks.0.attn.q_norm.weight"] = np.ones(8, np.float32)
+    with pytest.raises(UserError, match=r"blocks\.0\.attn\.q_norm\.weight"):
         contract.named("dino_v2").to_ours(state)

@@ -423,7 +423,7 @@ def test_crops_of_a_linear_probe_are_cut_not_drawn_again():
             },
             ["task.degrade=noise.gaussian_noise", "draws another degradation"],
         ),
-        ({"model__embed_dim": 64}, ["do not fit the network", "other shape", "init_strict=False"]),
+        ({"model__embed_dim": 64}, ["do not fit the network", "other shape", "None of the weights fits"]),
         ({"model__depth": 2}, ["missing blocks_1", "init_strict=False"]),
         ({"task__mixup": -1.0}, ["task.mixup=-1.0"]),
         ({"augment__rand_augment": "rand-q1"}, ["augment.rand_augment='rand-q1'"]),
@@ -471,3 +471,8 @@ def test_weights_travel_in_one_file(tmp_path):
         trained_network.load(tmp_path / "bad.safetensors")
     with pytest.raises(UserError, match=r"holds no config\.json"):
         trained_network.load(tmp_path)
+
+
+def test_a_network_of_which_nothing_fits_is_refused_also_without_strictness(tmp_path):
+    with pytest.raises(UserError, match=r"no weight of .*, a vit_mae, fits this network .*it would start from scratch"):
+        go(tmp_path, "resnet:50", init_from=str(pretraining("mae_thyroid")), init_strict=False)

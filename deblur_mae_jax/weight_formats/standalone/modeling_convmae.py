@@ -25,12 +25,20 @@ PATCH, STEPS = 16, (4, 2, 2)
 
 
 def load(folder: str | Path = ".", weights: str = WEIGHTS) -> ConvMAE:
-    """The network in `folder`, on the CPU and in evaluation mode. Needs safetensors."""
-    from safetensors.torch import load_file
-
+    """The network in `folder`, on the CPU and in evaluation mode. A `.safetensors` file needs safetensors."""
     model = ConvMAE(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")))
-    model.load_state_dict(load_file(Path(folder) / weights), strict=True)
+    model.load_state_dict(read_weights(Path(folder) / weights), strict=True)
     return model.eval()
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.safetensors` or `.pth` file."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("model", state)
 
 
 class Embedding(nn.Module):

@@ -34,10 +34,18 @@ def load(folder: str | Path = ".", weights: str = WEIGHTS, config: str = CONFIG)
     """The network in `folder`, on the CPU and in evaluation mode."""
     folder = Path(folder)
     model = D2MAE(json.loads((folder / config).read_text(encoding="utf-8")))
-    model.load_state_dict(read_safetensors(folder / weights), strict=True)
+    model.load_state_dict(read_weights(folder / weights), strict=True)
     if config == CONFIG and (folder / SEARCHER[1]).exists():
         model.searcher.append(load(folder, *SEARCHER))
     return model.eval()
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.safetensors` or `.pth` file."""
+    if Path(path).suffix == ".safetensors":
+        return read_safetensors(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("model", state)
 
 
 def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
@@ -54,6 +62,24 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
         values = torch.frombuffer(bytearray(data[first:last]), dtype=kinds[item["dtype"]])
         out[name] = values.reshape(item["shape"])
     return out
+
+
+def check_image(image: torch.Tensor, max_side: int) -> None:
+    """Raise `ValueError` for what is no image of gray levels 0..255, or larger than those of training."""
+    if not isinstance(image, torch.Tensor):
+        raise ValueError(f"image: expected a tensor, got {type(image).__name__}; use torch.from_numpy")
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        raise ValueError(f"image: shape {tuple(image.shape)}; expected (H, W), (H, W, 1) or (H, W, 3)")
+    low, high = float(image.min()), float(image.max())
+    if low != low or low < 0 or high > 255:
+        raise ValueError(f"image: values from {low:g} to {high:g}; expected gray levels 0..255")
+    if image.is_floating_point() and 0 < high <= 1:
+        raise ValueError(f"image: values from {low:g} to {high:g} are nearly black; multiply by 255")
+    if max_side and max(image.shape[:2]) > max_side:
+        raise ValueError(
+            f"image: {image.shape[1]} x {image.shape[0]} pixels; in training, larger ones were shrunk to "
+            f"{max_side} on their long side: do so first (Pillow, LANCZOS)"
+        )
 
 
 def gaussian_taps(sigma: float, kernel: str = "opencv_uint8") -> torch.Tensor:
@@ -253,6 +279,7 @@ class D2MAE(nn.Module):
         degraded: `(H, W)`, for a network that was not trained with a Gaussian blur.
         """
         c = self.config
+        check_image(image, c["max_side"])
         x = image.float()[None] if image.ndim == 2 else image.float().permute(2, 0, 1)
         x = to_gray(x) if c["in_chans"] == 1 else x.expand(3, -1, -1)
         sigma = None if level == 0 else c["sigma"] if level is None else self.sigmas[level - 1] or None

@@ -28,12 +28,20 @@ UNUSED = ("norm", "fc_norm", "head", "fc")
 
 
 def load(folder: str | Path = ".", weights: str = WEIGHTS) -> Segmenter:
-    """The network in `folder`, on the CPU and in evaluation mode. Needs safetensors."""
-    from safetensors.torch import load_file
-
+    """The network in `folder`, on the CPU and in evaluation mode. A `.safetensors` file needs safetensors."""
     model = Segmenter(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")), Path(folder))
-    model.load_state_dict(load_file(Path(folder) / weights), strict=True)
+    model.load_state_dict(read_weights(Path(folder) / weights), strict=True)
     return model.eval()
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.safetensors` or `.pth` file."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("model", state)
 
 
 class ConvNormReLU(nn.Module):

@@ -40,7 +40,7 @@ def load(folder: str | Path = ".", weights: str = WEIGHTS) -> ViTUNETR:
     """The network in `folder`, on the CPU and in evaluation mode."""
     folder = Path(folder)
     model = ViTUNETR(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    model.load_state_dict(d2mae.read_safetensors(folder / weights), strict=True)
+    model.load_state_dict(d2mae.read_weights(folder / weights), strict=True)
     return model.eval()
 
 
