@@ -19,6 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.export import card, opened
 from deblur_mae_jax.export.export import export
+from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.weight_formats.contract import titles
 
 
@@ -34,7 +35,10 @@ def main(arguments=None):
     parser.add_argument("--output", default="", help="a folder, or a .safetensors or .pth file")
     parser.add_argument("--in_chans", type=int, default=0, help="1 or 3; 0: as trained")
     options = parser.parse_args(arguments)
-    folder = export(options.run, options.format, options.output, options.in_chans)
+    trained = trained_network.load(options.run, "RUN")
+    for note in trained.notes:
+        print(f"note: {note}")
+    folder = export(trained, options.format, options.output, options.in_chans)
     certificate = json.loads((folder / opened.CERTIFICATE).read_text())
     print(f"{folder / certificate['file']['name']}: {certificate['file']['tensors']} tensors")
     for line in certificate["changed"]:

@@ -225,10 +225,11 @@ def _heads(
 ) -> int:  # fmt: skip
     if isinstance(config.get(name), int):
         return config[name]
-    if width in usual:
-        return usual[width]
-    guess = max(1, width // head)
-    notes.append(f"a width of {width} is not a usual size; we assume attention heads of width {head}")
+    part, guess = "decoder" if name.startswith("decoder") else "encoder", usual.get(width, max(1, width // head))
+    notes.append(
+        f"the file does not record the attention heads of the {part}; we assume {guess} for its width of {width}"
+        + ("" if width in usual else ", which is not a usual size")
+    )
     if width % guess:
         raise UserError(f"a width of {width} does not say how many heads the network has")
     return guess
