@@ -51,15 +51,17 @@ Images = Any  # an array, or an iterable of arrays
 Ready = list[np.ndarray]  # from `as_list`
 
 
-def load(run_or_file: str | Path) -> TrainedNetwork:
+def load(run_or_file: str | Path, **known: Any) -> TrainedNetwork:
     """Load a trained network onto the device. Raises `UserError`.
 
     Compiled programs are kept where the run keeps its own (`config.compilation_cache`), unless JAX has a cache folder.
 
     run_or_file: workdir of a run, whose best weights are loaded, or a weight file of a known format. What is assumed of
         a file that other code wrote, such as its normalisation, is logged as a warning.
+    known: what such a file does not record, by the last part of the name of the config field: `num_heads=6`,
+        `merge_order="monai15"`, `degrade="blur.gaussian(sigma=1.1)"`, `mean=(0.5,), std=(0.5,)`.
     """
-    trained = trained_network.load(run_or_file, "run")
+    trained = trained_network.load(run_or_file, "run", known)
     for note in trained.notes:
         logging.warning("%s: %s", run_or_file, note)
     compile_cache.use(trained.config.compilation_cache)

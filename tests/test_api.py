@@ -161,7 +161,18 @@ def test_arrays_are_shrunk_as_files_are(tmp_path):
     np.testing.assert_allclose(dm.prepare(trained, picture / 255.0), dm.prepare(trained, read), atol=0.02)
 
 
-def test_what_is_assumed_of_a_file_of_others_is_said(tmp_path, caplog):
+def test_what_a_file_of_others_does_not_record_can_be_said():
+    path = tiny.ROOT / "tests" / "golden" / "mae_p8c1.safetensors"
+    heads = dm.load(path).config.model.num_heads
+    trained = dm.load(path, num_heads=2 * heads, degrade="blur.gaussian(sigma=1.1)")
+    assert trained.model.num_heads == 2 * heads and trained.config.task.degrade == "blur.gaussian(sigma=1.1)"
+    with pytest.raises(UserError, match=r"unknown name 'num_head'. Did you mean 'num_heads'"):
+        dm.load(path, num_head=2)
+    with pytest.raises(UserError, match="is a run, which records num_heads"):
+        dm.load(pretraining(), num_heads=2)
+
+
+def test_what_is_assumed_of_a_file_of_others_is_said(caplog):
     trained = dm.load(tiny.ROOT / "tests" / "golden" / "mae_p8c1.safetensors")
     assert trained.notes and all(note in caplog.text for note in trained.notes)
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.data.listing import existing_root
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.weight_formats import d2mae, files, names
 from deblur_mae_jax.weight_formats.contract import State
@@ -115,15 +115,18 @@ def read_config(path: Path) -> ConfigDict:
     return fields.nested(fields.upgrade(values))
 
 
-def load(path: str | Path, field: str = "config.init_from") -> TrainedNetwork:
+def load(path: str | Path, field: str = "config.init_from", known: dict[str, Any] | None = None) -> TrainedNetwork:
     """Load config, network and weights of a run or a weight file; for a run with labels, the best weights.
 
     A weight file is one of our exports or has a format of `weight_formats/`. Raises `UserError`.
+    known: values of config fields that a weight file does not record, by the last part of their names.
     """
     place = str(path)
     path = existing_root(str(mirror.opened(path, field)), field)
     try:
-        trained = _from_file(path, field) if files.is_weights(path) else _from_run(path)
+        if known and not files.is_weights(path):
+            raise UserError(f"'{path}' is a run, which records {', '.join(known)}; only a weight file may lack them")
+        trained = _from_file(path, field, known or {}) if files.is_weights(path) else _from_run(path)
     except UserError as error:
         if str(error).startswith(field):
             raise
@@ -150,12 +153,23 @@ def _from_run(path: Path) -> TrainedNetwork:
     return TrainedNetwork(workdir.path, config, network, params, classes, values)
 
 
-def _from_file(path: Path, field: str) -> TrainedNetwork:
+def _with_known(values: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The config of a weight file with what the user knows of it. Raises `UserError`."""
+    names = {
+        name.rpartition(".")[2]: name for name in values if name.startswith(("model.", "data.", "task.", "image_"))
+    }
+    strange = next((name for name in known if name not in names), None)
+    if strange is not None:
+        raise unknown("field", strange, names)
+    return values | {names[name]: value for name, value in known.items()}
+
+
+def _from_file(path: Path, field: str, known: dict[str, Any]) -> TrainedNetwork:
     weights = files.read(path, field)
     infer = d2mae.infer if weights.format is None else weights.format.infer
     try:
         values, classes, notes, held = infer(weights)
-        config = fields.nested(values)
+        config = fields.nested(_with_known(values, known))
         network = networks.build(config, len(classes))
         shapes = jax.eval_shape(network.init)
         if held is not None:
