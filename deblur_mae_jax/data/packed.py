@@ -10,12 +10,13 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import buckets, layout, naming, records
+from deblur_mae_jax.data import buckets, grid, layout, naming, records
 from deblur_mae_jax.data.decode import Decoder
 from deblur_mae_jax.data.image_files import decoder_of
 from deblur_mae_jax.data.listing import existing_root
@@ -258,6 +259,24 @@ def _check_settings(data, channels: int, axes: int, facts: dict[str, Any], folde
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Grids:  # a class, not a closure: worker processes must be able to unpickle it
+    """The grid of each image, with the size of a pixel in mm where its file stated it.
+
+    spacings: of each image as packed, mm; empty where it is unknown.
+    mask: `index -> mask`.
+    """
+
+    spacings: list[list[float]]
+    mask: Callable[[int], np.ndarray]
+
+    def __call__(self, index: int) -> grid.Grid:
+        """The grid of one image."""
+        same = grid.plain(self.mask, AXES, index)
+        spacing = tuple(float(side) for side in self.spacings[index])
+        return dataclasses.replace(same, spacing=spacing, unit="mm") if spacing else same
+
+
 def source(data, channels: int) -> Source:
     """The images of the packed set in the folder `data.root`, of the splits that `data.split` names.
 
@@ -268,6 +287,8 @@ def source(data, channels: int) -> Source:
     reader = Records(index.shards, place("shard"), place("record"), decoder_of(data, channels))
     masked = index.list_of("mask_hash")
     names, notes = [index.columns["name"][i] for i in index.rows], list(index.notes)
+    spacings = [index.columns["spacing"][i] for i in index.rows] if "spacing" in index.columns else []
+    known = any(len(spacing) for spacing in spacings)
     return Source(
         names,
         reader.read,
@@ -275,6 +296,7 @@ def source(data, channels: int) -> Source:
         groups=layout.groups_of_names(names, index.list_of("group"), data.group_pattern, notes),
         masks=reader.mask if masked else None,
         masked=[bool(value) for value in masked] if masked else None,
+        grids=Grids(spacings, reader.mask) if known else None,
         mask_names=index.facts["mask_names"],
         notes=notes,
         splits=index.list_of("split"),

@@ -203,6 +203,17 @@ def test_dicom_is_packed_without_identifiers(tmp_path):
     assert (tmp_path / "packed_private").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("max_side", [1024, 32])
+def test_packed_pictures_keep_the_size_of_their_pixels(tmp_path, max_side):
+    region = dicom_files.region(0, 0, 59, 39, delta=0.02)
+    for i in range(3):
+        dicom_files.still(tmp_path / "set" / f"{i}.dcm", SequenceOfUltrasoundRegions=[region])
+    dm.pack(tmp_path / "set", tmp_path / "packed", max_side=max_side)
+    packed, files = (load(tmp_path / name, name=kind, data__max_side=max_side).grid_of(0)
+                     for name, kind in (("packed", "packed"), ("set", "dicom")))  # fmt: skip
+    assert packed.unit == files.unit == "mm" and packed.spacing == pytest.approx(files.spacing)
+
+
 def test_volumes(tmp_path):
     for i in range(3):
         values = np.random.default_rng(i).integers(-1000, 1000, (12, 10, 8)).astype(np.int16)
