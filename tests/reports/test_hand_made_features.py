@@ -1,5 +1,7 @@
 """Hand-made features as a row of a study."""
 
+import csv
+import gzip
 import sys
 from pathlib import Path
 
@@ -60,3 +62,11 @@ def test_another_set_is_refused(tmp_path, monkeypatch):
     kept(tmp_path, [*images(tmp_path), "99.png"])
     with pytest.raises(UserError, match=r"no test image '99\.png'"):
         run(monkeypatch, tmp_path)
+
+
+def test_kept_cases_name_no_place_of_a_machine():
+    """Absolute paths would name folders of whoever ran the study, and match no other row."""
+    for path in sorted((Path(hand_made_features.__file__).parent / "results" / "studies").glob("*/cases.csv.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            names = {row["image"] for row in csv.DictReader(file)}
+        assert names and not any(name.startswith(("/", "~")) or ":" in name for name in names), path.parent.name
