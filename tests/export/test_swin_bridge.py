@@ -111,7 +111,7 @@ def test_foreign_files_are_recognised(tmp_path):
     dae = random_run()
     file = export.export(dae, "dae", tmp_path / "dae" / "dae.pth") / "dae.pth"
     own = trained_network.load(file)  # certificate.json beside it has the whole config
-    assert own.format == "" and own.config.model == dae.config.model and equal(own.params, dae.params)
+    assert own.format == "" and own.model == dae.model and equal(own.params, dae.params)
     (file.parent / "certificate.json").unlink()
     back = trained_network.load(file)
     assert back.format == "dae" and not back.notes and equal(back.params, dae.params)
