@@ -199,8 +199,11 @@ class Loop:
         try:
             yield
         except BadImage as error:
-            saved = "saved" if self.save(step, state) and self.checkpoints.flush() else "lost"
-            raise StoreError(f"{error} (step {step}, which is {saved}). Start the same command again") from error
+            # Other processes may still read their images, and would not take part in a save.
+            alone = jax.process_count() == 1
+            saved = alone and self.save(step, state) and self.checkpoints.flush()
+            what = f"step {step} is saved" if saved else "the steps since the last checkpoint are lost"
+            raise StoreError(f"{error}; {what}. Start the same command again") from error
 
     def evaluate_and_save(self, step: int, state: TrainState, pending: Any) -> Any:
         """Evaluate and save if this step calls for it. Returns the step whose metrics are still to be read."""

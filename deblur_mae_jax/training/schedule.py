@@ -56,11 +56,11 @@ def lengths(optim: ConfigDict, per_epoch: float) -> Lengths:
 
 def notes(optim: ConfigDict, length: Lengths) -> list[str]:
     """A line if the warm-up that the config asks for was cut."""
-    if not optim.warmup_steps or length.warmup_epochs * length.per_epoch >= optim.warmup_steps:
+    steps = round(length.warmup_epochs * length.per_epoch)
+    if steps >= optim.warmup_steps:
         return []
     return [
-        f"the warm-up is {length.warmup_epochs * length.per_epoch:g} steps, a tenth of the run, instead of "
-        f"config.optim.warmup_steps={optim.warmup_steps}"
+        f"the warm-up is {steps} steps, a tenth of the run, instead of config.optim.warmup_steps={optim.warmup_steps}"
     ]
 
 

@@ -256,15 +256,19 @@ def record_environment(workdir: Workdir) -> None:
     """
     now, earlier = environment(), list[dict[str, Any]]()
     if workdir.environment.exists():
-        before = json.loads(workdir.environment.read_text())
-        earlier = before.pop("earlier", [])
+        try:
+            before = json.loads(workdir.environment.read_text())
+            earlier = list(before.pop("earlier", []))
+        except (ValueError, AttributeError, TypeError):  # damaged
+            before = now
         if before != now:
             earlier.append(before)
             parts = ("device", "devices", "processes", "python")
-            pairs = [(name, before["packages"].get(name), version) for name, version in now["packages"].items()]
-            pairs += [(name, before[name], now[name]) for name in parts]
+            packages = before.get("packages", {})
+            pairs = [(name, packages.get(name), version) for name, version in now["packages"].items()]
+            pairs += [(name, before.get(name, now[name]), now[name]) for name in parts]
             changed = [f"{name} {was} before, {value} now" for name, was, value in pairs if was != value]
-            changed += ["other code"] if before["git"] != now["git"] else []
+            changed += ["other code"] if before.get("git", now["git"]) != now["git"] else []
             if changed:
                 print(
                     f"note: this run goes on with {'; '.join(changed)}. Results may differ by rounding", file=sys.stderr

@@ -47,6 +47,7 @@ def test_no_schedule_exceeds_its_rate(warmup, epochs, name, per_epoch):
     [
         ({"steps": 20_000, "warmup_steps": 5_000}, 2_000, "2000 steps, a tenth of the run, instead of"),
         ({"steps": 20_000, "warmup_steps": 500}, 500, ""),
+        ({"steps": 20_000, "warmup_steps": 487}, 487, ""),
         ({"steps": 0, "epochs": 100.0, "warmup_steps": 500}, 500, ""),
         ({"steps": 0, "epochs": 100.0, "warmup_steps": 0, "warmup_epochs": 40.0}, 4_000, ""),
     ],

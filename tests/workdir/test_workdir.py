@@ -1,5 +1,6 @@
 """What a run leaves: its config, its checkpoints, and what happens when they are damaged or of version 0.1."""
 
+import itertools
 import json
 import resource
 import shutil
@@ -15,7 +16,9 @@ from tiny_runs import classifier, command, go, launch, plain_run, run
 
 from deblur_mae_jax import train
 from deblur_mae_jax.config import fields_of, flat, upgrade
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.data import loader
+from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.errors import StoreError, UserError
 from deblur_mae_jax.evaluators import classification
 from deblur_mae_jax.training import loop
 from deblur_mae_jax.training.evaluator import Judgement
@@ -337,6 +340,9 @@ def test_another_version_between_two_starts_is_said_and_kept(tmp_path, capsys):
     assert "this run goes on with jax 0.1.0 before, " in capsys.readouterr().err
     (earlier,) = json.loads((tmp_path / "environment.json").read_text())["earlier"]
     assert earlier["packages"]["jax"] == "0.1.0"
+    for text in ("{}", "[1]", "{", '{"packages": {}, "earlier": []}'):  # of another version, or damaged
+        (tmp_path / "environment.json").write_text(text)
+        assert run(tmp_path, optim__steps=2).finished
 
 
 def full(*_, **__):
@@ -368,3 +374,20 @@ def test_a_full_disk_does_not_hide_that_the_loss_is_not_finite(tmp_path, monkeyp
 def test_settings_without_a_meaning_are_refused(tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
         run(tmp_path, **fields)
+
+
+def test_a_drive_that_stays_away_ends_a_run_with_its_state_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "WAITS", ())
+    whole, reads = loader.Loader._first_readable, itertools.count()
+
+    def first_readable(self, number, read):
+        if next(reads) > 150:
+            raise BadImage("no image can be read any more")
+        return whole(self, number, read)
+
+    monkeypatch.setattr(loader.Loader, "_first_readable", first_readable)
+    with pytest.raises(StoreError, match=r"no image can be read any more; step \d+ is saved. Start the same command"):
+        run(tmp_path, optim__steps=60, data__store="streaming")
+    monkeypatch.undo()
+    step = max(int(path.name[5:]) for path in (tmp_path / "checkpoints").glob("step_*"))
+    assert 0 < step < 60 and run(tmp_path, optim__steps=60, data__store="streaming").finished
