@@ -392,7 +392,7 @@ def test_masks_without_sense_are_refused(tmp_path):
 def test_a_picture_network_is_not_for_volumes(picture_run, volume_run, tmp_path):
     with pytest.raises(UserError, match="a network for 2-D images, this config is for volumes"):
         run.run(volumes(init_from=str(picture_run[0])), tmp_path / "run")
-    with pytest.raises(UserError, match=r"only dm.segment"):
+    with pytest.raises(UserError, match=r"of which Python segments volumes alone"):
         dm.encode(dm.load(volume_run[0]), np.zeros((40, 40), np.uint8))
     with pytest.raises(UserError, match=r"use dm.segment"):
         dm.predict(dm.load(picture_run[0]), np.zeros((40, 40), np.uint8))
