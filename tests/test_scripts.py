@@ -661,5 +661,5 @@ def test_a_study_runs_what_is_missing_and_writes_one_table(tmp_path):
     assert float(rows[0]["accuracy_mean"]) == pytest.approx(100 * np.mean(values))
     again = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert again.stdout.count("done before") == 5
-    assert "test patients and trainings" in (tmp_path / "table.md").read_text()
+    assert "test patients (images" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "cases.csv.gz").exists()
