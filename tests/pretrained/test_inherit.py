@@ -331,7 +331,7 @@ def test_a_classifier_from_a_classifier(tmp_path):
     folder, _ = classifier()
     go(tmp_path, init_from=str(folder), optim__epochs=1.0)
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "there is no pre-training network to search with" in page
+    assert "the network of config.init_from cannot search" in page
     assert dm.predict(dm.load(tmp_path), Phantoms(2, 1, 40).read(0)).shape == (1, 2)
     source = trained_network.load(folder)
     network = source.network
