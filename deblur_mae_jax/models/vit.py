@@ -74,7 +74,12 @@ class Encoder(nn.Module):
         return 2 if self.conditioning == "token" else 1
 
     def _block(self) -> Callable[..., Any]:
-        return nn.remat(layers.Block) if self.remat else layers.Block
+        """The class of the blocks. Blocks of one shape are traced once, except while their parameters are drawn.
+
+        Flax draws other random numbers inside `nn.jit`.
+        """
+        block = nn.remat(layers.Block) if self.remat else layers.Block
+        return block if self.is_initializing() else nn.jit(block)
 
     def position_table(self) -> np.ndarray:
         """The table of positions `(num_prefix + L, D)` before training."""
