@@ -219,7 +219,6 @@ def warm_up() -> None:
     """Import everything that readers import, so that its memory is not counted."""
     import imagecodecs  # noqa: F401
     import nibabel  # noqa: F401
-    import pandas  # noqa: F401
     import pydicom  # noqa: F401
     import SimpleITK  # noqa: F401
     import tifffile  # noqa: F401

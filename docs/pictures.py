@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
-import pandas as pd
+import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parent.parent
@@ -85,16 +85,16 @@ def csv(folder):
 def packed(folder, images):
     """The files of a packed set, the first rows of its index, and where the first records are."""
     dm.pack(images, folder, shard_mb=1)
-    index = pd.read_parquet(folder / "index.parquet")
+    columns = ["name", "label", "split", "shard", "record"]
+    rows = pq.read_table(folder / "index.parquet", columns=columns).slice(length=4).to_pylist()
     figure, axes = plt.subplots(figsize=(8, 2.6), dpi=100)
     axes.axis("off")
     files = sorted(
         f"{path.name}  ({path.stat().st_size / 1024:.0f} KiB)" for path in folder.iterdir() if path.is_file()
     )
     axes.text(0, 1, "\n".join(files), va="top", family="monospace", fontsize=9)
-    shown = index[["name", "label", "split", "shard", "record"]].head(4)
-    cells = [[Path(str(row[0])).name, *map(str, row[1:])] for row in shown.itertuples(index=False)]
-    table = axes.table(cells, colLabels=list(shown.columns), cellLoc="left", bbox=(0, 0, 1, 0.5))
+    cells = [[Path(row["name"]).name, *(str(row[column]) for column in columns[1:])] for row in rows]
+    table = axes.table(cells, colLabels=columns, cellLoc="left", bbox=(0, 0, 1, 0.5))
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     for (row, _), cell in table.get_celld().items():
