@@ -29,7 +29,7 @@ def get_config(arguments=""):
     if disruptions == "noise":
         config.task.degrade = "noise.gaussian_noise(variance=0.1, clip=False)"
     if disruptions == "downsampling":
-        config.task.degrade = "resample.down_up(4)"
+        config.task.degrade = config.task.degrade.rpartition("|")[2]
     if disruptions == "local_masking":
         config.task.degrade = "none"
         config.model.skip_input = "none"

@@ -11,6 +11,6 @@ from deblur_mae_jax.config import on_organ, pick, probe
 
 
 def get_config(arguments=""):
-    """Neighbours weighted by cosine; their number is chosen on the validation images."""
+    """The nearest neighbours by cosine, weighted by inverse distance; their number is chosen on the validation images."""
     (organ,) = pick(arguments, ("folder", "thyroid", "ovary", "pancreas"))
     return on_organ(probe(), organ)

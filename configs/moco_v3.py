@@ -11,8 +11,9 @@ LEPset and 71.68 on MMOTU. They do not say for how many steps they pre-train.
     moco_v3.py:upstream       batch 4096 and 300 epochs, as the published command
 
 Expected cost: 280 GFLOP per image (two views) with one channel. Our batch is 1,024; the negatives are the images of the
-batch. With `config.optim.accum_steps` they are those of one share only. A crop of 8 % of an image may leave the lesion
-out; --config.data.crop_scale="(0.2, 1.0)" keeps more.
+batch. With `config.optim.accum_steps` they are those of one share only. MoCo v3's ViT-S has 12 heads:
+--config.model.variant=S --config.model.num_heads=12. A crop of 8 % of an image may leave the lesion out;
+--config.data.crop_scale="(0.2, 1.0)" keeps more.
 """
 
 from deblur_mae_jax.config import contrastive, pick

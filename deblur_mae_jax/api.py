@@ -30,15 +30,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import sharding
-from deblur_mae_jax.data import packing, source_config
+from deblur_mae_jax.data import grid, packing, source_config
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search
 from deblur_mae_jax.inference import levels as blur_levels
-from deblur_mae_jax.inference.arrays import as_list, batches, enlarged, probabilities_of, shrunk, volumes_of
+from deblur_mae_jax.inference.arrays import as_list, batches, probabilities_of, shrunk, volumes_of
 from deblur_mae_jax.inference.segmenter import Segmenter
-from deblur_mae_jax.input_pipeline import crop_resize
-from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.input_pipeline.keys import evaluation_keys, stream_keys
 from deblur_mae_jax.models import masking
 from deblur_mae_jax.network import Network, need_images
 from deblur_mae_jax.performance import compile_cache
@@ -103,8 +102,8 @@ def _view(network: Network, examples: Any, start: jax.Array) -> tuple[Any, Any]:
     input does not depend on the images before it.
     """
     count = examples["size"].shape[0]
-    keys = stream_keys(0, 0, start + jnp.arange(count))
-    same = stream_keys(0, 0, jnp.zeros(count, int))
+    keys = evaluation_keys(start + jnp.arange(count))
+    same = evaluation_keys(jnp.zeros(count, int))
     # A segmenter sees the whole image.
     view = network.inputs.whole if network.kind == "segment" else network.inputs.evaluate
     return view(examples, same), keys
@@ -180,10 +179,6 @@ def reconstruct(
     model, inputs = network.model, network.inputs
     if not 0 <= mask_ratio < 1 or masking.num_kept(math.prod(model.mask_grid), mask_ratio) < 1:
         raise UserError(f"mask_ratio={mask_ratio} must be in [0, 1) and leave a patch visible")
-    mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
-
-    def gray(images):
-        return jnp.clip(crop_resize.denormalise(images, mean, std), 0, 255)
 
     def program(params, examples, start):
         data, keys = _view(network, examples, start)
@@ -197,17 +192,18 @@ def reconstruct(
             level=data.get("level"),
         )
         goal = masking.patchify(data["targets"], model.mask_size)
-        if network.task.norm_pix_loss:  # undo it with the true statistics
-            average, spread = losses.patch_statistics(goal)
-            pred = pred * spread + average
-        degraded = gray(data["inputs"])
+        if network.task.norm_pix_loss:
+            pred = losses.denormalise_patches(pred, goal)
+        degraded = inputs.gray_levels(data["inputs"])
         shown = masking.patchify(degraded, model.mask_size)
         hidden = jnp.where(out["mask"][..., None] > 0, 128.0, shown)
         return {
-            "clean": gray(data["targets"]),
+            "clean": inputs.gray_levels(data["targets"]),
             "degraded": degraded,
             "masked": masking.unpatchify(hidden, model.mask_size, model.in_chans, model.mask_grid),
-            "reconstructed": gray(masking.unpatchify(pred, model.mask_size, model.in_chans, model.mask_grid)),
+            "reconstructed": inputs.gray_levels(
+                masking.unpatchify(pred, model.mask_size, model.in_chans, model.mask_grid)
+            ),
             "mask": out["mask"],
         }
 
@@ -265,7 +261,8 @@ def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **inf
     """The class of every pixel or voxel, uint8 `(*space)`; values are indices into `trained.classes`.
 
     images: 2-D images as for `predict`, or volumes as float arrays `(D, H, W)` in RAS orientation, scaled as in
-        training (CT: the window mapped to 0..1; MR: standardised over the non-zero voxels).
+        training (CT: the window mapped to 0..1; MR: standardised over the non-zero voxels), and with voxels of
+        `config.data.spacing` if the run has one.
     level: blur level, for networks with levels.
     infer: fields of `config.infer`, such as flips=True.
     """
@@ -284,8 +281,9 @@ def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **inf
         if level is not None:
             raise UserError(f"segment: level={level}, but networks for volumes have no levels")
         return [segmenter.of_volume([trained.params], v[..., None]) for v in volumes_of(images)]
-    sizes = [image.shape[:2] for image in as_list(images)]
-    ready = _as_read(trained, images)
+    as_given = as_list(images)
+    sizes = [image.shape[:2] for image in as_given]
+    ready = _as_read(trained, as_given)
     levels = blur_levels.given(trained, ready, level)
     out: list[np.ndarray] = []
     for start, count, examples in batches(ready, network.inputs.in_chans, segmenter.batch_size):
@@ -294,7 +292,7 @@ def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **inf
             if levels is not None:
                 row["level"] = np.int32(levels[start + i])
         out += segmenter.of_images([trained.params], rows)
-    return [enlarged(labels, size) for labels, size in zip(out, sizes, strict=True)]
+    return [grid.enlarged(labels, size) for labels, size in zip(out, sizes, strict=True)]
 
 
 def degrade(spec: str) -> Callable[..., Any]:

@@ -183,7 +183,7 @@ BEIT_HEAD: Group = {
     "positions": Field("relative", "Positions of the patches: relative (a table in every block) | relative_shared (one for all)."),
     "layer_scale": Field(float, f"{_LAYER_SCALE} Unset: 0.1."),
     **{name: VIT_HEAD[name] for name in ("pool", "drop_path")},
-    "head_init": Field(0.001, "Standard deviation of the head's initial weights."),
+    "head_init": VIT_HEAD["head_init"],
 }  # fmt: skip
 VIT_UNETR: Group = {"width": Field(16, "Channels of the segmentation decoder at full resolution.")}
 SEGMENTER: Group = {
@@ -771,6 +771,7 @@ UPSTREAM: dict[str, dict[str, Any]] = {
         "optim.warmup_lr": 1e-6,
         "optim.weight_decay": 0.05,
         "optim.steps": 0,
+        "optim.warmup_steps": 0,
         "optim.epochs": 1000.0,
         "optim.warmup_epochs": 4.0,
     },

@@ -30,6 +30,11 @@ class NotSaved(RuntimeError):
     """Results could not be copied to where the user wants them. `main.py` exits with status 4."""
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """The message of an error in one line of at most `most` characters, or its kind if it has no message."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def unknown(field: str, value: object, choices: Iterable[str]) -> UserError:
     """A `UserError` for a name that is not among `choices`. It suggests the closest choice."""
     names = sorted(choices)

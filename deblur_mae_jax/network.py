@@ -31,7 +31,7 @@ DTYPES = ("auto", "bfloat16", "float32")
 class Identity:
     """The properties of a run that follow from its config alone.
 
-    kind: "reconstruct", "pretext", "classify" or "segment"; "" for a command that trains nothing.
+    kind: a `Kind`, such as "classify"; "" for a command that trains nothing.
     axes: spatial axes of the images, 2 or 3.
     supervised: whether the run learns from labels.
     evaluator: name of the module in `deblur_mae_jax/evaluators` that evaluates the network.
@@ -147,7 +147,14 @@ def build(config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, 
     identity, module = check(config), model_module(config)
     degradation = parse.degradation(config.task.degrade)
     if identity.axes not in degradation.ndim:
-        raise UserError(f"config.task.degrade='{config.task.degrade}' is not defined for {identity.axes}-D images")
+        clip = "; for volumes give it clip=False" if "noise" in config.task.degrade else ""
+        raise UserError(
+            f"config.task.degrade='{config.task.degrade}' is not defined for {identity.axes}-D images{clip}"
+        )
+    if identity.axes == 3 and identity.kind == "segment" and not degradation.identity:
+        raise UserError(
+            f"config.task.degrade='{config.task.degrade}': volumes to segment are not degraded. Choices: none"
+        )
     fields = config.model.to_dict()
     del fields["name"]
     conditioning = str(fields.get("conditioning", "none"))

@@ -48,10 +48,13 @@ def _pretrained(study, pretrain, paper, finetune="finetune", sizes=None, **chang
     }  # fmt: skip
 
 
-def _supervised(study, config, paper, weights=""):
-    """A row without pre-training on ultrasound: from weights in a file, or from scratch."""
+def _supervised(study, config, paper, weights="", **fields):
+    """A row without pre-training on ultrasound: from weights in a file, or from scratch.
+
+    fields: further fields of the fine-tuning.
+    """
     small = {"image_size": 64, **_CONVOLUTIONS} if study["pretrain"] and config != "finetune" and not weights else {}
-    own = _known(config, {**study["finetune"], **small})
+    own = _known(config, {**study["finetune"], **small}) | fields
     row = {"pretrain": None, "finetune": config, "finetune_overrides": own, "scratch": {}, "paper": paper}
     return row | ({"weights": weights} if weights else {})
 
@@ -79,7 +82,8 @@ def get_study(preset):
         "Wang et al.": quoted(accuracy=87.44, f1=85.16, auroc=93.11),
         "Zhou et al.": quoted(accuracy=88.15, f1=86.09, auroc=94.17),
         "ViT-B (ImageNet)": _supervised(
-            study, "finetune", _paper(86.38, 84.17, 92.69, 84.34, 68.02), "vit_base_patch16_224.augreg_in21k_ft_in1k"
+            study, "finetune", _paper(86.38, 84.17, 92.69, 84.34, 68.02), "vit_base_patch16_224.augreg_in21k_ft_in1k",
+            **{"model.pool": "cls"},  # these weights were trained with the cls token, whose norm they hold
         ),
         "SimCLR ResNet-50 (ImageNet)": _supervised(
             study, "resnet:50", _paper(86.21, 83.81, 92.16), "simclr_resnet50"

@@ -44,6 +44,10 @@ def test_every_word_builds(pair):
         ("dae_ct_mr:upstream", "optim.epochs", 1000.0), ("dae_ct_mr:noise,upstream", "optim.epochs", 300.0),
         ("dae_ct_mr:local_masking,upstream", "optim.epochs", 300.0),
         ("segment_btcv:upstream", "report.every_epochs", 5.0),
+        ("dae_ct_mr:all,upstream", "optim.warmup_steps", 0),
+        ("mae3d_ct_mr:upstream", "optim.warmup_epochs", 4.0),
+        ("dae_ct_mr:downsampling,upstream", "task.degrade", "resample.down_up(4, method='nearest')"),
+        ("dae_ct_mr:downsampling", "task.degrade", "resample.down_up(4)"),
     ],
 )  # fmt: skip
 def test_published_commands(pair, field, value):

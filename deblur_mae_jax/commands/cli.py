@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from deblur_mae_jax.data import buckets
-from deblur_mae_jax.errors import NotSaved, StoreError, UserError, unknown
+from deblur_mae_jax.errors import NotSaved, StoreError, UserError, one_line, unknown
 from deblur_mae_jax.performance import tuning
 
 BEGAN = time.monotonic()
@@ -264,7 +264,7 @@ def run_flags(argv: list[str]) -> None:
         fail(
             f"out of device memory at config.optim.batch_size={values.config.optim.batch_size}: use a larger "
             "config.optim.accum_steps, config.model.remat=True or config.data.store=streaming. "
-            f"{str(error).splitlines()[0][:200]}",
+            f"{one_line(error)}",
             status=5,
         )
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
     training = ("data.columns", "data.group_pattern", "data.labels", "data.decoded")
     values |= {name: "" for name in training if name in flat(trained.config)}
     if is_3d:
+        if (Path(root.rpartition("=")[0] or root) / INDEX).exists():
+            raise UserError(f"--input: '{root}' is a packed set of volumes; name the folder or CSV of the volumes")
         values |= {"data.name": "nifti", "data.check": "pixels"}
     else:
         path = existing_root(root, "input")
@@ -49,7 +52,7 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
         raise UserError(str(error).replace("config.data.root", "--input").replace(advice, "Rename it")) from error
     packed = index.source.checked is not None and not is_3d and trained.network.kind == "segment"
     more = ["the label maps have the size of the packed images, which may be smaller than the files"] if packed else []
-    for note in trained.notes + _trained_on(trained, index) + more:
+    for note in trained.notes + _trained_on(trained, index) + _other_modality(trained, index) + more:
         progress.print(f"note: {note}")
     table = summary.rows(index)
     for line in summary.lines([row for row in table if row[0] not in ("splits", "classes", "patients", "masks")]):
@@ -72,6 +75,18 @@ def _trained_on(trained: TrainedNetwork, index: Index) -> list[str]:
         for count, of in zip(counts, what, strict=True)
         if count
     ]
+
+
+def _other_modality(trained: TrainedNetwork, index: Index) -> list[str]:
+    """A note if volumes have another modality than those of the training."""
+    path = Workdir(Path(trained.path)).dataset
+    known = json.loads(path.read_text()).get("modalities", []) if path.is_file() else []
+    new = sorted(set(index.source.modalities or ()) - set(known))
+    return (
+        [f"the network was trained on {', '.join(known)}, and these volumes are {', '.join(new)}"]
+        if known and new
+        else []
+    )
 
 
 def chunks(

@@ -33,7 +33,7 @@ from deblur_mae_jax.commands.run import PROGRAMS
 from deblur_mae_jax.config import copy, flat
 from deblur_mae_jax.data.order import Order
 from deblur_mae_jax.errors import UserError, unknown
-from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.input_pipeline.keys import evaluation_keys
 from deblur_mae_jax.performance import chips, compile_cache
 from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.training import compilation, experiment
@@ -135,7 +135,7 @@ def need(run: experiment.Experiment, num_images: int = 0) -> Need:
     network = networks.build(config, classes)
     first_image = jax.eval_shape(lambda b: jax.tree.map(lambda x: x[0, :8], b), _first(run))
     size = jax.tree.leaves(first_image)[0].shape[0]
-    keys = jax.eval_shape(lambda: stream_keys(0, 0, jnp.arange(size)))
+    keys = jax.eval_shape(lambda: evaluation_keys(jnp.arange(size)))
 
     def prepare(arrays, first_image, keys):
         def level(*_):  # an online search assigns a level to each example

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, one_line
 
 # Cold starts of large jobs take longer than JAX's own 5 minutes.
 TIMEOUT = 1800  # seconds
@@ -153,7 +153,7 @@ def initialize(mode: str, coordinator: str | None, num_processes: int | None, pr
             return
         where = f" at {coordinator}" if coordinator else ""
         raise UserError(
-            f"the processes of this run ({found.how}) could not connect{where}: {str(error).splitlines()[0]}"
+            f"the processes of this run ({found.how}) could not connect{where}: {one_line(error)}"
         ) from error
     _check(found)
 

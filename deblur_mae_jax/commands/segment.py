@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import api, sharding
 from deblur_mae_jax.commands import new_images
 from deblur_mae_jax.commands.unfinished import Unfinished, key_of
-from deblur_mae_jax.config import flat
+from deblur_mae_jax.config import DECODING, flat
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.grid import is_label_map, output_path
@@ -30,9 +30,10 @@ from deblur_mae_jax.training.progress import Progress
 
 TABLE, HEADER = "segmentations.csv", ["image", "label", "size", "unit", "file"]
 # Preprocessing fields, which must be the same for all members of an ensemble.
-PREPARATION = ("image_size", "task.degrade", "task.blur_site", "data.spacing", "data.ct_window", "data.mean",
-"data.std",
-               "data.max_side", "data.bits16", "search.setting")  # fmt: skip
+PREPARATION = (
+    "image_size", "task.degrade", "task.blur_site", "search.setting", "data.mean", "data.std", "data.frames",
+    *(f"data.{name}" for name in DECODING if name not in ("max_pixels", "mask_values")),
+)  # fmt: skip
 
 
 def infer_fields(config: ConfigDict, text: str) -> ConfigDict:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deblur_mae_jax.errors import ADDRESS, StoreError, UserError
+from deblur_mae_jax.errors import ADDRESS, StoreError, UserError, one_line
 
 # The package that fsspec needs for each kind of address.
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
@@ -79,11 +79,6 @@ def folder_of(path: object) -> str:
     text = text_of(path)
     head, _, name = text.rpartition("/")
     return head if name == "config.json" or name.endswith(WEIGHTS) else text
-
-
-def one_line(error: BaseException) -> str:
-    """What a store said, in one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ class Decoder:
             except MemoryError as error:
                 raise BadImage("not enough memory to decode it") from error
             except Exception as error:  # Pillow's decoders raise many kinds on damaged data
-                raise BadImage(f"damaged: {raster.one_line(error)}") from error
+                raise BadImage(f"damaged: {raster.reason(error)}") from error
         height, width = self._shrunk(image.height, image.width)
         if (height, width) != (image.height, image.width):
             image = image.resize((width, height), Image.Resampling.LANCZOS)

@@ -57,7 +57,7 @@ def read(path: Path | bytes, header: Header, max_pixels: int) -> Pixels:
     except MemoryError as error:
         raise BadImage("not enough memory to decode it") from error
     except Exception as error:  # decoders raise many kinds on damaged data
-        raise BadImage(f"damaged: {raster.one_line(error)}") from error
+        raise BadImage(f"damaged: {raster.reason(error)}") from error
     alpha = None if pixels.alpha is None else raster.turned(pixels.alpha, header.orientation)
     return pixels._replace(values=raster.turned(pixels.values, header.orientation), alpha=alpha)
 

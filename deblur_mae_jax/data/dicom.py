@@ -355,15 +355,15 @@ def facts(headers: list[Header]) -> list[str]:
     return out
 
 
-def most_are_dicom(folder: Path, look_at: int = 200) -> bool:
-    """Whether most files of a folder are DICOM, judged by the first of them."""
+def most_are_dicom(folder: Path) -> bool:
+    """Whether most files of a folder are DICOM, judged by the first 200."""
     seen = found = 0
     for place, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(n for n in names if not n.startswith(".")):
             seen += 1
             found += dicom_file.is_dicom(os.path.join(place, name))
-            if seen == look_at:
+            if seen == 200:
                 return found > seen / 2
     return found > seen / 2
 

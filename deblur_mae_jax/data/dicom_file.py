@@ -30,7 +30,6 @@ NO_PICTURES = {
 # Deflated Explicit VR Little Endian, and the largest size of such a file after inflation, bytes.
 DEFLATED, MAX_INFLATED = b"1.2.840.10008.1.2.1.99", 500_000_000
 MOST_FRAMES = 1_000_000
-SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 # The modality of a SOP class, for files that do not state it.
 MODALITIES = {
     "1.2.840.10008.5.1.4.1.1.6": "US", "1.2.840.10008.5.1.4.1.1.3": "US", "1.2.840.10008.5.1.4.1.1.2": "CT",
@@ -74,7 +73,7 @@ class Header:
 
     path: the file.
     sop, series, study, patient: identifiers (UIDs; PatientID with its issuer).
-    modality, manufacturer, model, body_part: free to be written.
+    modality, manufacturer, model: free to be written.
     syntax: name of the transfer syntax.
     photometric: photometric interpretation.
     rows, columns, frames: size.
@@ -93,7 +92,6 @@ class Header:
     modality: str
     manufacturer: str
     model: str
-    body_part: str
     syntax: str
     photometric: str
     rows: int
@@ -194,7 +192,7 @@ def _header(path: str, values: Any) -> Header:
             spacing = sizes
     return Header(
         path, text("SOPInstanceUID"), text("SeriesInstanceUID"), text("StudyInstanceUID"), _patient(values),
-        modality or "unknown", text("Manufacturer"), text("ManufacturerModelName"), text("BodyPartExamined"),
+        modality or "unknown", text("Manufacturer"), text("ManufacturerModelName"),
         syntax.name if syntax is not None and hasattr(syntax, "name") else "not stated",
         text("PhotometricInterpretation"), int(values.Rows), int(values.Columns), frames,
         _frame_seconds(values), text("BurnedInAnnotation").upper() == "YES", regions, spacing, unused,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,7 @@ class Labels:
         except UserError as error:
             raise UserError(str(error).replace("config.data.root", "config.data.labels")) from error
         if "split" in table.columns:
-            present = {row["split"] for row in table.rows if row["split"]}
-            wanted = naming.wanted_splits(split)
-            if wanted and not wanted & present:
-                raise UserError(
-                    f"config.data.split: '{split}' is not a split of '{file}'. Choices: "
-                    f"{', '.join(sorted(present))}, all."
-                )
+            naming.choose_splits([row["split"] for row in table.rows], split, f"'{file}'")
         return cls(file, table, split, root)
 
     def has(self, column: str) -> bool:
@@ -122,8 +115,3 @@ class Labels:
             return value.strip()
         found = (finder.path(value) for finder in self._finders)
         return next((os.path.realpath(path) for path in found if os.path.lexists(path)), value)
-
-
-def of_series(labels: Sequence[dict[str, str]]) -> dict[str, str]:
-    """The row of a series: that of its files."""
-    return next((row for row in labels if row), {})

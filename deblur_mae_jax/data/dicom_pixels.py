@@ -220,7 +220,7 @@ def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarr
     except MemoryError as error:
         raise BadImage("not enough memory to decode it") from error
     except Exception as error:  # decoders raise many kinds on damaged data
-        text = raster.one_line(error)
+        text = raster.reason(error)
         missing = "missing dependencies" in text or "is missing" in text
         if isinstance(error, NotImplementedError):
             raise BadImage(f"its compression ({header.syntax}) cannot be read") from error

@@ -19,9 +19,12 @@ MIN_SLICES = 8
 # Largest difference of a step between slices from the median step, as a share of it.
 GAP = 0.1
 # Largest angle between the normal of the slices and the line of their positions, degrees.
+TILT = 0.5
 # Largest distance of a slice from the line between the first and the last one, mm.
 ASIDE = 1.0
-TILT = 0.5
+# Largest distance of a slice along that line from its place if all were equally far apart, as a share of a step; from
+# a fifth of it on there is a note.
+ALONG = 0.5
 SAME_PLACE = 0.01  # mm
 # Largest difference of direction cosines, and of pixel sizes as a share, within a volume.
 SAME_DIRECTION, SAME_SIZE = 2e-3, 1e-3
@@ -35,6 +38,8 @@ IN_GROUPS = {
     "TemporalPositionIdentifier": ("FrameContentSequence", "TemporalPositionIndex"),
     "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
 }  # fmt: skip
+UNEVEN = "slices are read as equally far apart, although one is {:.2g} mm beside its place then"
+PADDED = "voxels with PixelPaddingValue, which are no measurements, are read as {}"
 ALTERNATE = "slices of {} acquisitions are put together to one volume, by their positions"
 MODALITIES = {"CT": "ct", "MR": "mr"}
 
@@ -109,10 +114,12 @@ class Series:
             raise BadImage(f"{shape} voxels, over data.max_pixels={max_voxels}")
         affine = self.affine()
         zooms = tuple(float(z) for z in np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
-        return VolumeFile(shape, affine, zooms, False, list(self.notes), self._voxels)
+        notes = list(self.notes)
+        return VolumeFile(shape, affine, zooms, False, notes, lambda: self._voxels(notes))
 
-    def _voxels(self) -> np.ndarray:
-        planes = []
+    def _voxels(self, notes: list[str]) -> np.ndarray:
+        """The voxels. What was assumed of them is added to `notes`."""
+        planes, padded = [], []
         headers = {path: dicom_file.dataset(path) for path in {one.path for one in self.slices}}
         for one in self.slices:
             try:
@@ -122,7 +129,22 @@ class Series:
             if stored.shape != one.shape:
                 raise BadImage(f"damaged: a slice has the shape {stored.shape}, its header says {one.shape}")
             planes.append(stored.T * np.float32(one.slope) + np.float32(one.intercept))
-        return np.stack(planes, axis=-1)
+            padded.append(dicom_windows.padding(stored, headers[one.path]).T)
+        first = next(iter(headers.values()))
+        transform = dicom_windows.group(first, self.slices[0].frame, "PixelValueTransformationSequence")
+        if self.modality == "ct" and transform.get("RescaleIntercept", None) is None:
+            notes.append(dicom_windows.NO_INTERCEPT)
+        return self._without_padding(np.stack(planes, axis=-1), np.stack(padded, axis=-1), notes)
+
+    def _without_padding(self, values: np.ndarray, padded: np.ndarray, notes: list[str]) -> np.ndarray:
+        """The voxels, with the smallest measured value (CT) or 0 (MR) where nothing was measured."""
+        if not padded.any() or padded.all():
+            return values
+        fill = np.float32(values[~padded].min()) if self.modality == "ct" else np.float32(0)
+        # Padding below all measured values is what a window makes of it anyway.
+        if (values[padded] > fill).any() if self.modality == "ct" else (values[padded] != 0).any():
+            notes.append(PADDED.format("the smallest value of the others" if self.modality == "ct" else "0"))
+        return np.where(padded, fill, values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +175,8 @@ def slices_of(header: dicom_file.Header) -> list[Slice]:
             raise BadImage(f"{header.frames} frames without positions (PerFrameFunctionalGroupsSequence)")
         if "ImagePositionPatient" not in values or "ImageOrientationPatient" not in values:
             raise BadImage("it has no position in space (ImagePositionPatient)")
+        if "PixelSpacing" not in values:
+            raise BadImage("the size of its pixels is unknown (PixelSpacing)")
         return [_slice(header, 0, values)]
     except BadImage:
         raise
@@ -214,9 +238,10 @@ def build(headers: Iterable[dicom_file.Header]) -> tuple[list[Series], list[Left
             try:
                 ordered = _ordered(part)
                 numbers = {one.part[TELLS.index("AcquisitionNumber")] for one in part}
-                notes = (ALTERNATE.format(len(numbers)),) if len(numbers) > 1 and _alternate(ordered) else ()
+                notes = [ALTERNATE.format(len(numbers))] if len(numbers) > 1 and _alternate(ordered) else []
+                notes += _uneven(ordered)
                 kind = MODALITIES[header.modality]
-                out.append(Series(header.series, header.study, header.patient, kind, tuple(ordered), notes))
+                out.append(Series(header.series, header.study, header.patient, kind, tuple(ordered), tuple(notes)))
             except BadImage as error:
                 left_out.append(LeftOut(part[0].path, header.series, str(error)))
     return out, left_out
@@ -270,13 +295,30 @@ def _alternate(ordered: list[Slice]) -> bool:
     return len(list(itertools.groupby(numbers))) > len(set(numbers))
 
 
+def _beside(along: np.ndarray) -> float:
+    """The largest distance of a sorted place from where it would be if all were equally far apart."""
+    return float(np.abs(along - np.linspace(along[0], along[-1], len(along))).max())
+
+
+def _along(slices: list[Slice]) -> np.ndarray:
+    """The place of every slice along their normal, mm."""
+    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
+    return np.array([float(np.dot(normal, one.position)) for one in slices])
+
+
+def _uneven(ordered: list[Slice]) -> list[str]:
+    along = _along(ordered)
+    beside = _beside(along)
+    return [UNEVEN.format(beside)] if beside > ALONG / 5 * float(np.median(np.diff(along))) else []
+
+
 def _ordered(slices: list[Slice]) -> list[Slice]:
     """The slices along their normal. Raises `BadImage` for too few, gaps, repeated places and a tilted gantry."""
     if len(slices) < MIN_SLICES:
         raise BadImage(f"{len(slices)} slices; a volume needs {MIN_SLICES}")
     first = slices[0]
     normal = np.cross(first.orientation[:3], first.orientation[3:])
-    along = np.array([float(np.dot(normal, one.position)) for one in slices])
+    along = _along(slices)
     order = np.argsort(along, kind="stable")
     ordered, steps = [slices[i] for i in order], np.diff(along[order])
     if steps.min() < SAME_PLACE:
@@ -285,6 +327,12 @@ def _ordered(slices: list[Slice]) -> list[Slice]:
     if (np.abs(steps - median) > GAP * median).any():
         worst = float(steps[np.abs(steps - median).argmax()])
         raise BadImage(f"a gap: slices are {median:.4g} mm apart, and {worst:.4g} mm in one place")
+    beside = _beside(along[order])
+    if beside > ALONG * median:
+        raise BadImage(
+            f"slices are {steps.min():.4g} to {steps.max():.4g} mm apart: as one volume with equal distances, a slice "
+            f"would be {beside:.1f} mm beside its place"
+        )
     line = np.array(ordered[-1].position) - np.array(ordered[0].position)
     cosine = abs(float(np.dot(line, normal))) / (float(np.linalg.norm(line)) * float(np.linalg.norm(normal)))
     angle = float(np.degrees(np.arccos(min(1.0, cosine))))

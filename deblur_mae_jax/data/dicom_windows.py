@@ -94,13 +94,13 @@ def eight_bits(stored: np.ndarray, values: Any, frame: int, window: str, notes: 
             share = rescaled / 255.0
         else:
             notes.append(NO_WINDOW)
-            inside = rescaled[~_padding(stored, values)]
+            inside = rescaled[~padding(stored, values)]
             inside = inside if inside.size else rescaled
             share = _linear(rescaled, *range_of(inside, notes))
     levels = np.rint(np.clip(share, 0, 1) * 255.0).astype(np.uint8)
     if values.get("PhotometricInterpretation") == "MONOCHROME1":
         levels = 255 - levels
-    levels[_padding(stored, values)] = 0  # no measurement: black, as outside of the picture
+    levels[padding(stored, values)] = 0  # no measurement: black, as outside of the picture
     return levels
 
 
@@ -167,7 +167,7 @@ def looked_up(values: np.ndarray, entries: np.ndarray, first: int) -> np.ndarray
     return entries[np.clip(values.astype(np.int64) - first, 0, len(entries) - 1)]
 
 
-def _padding(stored: np.ndarray, values: Any) -> np.ndarray:
+def padding(stored: np.ndarray, values: Any) -> np.ndarray:
     """Where pixels hold PixelPaddingValue, which stands for no measurement."""
     low = values.get("PixelPaddingValue", None)
     if low in (None, ""):

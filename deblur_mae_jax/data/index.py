@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from deblur_mae_jax.data import volume_reader
 from deblur_mae_jax.data.masks import edge_values
 from deblur_mae_jax.data.perceptual import perceptual_hash
 from deblur_mae_jax.data.source import BadImage, Checked, Skipped, Source, subset
@@ -128,10 +129,10 @@ def _mask(source: Source, index: int, size: tuple[int, ...]) -> tuple[np.ndarray
 
 
 def _inverted(mask: np.ndarray) -> list[str]:
-    """A note on a 2-D mask whose border is not background."""
-    if mask.ndim != 2:
-        return []
-    border = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
+    """A note on a mask whose border is not background."""
+    within = np.zeros(mask.shape, bool)
+    within[(slice(1, -1),) * mask.ndim] = True
+    border = mask[~within]
     if (border > 0).mean() <= 0.5:
         return []
     value = np.bincount(border[border > 0]).argmax()
@@ -189,8 +190,8 @@ def build(
 
     if source.checked is not None:
         return _known(source, source.checked, masks)
-    # Increase the number 4 when the rules for usable images change: it invalidates older caches.
-    results = _examine(source, [check, settings, masks, 4], cache, num_threads, progress)
+    # Increase the number 5 when the rules for usable images change: it invalidates older caches.
+    results = _examine(source, [check, settings, masks, 5], cache, num_threads, progress)
     return _usable(source, results, max_bad_fraction, masks)
 
 
@@ -281,8 +282,22 @@ def _usable(source: Source, results: list[dict], max_bad_fraction: float, masks:
     values = [results[i]["values"] for i in good] if masks else []
     edges = [results[i]["edges"] for i in good] if masks else []
     notes = counted([(source.names[i], results[i].get("notes", ())) for i in good])
+    notes += _scaled_in_two_ways(usable, [results[i].get("notes", ()) for i in good])
     skipped = [*bad, *(Skipped(source.names[i], STILL) for i in sorted(still)), *source.skipped]
     return Index(usable, sizes, skipped, fingerprint, hashes, values, edges, notes, earlier)
+
+
+def _scaled_in_two_ways(source: Source, notes: list[Sequence[str]]) -> list[str]:
+    """A note on CT of which some volumes are read as Hounsfield units and others as scaled already."""
+    ct = [i for i, modality in enumerate(source.modalities or ()) if modality == "ct"]
+    already = [i for i in ct if {volume_reader.WINDOWED, volume_reader.SCALED} & set(notes[i])]
+    if not already or len(already) == len(ct):
+        return []
+    return [
+        f"CT IS SCALED IN TWO WAYS: {len(already)} of {len(ct)} volumes are read as windowed already, the first "
+        f"'{source.names[already[0]]}', the others as Hounsfield units, so one tissue has two values. Bring all to one "
+        "scale"
+    ]
 
 
 def _fingerprint(names: list[str], results: list[dict], good: list[int], masks: bool) -> str:

@@ -58,15 +58,8 @@ class Layout:
 
         Raises `UserError` if it has none of them.
         """
-        present = {case.split for case in self.cases if case.split}
-        wanted = naming.wanted_splits(split)
-        if not present or not wanted:
-            return self.cases
-        if not wanted & present:
-            raise UserError(
-                f"config.data.split: '{split}' is not a split of '{root}'. Choices: {', '.join(sorted(present))}, all."
-            )
-        return [case for case in self.cases if case.split in wanted]
+        chosen, _ = naming.choose_splits([case.split for case in self.cases], split, f"'{root}'")
+        return [self.cases[i] for i in chosen]
 
 
 def arrange(
@@ -95,6 +88,8 @@ def arrange(
     images.sort(key=lambda item: item.file.name)
     labels, depth = ([""] * len(images), 0) if volumes else _labels(images, layout)
     groups = _groups(images, labels, depth, group_pattern, volumes, layout)
+    masks = [tuple(file.path for _, file in item.masks) for item in images]
+    groups = one_patient_per_mask(groups, masks, [item.file.name for item in images], layout.notes)
     for item, label, group in zip(images, labels, groups, strict=True):
         layout.cases.append(Case(item.file, tuple(file.path for _, file in item.masks), item.split, label, group))
     pairing.say_joined(images, layout)
@@ -236,7 +231,7 @@ def _groups(
         # Short numbers are counted anew in every class.
         groups.append(f"{label}/{name}" if name.isdigit() and len(name) < 5 and label else name)
     if volumes and not any(groups):
-        groups = _volumes_of_one(images)
+        groups = volumes_of_one([item.stem for item in images], ["/".join(item.rest) for item in images])
     if any(groups):
         example = next(g for g in groups if g)
         count = len({g for g in groups if g})
@@ -257,16 +252,44 @@ def _groups(
     return groups
 
 
-def _volumes_of_one(images: list[Item]) -> list[str]:
-    """Patients of volumes by their names: without channel and sequence, or by folder where names repeat."""
-    cases = naming.channel_cases(item.stem for item in images)
-    stems = []
-    for item in images:
-        case = naming.without_channel(item.stem)[0]
-        stems.append(case if case.casefold() in cases else naming.without_sequence(item.stem))
-    if len({item.stem for item in images}) < len(images) and all(item.rest for item in images):
-        stems = ["/".join(item.rest) for item in images]  # smith/T1 and jones/T1
-    return stems if 1 < len(set(stems)) < len(stems) else [""] * len(images)
+def volumes_of_one(stems: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """Patients of volumes by their names: without channel, sequence and visit, or by folder where names repeat.
+
+    stems: names of the files without suffix.
+    folders: the folder of each.
+    """
+    cases = naming.channel_cases(stems)
+    patients = []
+    for stem in stems:
+        case = naming.without_channel(stem)[0]
+        patients.append(case if case.casefold() in cases else naming.without_visit(naming.without_sequence(stem)))
+    if len(set(stems)) < len(stems) and all(folders):
+        patients = list(folders)  # smith/T1 and jones/T1
+    return patients if 1 < len(set(patients)) < len(patients) else [""] * len(stems)
+
+
+def one_patient_per_mask(
+    groups: Sequence[str], masks: Sequence[Sequence[str]], names: Sequence[str], notes: list[str]
+) -> list[str]:
+    """The patients of images, where images with the same mask are of one patient. Adds a note.
+
+    groups: the patient of every image; "" for an image that is a patient of its own.
+    masks: the mask files of every image.
+    """
+    out, sharing = list(groups), defaultdict[str, list[int]](list)
+    for number, files in enumerate(masks):
+        for file in files:
+            sharing[file].append(number)
+    joined = [numbers for numbers in sharing.values() if len({out[i] or f"image {i}" for i in numbers}) > 1]
+    for numbers in joined:
+        known = next((out[i] for i in numbers if out[i]), names[numbers[0]])
+        old = {out[i] for i in numbers if out[i]}
+        out = [known if i in numbers or (group and group in old) else group for i, group in enumerate(out)]
+    if joined:
+        notes.append(
+            f"images that share a mask are one patient: {len(joined)} masks, the first that of '{names[joined[0][0]]}'"
+        )
+    return out
 
 
 def _shared_depth(images: list[Item]) -> int:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from deblur_mae_jax.data import layout
+from deblur_mae_jax.data import layout, pairing
 from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.data.decode import EXTENSIONS
 from deblur_mae_jax.data.image_files import Files, Masks, decoder_of, mask_file_of
@@ -42,16 +42,18 @@ def source(data, channels: int) -> Source:
     refuse_twice(root, paths, [row["path"] for row in rows])
     names = [tables.name_of(row["path"]) for row in rows]
     files = Files(paths, decoder_of(data, channels))
-    masks = Masks([_masks_of(row, finder) for row in rows], files, mask_file_of(data))
-    notes = [*table.notes, *finder.notes]
+    mask_files = [_masks_of(row, finder) for row in rows]
+    masks = Masks(mask_files, files, mask_file_of(data))
+    notes = [*table.notes, *finder.notes, *joined_words(rows)]
     groups = groups_of(names, rows, table.columns, data.group_pattern, notes)
+    groups = layout.one_patient_per_mask(groups or [""] * len(rows), mask_files, names, notes)
     return Source(
         names,
         files.read,
         files.header,
         files.stamp,
         labels=[row["label"] for row in rows] if "label" in table.columns else None,
-        groups=groups,
+        groups=groups if any(groups) else None,
         **masks.fields(),
         skipped=table.skipped + masks_listed,
         examine=files.examine,
@@ -72,13 +74,13 @@ def without_masks(
     stem_of: name of a file without its suffix.
     """
     rows = sorted(rows, key=lambda row: row["path"])
-    named = {tables.name_of(mask): row["path"] for row in rows for mask in _cells(row) if mask != row["path"]}
+    named = {tables.name_of(mask): row["path"] for row in rows for mask in cells_of_masks(row) if mask != row["path"]}
     files = [File(row["path"], tables.name_of(row["path"])) for row in rows]
     called = layout.masks_among(files, stem_of, volumes=volumes)
     kept, skipped = [], []
     for row in rows:
         name = tables.name_of(row["path"])
-        image = named.get(name) or ("" if _cells(row) else called.get(row["path"], ""))
+        image = named.get(name) or ("" if cells_of_masks(row) else called.get(row["path"], ""))
         if image:
             how = "it is the mask of" if name in named else "it is named like the mask of"
             skipped.append(Skipped(name, f"{how} '{image}', another row: masks belong into the column `mask`"))
@@ -87,13 +89,25 @@ def without_masks(
     return kept, skipped
 
 
-def _cells(row: dict[str, str]) -> list[str]:
+def cells_of_masks(row: dict[str, str]) -> list[str]:
     """The masks that a row names, separated by semicolons."""
     return [part.strip() for part in row.get("mask", "").split(";") if part.strip()]
 
 
+def joined_words(rows: list[dict[str, str]]) -> list[str]:
+    """A note on rows whose masks have different words in their names; [] without such."""
+    words = {row["path"]: pairing.different_words(Path(cell).name for cell in cells_of_masks(row)) for row in rows}
+    found = [path for path, different in words.items() if different]
+    if not found:
+        return []
+    return [
+        f"{len(found)} rows name masks that are joined to one class, the first '{found[0]}' those called "
+        f"{' and '.join(words[found[0]])}. If they mean different classes, give one mask with a number per class"
+    ]
+
+
 def _masks_of(row: dict[str, str], finder: tables.Finder) -> tuple[str, ...]:
-    return tuple(finder.path(mask) for mask in _cells(row))
+    return tuple(finder.path(mask) for mask in cells_of_masks(row))
 
 
 def refuse_twice(root: Path, paths: list[str], cells: list[str]) -> None:

@@ -217,7 +217,7 @@ class MaskFile:
             except BadImage:
                 raise
             except Exception as error:  # Pillow's decoders raise many kinds on damaged data
-                raise BadImage(f"its mask is damaged: {raster.one_line(error)}") from error
+                raise BadImage(f"its mask is damaged: {raster.reason(error)}") from error
             if not header.applied:
                 pixels = raster.turned(pixels, header.orientation)
                 alpha = None if alpha is None else raster.turned(alpha, header.orientation)

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from deblur_mae_jax.errors import UserError
+
 SPLIT_NAMES = {
     "train": "train", "training": "train", "trainval": "train", "trn": "train", "val": "val", "valid": "val",
     "validation": "val", "dev": "val", "development": "val", "test": "test", "testing": "test", "tst": "test",
@@ -53,6 +55,10 @@ _NO_PATIENT = re.compile(
     re.I,
 )
 _SEQUENCE = re.compile(r"[-_. ](?:t1|t2|t1ce|t1c|t1n|t1w|t1gd|t2w|t2f|flair|pd|mra|dti|dwi|adc|swi|ct|pet|asl)$", re.I)
+# Parts of a name that say which examination of a patient it is.
+_VISIT = re.compile(
+    r"^(?:fu|follow|followup|bl|baseline|visit|ses|session|tp|timepoint|scan|day|week|month|year|m(?=\d))\d*$", re.I
+)
 _VIEW = re.compile(
     r"^(?P<id>.*\d.*?)[-_ ](?P<view>[lr]|left|right|lt|rt|cc|mlo|long|longitudinal|trans|transverse|sag|sagittal|ax|"
     r"axial|cor|coronal|[a-d]|\d{1,3}|000\d|(?:frame|view|img|image|slice)[-_]?\d+)$",
@@ -164,6 +170,26 @@ def wanted_splits(text: str) -> set[str]:
     return set() if "all" in {name.lower() for name in names} else names
 
 
+def choose_splits(splits: Sequence[str], text: str, place: str) -> tuple[list[int], dict[str, int]]:
+    """The examples of the splits that `config.data.split` names, and how many each other split has.
+
+    All examples, if none has a split. Raises `UserError` if no example is of such a split.
+
+    splits: the split of every example; "" if it has none.
+    text: `config.data.split`.
+    place: what is read, for the message.
+    """
+    wanted, present = wanted_splits(text), {split for split in splits if split}
+    if not wanted or not present:
+        return list(range(len(splits))), {}
+    # The default names several splits, and not all of them need to exist.
+    if not wanted & present:
+        choices = ", ".join(sorted(present))
+        raise UserError(f"config.data.split: '{text}' is not a split of {place}. Choices: {choices}, all.")
+    unused = Counter(split or "no split" for split in splits if split not in wanted)
+    return [i for i, split in enumerate(splits) if split in wanted], dict(unused)
+
+
 class MaskName(NamedTuple):
     """The parts of the name of a file that is called like a mask.
 
@@ -226,6 +252,22 @@ def is_id(folder: str) -> bool:
 def without_sequence(stem: str) -> str:
     """The name of a volume without that of its sequence: `IXI001-Guys-01-T1` is `IXI001-Guys-01`."""
     return _SEQUENCE.sub("", stem)
+
+
+def without_visit(stem: str) -> str:
+    """A name without words at its end that say which examination of a patient it is: `p1_fu` is `p1`."""
+    words = re.split(r"([-_. ])", stem)
+    while len(words) > 2 and _VISIT.match(words[-1]):
+        words = words[:-2]
+    return "".join(words)
+
+
+def is_same_visit(rest: str) -> bool:
+    """Whether the rest of a volume's name after that of its mask, "T1" or "art", can be one of its sequences.
+
+    It cannot if it names another examination of the patient, such as "fu_T1".
+    """
+    return not any(_VISIT.match(word) for word in re.split(r"[-_. ]", rest))
 
 
 def channel_cases(stems: Iterable[str]) -> set[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from deblur_mae_jax.data import layout, listing, masks, naming, volume_file
 from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.data.layout import groups_by_pattern
-from deblur_mae_jax.data.manifest import refuse_twice, without_masks
+from deblur_mae_jax.data.manifest import cells_of_masks, joined_words, refuse_twice, without_masks
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
 from deblur_mae_jax.data.volume_reader import Volumes
 from deblur_mae_jax.errors import UserError, pair
@@ -29,6 +29,8 @@ MODALITIES = ("ct", "mr")
 SYNONYMS = dict.fromkeys(("mri", "t1", "t2", "t1w", "t2w", "t1ce", "t1c", "flair", "pd", "dwi", "adc"), "mr") | {
     "cbct": "ct", "cta": "ct",
 }  # fmt: skip
+
+MODALITY_FOLDERS = {"ct": "ct", "mr": "mr", "mri": "mr"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,25 +186,48 @@ def _of_entry(entry: tuple[str, str], number: int, data) -> _Found:
     rows, masks_listed = without_masks(read.rows, volume_file.stem, volumes=True)
     found = _Found([], read.skipped + masks_listed, read.notes, read.unused)
     for row in rows:
-        own = row.get("modality", "")
-        kind = (modality if naming.is_missing(own) else own).lower()
-        kind = SYNONYMS.get(kind, kind)
-        if kind not in MODALITIES:
-            raise UserError(
-                f"config.data.root: '{row['path']}' of '{table}' has no modality; give a column `modality` "
-                f"or write {path}=mr. Choices: {', '.join(MODALITIES)}."
-            )
+        kind = _modality(row, table, path, modality)
         key = tables.name_of(row["path"])
-        mask = tuple(finder.path(part.strip()) for part in row.get("mask", "").split(";") if part.strip())
+        mask = tuple(finder.path(cell) for cell in cells_of_masks(row))
         found.rows.append(_Row(
             f"{number}/{key}", f"{root.name if root.is_dir() else root.stem}/{key}", finder.path(row["path"]), kind,
             mask, row.get("label", ""), row.get("group", ""), row.get("split", ""),
         ))  # fmt: skip
-    found.notes += finder.notes
-    if data.group_pattern and found.rows and "group" not in read.columns:
-        groups = groups_by_pattern([row.key for row in found.rows], data.group_pattern, found.notes)
-        found.rows = [dataclasses.replace(row, group=g) for row, g in zip(found.rows, groups, strict=True)]
+    found.notes += [*finder.notes, *joined_words(rows)]
+    groups = _groups(found, "group" in read.columns, data.group_pattern)
+    found.rows = [dataclasses.replace(row, group=g) for row, g in zip(found.rows, groups, strict=True)]
     return found
+
+
+def _modality(row: dict[str, str], table: Path, path: str, of_root: str) -> str:
+    """The modality of a row: its own, else that of the root. Raises `UserError`."""
+    own = row.get("modality", "")
+    kind = (of_root if naming.is_missing(own) else own).lower()
+    kind = SYNONYMS.get(kind, kind)
+    if kind in MODALITIES:
+        return kind
+    choices = f"Choices: {', '.join(MODALITIES)}."
+    if kind:
+        raise UserError(f"config.data.root: '{row['path']}' of '{table}' has the modality '{own}'. {choices}")
+    raise UserError(
+        f"config.data.root: '{row['path']}' of '{table}' has no modality; give a column `modality` or write {path}=mr. "
+        f"{choices}"
+    )
+
+
+def _groups(found: _Found, stated: bool, pattern: str) -> list[str]:
+    """The patient of every row of a CSV: as stated, by `config.data.group_pattern`, or by the names of the files."""
+    rows, notes = found.rows, found.notes
+    names = [row.key.partition("/")[2] for row in rows]
+    groups = [row.group for row in rows]
+    if not stated and pattern and rows:
+        groups = groups_by_pattern([row.key for row in rows], pattern, notes)
+    elif not stated:
+        folders = [name.rpartition("/")[0] for name in names]
+        groups = layout.volumes_of_one([volume_file.stem(name) for name in names], folders)
+        if any(groups):
+            notes.append(f"{len(set(groups))} patients are taken from the names of the files, such as '{groups[0]}'")
+    return layout.one_patient_per_mask(groups, [row.masks for row in rows], names, notes)
 
 
 def _of_folder(root: Path, modality: str, number: int, data) -> _Found:
@@ -222,8 +247,12 @@ def _of_folder(root: Path, modality: str, number: int, data) -> _Found:
     found = _Found([], skipped + arranged.skipped, list(arranged.notes), layout.unused(arranged.cases, cases))
     if walked.links:
         found.notes.append(f"linked folders that are read too: {walked.links}")
+    overruled: list[str] = []
     for case in cases:
         named = [SYNONYMS.get(folder.lower(), folder.lower()) for folder in case.file.folders]
+        own = {MODALITY_FOLDERS[f.lower()] for f in case.file.folders if f.lower() in MODALITY_FOLDERS}
+        if modality and own and modality not in own:
+            overruled.append(case.file.name)
         kind = modality or next((name for name in named if name in MODALITIES), "")
         if kind not in MODALITIES:
             raise UserError(
@@ -234,6 +263,11 @@ def _of_folder(root: Path, modality: str, number: int, data) -> _Found:
             f"{number}/{case.file.name}", f"{root.name}/{case.file.name}", case.file.path, kind, case.masks, "",
             case.group, case.split,
         ))  # fmt: skip
+    if overruled:
+        found.notes.append(
+            f"{len(overruled)} volumes are read as {modality}, as config.data.root says, although their folders name "
+            f"another modality; the first is '{overruled[0]}'"
+        )
     channels = {c for c in (naming.without_channel(volume_file.stem(r.path))[1] for r in found.rows) if c}
     if len(channels) > 1 and "0000" in channels:
         found.notes.append(

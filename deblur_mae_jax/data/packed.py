@@ -9,7 +9,6 @@ import json
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,20 +225,8 @@ def open_index(data, channels: int, axes: int) -> PackedIndex:
     missing = [name for name in facts["shards"] if name not in held]
     if missing:
         raise UserError(f"config.data.root: '{folder}' lacks the shard '{missing[0]}' and {len(missing) - 1} more")
-    splits = columns["split"]
-    wanted = naming.wanted_splits(data.split)
-    present = {split for split in splits if split}
-    rows = np.arange(len(splits))
-    unused: dict[str, int] = {}
-    if wanted and present:
-        if not wanted & present:
-            raise UserError(
-                f"config.data.split: '{data.split}' is not a split of '{folder}'. Choices: "
-                f"{', '.join(sorted(present))}, all."
-            )
-        rows = np.array([i for i, split in enumerate(splits) if split in wanted])
-        unused = dict(Counter(split or "no split" for split in splits if split not in wanted))
-    return PackedIndex(folder, origin, facts, columns, rows, unused)
+    rows, unused = naming.choose_splits(columns["split"], data.split, f"'{folder}'")
+    return PackedIndex(folder, origin, facts, columns, np.array(rows), unused)
 
 
 def _check_settings(data, channels: int, axes: int, facts: dict[str, Any], folder: Path) -> None:

@@ -302,11 +302,11 @@ def _parts(
     grid = source.grid_of(index)
     facts["spacing"], facts["unit"] = list(grid.spacing), grid.unit
     facts["affine"] = (np.diag([*grid.spacing, 1.0]) if grid.affine is None else grid.affine).tolist()
+    facts["original"] = list(grid.finish(np.zeros(pixels.shape[:-1], np.uint8)).shape)
     mask = truth = b""
     if source.masks and "mask" in entry:
         own, original = source.masks(index), grid.truth()
         mask = records.compress(own)
-        facts["original"] = list(original.shape)
         if original.shape != own.shape or not np.array_equal(original, own):
             truth = records.compress(original)
     return records.Parts(b"", mask, truth, facts)

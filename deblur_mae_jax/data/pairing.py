@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from deblur_mae_jax.data import naming
@@ -130,11 +130,18 @@ def _last_word(stem: str) -> tuple[str, str, str]:
     return (found[1], found[2], found[3].lower()) if found else (stem, "", "")
 
 
+def _case(mask: Item) -> str:
+    """The name of the case that a mask is of, in lower case."""
+    named = naming.of_mask(mask.stem)
+    return (named.case if named is not None else mask.stem).casefold()
+
+
 class _Images:
     """Finds the images that a mask belongs to."""
 
-    def __init__(self, images: list[Item], volumes: bool):
+    def __init__(self, images: list[Item], candidates: list[Item], volumes: bool):
         self.volumes = volumes
+        self.cases = {(mask.place, _case(mask)) for mask in candidates}
         self.exact: dict[tuple, list[Item]] = defaultdict(list)
         self.channel: dict[tuple, list[Item]] = defaultdict(list)
         self.leading: dict[tuple, list[Item]] = defaultdict(list)
@@ -173,11 +180,18 @@ class _Images:
             return found
         beside = self.places.get(mask.place, [])
         if tries[-1]:
-            starts = tuple(tries[-1] + sep for sep in "-_. ")
-            beside = [item for item in beside if item.stem.casefold().startswith(starts)] if len(beside) < 4096 else []
+            beside = [item for item in beside if self._extends(item, tries[-1])] if len(beside) < 4096 else []
         if beside and (self.volumes or len(beside) == 1) and (tries[-1] or mask.rest):
             return beside
         return []
+
+    def _extends(self, item: Item, case: str) -> bool:
+        """Whether the name of an image is that of a mask's case and a sequence: no other visit, and no longer case."""
+        stem = item.stem.casefold()
+        if not stem.startswith(tuple(case + sep for sep in "-_. ")) or not naming.is_same_visit(stem[len(case) + 1 :]):
+            return False
+        longer = (stem[:end] for end in range(len(case) + 1, len(stem)) if stem[end] in "-_. ")
+        return not any((item.place, other) in self.cases for other in longer)
 
     def elsewhere(self, mask: Item) -> list[Item]:
         """The only image of a mask's name, in a folder around or below that of the mask, if it has no mask yet."""
@@ -198,7 +212,7 @@ def pair(
     record: Record,
 ) -> None:
     """Give each image its masks. Candidates that prove to be images are added to `images`."""
-    finder = _Images(images, volumes)
+    finder = _Images(images, candidates, volumes)
     alone: dict[str, list[Item]] = defaultdict(list)
     paired_folders: set[str] = set()
     later: list[Item] = []
@@ -231,7 +245,7 @@ def pair(
 
 def owners(images: list[Item], candidates: list[Item], volumes: bool) -> list[Item | None]:
     """The image of each candidate by its name and folder; `None` where there is none, or several."""
-    finder = _Images(images, volumes)
+    finder = _Images(images, candidates, volumes)
     return [next(iter(finder.of(mask) or finder.elsewhere(mask)), None) for mask in candidates]
 
 
@@ -265,10 +279,38 @@ def _choose(item: Item, record: Record) -> None:
                 "mean different classes: give one mask with a number per class, or a CSV",
             ))  # fmt: skip
         kept = []
+    words = different_words([file.base for _, file in kept])
+    if words:
+        for _, file in kept:
+            record.skipped.append(Skipped(
+                file.name, f"one of the masks of '{item.file.name}' that are called {' and '.join(words[:4])}, which "
+                "may mean different classes: give one mask with a number per class, or a CSV",
+            ))  # fmt: skip
+        kept = []
     item.masks = kept
 
 
+def different_words(names: Iterable[str]) -> list[str]:
+    """The words in which the names of masks of one image differ, such as liver and spleen; [] if only numbers do."""
+    words = [set(re.findall(r"[^\W\d_]+", name.casefold())) for name in names]
+    shared = set.intersection(*words) if words else set()
+    own = [" ".join(sorted(each - shared)) for each in words]
+    # `x_mask` and `x_mask_1` have the same words, and so have `lesion` and `lesion 2`.
+    return sorted(set(filter(None, own))) if len(set(own)) > 1 else []
+
+
 def say_joined(images: list[Item], record: Record) -> None:
+    """Note which masks are joined, and which are shared by several volumes."""
+    shared: dict[str, list[Item]] = defaultdict(list)
+    for item in images:
+        for _, file in item.masks:
+            shared[file.name].append(item)
+    most = max(shared.values(), key=len, default=[])
+    if len(most) > 1:
+        count = sum(len(items) > 1 for items in shared.values())
+        record.notes.append(
+            f"masks that several volumes share: {count}, such as that of {', '.join(i.file.name for i in most[:3])}"
+        )
     several = [item for item in images if len(item.masks) > 1]
     if several:
         record.notes.append(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,6 @@ def source(data, channels: int) -> Source:
     )
     if not files:
         raise UserError(f"config.data.root: no .parquet in '{root}'")
-    wanted = naming.wanted_splits(data.split)
     places, labels, groups, splits, names = [], list[str](), list[str](), list[str](), list[str]()
     column = ""
     for file in files:
@@ -95,17 +93,9 @@ def source(data, channels: int) -> Source:
         own = [naming.split_name(text) for text in texts.get("split") or ()]
         splits += own or [naming.split_of_shard(where)] * len(rows)
         names += [f"{where}/{i:07d}" for i in range(len(rows))]
-    unused: dict[str, int] = {}
-    if any(splits) and wanted:
-        unused = dict(Counter(split or "no split" for split in splits if split not in wanted))
-        if not wanted & set(splits):
-            raise UserError(
-                f"config.data.split: '{data.split}' is not a split of '{root}'. Choices: "
-                f"{', '.join(sorted(filter(None, set(splits))))}, all."
-            )
-        chosen = [i for i, split in enumerate(splits) if split in wanted]
-        places = [places[i] for i in chosen]
-        labels, groups, splits, names = ([values[i] for i in chosen] for values in (labels, groups, splits, names))
+    chosen, unused = naming.choose_splits(splits, data.split, f"'{root}'")
+    places = [places[i] for i in chosen]
+    labels, groups, splits, names = ([values[i] for i in chosen] for values in (labels, groups, splits, names))
     notes: list[str] = []
     labels, lines = naming.canonical(labels)
     notes += [f"label: {line}" for line in lines]

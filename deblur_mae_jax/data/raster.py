@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.errors import one_line
 
 # The decoders of Pillow that are used; all others stay closed to files from outside.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "WEBP", "PPM", "JPEG2000")
@@ -118,7 +119,7 @@ def opened(path: Path | bytes, max_pixels: int) -> Iterator[tuple[Header, Image.
         try:
             header = _header_of(image, path)
         except Exception as error:  # damaged tags
-            raise BadImage(f"cannot be opened: {one_line(error)}") from error
+            raise BadImage(f"cannot be opened: {reason(error)}") from error
         yield header, image
 
 
@@ -145,7 +146,7 @@ def _open(path: Path | bytes) -> Image.Image | None:
     except BadImage:
         raise
     except Exception as error:  # a header can be damaged in as many ways as the pixels
-        raise BadImage(f"cannot be opened: {one_line(error)}") from error
+        raise BadImage(f"cannot be opened: {reason(error)}") from error
 
 
 def _header_of(image: Image.Image, path: Path | bytes) -> Header:
@@ -243,7 +244,7 @@ def _tiff_header(path: Path | bytes) -> Header:
             turn = turn if 1 <= turn <= 8 else 1
             return Header(int(page.imagewidth), int(page.imagelength), turn, len(file.pages), False, True)
     except Exception as error:
-        raise BadImage(f"cannot be opened: {one_line(error)}") from error
+        raise BadImage(f"cannot be opened: {reason(error)}") from error
 
 
 def pnm_header(path: Path | bytes) -> tuple[int, int, int, int]:
@@ -279,8 +280,6 @@ def turned_image(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error, or its kind, in one line. That of the operating system is without the path."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def reason(error: BaseException) -> str:
+    """Why a file cannot be read, in one line without its path, which the message that quotes this names."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)

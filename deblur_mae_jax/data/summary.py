@@ -75,8 +75,9 @@ def left_out(skipped: Sequence[Skipped]) -> list[str]:
 
 def _images(index: Index) -> str:
     source = index.source
-    low = " x ".join(str(side) for side in reversed(index.sizes.min(axis=0).tolist()))
-    high = " x ".join(str(side) for side in reversed(index.sizes.max(axis=0).tolist()))
+    # Images as width x height; volumes as left-right x back-front x feet-head, as the config counts their sides.
+    order = slice(None) if len(index.canvas) == 3 else slice(None, None, -1)
+    low, high = (" x ".join(map(str, ends[order].tolist())) for ends in (index.sizes.min(0), index.sizes.max(0)))
     size = high if low == high else f"{low} to {high}"
     unit = "voxels" if len(index.canvas) == 3 else "pixels"
     kinds = f" ({_counts(Counter(source.modalities))})" if source.modalities else ""

@@ -303,21 +303,15 @@ def _clean(table: Table, name: str) -> None:
 
 def _keep(table: Table, path: Path, split: str) -> None:
     """Keep the rows of the wanted splits. Raises `UserError` if the CSV has none of them."""
-    wanted = naming.wanted_splits(split)
-    present = {row["split"] for row in table.rows if row.get("split")}
-    if not present and "split" in table.columns:
+    if "split" not in table.columns:
+        return
+    if not any(row["split"] for row in table.rows):
         del table.columns["split"]
         table.notes.append("no row names a split: as without the column")
-    if "split" not in table.columns or not wanted:
         return
-    # The default names several splits, and not all of them need to exist. It is an error only if none exists.
-    if not wanted & present:
-        raise UserError(
-            f"config.data.split: '{split}' is not a split of '{path}' (column '{table.columns['split']}'). Choices: "
-            f"{', '.join(sorted(present))}, all."
-        )
-    table.unused = dict(Counter(row["split"] or "no split" for row in table.rows if row["split"] not in wanted))
-    table.rows = [row for row in table.rows if row["split"] in wanted]
+    place = f"'{path}' (column '{table.columns['split']}')"
+    chosen, table.unused = naming.choose_splits([row["split"] for row in table.rows], split, place)
+    table.rows = [table.rows[i] for i in chosen]
 
 
 class Finder:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.data import buckets
-from deblur_mae_jax.data.raster import one_line
+from deblur_mae_jax.data.raster import reason
 from deblur_mae_jax.data.source import BadImage, Source
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, one_line
 
 AXES = 2  # of its images
 READS = ("tfds_name",)  # fields of config.data that say what the images are
@@ -44,8 +44,7 @@ def source(data, channels: int) -> Source:
     except UserError:
         raise
     except Exception as error:  # TFDS raises many kinds; all of them are about what was asked for
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"config.data.tfds_name: cannot load '{data.tfds_name}': {line}") from error
+        raise UserError(f"config.data.tfds_name: cannot load '{data.tfds_name}': {one_line(error)}") from error
     reader = Records(records, channels)
     features = records.dataset_info.features
     texts: dict[str, list[str]] = {name: [] for name in ("label", "group") if name in features.keys()}  # noqa: SIM118
@@ -93,7 +92,7 @@ class Records:
         try:
             image = np.asarray(self.records[index]["image"])
         except Exception as error:  # records are damaged in as many ways as there are bytes
-            raise BadImage(f"damaged: {one_line(error)}") from error
+            raise BadImage(f"damaged: {reason(error)}") from error
         if image.ndim == 2:
             image = image[:, :, None]
         if image.dtype == np.uint16:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.data import compressed, grid, raster
-from deblur_mae_jax.data.raster import one_line
+from deblur_mae_jax.data.raster import reason
 from deblur_mae_jax.data.source import BadImage
 
 NIBABEL = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh", ".hdr.gz", ".img.gz")
@@ -109,7 +109,7 @@ class VolumeFile:
         except MemoryError as error:
             raise BadImage("not enough memory to decode it") from error
         except Exception as error:  # truncated gzip streams and the like
-            raise BadImage(f"damaged: {one_line(error)}") from error
+            raise BadImage(f"damaged: {reason(error)}") from error
 
     def save_like(self, labels: np.ndarray, path: Path) -> Path:
         """Save a label map in RAS orientation as compressed NIfTI, on the grid and with the geometry of this file."""
@@ -134,6 +134,8 @@ class VolumeFile:
 
 def open_volume(path: str, max_voxels: int) -> VolumeFile:
     """Open a volume. Raises `BadImage` if it is damaged, no volume, or larger than `max_voxels`."""
+    if os.path.isdir(path):
+        raise BadImage("it is a folder, not a file")
     try:
         if os.path.getsize(path) == 0:
             raise BadImage("empty file (0 bytes)")
@@ -152,7 +154,7 @@ def open_volume(path: str, max_voxels: int) -> VolumeFile:
         what = "" if not os.path.isfile(path) else raster.stranger(Path(path))
         text = f"not a volume but {what}" if what.startswith(("a Git", "a PDF", "a DICOM")) else ""
         # SimpleITK's own messages are about the places where it was built.
-        said = "" if "SimpleITK" in str(error) else f": {one_line(error)}"
+        said = "" if "SimpleITK" in str(error) else f": {reason(error)}"
         raise BadImage(text or f"not a volume file, or damaged{said}") from error
     affine = volume.affine
     if affine is None or not np.isfinite(affine).all() or _is_singular(affine[:3, :3]):
@@ -369,10 +371,31 @@ def _header_text(path: str) -> str:
         return file.read(65536).decode("latin-1")
 
 
+def data_file(path: str) -> str:
+    """The file with the voxels of a header; "" if they are in the same file."""
+    lower = path.lower()
+    if lower.endswith((".hdr", ".hdr.gz")):
+        start = path[: lower.rindex(".hdr")]
+        return next((start + end for end in (".img", ".img.gz", ".IMG") if os.path.exists(start + end)), "")
+    if not lower.endswith((".mhd", ".nhdr")):
+        return ""
+    try:
+        with open(path, encoding="latin-1") as file:
+            name = _data_named(file.read(1 << 16))
+    except OSError:
+        return ""
+    return "" if name in ("", "LOCAL") else os.path.join(os.path.dirname(path), name)
+
+
+def _data_named(text: str) -> str:
+    """The file with the voxels, as the text of a MetaImage or NRRD header names it; "" if it names none."""
+    found = re.search(r"^\s*(?:ElementDataFile\s*=|data ?file\s*:)\s*([^\r\n]+)", text, re.I | re.M)
+    return found[1].strip() if found else ""
+
+
 def _refuse_data_elsewhere(text: str) -> None:
     """Refuse a header whose voxels are in another folder."""
-    found = re.search(r"^\s*(?:ElementDataFile\s*=|data ?file\s*:)\s*([^\r\n]+)", text, re.I | re.M)
-    name = found[1].strip() if found else ""
+    name = _data_named(text)
     if name.upper().startswith("LIST") or "%" in name:
         raise BadImage("its voxels are in a list of other files, which is not read")
     if name and name != "LOCAL" and os.path.basename(name) != name.removeprefix("./"):

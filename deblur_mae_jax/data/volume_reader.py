@@ -33,6 +33,10 @@ VOXEL_ON_VOXEL = "the volume or its mask states no orientation, so the mask is l
 FLAT = "CT from {:.4g} to {:.4g} is nearly uniform after config.data.ct_window; these are hardly Hounsfield units"
 LABELS = "the volume holds only {} different whole numbers, as label maps do"
 HOUNSFIELD = "MR with values from {:.4g} to {:.4g}, as CT in Hounsfield units has; is it CT (=ct)?"
+BACKGROUND = (
+    "{:.0f} % of its voxels are {:.4g}: if that is the background, make it 0, because MR is standardised over the "
+    "non-zero voxels"
+)
 NO_AIR = (
     "CT without a value below 0, so it holds no air: if its values have an offset (1024 is usual), shift them to "
     "Hounsfield units, or set config.data.ct_window"
@@ -50,7 +54,10 @@ class Place(Protocol):
 
 
 def _stamp(place: str | Place) -> Any:
-    return stamp_of(place) if isinstance(place, str) else place.stamp()
+    if not isinstance(place, str):
+        return place.stamp()
+    beside = volume_file.data_file(place)
+    return [stamp_of(place), stamp_of(beside)] if beside else stamp_of(place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +195,7 @@ class Volumes:
             scaled = _standardised(values)
             if stored.min() < -300:  # MR has no large negative values; Hounsfield units have, in air
                 notes.append(HOUNSFIELD.format(float(stored.min()), float(stored.max())))
+            notes += _background(stored)
         return scaled.astype(np.float16)[..., None], notes
 
     def _resampled_shape(self, shape: tuple[int, ...], zooms: Any) -> tuple[int, ...]:
@@ -245,6 +253,14 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     return np.where(inside, (values - values[inside].mean()) / spread, 0.0)
 
 
+def _background(values: np.ndarray) -> list[str]:
+    """A note if much of an MR volume has one value that is not 0."""
+    distinct, counts = np.unique(values.ravel()[:: max(1, values.size // 200_000)], return_counts=True)
+    most = int(counts.argmax())
+    share = counts[most] / counts.sum()
+    return [BACKGROUND.format(100 * share, float(distinct[most]))] if distinct[most] != 0 and share > 0.3 else []
+
+
 def _looks_like_labels(values: np.ndarray) -> list[str]:
     """A note if a volume holds few different whole numbers, one of them often."""
     sample = values.ravel()[:: max(1, values.size // 200_000)]
@@ -256,14 +272,14 @@ def _looks_like_labels(values: np.ndarray) -> list[str]:
 def _window(values: np.ndarray, plain_bytes: bool, window: tuple[float, float]):
     """The range of CT values that is mapped to 0..1, and what is assumed.
 
-    Bytes without a scale, and values between 0 and 255, cannot be Hounsfield units, which are negative in air and fat.
+    Bytes without a scale, and values from 0 to 255, are hardly Hounsfield units, which are negative in air and fat.
     """
     low, high = float(values.min()), float(values.max())
     if plain_bytes:
         return (0.0, 255.0), [WINDOWED]
     if low >= 0 and 0 < high <= 1:
         return (0.0, 1.0), [SCALED]
-    if low >= 0 and 127 < high <= 255:
+    if low >= 0 and 250 <= high <= 255:
         return (0.0, 255.0), [WINDOWED]
     return window, [NO_AIR] if low >= 0 else []
 

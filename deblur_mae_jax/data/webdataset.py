@@ -74,16 +74,9 @@ def source(data, channels: int) -> Source:
     for sample in samples.values():
         sample.setdefault("split", named[sample["tar"]])
     kept = [(name, sample) for name, sample in sorted(samples.items()) if "place" in sample]
-    wanted = naming.wanted_splits(data.split)
     splits = [naming.split_name(sample.get("split", "")) for _, sample in kept]
-    if any(splits) and wanted:
-        if not wanted & set(splits):
-            raise UserError(
-                f"config.data.split: '{data.split}' is not a split of '{root}'. Choices: "
-                f"{', '.join(sorted(filter(None, set(splits))))}, all."
-            )
-        kept = [pair for pair, split in zip(kept, splits, strict=True) if split in wanted]
-        splits = [split for split in splits if split in wanted]
+    chosen, unused = naming.choose_splits(splits, data.split, f"'{root}'")
+    kept, splits = [kept[i] for i in chosen], [splits[i] for i in chosen]
     reader = Members([sample["place"] for _, sample in kept], decoder_of(data, channels))
     notes: list[str] = []
     known: dict[str, list[str] | None] = {}
@@ -95,7 +88,7 @@ def source(data, channels: int) -> Source:
     return Source(
         [name for name, _ in kept], reader.read, reader.header, reader.stamp, labels=known["label"],
         groups=known["group"], skipped=skipped, examine=reader.examine, notes=notes,
-        splits=splits if any(splits) else None,
+        splits=splits if any(splits) else None, unused=unused,
     )  # fmt: skip
 
 

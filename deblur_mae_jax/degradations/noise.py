@@ -14,6 +14,7 @@ def gaussian_noise(std: float = 0.25, clip: bool = True, variance: float = 0.0) 
     std: standard deviation. DeblurrMAE does not report the value of its denoising baseline; 0.25 is
         that of the denoising MAE of Wu et al. (2022).
     clip: clip the result to the gray scale. 2-D images that are degraded at their native size are always clipped.
+        Volumes need clip=False: half of the values of standardised MR are below 0.
     variance: replaces `std` if it is not 0. Disruptive Autoencoders use 0.1 without clipping.
     """
     if not std > 0 or variance < 0:
@@ -24,4 +25,5 @@ def gaussian_noise(std: float = 0.25, clip: bool = True, variance: float = 0.0) 
         noisy = image + 255.0 * std * jax.random.normal(params["key"], image.shape, image.dtype)
         return jnp.clip(noisy, 0.0, 255.0) if clip else noisy
 
-    return Degradation(lambda key: {"key": key}, apply, random=True, keeps_constant=False)
+    axes = (2,) if clip else (2, 3)
+    return Degradation(lambda key: {"key": key}, apply, random=True, keeps_constant=False, ndim=axes)

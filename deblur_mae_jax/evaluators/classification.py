@@ -14,8 +14,8 @@ from deblur_mae_jax import sharding
 from deblur_mae_jax.data.order import InOrder
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import arrays, attention_rollout, blur_search
-from deblur_mae_jax.input_pipeline import crop_resize, stores
-from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.input_pipeline import stores
+from deblur_mae_jax.input_pipeline.keys import evaluation_keys
 from deblur_mae_jax.metrics import classification
 from deblur_mae_jax.reports import classification as report
 from deblur_mae_jax.reports import classification_figures, page, predictions
@@ -26,8 +26,6 @@ from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.workdir import metric_writer
 from deblur_mae_jax.workdir.run_folder import Workdir
 
-# Random degradations are the same at every evaluation.
-EVALUATION_STEP = 0
 MAX_EMBEDDED = 2000
 MISTAKES = 8
 
@@ -44,7 +42,7 @@ def make_predict(run: Experiment, store: Any) -> Any:
     def predict(params, arrays, batch, first):
         examples = store.gather(arrays["images"], jax.tree.map(lambda x: x[0], batch))
         B = examples["size"].shape[0]
-        keys = stream_keys(0, EVALUATION_STEP, first + jnp.arange(B))
+        keys = evaluation_keys(first + jnp.arange(B))
         level = None
         if run.choose_level is not None:
             central = network.inputs.central(examples)
@@ -210,8 +208,7 @@ class Evaluator:
         model, inputs, attends = network.model, network.inputs, network.rules.attends
 
         def look(params, images, level):
-            mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
-            views = jnp.clip(crop_resize.denormalise(images, mean, std), 0, 255)
+            views = inputs.gray_levels(images)
             if not attends:
                 return views, jnp.zeros(len(views))
             return views, attention_rollout.rollout(model, params, images, level)

@@ -12,17 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from deblur_mae_jax.input_pipeline import crop_resize
-from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.input_pipeline.keys import evaluation_keys
 from deblur_mae_jax.metrics import representation
 from deblur_mae_jax.models import masking
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.reports.reconstruction import reconstruction_sheet
 from deblur_mae_jax.tasks import losses
 from deblur_mae_jax.tasks.contract import Task
-
-# Masks and degradations of the evaluation never change: they use this fixed step and a separate seed.
-EVALUATION_STEP = 0
 
 Arrays = dict[str, np.ndarray]
 # The outputs of `evaluate` that `summary` needs.
@@ -60,18 +56,16 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
     A generative network has `sampled`, a drawing from the visible patches, and as `restored` the mean of several.
     """
     inputs, model, task = network.inputs, network.model, network.task
-    mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
     whole = lambda patches: masking.unpatchify(patches, model.mask_size, model.in_chans, model.mask_grid)
 
     def pixels(patches, goal):
-        if task.norm_pix_loss:  # the network predicts normalised patches; undo it with the true statistics
-            average, spread = losses.patch_statistics(goal)
-            patches = patches * spread + average
-        return jnp.clip(crop_resize.denormalise(whole(patches), mean, std), 0, 255)
+        if task.norm_pix_loss:
+            patches = losses.denormalise_patches(patches, goal)
+        return inputs.gray_levels(whole(patches))
 
     def evaluate(params, examples):
         count = examples["size"].shape[0]
-        keys = stream_keys(0, EVALUATION_STEP, jnp.arange(count))
+        keys = evaluation_keys(jnp.arange(count))
         level = None
         if inputs.degradation.at_level is not None:
             level = spread_levels(count, inputs.degradation.num_levels)
@@ -82,9 +76,7 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         drawn = _drawings(task, params, batch, keys)
 
         average = out["target"].mean(axis=(1, 2), keepdims=True)
-        clean, degraded = (
-            jnp.clip(crop_resize.denormalise(batch[name], mean, std), 0, 255) for name in ("targets", "inputs")
-        )
+        clean, degraded = (inputs.gray_levels(batch[name]) for name in ("targets", "inputs"))
         hidden = out["mask"][..., None]
         shown = masking.patchify(degraded, model.mask_size)
         masked = whole(jnp.where(hidden > 0, 128.0, shown))

@@ -22,7 +22,7 @@ from deblur_mae_jax import network as networks
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.input_pipeline.keys import evaluation_keys
 from deblur_mae_jax.metrics import classification, probes
 from deblur_mae_jax.training import supervision
 from deblur_mae_jax.training.experiment import Experiment
@@ -76,7 +76,7 @@ class Monitor:
         def prepare(examples: Any, start: Any) -> jax.Array:
             count = examples["size"].shape[0]
             level = jnp.ones(count, jnp.int32) if network.inputs.degradation.num_levels else None
-            return network.inputs.evaluate(examples, stream_keys(0, 0, start + jnp.arange(count)), level)["inputs"]
+            return network.inputs.evaluate(examples, evaluation_keys(start + jnp.arange(count)), level)["inputs"]
 
         program = jax.jit(prepare)
         for start in range(0, len(numbers), BATCH):
@@ -152,12 +152,9 @@ def _config_of(config: ConfigDict) -> ConfigDict:
     same = {
         f"data.{key}": config.data[key]
         for key in (
+            *(name for name in fields.DECODING if name in config.data),
             "mean",
             "std",
-            "max_side",
-            "bits16",
-            "window",
-            "crop",
             "frames",
             "columns",
             "group_pattern",
@@ -167,7 +164,7 @@ def _config_of(config: ConfigDict) -> ConfigDict:
     }
     return fields.copy(fields.on_organ(fields.finetuning(), "folder"), {
         **{k: v for k, v in fields.without_source(2).items()}, **same, "image_size": config.image_size,
-        "data.name": name, "data.root": root, "data.max_pixels": config.data.max_pixels,
+        "data.name": name, "data.root": root,
         "model.in_chans": config.model.in_chans,
     })  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from deblur_mae_jax import config as fields
 from deblur_mae_jax import sharding
@@ -112,8 +113,6 @@ class Evaluator:
 
     def write(self, step: int, judgement: Judgement) -> None:
         """Write the sheet and the page."""
-        from PIL import Image
-
         path = self.workdir.make_report() / f"reconstructions_{step:07d}.png"
         Image.fromarray(judgement.images["reconstructions"]).save(path)
         self._page(step)

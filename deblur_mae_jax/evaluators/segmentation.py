@@ -27,8 +27,6 @@ from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.workdir import metric_writer
 from deblur_mae_jax.workdir.run_folder import Workdir
 
-SHOWN = 4
-
 
 class Evaluator:
     """Evaluates validation images during training; at the end, validation and test images with the best weights."""
@@ -61,14 +59,13 @@ class Evaluator:
         rows = []
         source, classes = self.run.index.source, self.supervision.mask_classes
         assert source.masks is not None and classes is not None
-        wanted = tuple(self.run.config.data.spacing) if self.segmenter.is_3d else ()
         segmented = self.segmenter.each([params], self.run.loader, self.supervision.indices["val"])
         for index, labels in segmented:
             stop.poll()
             truth = self._truth(index)
             if truth is None:
                 continue
-            spacing = wanted or ((1.0, 1.0) if self.in_pixels else source.grid_of(index).spacing)
+            spacing = self._network_spacing or ((1.0, 1.0) if self.in_pixels else source.grid_of(index).spacing)
             rows.append([self._score(truth == n, labels == n, spacing) for n in range(1, len(self.labels) + 1)])
         values = np.array(rows)
         measured = np.isfinite(values)
@@ -86,6 +83,11 @@ class Evaluator:
                     self.latest[f"val_{self.metric}_{label}"] = float(values[measured[:, j], j].mean())
         score = mean if segmentation.HIGHER_IS_BETTER[self.metric] else -mean
         return Judgement(score, self.latest, {})
+
+    @property
+    def _network_spacing(self) -> tuple[float, ...]:
+        """The size of a voxel of the network's grid, mm; () if it is that of each file."""
+        return tuple(self.run.config.data.spacing) if self.segmenter.is_3d else ()
 
     def _truth(self, index: int) -> np.ndarray | None:
         """The classes of a mask; `None`, with a report, if it can no longer be read on some process."""
@@ -236,5 +238,6 @@ class Evaluator:
             except (BadImage, OSError) as error:
                 self.run.loader.report(Skipped(source.names[index], str(error)))
                 continue
-            out.append(Shown(title, image, truth, labels, source.grid_of(index).spacing))
+            spacing = self._network_spacing or source.grid_of(index).spacing
+            out.append(Shown(title, image, truth, labels, spacing))
         return out

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from PIL import Image
 
-from deblur_mae_jax.evaluators.image_reconstruction import EVALUATION_STEP, Arrays
-from deblur_mae_jax.input_pipeline import crop_resize
-from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.evaluators.image_reconstruction import Arrays
+from deblur_mae_jax.input_pipeline.keys import evaluation_keys
 from deblur_mae_jax.metrics import representation
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.reports import page
@@ -28,14 +27,10 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
     clean, first, second: gray levels `(B, H, W, C)` of the central view and of the two views.
     """
     inputs, model, task = network.inputs, network.model, network.task
-    mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
-
-    def gray(images):
-        return jnp.clip(crop_resize.denormalise(images, mean, std), 0, 255)
 
     def evaluate(params, examples):
         count = examples["size"].shape[0]
-        keys = stream_keys(0, EVALUATION_STEP, jnp.arange(count))
+        keys = evaluation_keys(jnp.arange(count))
         views = inputs.train(examples, keys)
         per_image, out = task.loss(params, views, keys)
         clean = inputs.evaluate(examples, keys)["targets"]
@@ -44,9 +39,9 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
             "loss": per_image,
             "accuracy": out["accuracy"],
             "features": model.apply({"params": params}, clean, level=level, method=model.features),
-            "clean": gray(clean),
-            "first": gray(views["inputs"]),
-            "second": gray(views["other_targets"]),
+            "clean": inputs.gray_levels(clean),
+            "first": inputs.gray_levels(views["inputs"]),
+            "second": inputs.gray_levels(views["other_targets"]),
         }
 
     return evaluate

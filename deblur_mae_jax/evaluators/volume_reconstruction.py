@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from deblur_mae_jax.data.nifti import MODALITIES
-from deblur_mae_jax.evaluators.image_reconstruction import EVALUATION_STEP, Arrays, psnr
-from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.evaluators.image_reconstruction import Arrays, psnr
+from deblur_mae_jax.input_pipeline.keys import evaluation_keys
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.reports import page
 
@@ -34,7 +34,8 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
     loss: the loss that training minimises.
     loss_of_mean: L1 error of predicting each cube by its own median; every network must do better than this.
     reconstruction, contrast: the two parts of the loss.
-    mse_degraded, mse_restored: error of the input and of its unmasked reconstruction, if the task reconstructs.
+    mse_degraded, mse_restored: error of the input and of its unmasked reconstruction, if the task reconstructs, as a
+        share of the squared range of the clean cube, because CT and MR have different units.
 
     The three middle planes, `(B, 3, S, T)`:
 
@@ -44,15 +45,18 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
 
     def evaluate(params, examples):
         count = examples["size"].shape[0]
-        keys = stream_keys(0, EVALUATION_STEP, jnp.arange(count))
+        keys = evaluation_keys(jnp.arange(count))
         batch = inputs.evaluate(examples, keys)
         per_volume, out = task.loss(params, batch, keys)
         clean = out.get("clean", batch["targets"])
         degraded = out.get("degraded", batch["inputs"] * (1 - out["mask"]))
         middle = jnp.median(clean, axis=(1, 2, 3), keepdims=True)
 
+        space = (1, 2, 3, 4)
+        spread = jnp.maximum(clean.max(space) - clean.min(space), 1e-6)
+
         def mse(volume):
-            return jnp.square(volume - clean).mean(axis=(1, 2, 3, 4))
+            return jnp.square(volume - clean).mean(axis=space) / jnp.square(spread)
 
         arrays = {
             "loss": per_volume,
@@ -99,7 +103,7 @@ def by_level(arrays: Arrays, degradation: Any) -> list[dict[str, float]]:
 
 
 def summary(arrays: Arrays) -> dict[str, float]:
-    """Means over the volumes; PSNR on the 0..1 scale."""
+    """Means over the volumes; the peak of the PSNR is the range of each clean cube."""
 
     out = {
         "eval_loss": float(arrays["loss"].mean()),

@@ -90,19 +90,12 @@ def shrunk(image: np.ndarray, max_side: int) -> np.ndarray:
     return np.stack(planes, axis=-1)
 
 
-def enlarged(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A label map on the pixels of the image before `shrunk`."""
-    if labels.shape == size:
-        return labels
-    return np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
-
-
 def volumes_of(images: Any) -> list[np.ndarray]:
     """Check volumes and return each as float32 `(D, H, W)`. Raises `UserError`.
 
     images: a volume `(D, H, W)` or `(D, H, W, 1)`, or a collection of them; scaled as in training.
     """
-    if hasattr(images, "__array__") and np.ndim(images) == 3:
+    if hasattr(images, "__array__") and (np.ndim(images) == 3 or (np.ndim(images) == 4 and np.shape(images)[3] == 1)):
         images = [images]
     elif isinstance(images, (str, os.PathLike)) or not hasattr(images, "__iter__"):
         raise UserError(f"images: {type(images).__name__} is neither a volume nor a collection of volumes")

@@ -17,7 +17,7 @@ from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.data.source import BadImage, Skipped
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import sliding_window
-from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.input_pipeline.keys import evaluation_keys
 from deblur_mae_jax.metrics import segmentation
 from deblur_mae_jax.network import Network
 
@@ -60,7 +60,7 @@ class Segmenter:
 
         def view(examples):
             # The same draw for every image: its input does not depend on its place in a batch.
-            keys = stream_keys(0, 0, jnp.zeros(examples["size"].shape[0], int))
+            keys = evaluation_keys(jnp.zeros(examples["size"].shape[0], int))
             data = network.inputs.whole(examples, keys)
             return data["inputs"], data.get("level")
 

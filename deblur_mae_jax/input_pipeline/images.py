@@ -102,6 +102,10 @@ class ImageInputs:
             **views,
         )
 
+    def gray_levels(self, normalised: jax.Array) -> jax.Array:
+        """Inputs of the network as gray levels 0..255, clipped."""
+        return jnp.clip(crop_resize.denormalise(normalised, jnp.asarray(self.mean), jnp.asarray(self.std)), 0, 255)
+
     @property
     def out(self) -> tuple[int, ...]:
         """Height and width of the network's input, pixels."""

@@ -19,3 +19,8 @@ def stream_keys(seed: int, step: jax.Array | int, index: jax.Array) -> dict[str,
         name: jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(step_key, i), index)
         for i, name in enumerate(STREAMS)
     }
+
+
+def evaluation_keys(index: jax.Array) -> dict[str, jax.Array]:
+    """Random keys `(B,)` of evaluation and prediction: the same in every run, at every step."""
+    return stream_keys(0, 0, index)

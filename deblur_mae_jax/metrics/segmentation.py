@@ -6,6 +6,8 @@ removes, including voxels at the border of the image. Distances are between the 
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from scipy import ndimage
 
@@ -36,7 +38,10 @@ def dice(truth: np.ndarray, predicted: np.ndarray, empty: str = "skip") -> float
     return 2.0 * int((truth & predicted).sum()) / size if size else 1.0
 
 
-def iou_of(dice: float) -> float:
+Number = TypeVar("Number", float, np.ndarray)
+
+
+def iou_of(dice: Number) -> Number:
     """IoU (Jaccard index) |A B| / |A or B| of two masks with this Dice coefficient."""
     return dice / (2.0 - dice)
 

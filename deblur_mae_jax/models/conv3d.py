@@ -14,16 +14,6 @@ from deblur_mae_jax.models import conv3d_segments, layers
 EPSILON = 1e-5
 
 
-def torch_uniform(fan_in: int):
-    """PyTorch's default for linear layers and convolutions: uniform in +-1/sqrt(fan_in)."""
-
-    def init(key, shape, dtype=jnp.float32):
-        bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
 def instance_norm(x: jax.Array) -> jax.Array:
     """Every channel of every example to zero mean and unit variance; statistics in float32."""
     wide = x.astype(jnp.float32)
@@ -115,7 +105,7 @@ class _Convolution(nn.Module):
     @nn.compact
     def __call__(self, x):
         k, fan_in = self.kernel, x.shape[-1] * self.kernel**3
-        init = torch_uniform(fan_in)
+        init = layers.torch_uniform(fan_in)
         kernel = self.param("kernel", init, (k, k, k, x.shape[-1], self.features))
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         if self.use_bias:
@@ -136,7 +126,7 @@ class Patches(nn.Module):
     @nn.compact
     def __call__(self, x):
         k, C = self.side, x.shape[-1]
-        init = torch_uniform(k**3 * C)
+        init = layers.torch_uniform(k**3 * C)
         kernel = self.param("kernel", init, (k, k, k, C, self.features)).astype(self.dtype)
         bias = self.param("bias", init, (self.features,)).astype(self.dtype)
         x = x.astype(self.dtype)
@@ -174,7 +164,7 @@ class _Kernel(nn.Module):
 
     @nn.compact
     def __call__(self):
-        return self.param("kernel", torch_uniform(self.fan_in), self.shape)
+        return self.param("kernel", layers.torch_uniform(self.fan_in), self.shape)
 
 
 class ResidualBlock(nn.Module):

@@ -26,16 +26,6 @@ LEVEL_CODES = ("learned", "sinusoid", "table", "mlp")
 token_init = nn.initializers.normal(0.02)
 
 
-def _patch_bias_init(fan_in: int):
-    """The bias of a PyTorch convolution: uniform in +-1/sqrt(fan_in)."""
-
-    def init(key, shape, dtype=jnp.float32):
-        bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
 class PatchEmbed(nn.Module):
     """Linear embedding of flattened patches, stored as the P x P convolution it is in PyTorch.
 
@@ -69,7 +59,7 @@ class _PatchProjection(nn.Module):
             return layers.xavier(key, (P * P * C, D), dtype).reshape(shape)
 
         kernel = self.param("kernel", kernel_init, (P, P, C, D))
-        bias = self.param("bias", self.bias_init or _patch_bias_init(P * P * C), (D,))
+        bias = self.param("bias", self.bias_init or layers.torch_uniform(P * P * C), (D,))
         x, kernel, bias = nn.dtypes.promote_dtype(patches, kernel, bias, dtype=self.dtype)
         x = x.reshape(-1, P * P * C)
         return (layers.matmul(x, kernel.reshape(P * P * C, D)) + bias).reshape(*patches.shape[:-1], D)

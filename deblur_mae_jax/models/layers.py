@@ -17,6 +17,16 @@ STATISTICS = ("running_mean", "running_var")
 xavier = nn.initializers.xavier_uniform()
 
 
+def torch_uniform(fan_in: int) -> Any:
+    """PyTorch's default for linear layers and convolutions: uniform in +-1/sqrt(fan_in)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """Exact GELU, as PyTorch computes it; only `x` is kept for the gradient.

@@ -20,7 +20,7 @@ import numpy as np
 
 from deblur_mae_jax import sharding
 from deblur_mae_jax.models import layers
-from deblur_mae_jax.models.conv3d import EPSILON, torch_uniform
+from deblur_mae_jax.models.conv3d import EPSILON
 
 WINDOW = 7
 # Which of the eight neighbours (depth, height, width) are joined, in this order.
@@ -157,7 +157,7 @@ def _apart(region: jax.Array) -> jax.Array:
 
 def linear(features: int, fan_in: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
     """A linear layer with PyTorch's default initialisation."""
-    init = torch_uniform(fan_in)
+    init = layers.torch_uniform(fan_in)
     return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from deblur_mae_jax import sides
-from deblur_mae_jax.models import conv3d, swin, swin_unetr
+from deblur_mae_jax.models import conv3d, layers, swin, swin_unetr
 
 AXES = 3
 KINDS = ("pretext",)
@@ -39,7 +39,7 @@ class _Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         k, fan_in = self.kernel, x.shape[-1] * self.kernel**3
-        init = conv3d.torch_uniform(fan_in)
+        init = layers.torch_uniform(fan_in)
         kernel = self.param("kernel", init, (k, k, k, x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
         x = conv3d.convolve(x.astype(self.dtype), kernel.astype(self.dtype))

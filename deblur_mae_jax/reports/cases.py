@@ -112,9 +112,6 @@ def read(path: Path) -> Cases:
     # Earlier versions wrote no IoU, which follows from the Dice.
     if not rows or not {*_BEFORE, *segmentation.MEASURES, *_AFTER} - {"iou"} <= set(columns):
         raise UserError(f"'{path}' is not a table of segmentations: its columns are {columns}")
-    if "iou" not in columns:
-        for row in rows:
-            row["iou"] = repr(segmentation.iou_of(float(row["dice"])))
     labels = list(dict.fromkeys(row["label"] for row in rows))
     images = list(dict.fromkeys(row["image"] for row in rows))
     places = {(row["image"], row["label"]): row for row in rows}
@@ -124,6 +121,8 @@ def read(path: Path) -> Cases:
     first = rows[:: len(labels)]
 
     def column(name: str) -> np.ndarray:
+        if name not in columns:
+            return segmentation.iou_of(column("dice"))
         return np.array([float(row[name]) for row in rows]).reshape(-1, len(labels))
 
     try:

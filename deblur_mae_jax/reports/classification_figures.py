@@ -53,11 +53,11 @@ def _curves_of_class(truth: np.ndarray, score: np.ndarray, kind: str, weights: n
     return out
 
 
-def _band(p: Predictions, kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def _band(p: Predictions, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Pointwise 95 % band from a bootstrap over patients."""
     _, which = np.unique(p.patients, return_inverse=True)
     count = int(which.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=BAND_DRAWS)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=BAND_DRAWS)
     lines = curves_of(p.labels, p.probabilities, kind, drawn[:, which])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a band is NaN if no resample has both classes

@@ -26,6 +26,12 @@ def normalise_patches(patches: jax.Array) -> jax.Array:
     return (patches - average) / std
 
 
+def denormalise_patches(predicted: jax.Array, target: jax.Array) -> jax.Array:
+    """Predicted normalised patches with the mean and standard deviation of the true ones, `target`."""
+    average, std = patch_statistics(target)
+    return predicted * std + average
+
+
 ERRORS: dict[str, Callable[[jax.Array], jax.Array]] = {"squared": jnp.square, "absolute": jnp.abs}
 
 

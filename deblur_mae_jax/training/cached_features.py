@@ -17,7 +17,7 @@ from deblur_mae_jax.data.order import InOrder
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline import stores
-from deblur_mae_jax.input_pipeline.keys import stream_keys
+from deblur_mae_jax.input_pipeline.keys import evaluation_keys
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.training import stop
 from deblur_mae_jax.training.supervision import Progress, Supervision
@@ -124,7 +124,7 @@ def encode(
 
     def run(params, batch, first):
         examples = jax.tree.map(lambda x: x[0], batch)
-        keys = stream_keys(0, 0, first + jnp.arange(order.batch_size))
+        keys = evaluation_keys(first + jnp.arange(order.batch_size))
         view = inputs.evaluate(examples, keys)
         return _features(network, params, view["inputs"], view.get("level")), examples["row"]
 

@@ -99,6 +99,7 @@ class Experiment:
             "class_names": self.supervision.classes if self.supervision else [],
             "mask_values": self.supervision.mask_values if self.supervision else None,
             "groups": len(set(self.index.source.groups or [])),
+            "modalities": sorted(set(self.index.source.modalities or [])),
         }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data.source import BadImage, Skipped
-from deblur_mae_jax.errors import StoreError
+from deblur_mae_jax.errors import StoreError, one_line
 from deblur_mae_jax.performance import chips, profiling
 from deblur_mae_jax.training import agreement
 from deblur_mae_jax.training.compilation import Program
@@ -292,8 +292,7 @@ class Loop:
             checkpoint.on_all(functools.partial(checkpoint.save_tree, self.workdir.best(step), params))
             self.best = {"step": step, "score": score}
         except Exception as error:  # a full disk or a lost mount can raise many kinds of errors
-            line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            self.progress.print(f"the best weights, of step {step}, could not be saved: {line}")
+            self.progress.print(f"the best weights, of step {step}, could not be saved: {one_line(error)}")
 
     def save(self, step: int, state: TrainState) -> bool:
         """Save the state."""
@@ -343,7 +342,7 @@ class Loop:
                 "again image by image"
             )
         except Exception as error:  # a full disk must not hide why the run ends
-            said = f"The step could not be saved for a replay: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            said = f"The step could not be saved for a replay: {one_line(error)}"
         self.progress.done()
         raise NonFiniteLossError(
             f"step {step}: the loss is {values['loss']} and its gradient norm {values['grad_norm']}. "

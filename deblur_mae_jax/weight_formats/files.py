@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.data.raster import stranger
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, one_line
 from deblur_mae_jax.weight_formats.contract import State, Weights, recognise
 from deblur_mae_jax.weight_formats.torch_calls import need_torch
 
@@ -197,12 +197,11 @@ def _pickle(path: Path) -> tuple[State, dict[str, Any]]:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise almost any exception
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         refused = "weights_only" in str(error) or "Unsupported" in str(error)
         why = (
             "it holds more than tensors, so it is not opened: loading it could run code"
             if refused
-            else f"it cannot be read; it is damaged or not a PyTorch file: {reason[:160]}"
+            else f"it cannot be read; it is damaged or not a PyTorch file: {one_line(error, 160)}"
         )
         raise UserError(why) from error
     arguments: dict[str, Any] = {}

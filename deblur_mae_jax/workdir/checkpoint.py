@@ -20,16 +20,10 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from deblur_mae_jax.data import buckets
-from deblur_mae_jax.errors import StoreError, UserError, unknown
+from deblur_mae_jax.errors import StoreError, UserError, one_line, unknown
 from deblur_mae_jax.workdir.run_folder import BEST, COMMITTED, Workdir, write_json
 
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
 CHECKSUMS = "checksums.json"
-# With `config.checkpoint.commit=file`, written into a checkpoint when it is complete.
 # How long `meet` waits, hours.
 MEETING_HOURS = 2
 WRITES = ("auto", "on", "off")
@@ -208,7 +202,7 @@ class Checkpoints:
         try:
             then()
         except Exception as error:  # the checkpoint is safe; what follows from it is tidying up
-            logging.warning("after the checkpoint of step %d: %s", step, _one_line(error))
+            logging.warning("after the checkpoint of step %d: %s", step, one_line(error))
         return True
 
     def _failed(self, step: int, error: Exception) -> bool:
@@ -216,7 +210,7 @@ class Checkpoints:
         logging.error(
             "checkpoint of step %d could not be saved (%s); training continues, %s",
             step,
-            _one_line(error),
+            one_line(error),
             f"step {newest} is still there" if newest is not None else "no earlier one exists",
         )
         self._manager.reload()
@@ -241,10 +235,10 @@ class Checkpoints:
             except Exception as error:  # damage shows in as many ways as there are files
                 if not isinstance(self.folder, Path) and not isinstance(error, Damaged):
                     raise StoreError(
-                        f"--workdir: checkpoint '{self.path(step)}' cannot be read: {_one_line(error)}. Nothing was "
+                        f"--workdir: checkpoint '{self.path(step)}' cannot be read: {one_line(error)}. Nothing was "
                         "removed; start the same command again"
                     ) from error
-                logging.warning("checkpoint %s is damaged: %s", self.path(step), _one_line(error))
+                logging.warning("checkpoint %s is damaged: %s", self.path(step), one_line(error))
                 self.broken.append(step)
                 certain.append(isinstance(error, Damaged))
                 continue
@@ -268,7 +262,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=wanted)
         except OSError as error:
-            logging.warning("checkpoint %s is read again: %s", self.path(step), _one_line(error))
+            logging.warning("checkpoint %s is read again: %s", self.path(step), one_line(error))
             restored = self._manager.restore(step, args=wanted)
         return Restored(restored["state"], step, restored["notes"])
 
@@ -331,7 +325,7 @@ def load_params(workdir: Workdir, shapes: Any) -> Any:
                 return _restore_numpy(path / "state", {"params": shapes})["params"]
             return _restore_numpy(path, shapes)
         except Exception as error:  # damage shows in as many ways as there are files
-            logging.warning("checkpoint %s cannot be used: %s", path, _one_line(error))
+            logging.warning("checkpoint %s cannot be used: %s", path, one_line(error))
     if steps:
         raise UserError(f"no checkpoint in '{workdir.path}' can be read with its config")
     raise UserError(f"'{workdir.path}' holds no checkpoint")
@@ -391,16 +385,16 @@ def load_best(path: Path, template: Any) -> Any:
         try:
             return load_tree(path, template)
         except OSError as error:  # a network drive may fail for a moment
-            logging.warning("the best weights in %s are read again: %s", path, _one_line(error))
+            logging.warning("the best weights in %s are read again: %s", path, one_line(error))
             return load_tree(path, template)
     except Exception as error:  # damage shows in as many ways as there are files
         if not isinstance(path, Path):
             raise StoreError(
-                f"--workdir: the best weights in '{path}' cannot be read: {_one_line(error)}. Start the same command "
+                f"--workdir: the best weights in '{path}' cannot be read: {one_line(error)}. Start the same command "
                 "again"
             ) from error
         raise UserError(
-            f"the best weights in '{path}' cannot be read: {_one_line(error)}. Move this folder away and start the "
+            f"the best weights in '{path}' cannot be read: {one_line(error)}. Move this folder away and start the "
             "same command again: then the weights of the last step are evaluated"
         ) from error
 

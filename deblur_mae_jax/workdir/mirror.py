@@ -15,7 +15,7 @@ import jax
 
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data.privacy import KEY_FILE
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, one_line
 
 FIELD = "--workdir"
 # Folders with arrays, which are copied as wholes if they are copied at all.
@@ -134,7 +134,7 @@ class Mirror:
             self._remove_old_arrays()
         except Exception as error:  # stores, and the packages that reach them, raise errors of many kinds
             where = f"they are in {self.local}, and the next save tries again"
-            print(f"files could not be copied to {self.remote} ({buckets.one_line(error)}); {where}", flush=True)
+            print(f"files could not be copied to {self.remote} ({one_line(error)}); {where}", flush=True)
             return False
         return True
 

@@ -457,3 +457,66 @@ def test_echoes_of_an_enhanced_file_are_volumes(tmp_path):
     want = [np.argmax(volume[first::2].transpose(2, 1, 0)[::-1, ::-1]) for first in (0, 1)]
     for i in range(2):
         assert source.read(i)[..., 0].ravel()[want[i]] == source.read(i).max()
+
+
+def notes_of(source):
+    return " | ".join(index.build(source).notes)
+
+
+def test_a_series_whose_slices_drift_is_left_out(tmp_path):
+    """Each step is within a tenth of the others, but their errors add up."""
+
+    def stretched(values, k):
+        values.ImagePositionPatient[2] = 5.0 + 2.5 * min(k, 20) + 2.7 * max(k - 20, 0)
+
+    made.slices(tmp_path / "set", hounsfield((40, 6, 6)), change=stretched)
+    with pytest.raises(
+        UserError, match=r"slices are 2\.5 to 2\.7 mm apart: .* a slice would be .* mm beside its place"
+    ):
+        load(tmp_path / "set")
+
+
+def test_slightly_uneven_slices_are_read_with_a_note(tmp_path):
+    def stretched(values, k):
+        values.ImagePositionPatient[2] = 5.0 + 2.5 * min(k, 6) + 2.7 * max(k - 6, 0)
+
+    made.slices(tmp_path / "set", hounsfield((12, 6, 6)), change=stretched)
+    assert "slices are read as equally far apart, although one is" in notes_of(load(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_padding_is_no_measurement(tmp_path, modality):
+    volume = np.abs(hounsfield()) if modality == "MR" else hounsfield()
+    volume[:, 10:] = 0 if modality == "MR" else -1000
+
+    def padded(values, k):
+        values.PixelPaddingValue = 4095
+        stored = (volume[k] + 1024).astype(np.uint16)
+        stored[10:] = 4095
+        values.PixelData = stored.tobytes()
+
+    intercept = lambda values, k: setattr(values, "RescaleIntercept", -1024)
+    made.slices(tmp_path / "plain", volume, modality=modality, change=intercept)
+    made.slices(tmp_path / "padded", volume, modality=modality, change=padded)
+    plain, found = load(tmp_path / "plain"), load(tmp_path / "padded")
+    np.testing.assert_array_equal(found.read(0), plain.read(0))
+    assert "PixelPaddingValue" in notes_of(found) and "PixelPaddingValue" not in notes_of(plain)
+
+
+def test_ct_without_an_intercept_is_said_although_its_padding_is_negative(tmp_path):
+    def signed(values, k):
+        del values.RescaleIntercept, values.RescaleSlope
+        values.PixelRepresentation, values.PixelPaddingValue = 1, -2000
+        stored = np.abs(hounsfield()[k])
+        stored[:2] = -2000
+        values.PixelData = stored.astype(np.int16).tobytes()
+
+    made.slices(tmp_path / "set", hounsfield(), change=signed)
+    said = notes_of(load(tmp_path / "set"))
+    assert "CT without RescaleIntercept" in said and "CT without a value below 0" in said
+
+
+def test_a_series_without_the_size_of_its_pixels_is_named(tmp_path):
+    made.slices(tmp_path / "set", hounsfield(), change=lambda values, k: delattr(values, "PixelSpacing"))
+    with pytest.raises(UserError, match="size of its pixels is unknown"):
+        load(tmp_path / "set")
