@@ -1,8 +1,8 @@
-"""Which levels does the blur search choose, do several networks agree, and do the levels distinguish scanners?
+r"""Which levels does the blur search choose, do several networks agree, and do the levels distinguish scanners?
 
-    python main.py --config=configs/blur_search.py --config.init_from=runs/d2mae_0 --config.data.root=/my/images \\
+    python main.py --config=configs/blur_search.py --config.init_from=runs/d2mae_0 --config.data.root=/my/images \
       --config.search.setting="search(1)" --workdir=runs/search_0    # and so on for other seeds
-    python -m benchmarks.search_levels --runs=runs/search_0,runs/search_1 --table=scanners.csv --by=device \\
+    python -m benchmarks.search_levels --runs=runs/search_0,runs/search_1 --table=scanners.csv --by=device \
       --output=levels
     python -m benchmarks.search_levels --rebuild=levels
 

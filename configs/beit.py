@@ -1,4 +1,4 @@
-"""Fine-tune a BEiT: a ViT with relative positions, from SimMIM's, BEiT's or USFM's weights or from scratch.
+r"""Fine-tune a BEiT: a ViT with relative positions, from SimMIM's, BEiT's or USFM's weights or from scratch.
 
     python main.py --config=configs/beit.py --config.init_from=runs/simmim --config.data.root=/my/labelled \
       --workdir=runs/beit

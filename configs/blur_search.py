@@ -1,6 +1,6 @@
-"""Optimal blurriness search (D2MAE, Algorithm 1) over a set of images.
+r"""Optimal blurriness search (D2MAE, Algorithm 1) over a set of images.
 
-    python main.py --config=configs/blur_search.py --config.init_from=runs/d2mae \\
+    python main.py --config=configs/blur_search.py --config.init_from=runs/d2mae \
       --config.data.root=/my/images --workdir=runs/search
 
 Writes the best level, its sigma and the loss at every level for each image, a histogram over the set, and strips

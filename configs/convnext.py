@@ -1,4 +1,4 @@
-"""ConvNeXt, supervised, from ImageNet's weights or from scratch: a row of the papers' tables.
+r"""ConvNeXt, supervised, from ImageNet's weights or from scratch: a row of the papers' tables.
 
     python main.py --config=configs/convnext.py:l --config.init_from=weights/convnext_large.fb_in22k_ft_in1k \
       --config.data.root=/my/labelled --workdir=runs/l

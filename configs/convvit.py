@@ -1,4 +1,4 @@
-"""Fine-tune a ConvViT that ConvMAE or Deblurring ConvMAE has pre-trained, or train it from scratch.
+r"""Fine-tune a ConvViT that ConvMAE or Deblurring ConvMAE has pre-trained, or train it from scratch.
 
     python main.py --config=configs/convvit.py --config.init_from=runs/convmae --config.data.root=/my/labelled \
       --workdir=runs/convvit

@@ -1,6 +1,6 @@
-"""Fine-tune a classifier on your own images, or on the three organs of D2MAE and DeblurrMAE.
+r"""Fine-tune a classifier on your own images, or on the three organs of D2MAE and DeblurrMAE.
 
-    python main.py --config=configs/finetune.py --config.init_from=runs/d2mae \\
+    python main.py --config=configs/finetune.py --config.init_from=runs/d2mae \
       --config.data.root=/my/labelled --workdir=runs/classifier
 
 The root is a folder with one sub-folder per class, or a CSV (--config.data.name=manifest --config.data.root=list.csv).

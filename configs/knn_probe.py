@@ -1,6 +1,6 @@
-"""Nearest neighbours on frozen features: a first look at what an encoder has learned, in a minute.
+r"""Nearest neighbours on frozen features: a first look at what an encoder has learned, in a minute.
 
-    python main.py --config=configs/knn_probe.py --config.init_from=runs/d2mae \\
+    python main.py --config=configs/knn_probe.py --config.init_from=runs/d2mae \
       --config.data.root=/my/labelled --workdir=runs/knn
 
 `--config.probe.kind=logistic` fits a logistic regression instead. `knn_probe.py:thyroid`, `:ovary` and

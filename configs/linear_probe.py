@@ -1,6 +1,6 @@
-"""Linear probe of a frozen encoder, MAE's recipe: LARS, BatchNorm without affine parameters, plain crops.
+r"""Linear probe of a frozen encoder, MAE's recipe: LARS, BatchNorm without affine parameters, plain crops.
 
-    python main.py --config=configs/linear_probe.py --config.init_from=runs/d2mae \\
+    python main.py --config=configs/linear_probe.py --config.init_from=runs/d2mae \
       --config.data.root=/my/labelled --workdir=runs/linear
 
 `linear_probe.py:thyroid`, `:ovary` and `:pancreas` use the settings for the papers' data sets (see `finetune.py`).

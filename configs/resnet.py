@@ -1,4 +1,4 @@
-"""ResNet-50 or -101, supervised, from ImageNet's weights or from scratch: a row of the papers' tables.
+r"""ResNet-50 or -101, supervised, from ImageNet's weights or from scratch: a row of the papers' tables.
 
     python main.py --config=configs/resnet.py:101 --config.init_from=weights/resnet101.tv_in1k \
       --config.data.root=/my/labelled --workdir=runs/101

@@ -1,6 +1,6 @@
-"""BTCV, 13 abdominal organs in CT, as Disruptive Autoencoders were fine-tuned on it (MIDL 2024).
+r"""BTCV, 13 abdominal organs in CT, as Disruptive Autoencoders were fine-tuned on it (MIDL 2024).
 
-    python main.py --config=configs/segment_btcv.py --config.init_from=runs/dae --config.data.root="/data/btcv=ct" \\
+    python main.py --config=configs/segment_btcv.py --config.init_from=runs/dae --config.data.root="/data/btcv=ct" \
       --workdir=runs/btcv --config.data.fold=0
 
 The paper, Dice over 5 folds: DAE 0.8512, Swin-UNETR SSL 0.8472, MAE 0.8448, contrastive 0.8367, rotation 0.8356, from scratch

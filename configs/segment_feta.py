@@ -1,6 +1,6 @@
-"""FeTA, 7 tissues of the fetal brain in MR, as Disruptive Autoencoders were fine-tuned on it (MIDL 2024).
+r"""FeTA, 7 tissues of the fetal brain in MR, as Disruptive Autoencoders were fine-tuned on it (MIDL 2024).
 
-    python main.py --config=configs/segment_feta.py --config.init_from=runs/dae --config.data.root="/data/feta=mr" \\
+    python main.py --config=configs/segment_feta.py --config.init_from=runs/dae --config.data.root="/data/feta=mr" \
       --workdir=runs/feta --config.data.fold=0
 
 The paper, Dice over 5 folds with 100 / 50 / 20 % of the scans (--config.data.fraction=0.5): DAE 0.842 / 0.673 / 0.651, MAE 0.838 /

@@ -1,6 +1,6 @@
-"""Segment ultrasound images with a pre-trained ViT and a convolutional decoder, or from scratch.
+r"""Segment ultrasound images with a pre-trained ViT and a convolutional decoder, or from scratch.
 
-    python main.py --config=configs/segment_images.py --config.init_from=runs/d2mae --config.data.root=/my/images \\
+    python main.py --config=configs/segment_images.py --config.init_from=runs/d2mae --config.data.root=/my/images \
       --workdir=runs/segmenter
 
 The folder holds `images/` and `masks/` with the same names (or classes beside `masks/<class>/`), or a CSV

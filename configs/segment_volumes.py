@@ -1,6 +1,6 @@
-"""Segment your own CT or MR volumes, from a pre-trained Swin-UNETR or from scratch.
+r"""Segment your own CT or MR volumes, from a pre-trained Swin-UNETR or from scratch.
 
-    python main.py --config=configs/segment_volumes.py --config.init_from=runs/dae \\
+    python main.py --config=configs/segment_volumes.py --config.init_from=runs/dae \
       --config.data.root="/my/volumes=mr" --workdir=runs/segmenter
 
 The folder holds `images/` and `masks/` with the same file names (or `imagesTr/` and `labelsTr/`), or a CSV

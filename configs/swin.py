@@ -1,4 +1,4 @@
-"""Swin Transformer, supervised, from ImageNet's weights or from scratch: a row of the papers' tables.
+r"""Swin Transformer, supervised, from ImageNet's weights or from scratch: a row of the papers' tables.
 
     python main.py --config=configs/swin.py:l --config.init_from=weights/swin_large_patch4_window7_224.ms_in22k_ft_in1k \
       --config.data.root=/my/labelled --workdir=runs/l

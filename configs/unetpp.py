@@ -1,4 +1,4 @@
-"""Segment 2-D images with a U-Net++ on the encoder of any classifier, pre-trained or not.
+r"""Segment 2-D images with a U-Net++ on the encoder of any classifier, pre-trained or not.
 
     python main.py --config=configs/unetpp.py:convvit --config.init_from=runs/convmae --config.data.root=/my/images \
       --workdir=runs/unetpp

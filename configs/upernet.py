@@ -1,4 +1,4 @@
-"""Segment 2-D images with a UPerNet on the encoder of any classifier, pre-trained or not.
+r"""Segment 2-D images with a UPerNet on the encoder of any classifier, pre-trained or not.
 
     python main.py --config=configs/upernet.py:swin --config.init_from=runs/simmim_swin --config.data.root=/my/images \
       --workdir=runs/upernet

@@ -1,9 +1,9 @@
-"""Pack a data set into shards with an index, so that a run starts without listing or decoding anything.
+r"""Pack a data set into shards with an index, so that a run starts without listing or decoding anything.
 
     python scripts/pack_data.py /my/images /data/packed --workers=8
     python scripts/pack_data.py /hospital/export /data/packed --max_side=512 --encode=png
     python scripts/pack_data.py "/data/lung=ct" /data/packed_lung
-    python main.py --config=configs/d2mae_thyroid.py --workdir=runs/a \\
+    python main.py --config=configs/d2mae_thyroid.py --workdir=runs/a \
         --config.data.name=packed --config.data.root=/data/packed
 
 SOURCE is a folder of images, a CSV, a folder of DICOM files, WebDataset tars, Hugging Face Parquet files, or a folder

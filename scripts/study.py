@@ -1,7 +1,7 @@
-"""Run a study of methods, seeds and folds, and write one table with the paper's numbers beside ours.
+r"""Run a study of methods, seeds and folds, and write one table with the paper's numbers beside ours.
 
     python scripts/study.py studies/methods.py --preset=cpu --output=runs/methods
-    python scripts/study.py studies/methods.py --preset=full --output=runs/methods \\
+    python scripts/study.py studies/methods.py --preset=full --output=runs/methods \
       --pretrain_root=/my/images --finetune_root=/my/labelled --pretrain_seeds=0,1,2 --folds=0,1,2,3,4
     python scripts/study.py --rebuild=runs/methods      # writes its tables again, in place
 

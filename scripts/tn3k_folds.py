@@ -1,7 +1,7 @@
-"""Write the official folds of TN3K as CSVs that any run reads.
+r"""Write the official folds of TN3K as CSVs that any run reads.
 
     python scripts/tn3k_folds.py --root=/data/tn3k
-    python main.py --config=configs/unetpp.py:convvit --config.data.name=manifest \\
+    python main.py --config=configs/unetpp.py:convvit --config.data.name=manifest \
       --config.data.root=/data/tn3k/fold0.csv --workdir=runs/tn3k_0
 
 `--root` holds `trainval-image`, `trainval-mask`, `test-image`, `test-mask` and `tn3k-trainval-fold0.json` to

@@ -1,9 +1,9 @@
-"""Write the 14 tasks of UltraBench (Tupper and Gagne 2025) as CSVs that any run reads.
+r"""Write the 14 tasks of UltraBench (Tupper and Gagne 2025) as CSVs that any run reads.
 
     pip install ultrabench==1.0.1
     ultrabench mmotu /data/raw/mmotu /data/ultrabench    # for every set: the package of that name makes the splits
     python scripts/ultrabench_lists.py --root=/data/ultrabench
-    python scripts/study.py studies/ultrabench.py --finetune_root=/data/ultrabench --init_from=runs/d2mae \\
+    python scripts/study.py studies/ultrabench.py --finetune_root=/data/ultrabench --init_from=runs/d2mae \
       --preset=full --output=runs/ultrabench
 
 `--root` holds the folders that the package wrote, such as `mmotu_v1.0.1`, each with `train.json`, `validation.json`

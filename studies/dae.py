@@ -1,10 +1,10 @@
-"""Disruptive Autoencoders against training from scratch and 3-D MAE, with all and a fifth of the training volumes.
+r"""Disruptive Autoencoders against training from scratch and 3-D MAE, with all and a fifth of the training volumes.
 
 With all volumes also each disruption alone, and windows as the published code computes them.
 
     python scripts/study.py studies/dae.py --preset=cpu --output=runs/dae_study
-    python scripts/study.py studies/dae.py --preset=full --output=runs/dae_study \\
-      --pretrain_root="/data/lung=ct;/data/brain=mr" \\
+    python scripts/study.py studies/dae.py --preset=full --output=runs/dae_study \
+      --pretrain_root="/data/lung=ct;/data/brain=mr" \
       --finetune_root=/data/feta=mr --folds=0,1,2,3,4
 
 The paper's numbers are Dice on FeTA over 5 folds; it gives the single disruptions on BTCV (`configs/dae_ct_mr.py`).

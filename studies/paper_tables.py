@@ -1,7 +1,7 @@
-"""The rows of DeblurrMAE's table 1 and D2MAE's table 2: what can be trained here is run, the rest is quoted.
+r"""The rows of DeblurrMAE's table 1 and D2MAE's table 2: what can be trained here is run, the rest is quoted.
 
     python scripts/study.py studies/paper_tables.py --preset=cpu --output=runs/tables
-    python scripts/study.py studies/paper_tables.py --preset=full --output=runs/tables --weights=weights \\
+    python scripts/study.py studies/paper_tables.py --preset=full --output=runs/tables --weights=weights \
       --pretrain_root=/my/images --finetune_root=/my/labelled --folds=0,1,2,3,4
 
 Rows that start from ImageNet's weights need a file or folder of the name that the table states, in the folder of

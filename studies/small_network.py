@@ -1,6 +1,6 @@
-"""A small network as good as two CPU cores allow: D2MAE and MAE, a ViT 192 wide and 6 deep at 96 pixels.
+r"""A small network as good as two CPU cores allow: D2MAE and MAE, a ViT 192 wide and 6 deep at 96 pixels.
 
-    python scripts/study.py studies/small_network.py --preset=cpu --output=runs/small_busbra \\
+    python scripts/study.py studies/small_network.py --preset=cpu --output=runs/small_busbra \
       --pretrain_root=others.csv --finetune_root='busbra_{fold}.csv' --folds=1,2,3,4 --ensembles
 
 Compare it with `python -m benchmarks.hand_made_features`. The papers have no such table. On one core a pre-training
@@ -8,11 +8,11 @@ took 23 minutes and a fine-tuning on 900 images two; `--preset=full` is a ViT-B.
 
 In two stages, the second on the training images of each fold and other images of the same organ, at half the rate:
 
-    python scripts/study.py studies/small_network.py --preset=cpu --output=runs/long --only=D2MAE \\
-      --pretrain_root=others.csv --finetune_root='busbra_{fold}.csv' --folds=1 --seeds=0 \\
+    python scripts/study.py studies/small_network.py --preset=cpu --output=runs/long --only=D2MAE \
+      --pretrain_root=others.csv --finetune_root='busbra_{fold}.csv' --folds=1 --seeds=0 \
       --set_pretrain optim.steps=12000
-    python scripts/study.py studies/small_network.py --preset=cpu --output=runs/stages --only=D2MAE --ensembles \\
-      --pretrain_root='breast_{fold}.csv' --finetune_root='busbra_{fold}.csv' --folds=1,2,3,4 --seeds=0,1,2 \\
+    python scripts/study.py studies/small_network.py --preset=cpu --output=runs/stages --only=D2MAE --ensembles \
+      --pretrain_root='breast_{fold}.csv' --finetune_root='busbra_{fold}.csv' --folds=1,2,3,4 --seeds=0,1,2 \
       --set_pretrain init_from=runs/long/pretrain_... --set_pretrain optim.steps=2000 --set_pretrain optim.base_lr=2e-3
 
 The first stage has two pre-trainings (`--pretrain_seeds=0` and `1`), and each has a second stage of the same seed; the

@@ -1,7 +1,7 @@
-"""UltraBench's 14 tasks (Tupper and Gagne 2025, TMLR) for one network: linear probe, fine-tuning, segmentation.
+r"""UltraBench's 14 tasks (Tupper and Gagne 2025, TMLR) for one network: linear probe, fine-tuning, segmentation.
 
     python scripts/ultrabench_lists.py --root=/data/ultrabench
-    python scripts/study.py studies/ultrabench.py --preset=full --finetune_root=/data/ultrabench \\
+    python scripts/study.py studies/ultrabench.py --preset=full --finetune_root=/data/ultrabench \
       --init_from=runs/d2mae --output=runs/ultrabench_d2mae
 
 `--init_from` is a run or a weight file. The word after `studies/ultrabench.py:` names another network than a ViT:

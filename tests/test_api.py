@@ -144,6 +144,37 @@ def test_volumes_in_hounsfield_units_are_not_segmented():
         dm.segment(trained, [np.zeros((40, 40, 40))], level=7)
 
 
+class Given:
+    """A segmenter that returns a label map of zeros for everything that it is given."""
+
+    batch_size = 2
+
+    def of_volume(self, members, volume):
+        return np.zeros(volume.shape[:-1], np.uint8)
+
+    def of_images(self, members, examples):
+        return [np.zeros(tuple(example["size"]), np.uint8) for example in examples]
+
+
+def segmenter(config):
+    """A trained network whose segmenter is `Given`."""
+    config = inherit.resolve(config)[0]
+    trained = trained_network.TrainedNetwork(Path("run"), config, networks.build(config, 2), {}, ["background", "a"])
+    trained.programs[f"segmenter {sorted(config.infer.to_dict().items())}"] = Given()
+    return trained
+
+
+def test_a_volume_with_an_axis_of_one_channel_is_one_volume():
+    trained = segmenter(tiny_volumes.segmentation())
+    assert [out.shape for out in dm.segment(trained, np.zeros((9, 8, 7, 1), np.float16))] == [(9, 8, 7)]
+
+
+def test_images_to_segment_may_come_from_a_generator():
+    trained = segmenter(tiny.load("segment_images"))
+    pictures = (np.zeros((20 + i, 30), np.uint8) for i in range(3))
+    assert [out.shape for out in dm.segment(trained, pictures)] == [(20, 30), (21, 30), (22, 30)]
+
+
 def test_a_segmenter_is_prepared_for_the_whole_image():
     trained = dataclasses.replace(stirred("segment_images"), mask_values=[0, 255])
     picture = np.zeros((20, 60), np.uint8)
