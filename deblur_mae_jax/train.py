@@ -16,13 +16,13 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from deblur_mae_jax import lookup
+from deblur_mae_jax import lookup, sharding
 from deblur_mae_jax.config import flat
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data import summary
 from deblur_mae_jax.performance import compile_cache, profiling
 from deblur_mae_jax.pretrained import inherit
-from deblur_mae_jax.training import agreement, checks, compilation, experiment, stop, train_step
+from deblur_mae_jax.training import checks, compilation, experiment, stop, train_step
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.training.loop import Loop, NonFiniteLossError, Result
 from deblur_mae_jax.training.progress import Progress
@@ -53,7 +53,7 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, re
     # Identify the run. Unset fields are inherited from the network it starts from.
     config, source, notes = inherit.resolve(config, None if dry_run else folder)
     identity = checks.check(config)
-    agreement.require(config=flat(config), commit=run_folder.git_state() if jax.process_count() > 1 else None)
+    sharding.require_same(config=flat(config), commit=run_folder.git_state() if jax.process_count() > 1 else None)
     if not dry_run:
         run_folder.claim(folder, config)
         if source is not None and identity.starts_from_pretrained:
@@ -62,7 +62,7 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, re
     # Build its images, network, optimiser and training step.
     run = experiment.build(config, None if dry_run else folder, source, progress.counters())
     run.notes[:0] = notes
-    agreement.require(data=run.index.fingerprint)
+    sharding.require_same(data=run.index.fingerprint)
     requests.poll()
     _introduce(run, progress)
     if dry_run:
@@ -98,8 +98,8 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, re
     writer = metric_writer.Writer(folder if main else None, start, config.log.tensorboard)
     tracer = profiling.Tracer(folder.profile, start, progress) if profile and main else None
     loop = Loop(
-        run, folder, evaluator, program, checkpoints, writer, progress, requests, clock, notes_saved.get("best"),
-        tracer, bool(notes_saved.get("unevaluated")),
+        run, folder, evaluator, program, checkpoints, writer, progress, stop=requests, clock=clock, tracer=tracer,
+        best=notes_saved.get("best"), unevaluated=bool(notes_saved.get("unevaluated")),
     )  # fmt: skip
     with contextlib.closing(loop):
         return loop.train(state, start, first, batches)

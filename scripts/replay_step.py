@@ -22,7 +22,7 @@ from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.training import experiment
-from deblur_mae_jax.workdir import checkpoint
+from deblur_mae_jax.workdir import weights
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 
@@ -36,7 +36,7 @@ def replay(capture: Path) -> list[tuple[str, float]]:
     folder = Workdir(capture.resolve().parents[1])
     config, source, _ = inherit.resolve(ConfigDict(record["config"]), folder if folder.config.exists() else None)
     run = experiment.build(config, folder if folder.config.exists() else None, source)
-    state = checkpoint.load_tree(capture / "state", run.state_shapes)
+    state = weights.load_tree(capture / "state", run.state_shapes)
     step = record["step"] - 1
     batch = next(run.store.batches(step, 1))
     share = jax.tree.leaves(batch)[0].shape[1]

@@ -96,7 +96,12 @@ def fail(message: object, status: int = 2) -> None:
     """Print the error as one line on stderr, without a traceback."""
     if isinstance(message, KeyError) and message.args:  # its text is the repr of its argument
         message = message.args[0]
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    line = " ".join(str(message).split())
+    print("error:", line, file=sys.stderr)
+    if "jax" in sys.modules:
+        from deblur_mae_jax.commands import processes
+
+        processes.end(status, line)
     sys.exit(status)
 
 
@@ -232,6 +237,7 @@ def run_flags(argv: list[str]) -> None:
     import jax
 
     from deblur_mae_jax.commands import processes
+    from deblur_mae_jax.data.source import BadImage
     from deblur_mae_jax.training import stop
     from deblur_mae_jax.training.loop import NonFiniteLossError, Result
 
@@ -258,8 +264,11 @@ def run_flags(argv: list[str]) -> None:
         fail(error, status=4)
     except NonFiniteLossError as error:
         fail(error, status=3)
+    except BadImage as error:  # none can be read any more
+        fail(f"{error}. Start the same command again", status=TRY_AGAIN)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or values.mode == "predict":
+            processes.end_of_crash(error)
             raise
         fail(
             f"out of device memory at config.optim.batch_size={values.config.optim.batch_size}: use a larger "
@@ -267,6 +276,9 @@ def run_flags(argv: list[str]) -> None:
             f"{one_line(error)}",
             status=5,
         )
+    except Exception as error:
+        processes.end_of_crash(error)
+        raise
     else:
         if isinstance(result, Result) and result.checkpoint is None and not values.dry_run:
             fail("the last checkpoint could not be saved; see the messages above", status=4)

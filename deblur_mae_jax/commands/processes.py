@@ -7,13 +7,19 @@ node would use one GPU of eight.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import importlib.util
+import json
 import os
 import re
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -22,6 +28,9 @@ from deblur_mae_jax.errors import UserError, one_line
 
 # Cold starts of large jobs take longer than JAX's own 5 minutes.
 TIMEOUT = 1800  # seconds
+# Where a process that ends says why, and how often the others look there, seconds.
+ENDED, POLL = "deblur_mae_jax/ended", 1.0
+_leaving = threading.Lock()
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 TPU_VM = "TPU VM"
 TOGETHER = "--coordinator=host:port, --num_processes=N and --process_id=I belong together"
@@ -39,7 +48,7 @@ class Found:
     how: for the user.
     method: JAX's name of the environment; None: JAX finds it, or the address is given by hand.
     processes: number of processes; 0 if only the environment's own service knows.
-    devices: numbers of the GPUs of this process among those it sees; None: all.
+    devices: numbers of the GPUs of this process among those it sees; None: JAX decides, as where there are none.
     """
 
     how: str
@@ -102,15 +111,17 @@ def _tasks_of_this_node(environ: Mapping[str, str]) -> int:
 
 
 def gpus(environ: Mapping[str, str], number: int, tasks: int) -> list[int] | None:
-    """The GPUs of a process, as numbers among those it sees; `None`: all of them. Raises `UserError`.
+    """The GPUs of a process, as numbers among those it sees; `None` if it sees none. Raises `UserError`.
+
+    Under Slurm and Open MPI, JAX takes the one GPU with the number of the process on its node unless they are named.
 
     number: of the process on its node.
     tasks: processes on the node.
     """
     listed = environ.get("CUDA_VISIBLE_DEVICES", "") or environ.get("SLURM_STEP_GPUS", "")
-    count = len([part for part in listed.split(",") if part.strip()])
-    if tasks == 1 or count < tasks:  # none is listed, or Slurm has given each process its own
-        return None
+    count = len([part for part in listed.split(",") if part.strip()]) or len(glob.glob("/dev/nvidia[0-9]*"))
+    if tasks == 1 or count < tasks:  # all are its own; with fewer than tasks, Slurm has given each process its own
+        return list(range(count)) or None
     if count % tasks:
         raise UserError(
             f"{tasks} processes on this node cannot share {count} GPUs evenly (CUDA_VISIBLE_DEVICES={listed})"
@@ -131,7 +142,8 @@ def initialize(mode: str, coordinator: str | None, num_processes: int | None, pr
     if coordinator and num_processes is not None and process_id is not None:
         if not 0 <= process_id < num_processes:
             raise UserError(f"--process_id={process_id} must be between 0 and {num_processes - 1}")
-        found: Found | None = Found("--coordinator", None, num_processes)
+        # Inside of a Slurm job JAX would take its settings for what is not given here.
+        found: Found | None = Found("--coordinator", "deactivate", num_processes)
     elif num_processes is not None or process_id is not None:
         raise UserError(TOGETHER)
     else:
@@ -155,7 +167,81 @@ def initialize(mode: str, coordinator: str | None, num_processes: int | None, pr
         raise UserError(
             f"the processes of this run ({found.how}) could not connect{where}: {one_line(error)}"
         ) from error
+    if jax.process_count() > 1:
+        threading.Thread(target=_watch, daemon=True).start()
     _check(found)
+
+
+def _service() -> Any:
+    """The client of JAX's coordination service, which all processes can write to."""
+    from deblur_mae_jax.workdir import checkpoint
+
+    return checkpoint.service()
+
+
+def _said() -> tuple[int, int, str] | None:
+    """The process that has ended first, its exit code and its message; `None` if none has."""
+    try:
+        number, code, message = json.loads(_service().key_value_try_get(ENDED))
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise
+    return number, code, message
+
+
+def _watch() -> None:
+    """End this process as soon as another one has said by `end` why it ended."""
+    with contextlib.suppress(Exception):  # the service is gone: the run is over
+        while (said := _said()) is None:
+            time.sleep(POLL)
+        _follow(said)
+
+
+def _follow(said: tuple[int, int, str] | None) -> None:
+    """End this process as another one has ended, if one has."""
+    if said is not None and said[0] != jax.process_index():
+        _leaving.acquire()  # for good: one thread says it and leaves
+        print(f"error: process {said[0]} of this run has ended: {said[2]}", file=sys.stderr)
+        _leave(said[1])
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, where JAX would wait for the other processes for minutes.
+
+    First all of them get the time to read why. Process 0 runs the service from which they read, so it is the last.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    time.sleep((5 if jax.process_index() == 0 else 2) * POLL)
+    os._exit(code)
+
+
+def end(code: int, message: str) -> NoReturn:
+    """Exit with `code`. The other processes, which would wait for this one, exit with it within seconds.
+
+    If another process has ended before, this one follows it.
+    """
+    if jax.process_count() == 1:
+        sys.exit(code)
+    with contextlib.suppress(Exception):  # another process has been first
+        _service().key_value_set(ENDED, json.dumps([jax.process_index(), code, message]))
+    with contextlib.suppress(Exception):
+        _follow(_said())
+    _leave(code)
+
+
+def end_of_crash(error: BaseException) -> None:
+    """If the run has several processes, print the traceback and end all of them, with status 1.
+
+    If another process has ended, so that an exchange with it failed here, follow it without a traceback.
+    """
+    if jax.process_count() > 1:
+        time.sleep(POLL)
+        with contextlib.suppress(Exception):
+            _follow(_said())
+        traceback.print_exception(error)
+        end(1, one_line(error))
 
 
 def count() -> int:

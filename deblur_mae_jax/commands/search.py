@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import api, sharding
+from deblur_mae_jax.config import flat
 from deblur_mae_jax.data import dataset
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
@@ -78,6 +79,7 @@ def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
             f"config.task.degrade='{config.task.degrade}': a search uses the degradation that the network of "
             f"config.init_from was trained with, '{trained.config.task.degrade}'"
         )
+    sharding.require_same(config=flat(config), commit=run_folder.git_state() if jax.process_count() > 1 else None)
     run_folder.claim(folder, config)
     for line in lines:
         progress.print(line)

@@ -219,7 +219,8 @@ def _examine(
         if source.modalities and stamp is not None:  # its window is part of what is checked
             stamp = [stamp, source.modalities[index]]
         entry = cached.get(source.names[index])
-        if entry is not None and stamp is not None and entry.get("stamp") == stamp:
+        # What failed is tried again: a drive was gone for a moment, or a missing package is installed now.
+        if entry is not None and stamp is not None and entry.get("stamp") == stamp and "reason" not in entry:
             return entry
         return {**check_one(source, index, check, masks), "stamp": stamp}
 

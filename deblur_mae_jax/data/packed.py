@@ -19,7 +19,8 @@ from deblur_mae_jax.data import buckets, grid, layout, naming, records
 from deblur_mae_jax.data.decode import Decoder
 from deblur_mae_jax.data.image_files import decoder_of
 from deblur_mae_jax.data.listing import existing_root
-from deblur_mae_jax.data.packing import FACTS, INDEX, SKIPPED, VERSION, file_hash
+from deblur_mae_jax.data.packing import FACTS, INDEX, SKIPPED, VERSION
+from deblur_mae_jax.data.shard_writer import file_hash
 from deblur_mae_jax.data.source import BadImage, Checked, Source
 from deblur_mae_jax.errors import StoreError, UserError
 
@@ -225,8 +226,21 @@ def open_index(data, channels: int, axes: int) -> PackedIndex:
     missing = [name for name in facts["shards"] if name not in held]
     if missing:
         raise UserError(f"config.data.root: '{folder}' lacks the shard '{missing[0]}' and {len(missing) - 1} more")
+    if not origin:
+        _refuse_other_sizes(folder, facts.get("bytes", {}))
     rows, unused = naming.choose_splits(columns["split"], data.split, f"'{folder}'")
     return PackedIndex(folder, origin, facts, columns, np.array(rows), unused)
+
+
+def _refuse_other_sizes(folder: Path, sizes: dict[str, int]) -> None:
+    """Raise `UserError` for a shard that is not as large as when it was packed."""
+    for name, size in sizes.items():
+        now = (folder / name).stat().st_size
+        if now != size:
+            raise UserError(
+                f"config.data.root: the shard '{folder / name}' has {now} bytes instead of {size}: it was copied in "
+                "part, or belongs to another packing. Copy or pack it again"
+            )
 
 
 def _check_settings(data, channels: int, axes: int, facts: dict[str, Any], folder: Path) -> None:

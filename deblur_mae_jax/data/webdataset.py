@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ READS = ("group_pattern",)  # fields of config.data that say what the images are
 LABELS = (".cls", ".label", ".txt")
 LONGEST_LABEL = 60  # characters; a longer text is a description, not a class
 KEYS = {"label": ("label", "class", "cls"), "group": ("group", "patient", "patient_id"), "split": ("split",)}
+
+COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)$", re.I)
+PACKED_TAR = "a compressed tar, in which no single image can be read: decompress it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +64,13 @@ class Members:
 
 
 def source(data, channels: int) -> Source:
-    """The images of the tar, or of all tars in the folder, `data.root`. Compressed tars are refused."""
+    """The images of the tar, or of all tars in the folder, `data.root`. Compressed tars are left out, with a reason."""
     root = listing.existing_root(data.root)
-    tars = [root] if root.is_file() else [Path(f.path) for f in listing.walk(root).files if f.base.endswith(".tar")]
+    files = [] if root.is_file() else listing.walk(root).files
+    tars = [root] if root.is_file() else [Path(f.path) for f in files if f.base.endswith(".tar")]
+    skipped = [Skipped(f.name, PACKED_TAR) for f in files if COMPRESSED.search(f.base)]
     if not tars:
-        raise UserError(f"config.data.root: no .tar in '{root}'")
-    skipped: list[Skipped] = []
+        raise UserError(f"config.data.root: no .tar in '{root}'" + (f"; {PACKED_TAR}" if skipped else ""))
     samples: dict[str, dict[str, Any]] = {}
     for tar in tars:
         where = _where(tar, root)

@@ -250,6 +250,7 @@ def search(
     levels = candidates(degradation.num_levels, step)
     key = search_cache.cache_key(trained.weights_hash, _spec(trained, levels, high_pass))
     results = search_cache.Cache(cache, key, len(levels))
+    sharding.require_same(data=index.fingerprint)  # each process reads its own share of the images
     hashes = [digest or pixel_hash(index.source.read(i)) for i, digest in enumerate(index.hashes)]
     missing = np.array([i for i, h in enumerate(hashes) if h not in results.known], np.int64)
     if jax.process_count() > 1:  # the first process alone writes the cache, so it decides

@@ -23,8 +23,9 @@ from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.network import Network
 from deblur_mae_jax.weight_formats import d2mae, files, names
 from deblur_mae_jax.weight_formats.contract import State
-from deblur_mae_jax.workdir import checkpoint, mirror
+from deblur_mae_jax.workdir import mirror
 from deblur_mae_jax.workdir.run_folder import Workdir
+from deblur_mae_jax.workdir.weights import load_params
 
 
 @dataclasses.dataclass
@@ -149,7 +150,7 @@ def _from_run(path: Path) -> TrainedNetwork:
         record = json.loads(workdir.dataset.read_text())
         classes, values = record["class_names"], record.get("mask_values") or []
     network = networks.build(config, len(classes))
-    params = checkpoint.load_params(workdir, jax.eval_shape(network.init))
+    params = load_params(workdir, jax.eval_shape(network.init))
     return TrainedNetwork(workdir.path, config, network, params, classes, values)
 
 

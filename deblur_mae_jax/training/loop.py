@@ -19,7 +19,6 @@ from deblur_mae_jax.data import buckets
 from deblur_mae_jax.data.source import BadImage, Skipped
 from deblur_mae_jax.errors import StoreError, one_line
 from deblur_mae_jax.performance import chips, profiling
-from deblur_mae_jax.training import agreement
 from deblur_mae_jax.training.compilation import Program
 from deblur_mae_jax.training.evaluator import Conclusion, Evaluator
 from deblur_mae_jax.training.experiment import Experiment
@@ -28,7 +27,7 @@ from deblur_mae_jax.training.progress import Progress, duration
 from deblur_mae_jax.training.stop import Stop, Stopped
 from deblur_mae_jax.training.train_step import TrainState, fingerprint
 from deblur_mae_jax.training.watchdog import Watchdog
-from deblur_mae_jax.workdir import checkpoint, goodput, metric_writer, run_folder
+from deblur_mae_jax.workdir import checkpoint, goodput, metric_writer, run_folder, weights
 from deblur_mae_jax.workdir.run_folder import BEST, Workdir
 
 
@@ -116,12 +115,12 @@ class Loop:
         # then show before the first slow report.
         untrained = _copied(state.params) if start == 0 else None
         if self.main:
-            checkpoint.forget_later_weights(self.workdir, start)
+            weights.forget_later_weights(self.workdir, start)
         with self.stop.deferred():
             self.clock.enter("steps")
             self.clock.at(step)
             if self.unevaluated and not self.is_over(step):
-                self.try_to_evaluate(step, state.params)
+                self.try_to_evaluate(step, state)
             self.meter.restart()
             while not self.is_over(step) and not self.unevaluated:
                 self.watchdog.step(step + 1)
@@ -135,7 +134,8 @@ class Loop:
                     jax.block_until_ready(numbers)
                     self.meter.tick()
                     self.progress.update("the first step is taken", force=True)
-                    self.evaluate(0, untrained)
+                    with self.saved_if_unreadable(step, state, evaluating=True):
+                        self.evaluate(0, untrained)
                     untrained = None
                 if pending is not None:
                     self.log(*pending, state)
@@ -152,7 +152,7 @@ class Loop:
             finished = self.is_over(step)
             self.progress.done()
             if finished and self.judged != step:  # early stopping has just evaluated it
-                self.try_to_evaluate(step, state.params)
+                self.try_to_evaluate(step, state)
             saved = self.save(step, state)
             with self.timed("save"):
                 saved = self.checkpoints.flush() and self.workdir.send() and saved
@@ -194,11 +194,15 @@ class Loop:
             yield
 
     @contextlib.contextmanager
-    def saved_if_unreadable(self, step: int, state: TrainState) -> Iterator[None]:
-        """If no image can be read any more, as when a drive is gone, save the state and ask for a new start."""
+    def saved_if_unreadable(self, step: int, state: TrainState, evaluating: bool = False) -> Iterator[None]:
+        """If no image can be read any more, as when a drive is gone, save the state and ask for a new start.
+
+        evaluating: whether the new start has to make up for an evaluation.
+        """
         try:
             yield
         except BadImage as error:
+            self.unevaluated |= evaluating
             # Other processes may still read their images, and would not take part in a save.
             alone = jax.process_count() == 1
             saved = alone and self.save(step, state) and self.checkpoints.flush()
@@ -213,15 +217,16 @@ class Loop:
             self.log(pending[0], pending[1], state)
             pending = None
         if step % self.run.every(config.report.every_epochs) == 0:
-            self.try_to_evaluate(step, state.params)
+            self.try_to_evaluate(step, state)
         if saves and not self.unevaluated:
             self.save(step, state)
         return pending
 
-    def try_to_evaluate(self, step: int, params: Any) -> None:
+    def try_to_evaluate(self, step: int, state: TrainState) -> None:
         """Evaluate, unless that is stopped; a checkpoint then notes that the evaluation has to be made up for."""
         try:
-            self.evaluate(step, params)
+            with self.saved_if_unreadable(step, state, evaluating=True):
+                self.evaluate(step, state.params)
             self.unevaluated = False
         except Stopped:
             self.unevaluated = True
@@ -280,7 +285,7 @@ class Loop:
     def gather_failures(self) -> None:
         """Let the first process, which lists them, know which files other processes could not read."""
         loader = self.run.loader
-        for items in agreement.gathered([[item.name, item.reason] for item in loader.failed]):
+        for items in sharding.gathered([[item.name, item.reason] for item in loader.failed]):
             for name, reason in items if self.main else ():
                 loader.report(Skipped(name, reason))
 
@@ -289,7 +294,7 @@ class Loop:
         if score is None or (self.best is not None and score <= self.best["score"]):
             return
         try:
-            checkpoint.on_all(functools.partial(checkpoint.save_tree, self.workdir.best(step), params))
+            checkpoint.on_all(functools.partial(weights.save_tree, self.workdir.best(step), params))
             self.best = {"step": step, "score": score}
         except Exception as error:  # a full disk or a lost mount can raise many kinds of errors
             self.progress.print(f"the best weights, of step {step}, could not be saved: {one_line(error)}")
@@ -353,7 +358,7 @@ class Loop:
         """Save what is needed to replay a step. The state is still the one before it."""
         run, numbers = self.run, self.run.order.batch(step - 1)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_tree(folder / "state", state)
+        weights.save_tree(folder / "state", state)
         if self.main:
             capture = {
                 "step": step,
@@ -374,7 +379,7 @@ class Loop:
         if finished and self.best is not None:
             self.progress.update("predicting with the best weights", force=self.progress.live)
             judged = self.best["step"]
-            best = checkpoint.load_best(self.workdir.best(judged), state.params)
+            best = weights.load_best(self.workdir.best(judged), state.params)
         conclusion = Conclusion(self.latest, "", self.workdir.report)
         self.clock.enter("evaluate")
         self.clock.write()

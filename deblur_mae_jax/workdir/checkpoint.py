@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -21,9 +22,10 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import StoreError, UserError, one_line, unknown
-from deblur_mae_jax.workdir.run_folder import BEST, COMMITTED, Workdir, write_json
+from deblur_mae_jax.workdir.run_folder import COMMITTED, Workdir, write_json
 
 CHECKSUMS = "checksums.json"
+UNREADABLE = "unreadable.json"
 # How long `meet` waits, hours.
 MEETING_HOURS = 2
 WRITES = ("auto", "on", "off")
@@ -39,7 +41,7 @@ def _checksum(file: Path) -> int:
 
 
 def _files(folder: Any) -> dict[str, Any]:
-    return {name: p for name, p in buckets.files(folder).items() if p.name not in (CHECKSUMS, COMMITTED)}
+    return {name: p for name, p in buckets.files(folder).items() if p.name not in (CHECKSUMS, COMMITTED, UNREADABLE)}
 
 
 def _checksums(folder: Any) -> dict[str, int]:
@@ -54,12 +56,12 @@ def _sizes(folder: Any) -> dict[str, dict[str, int]]:
     return {name: {"bytes": buckets.size(path)} for name, path in _files(folder).items()}
 
 
-def _absolute(folder: Any) -> Any:
+def absolute(folder: Any) -> Any:
     """The folder as Orbax wants it. Addresses are absolute."""
     return folder.resolve() if isinstance(folder, Path) else folder
 
 
-def _check_files(folder: Path) -> None:
+def check_files(folder: Path) -> None:
     """Raise `ValueError` if a file differs from its checksum, or from its size if that alone was noted.
 
     The check runs before Orbax opens anything, because a read that fails inside Orbax leaves other reads
@@ -74,6 +76,18 @@ def _check_files(folder: Path) -> None:
         for name in sorted(saved.keys() | computed.keys()):
             if saved.get(name) != computed.get(name):
                 raise Damaged(f"'{name}' is not as it was saved")
+
+
+def _mark_unreadable(folder: Path, error: Exception) -> None:
+    """Note that a process cannot read a checkpoint, so that the next start sets it aside."""
+    with contextlib.suppress(OSError):
+        write_json(folder / UNREADABLE, {"process": jax.process_index(), "error": one_line(error)})
+
+
+def _refuse_marked(folder: Path) -> None:
+    if (folder / UNREADABLE).exists():
+        said = json.loads((folder / UNREADABLE).read_text())
+        raise ValueError(f"process {said['process']} could not read it at an earlier start: {said['error']}")
 
 
 class Damaged(ValueError):
@@ -96,10 +110,11 @@ def on_all(check: Callable[[], None]) -> None:
         from jax.experimental import multihost_utils
 
         own = 0 if problem is None else 1 if isinstance(problem, Damaged) else 2
-        all_own = multihost_utils.process_allgather(np.array(own))
-        if own == 0 and all_own.any():
+        all_own = np.asarray(multihost_utils.process_allgather(np.array(own)))
+        if all_own.any():  # the same kind on every process
             kind = Damaged if all_own.max() == 1 else ValueError
-            problem = kind(f"it failed on process {np.flatnonzero(all_own)[0]}")
+            said = f"it failed on process {np.flatnonzero(all_own)[0]}" if problem is None else one_line(problem)
+            problem = problem if own == all_own.max() else kind(said)
     if problem is not None:
         raise problem
 
@@ -157,7 +172,7 @@ class Checkpoints:
         if commit == "file" and jax.process_index() == 0:
             for checksums in folder.glob(f"step_*/{CHECKSUMS}"):  # complete, from a start with commit=rename
                 checksums.with_name(COMMITTED).touch()
-        self._manager = _Manager(_absolute(folder), options=options)
+        self._manager = _Manager(absolute(folder), options=options)
 
     def latest_step(self) -> int | None:
         """The newest saved step."""
@@ -169,7 +184,7 @@ class Checkpoints:
 
     def notes(self) -> list[dict[str, Any]]:
         """The notes of every kept checkpoint."""
-        return [_notes_of(self.path(step)) for step in self._manager.all_steps()]
+        return [notes_of(self.path(step)) for step in self._manager.all_steps()]
 
     def save(self, step: int, state: Any, notes: dict[str, Any], then: Callable[[], None] = lambda: None) -> bool:
         """Save `state` and JSON `notes`. On failure, warn and return false; the run continues.
@@ -229,9 +244,12 @@ class Checkpoints:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         for step in steps:
             try:
-                on_all(functools.partial(_check_files, self.path(step)))
+                on_all(functools.partial(_refuse_marked, self.path(step)))
+                on_all(functools.partial(check_files, self.path(step)))
                 found = self._read(step, shapes)
                 on_all(functools.partial(_require_intact, found, intact))
+            except StoreError:
+                raise
             except Exception as error:  # damage shows in as many ways as there are files
                 if not isinstance(self.folder, Path) and not isinstance(error, Damaged):
                     raise StoreError(
@@ -257,11 +275,24 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, shapes: Any) -> Restored:
-        """Read a checkpoint; a second time if that fails, as a network drive may for a moment."""
+        """Read a checkpoint; a second time if that fails, as a network drive may for a moment.
+
+        Several processes read it together, and the others wait for one that fails. So this one marks the checkpoint
+        and ends the run; the next start goes on from an earlier one. Raises `StoreError` then.
+        """
         wanted = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=wanted)
-        except OSError as error:
+        except Exception as error:  # damage shows in as many ways as there are files
+            if jax.process_count() > 1:
+                if not isinstance(error, OSError):
+                    _mark_unreadable(self.path(step), error)
+                raise StoreError(
+                    f"--workdir: checkpoint '{self.path(step)}' cannot be read: {one_line(error)}. Start the same "
+                    "command again: it goes on from an earlier checkpoint if this one cannot be read"
+                ) from error
+            if not isinstance(error, OSError):
+                raise
             logging.warning("checkpoint %s is read again: %s", self.path(step), one_line(error))
             restored = self._manager.restore(step, args=wanted)
         return Restored(restored["state"], step, restored["notes"])
@@ -294,6 +325,11 @@ def meet(what: str) -> None:
     ocp.multihost.get_barrier_sync_fn()(key=what.replace(" ", "_"), timeout_ms=MEETING_HOURS * 3_600_000)
 
 
+def service() -> Any:
+    """The client of the service by which JAX's processes find each other; it can keep texts for all of them."""
+    return ocp.multihost.get_jax_distributed_client()
+
+
 def open_run(workdir: Workdir, settings: ConfigDict) -> Checkpoints:
     """Return the checkpoints of a run.
 
@@ -303,103 +339,6 @@ def open_run(workdir: Workdir, settings: ConfigDict) -> Checkpoints:
     return Checkpoints(workdir.checkpoints, s.keep_last, s.keep_every, s.commit, s.async_save)
 
 
-def load_params(workdir: Workdir, shapes: Any) -> Any:
-    """Return the parameters of the run in `workdir` as NumPy arrays, the best ones or else the newest.
-
-    Raises `UserError` if no checkpoint can be read.
-
-    shapes: the parameter tree as shapes.
-    """
-    best = sorted(workdir.arrays.glob(f"{BEST}_*"), key=_step_of)
-    steps = sorted(workdir.checkpoints.glob("step_*"), key=_step_of, reverse=True)
-    steps = [p for p in steps if p.name.split("_")[1].isdigit() and workdir.is_committed(p)]
-    if steps and best and _step_of(best[-1]) < _best_of(steps[0]):
-        logging.warning(
-            "the best weights of '%s' are gone, so those of step %d are used", workdir.path, _step_of(steps[0])
-        )
-        best = []
-    for path in [*best[-1:], *steps]:
-        try:
-            if path in steps:
-                _check_files(path)
-                return _restore_numpy(path / "state", {"params": shapes})["params"]
-            return _restore_numpy(path, shapes)
-        except Exception as error:  # damage shows in as many ways as there are files
-            logging.warning("checkpoint %s cannot be used: %s", path, one_line(error))
-    if steps:
-        raise UserError(f"no checkpoint in '{workdir.path}' can be read with its config")
-    raise UserError(f"'{workdir.path}' holds no checkpoint")
-
-
-def _notes_of(checkpoint: Path) -> dict[str, Any]:
+def notes_of(checkpoint: Path) -> dict[str, Any]:
+    """The notes of a checkpoint."""
     return json.loads((checkpoint / "notes" / "metadata").read_text())
-
-
-def _best_of(checkpoint: Path) -> int:
-    """The step of the best weights when this checkpoint was saved; -1 if there were none."""
-    try:
-        best = _notes_of(checkpoint).get("best")
-    except (OSError, ValueError):
-        return -1
-    return int(best["step"]) if best else -1
-
-
-def forget_later_weights(workdir: Workdir, step: int) -> None:
-    """Delete the best weights of steps after `step`, from which the run goes on: they are of another future."""
-    for path in workdir.arrays.glob(f"{BEST}_*"):
-        if _step_of(path) > step:
-            buckets.remove(path)
-
-
-def _step_of(path: Path) -> int:
-    number = path.name.rsplit("_", 1)[1]
-    return int(number) if number.isdigit() else -1
-
-
-def _restore_numpy(path: Path, shapes: Any) -> Any:
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
-    as_numpy = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), like)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        restored = reader.restore(
-            _absolute(path),
-            args=ocp.args.PyTreeRestore(item=like, restore_args=as_numpy, partial_restore=True),
-        )
-    wrong = [
-        name.shape for name, want in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True)
-        if name.shape != want.shape
-    ]  # fmt: skip
-    if wrong:
-        raise ValueError(f"{len(wrong)} arrays have a different shape, the first is {wrong[0]}")
-    return restored
-
-
-def save_tree(path: Path, tree: Any) -> None:
-    """Save one tree of arrays, separate from the checkpoints of the run."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(_absolute(path), tree, force=True)
-
-
-def load_best(path: Path, template: Any) -> Any:
-    """The best weights of a run. Raises `UserError` if they cannot be read, `StoreError` if a store fails."""
-    try:
-        try:
-            return load_tree(path, template)
-        except OSError as error:  # a network drive may fail for a moment
-            logging.warning("the best weights in %s are read again: %s", path, one_line(error))
-            return load_tree(path, template)
-    except Exception as error:  # damage shows in as many ways as there are files
-        if not isinstance(path, Path):
-            raise StoreError(
-                f"--workdir: the best weights in '{path}' cannot be read: {one_line(error)}. Start the same command "
-                "again"
-            ) from error
-        raise UserError(
-            f"the best weights in '{path}' cannot be read: {one_line(error)}. Move this folder away and start the "
-            "same command again: then the weights of the last step are evaluated"
-        ) from error
-
-
-def load_tree(path: Path, template: Any) -> Any:
-    """Load a tree saved by `save_tree`."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(_absolute(path), template)

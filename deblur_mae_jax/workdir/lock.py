@@ -125,8 +125,9 @@ def _is_same(now: dict[str, Any] | None, owner: dict[str, Any]) -> bool:
 def _wait_for_silence(workdir: Workdir, place: Any, owner: dict[str, Any]) -> None:
     """Return when no other process holds the lock of a store. Raises `UserError` if one does."""
     other = _read(place)
-    if other is None or (other.get("host"), other.get("boot")) == (owner["host"], owner["boot"]):
-        return  # an owner on this machine that lives would hold the lock of its folder here
+    here = other is not None and (other.get("host"), other.get("boot")) == (owner["host"], owner["boot"])
+    if other is None or (here and not _lives(other.get("process"))):
+        return
     print(f"the workdir was left by {_name(other)}; waiting {SILENCE:.0f} s for a sign of it", flush=True)
     end = time.monotonic() + SILENCE
     while time.monotonic() < end:
@@ -136,6 +137,17 @@ def _wait_for_silence(workdir: Workdir, place: Any, owner: dict[str, Any]) -> No
             return
         if now != other:
             raise _in_use(workdir, now)
+
+
+def _lives(process: Any) -> bool:
+    """Whether a process of this machine is running; its number may belong to another program by now."""
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:  # of another user
+        return True
+    except (OSError, TypeError, ValueError):
+        return False
+    return int(process) != os.getpid()
 
 
 def _boot() -> str:

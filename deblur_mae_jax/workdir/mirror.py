@@ -7,6 +7,7 @@ saved here and copied, with the file that marks a checkpoint as complete at last
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,14 @@ class Mirror:
         (self.local / UNSENT).touch()
 
     def _put_aside(self) -> Path | None:
-        """Keep what an earlier start may not have copied to the store, until the next time."""
+        """Keep what an earlier start may not have copied to the store."""
         own = [path for path in self.local.iterdir() if path.name not in (*OWN, UNSENT)]
         if not own or not (self.local / UNSENT).exists():
             return None
-        kept = self.local.with_name(f"{self.local.name}-unsent")
-        shutil.rmtree(kept, ignore_errors=True)
+        names = (self.local.with_name(f"{self.local.name}-unsent{number or ''}") for number in itertools.count())
+        kept = next(
+            path for path in names if not path.exists()
+        )  # an earlier one may hold the only copy of a checkpoint
         kept.mkdir()
         for path in own:
             path.rename(kept / path.name)

@@ -100,12 +100,12 @@ def test_the_bytes_do_not_depend_on_the_workers(tmp_path):
 SLOW = """
 import time
 from deblur_mae_jax.data import packing, source_config
-write = packing._write_shard
+write = packing.write_shard
 def slow(job):
     write(job)
     print("shard", flush=True)
     time.sleep(0.3)
-packing._write_shard = slow
+packing.write_shard = slow
 packing.pack(source_config.config_for({source!r}), {out!r}, shard_mb=0.001)
 """
 

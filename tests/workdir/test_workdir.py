@@ -22,7 +22,7 @@ from deblur_mae_jax.errors import StoreError, UserError
 from deblur_mae_jax.evaluators import classification
 from deblur_mae_jax.training import loop
 from deblur_mae_jax.training.evaluator import Judgement
-from deblur_mae_jax.workdir import checkpoint, metric_writer, run_folder
+from deblur_mae_jax.workdir import checkpoint, metric_writer, run_folder, weights
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 ROOT = tiny.ROOT
@@ -193,7 +193,7 @@ def test_best_weights_of_later_steps_are_forgotten(tmp_path):
     workdir = Workdir(tmp_path)
     for step in (4, 9):
         workdir.best(step).mkdir(parents=True)
-    checkpoint.forget_later_weights(workdir, 6)
+    weights.forget_later_weights(workdir, 6)
     assert workdir.best(4).exists() and not workdir.best(9).exists()
 
 
@@ -257,7 +257,7 @@ def test_a_checkpoint_without_its_commit_file_is_not_used(tmp_path):
     for name in (checkpoint.COMMITTED, checkpoint.CHECKSUMS):
         (last / name).unlink()
     shapes = jax.eval_shape(lambda: whole.params)
-    newest = checkpoint.load_params(Workdir(tmp_path), shapes)
+    newest = weights.load_params(Workdir(tmp_path), shapes)
     assert any(np.any(a != np.asarray(b)) for a, b in zip(*map(jax.tree.leaves, (newest, whole.params)), strict=True))
     again = run(tmp_path, **settings)
     assert again.params_fingerprint == whole.params_fingerprint and (last / checkpoint.COMMITTED).exists()
@@ -309,8 +309,8 @@ def limit_files():
 
 def test_one_tree_can_be_saved_beside_the_checkpoints(tmp_path):
     tree = {"a": jax.numpy.arange(4.0), "b": jax.numpy.ones((), bool)}
-    checkpoint.save_tree(tmp_path / "tree", tree)
-    back = checkpoint.load_tree(tmp_path / "tree", tree)
+    weights.save_tree(tmp_path / "tree", tree)
+    back = weights.load_tree(tmp_path / "tree", tree)
     jax.tree.map(np.testing.assert_array_equal, tree, back)
 
 
