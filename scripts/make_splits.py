@@ -1,11 +1,12 @@
-"""Divide a labelled set into training, validation and test images, and check for leakage between them.
+r"""Divide a labelled set into training, validation and test images, and check for leakage between them.
 
     python scripts/make_splits.py --root=/my/labelled --output=splits.csv
     python scripts/make_splits.py --root=list.csv --output=splits.csv --folds=5 --fold=0 --init_from=runs/d2mae
 
 The set is a folder with one sub-folder per class, or a CSV (`path,label,group`). Splits are stratified by class,
-never divide a patient (group), and depend only on the seed; five folds give 3:1:1. Any run can use the
-CSV: --config.data.name=manifest --config.data.root=splits.csv.
+never divide a patient, and depend only on the seed; five folds give 3:1:1. The patients are the column group, folders
+that look like patients, or what --group_pattern="(bus_\d+)" finds in the names. Any run can use the CSV:
+--config.data.name=manifest --config.data.root=splits.csv.
 
 The audit compares the splits for identical pixels, for near-identical images (perceptual hash) and, with
 --init_from, for neighbours in the features of a trained network; it shows the pairs on a page beside the CSV.
@@ -35,11 +36,12 @@ CHUNK = 256
 def parse(arguments=None):
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True)
+    parser.add_argument("--root", required=True, help="a folder with one sub-folder per class, or a CSV")
     parser.add_argument("--output", required=True, help="the CSV to write")
-    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--group_pattern", default="", help="the patient in the name of an image: a regular expression")
+    parser.add_argument("--folds", type=int, default=5, help="parts of the set; one of them is for testing")
     parser.add_argument("--fold", type=int, default=0, help="the fold to use for testing")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the division")
     parser.add_argument("--init_from", default="", help="a run whose features are compared too")
     parser.add_argument("--audit_only", action="store_true", help="keep the splits of the CSV")
     return parser.parse_args(arguments)
@@ -59,6 +61,17 @@ def embeddings(run, index):
     return features - features.mean(axis=0)  # features of images from one machine share a large common component
 
 
+def findings(index, leaks):
+    """What the audit found, in sentences."""
+    if any(index.source.groups or ()):
+        return leaks.lines() or ["No leak was found."]
+    return [
+        *(leaks.lines() or ["No copies were found."]),
+        "The patients are not known, so several images of one patient may be in two splits. --group_pattern, or a "
+        "column group, names the patients.",
+    ]
+
+
 def page(path, index, leaks, counts):
     """Write a page with the findings and the pairs side by side."""
     side = 160
@@ -70,9 +83,7 @@ def page(path, index, leaks, counts):
         return np.asarray(image)[:, :, None]
 
     parts = [report.head(f"{path.stem}: splits and leaks"), report.table_of(counts)]
-    lines = leaks.lines() or ["No leak was found."]
-    if not index.source.groups or not any(index.source.groups):
-        lines.append("The set does not record patients, so images of one patient in two splits were not searched for.")
+    lines = findings(index, leaks)
     parts += [f"<p class={'warn' if leaks.any else 'note'}>{html.escape(x)}</p>" for x in lines]
     shown = leaks.pairs[:MAX_SHOWN]
     if shown:
@@ -90,7 +101,7 @@ def make(arguments):
     config = pretraining()
     root, output = Path(arguments.root).expanduser(), Path(arguments.output).expanduser()
     config.data.name = "manifest" if root.is_file() else "image_folder"
-    config.data.root, config.data.split = str(root), "all"
+    config.data.root, config.data.split, config.data.group_pattern = str(root), "all", arguments.group_pattern
     source = dataset.load_source(config)
     if source.labels is None or not any(source.labels):
         raise UserError(f"--root: the images of '{root}' have no labels")
@@ -115,11 +126,11 @@ def make(arguments):
         output.parent.mkdir(parents=True, exist_ok=True)
         with open(output, "w", newline="", encoding="utf-8") as file:
             out = csv.writer(file)
-            out.writerow(["path", "label", "split", "group", "sha"])
+            out.writerow(["path", "label", "split", *(["group"] if groups else []), "sha"])
             for i, name in enumerate(index.source.names):
                 place = os.path.relpath(base / name, output.parent)
-                group = groups[i] if groups else ""
-                out.writerow([place, labels[i], names[i], group, index.hashes[i]])
+                group = [groups[i]] if groups else []
+                out.writerow([place, labels[i], names[i], *group, index.hashes[i]])
     indices = {s: np.flatnonzero(names == s) for s in splits.SPLITS if (names == s).any()}
     features = embeddings(arguments.init_from, index) if arguments.init_from else None
     leaks = audit.compare(index, indices, embeddings=features)
@@ -138,7 +149,7 @@ def make(arguments):
         print(f"note: '{output.name}' has no column for the masks; to segment, add a column 'mask' with their paths")
     for skipped in index.skipped:
         print(f"left out: {skipped.name}: {skipped.reason}")
-    for line in leaks.lines() or ["no leak found"]:
+    for line in findings(index, leaks):
         print(("LEAK  " if leaks.any else "") + line)
     if not arguments.audit_only:
         print(f"splits {output}")

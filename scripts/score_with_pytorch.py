@@ -21,7 +21,7 @@ try:
     from PIL import Image, ImageOps
     from safetensors.torch import load_file
 except ModuleNotFoundError as error:
-    print(f"{__doc__}\nerror: {error}: this script needs torch, timm, safetensors, numpy and pillow", file=sys.stderr)
+    print(f"error: {error}: this script needs torch, timm, safetensors, numpy and pillow", file=sys.stderr)
     sys.exit(2)
 
 KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")

@@ -117,7 +117,8 @@ def located(argument: str) -> str:
         return argument
     path, colon, words = value.partition(":")
     # A file of the user's own folder that does not exist is an error, not another file of the same name.
-    if Path(path).exists() or Path(path).parent.as_posix() not in ("configs", ".") or not path.endswith(".py"):
+    own = Path(path).exists() or Path(path).parent.as_posix() not in ("configs", ".")
+    if own or Path(path).suffix not in ("", ".py"):
         return argument
     new = RENAMED.get(Path(path).stem)
     if new is not None:

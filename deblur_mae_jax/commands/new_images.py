@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from deblur_mae_jax.config import copy, flat
-from deblur_mae_jax.data import dataset, privacy, summary
+from deblur_mae_jax.data import dataset, privacy, summary, volume_file
+from deblur_mae_jax.data.decode import EXTENSIONS
 from deblur_mae_jax.data.index import Index, hashes_of_index, known_hashes
 from deblur_mae_jax.data.listing import existing_root
 from deblur_mae_jax.data.packing import INDEX
@@ -22,11 +25,21 @@ from deblur_mae_jax.training.progress import Progress
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 CHUNK = 256
+TABLES = (".csv", ".tsv", ".txt")
 
 
 def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
     """Index the usable images of `root` and list those left out. Raises `UserError` naming --input."""
     is_3d = trained.network.axes == 3
+    alone = _alone(root, is_3d)
+    if alone is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            listed = Path(folder) / "list.csv"
+            with open(listed, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([["path"], [str(alone.resolve())]])
+            _, equals, modality = root.rpartition("=") if is_3d else ("", "", "")
+            index = index_of(trained, f"{listed}{equals}{modality}", progress)
+        return dataclasses.replace(index, source=dataclasses.replace(index.source, names=[alone.name]))
     values = {"data.root": root, "data.split": "all", "data.max_bad_fraction": 0.999}
     # These describe the training images, or lie beside them.
     training = ("data.columns", "data.group_pattern", "data.labels", "data.decoded")
@@ -37,8 +50,8 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
         values |= {"data.name": "nifti", "data.check": "pixels"}
     else:
         path = existing_root(root, "input")
-        if path.is_file() and path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-            raise UserError(f"--input: '{root}' is a file; name a folder of images, or a CSV")
+        if path.is_file() and path.suffix.lower() not in TABLES:
+            raise UserError(f"--input: '{root}' is no image and no CSV; a DICOM file is read from its folder")
         name = "packed" if (path / INDEX).exists() else "image_folder" if path.is_dir() else "manifest"
         values |= {"data.name": name, "data.root": str(path), "data.check": "pixels"}
     try:
@@ -58,6 +71,16 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
     for line in summary.lines([row for row in table if row[0] not in ("splits", "classes", "patients", "masks")]):
         progress.print(line)
     return index
+
+
+def _alone(root: str, volumes: bool) -> Path | None:
+    """The image or volume that `root` names by itself; `None` for a folder or a CSV."""
+    for text in (root, root.rpartition("=")[0]) if volumes else (root,):
+        path = Path(text).expanduser()
+        known = volume_file.is_volume(path.name) if volumes else path.suffix.lower() in EXTENSIONS
+        if text and known and path.is_file():
+            return path
+    return None
 
 
 def _trained_on(trained: TrainedNetwork, index: Index) -> list[str]:

@@ -246,6 +246,7 @@ def table(wanted: Need, prices: dict[str, float]) -> list[str]:
         share = wanted.flops / seconds / (1e12 * chip.tflops)
         hours = wanted.steps * seconds / 3600
         price = prices.get(chip.name, chip.dollars_per_hour)
+        dollars, money = (f"{price:.2f}", f"${hours * price:,.0f}") if price else ("-", "-")
         start = f"{chip.name:9s} {chip.tflops:7.1f} TF/s {chip.gigabytes:4.0f} GB "
         if not accum:
             lines.append(f"{start}{'does not fit':>20s}")
@@ -255,7 +256,7 @@ def table(wanted: Need, prices: dict[str, float]) -> list[str]:
         origin = "a" if chip.measured_share is None else "m"
         lines.append(
             f"{start}{fits:>20s} {wanted.batch / seconds:8,.0f} {share:7.0%}{origin} "
-            f"{duration(3600 * hours):>14s} {price:6.2f} {f'${hours * price:,.0f}':>10s}"
+            f"{duration(3600 * hours):>14s} {dollars:>6s} {money:>10s}"
         )
     return lines
 
@@ -273,6 +274,13 @@ def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
     config, source, _ = inherit.resolve(config, None)
     if num_images < 0:
         raise UserError(f"--plan_images={num_images} must be greater than 0")
+    if (
+        not num_images
+        and "root" in config.data
+        and not str(config.data.root)
+        and config.data.name in ("", "auto", "image_folder")
+    ):
+        raise UserError("--plan: give the number of images, --plan_images=10000, or config.data.root")
     if num_images:
         name = {2: "phantoms", 3: "phantoms3d"}[networks.identify(config).axes]
         config = copy(config, {"data.name": name, "data.num_images": min(num_images, 64)})

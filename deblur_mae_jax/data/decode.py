@@ -42,6 +42,10 @@ ALL_TRANSPARENT = "every pixel is transparent; the colours stored under them are
 OUTLIERS = "a few outlying values; the range of the other 99.8 % of the pixels is stretched to 8 bits"
 UNIT_RANGE = "values are from 0 to 1, so this is the range that data.bits16=full maps to 8 bits"
 CLIPPED = "values outside 0 to 65535 are clipped by data.bits16=full"
+# Gray levels by which the channels of a gray picture may differ, and the share of pixels for which this must hold.
+GRAY_DIFFERENCE, GRAY_SHARE = 8, 0.995
+COLOUR = "colour, such as Doppler, is read as its luma: {} % of the pixels have colour"
+COLOUR_SHARES = {5: "up to 5", 20: "5 to 20", 100: "20 to 100"}
 ONE_FRAME = "several frames or pages, of which only the first is read"
 
 
@@ -82,6 +86,11 @@ class Decoder:
             try:
                 plain = opened is not None and not header.deep
                 image = self._plain(opened, header, notes) if plain else self._deep(path, header, notes)
+                if self.channels == 1 and image.mode == "RGB":  # every fourth pixel is enough
+                    sample = image.resize(
+                        (max(1, image.width // 4), max(1, image.height // 4)), Image.Resampling.NEAREST
+                    )
+                    notes += colour_notes(np.asarray(sample))
                 image = image.convert("L" if self.channels == 1 else "RGB")
                 if header.jpeg:
                     raster.require_end_of_jpeg(path)
@@ -164,6 +173,20 @@ class Decoder:
             low, high = range_of(values, notes)
         scaled = np.clip((values - low) / (high - low), 0.0, 1.0) * 255.0
         return np.rint(scaled).astype(np.uint8)
+
+
+def colour_share(pixels: np.ndarray) -> float:
+    """The share of the pixels of `(H, W, 3)` whose channels differ by more than `GRAY_DIFFERENCE`."""
+    wide = pixels.astype(np.int16)
+    return float((wide.max(axis=2) - wide.min(axis=2) > GRAY_DIFFERENCE).mean())
+
+
+def colour_notes(pixels: np.ndarray) -> list[str]:
+    """A note on a picture `(H, W, 3)` that has colours; [] for a gray one."""
+    share = colour_share(pixels)
+    if share <= 1 - GRAY_SHARE:
+        return []
+    return [COLOUR.format(next(text for limit, text in COLOUR_SHARES.items() if 100 * share <= limit))]
 
 
 def range_of(values: np.ndarray, notes: list[str]) -> tuple[float, float]:

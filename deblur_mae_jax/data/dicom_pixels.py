@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.data import dicom_file, dicom_windows, raster
+from deblur_mae_jax.data.decode import colour_notes, colour_share
 from deblur_mae_jax.data.dicom_file import Header
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
@@ -24,11 +25,8 @@ DECODERS = {
 JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 JPEG_BASELINE = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
-# Gray levels by which the channels of a gray picture may differ, and the share of pixels for which this must hold.
-GRAY_DIFFERENCE, GRAY_SHARE = 8, 0.995
 YBR_NAMED_RGB = "the header says RGB, but the JPEG stream holds YCbCr; it is converted"
-COLOUR = "colour, such as Doppler, is read as its luma: {} % of the pixels have colour"
-COLOUR_SHARES = {5: "up to 5", 20: "5 to 20", 100: "20 to 100"}
+WHOLE = "no region is stated and no fan is found, so the whole picture is read, with any text beside the image"
 LOSSY = "lossily compressed"
 # Photometric interpretations that are read, and their samples per pixel.
 PHOTOMETRIC = {
@@ -73,6 +71,8 @@ class FrameReader:
         box = self.box(header)
         if box is not None:
             pixels = pixels[box[1] : box[3], box[0] : box[2]]
+        elif self.crop == "auto" and header.modality == "US":
+            notes.append(WHOLE)
         if pixels.ndim == 2:
             gray = dicom_windows.eight_bits(pixels, values, frame, self.window, notes)
             return np.repeat(gray[..., None], self.channels, axis=2)
@@ -97,10 +97,10 @@ class FrameReader:
     def _colour(self, pixels: np.ndarray, notes: list[str]) -> np.ndarray:
         if self.channels == 3:
             return np.ascontiguousarray(pixels)
-        coloured = colour_share(pixels)
-        if coloured <= 1 - GRAY_SHARE:
+        said = colour_notes(pixels)
+        if not said:
             return np.ascontiguousarray(np.rint(pixels.mean(axis=2)).astype(np.uint8)[..., None])
-        notes.append(COLOUR.format(next(text for limit, text in COLOUR_SHARES.items() if 100 * coloured <= limit)))
+        notes += said
         luma = pixels @ np.array([0.299, 0.587, 0.114])
         return np.rint(luma).astype(np.uint8)[..., None]
 
@@ -110,12 +110,6 @@ def _highest_bits(pixels: np.ndarray, values: Any) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels
     return (pixels >> max(0, int(values.get("BitsStored", 0) or 8) - 8)).astype(np.uint8)
-
-
-def colour_share(pixels: np.ndarray) -> float:
-    """The share of the pixels of `(H, W, 3)` whose channels differ by more than `GRAY_DIFFERENCE`."""
-    wide = pixels.astype(np.int16)
-    return float((wide.max(axis=2) - wide.min(axis=2) > GRAY_DIFFERENCE).mean())
 
 
 def stored(path: str, frame: int, values: Any) -> np.ndarray:

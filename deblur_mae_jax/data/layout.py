@@ -237,12 +237,7 @@ def _groups(
         count = len({g for g in groups if g})
         layout.notes.append(f"{count} patients are taken from the folders and names, such as '{example}'")
         return groups
-    suggestion = naming.views([item.stem for item in images])
-    if suggestion is not None:
-        layout.notes.append(
-            f"names such as '{images[0].stem}' look like several views of one patient, and no patients are known; "
-            f'config.data.group_pattern="{suggestion[0]}" makes {suggestion[1]} patients of {len(images)} images'
-        )
+    layout.notes += filter(None, [naming.views([item.stem for item in images])])
     deeper = next((item for item in images if any(labels) and len(item.rest) > 1), None)
     if deeper is not None and not volumes:
         layout.notes.append(

@@ -137,10 +137,5 @@ def groups_of(
         return groups
     if pattern:
         return groups_by_pattern(names, pattern, notes)
-    suggestion = views([Path(name).stem for name in names])
-    if suggestion is not None:
-        notes.append(
-            f"names such as '{Path(names[0]).stem}' look like several views of one patient, and no patients are known; "
-            f'config.data.group_pattern="{suggestion[0]}" makes {suggestion[1]} patients of {len(names)} images'
-        )
+    notes += filter(None, [views([Path(name).stem for name in names])])
     return None

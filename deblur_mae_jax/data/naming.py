@@ -6,6 +6,7 @@ AMOS, KiTS and LiTS, and folders that are organised like them.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -55,6 +56,7 @@ _NO_PATIENT = re.compile(
     re.I,
 )
 _SEQUENCE = re.compile(r"[-_. ](?:t1|t2|t1ce|t1c|t1n|t1w|t1gd|t2w|t2f|flair|pd|mra|dti|dwi|adc|swi|ct|pet|asl)$", re.I)
+NUMBER = r"\d+"
 # Parts of a name that say which examination of a patient it is.
 _VISIT = re.compile(
     r"^(?:fu|follow|followup|bl|baseline|visit|ses|session|tp|timepoint|scan|day|week|month|year|m(?=\d))\d*$", re.I
@@ -275,27 +277,42 @@ def channel_cases(stems: Iterable[str]) -> set[str]:
     return {stem.casefold()[:-5] for stem in stems if stem.endswith("_0000")}
 
 
-def views(stems: Sequence[str]) -> tuple[str, int] | None:
-    """Find names that look like several views of one patient, such as `bus_0004-l` and `bus_0004-r`.
+def views(stems: Sequence[str]) -> str:
+    """What names that look like several views of one patient suggest, such as `bus_0004-l` and `bus_0004-r`.
 
-    Returns a pattern for `config.data.group_pattern` and the number of patients it gives, or `None`.
+    A sentence with a pattern for `config.data.group_pattern`; "" if they do not look like that.
     """
     ids = [found["id"] if (found := _VIEW.match(stem)) else "" for stem in stems]
     counts = Counter(i for i in ids if i)
     several = sum(count for count in counts.values() if count > 1)
     if several < max(4, 0.2 * len(stems)) or sum(count > 1 for count in counts.values()) < 2:
-        return None
+        return ""
     shapes = Counter(re.sub(r"\d+", "0", i) for i in ids if i)
-    shape, _ = shapes.most_common(1)[0]
-    # The names that the pattern is for have folders before them.
-    pattern = "(?:^|/)(" + re.sub("0", r"\\d+", re.escape(shape).replace(r"\ ", " ").replace(r"\-", "-")) + ")"
-    try:
-        matches = [found[1] if (found := re.search(pattern, stem)) else stem for stem in stems]
-    except re.error:  # pragma: no cover, an escaped text is always a valid pattern
-        return None
-    if len(set(matches)) < 2 or len(set(matches)) >= len(stems):
-        return None
-    return pattern, len(set(matches))
+    pattern = _pattern_of(shapes)
+    known = [match[1] for stem in stems if (match := re.search(pattern, stem))]
+    if len(set(known)) < 2 or len(set(known)) >= len(known):
+        return ""
+    others = f"; {len(stems) - len(known)} names do not match it" if len(known) < len(stems) else ""
+    return (
+        f"names such as '{stems[0]}' look like several views of one patient, and no patients are known; "
+        f'config.data.group_pattern="{pattern}" makes {len(set(known))} patients of {len(known)} images{others}'
+    )
+
+
+def _pattern_of(shapes: Counter[str]) -> str:
+    """A pattern for the names of patients from their shapes, in which 0 stands for any number.
+
+    If shapes differ in a word before the same rest, `benign_bus_0` and `malignant_bus_0`, it is that of the rest.
+    """
+    shape, start = shapes.most_common(1)[0][0], "(?:^|/)"  # the names that the pattern is for have folders before them
+    ends = itertools.takewhile(lambda chars: len(set(chars)) == 1, zip(*(name[::-1] for name in shapes), strict=False))
+    rest = "".join(chars[0] for chars in ends)[::-1]
+    if len(shapes) > 1:
+        rest = re.sub(r"^[A-Za-z0]*(?=[-_ ])", "", rest).lstrip("-_ ")
+        if re.search(r"[A-Za-z].*0", rest):
+            shape, start = rest, "(?:^|[-_ /])"
+    escaped = re.escape(shape).replace(r"\ ", " ").replace(r"\-", "-")
+    return f"{start}({escaped.replace('0', NUMBER)})"
 
 
 def canonical(values: Sequence[str]) -> tuple[list[str], list[str]]:

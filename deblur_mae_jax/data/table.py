@@ -72,6 +72,10 @@ def read(path: Path, split: str, chosen: str = "", keys: Sequence[str] = ("path"
     _labels_that_are_masks(table)
     for name in ("label", "group", "split", "mask"):
         _clean(table, name)
+    for name, what in (("split", "split"), ("group", "patient")):
+        if name in table.columns and not any(row[name] for row in table.rows):
+            del table.columns[name]
+            table.notes.append(f"no row names a {what}: as without the column")
     _refuse_two_splits(table, path)
     _keep(table, path, split)
     return table
@@ -230,6 +234,12 @@ def _columns(path: Path, header: list[str], chosen: str, keys: Sequence[str], ta
             f"{' or '.join(COLUMNS['path'][:4] if tuple(keys) == ('path',) else keys)}; its columns are "
             f"{', '.join(header[:20])}{' ...' if len(header) > 20 else ''}. config.data.columns='path=NAME' names it"
         )
+    others = [name for name in header if name.strip() and name not in columns.values()]
+    if others and "label" not in columns and tuple(keys) == ("path",):
+        table.notes.append(
+            f"columns that are not used, and so not classes: {', '.join(others[:10])}. "
+            "config.data.columns='label=NAME' uses one"
+        )
     return {use: name for use, name in columns.items() if name}
 
 
@@ -305,10 +315,6 @@ def _keep(table: Table, path: Path, split: str) -> None:
     """Keep the rows of the wanted splits. Raises `UserError` if the CSV has none of them."""
     if "split" not in table.columns:
         return
-    if not any(row["split"] for row in table.rows):
-        del table.columns["split"]
-        table.notes.append("no row names a split: as without the column")
-        return
     place = f"'{path}' (column '{table.columns['split']}')"
     chosen, table.unused = naming.choose_splits([row["split"] for row in table.rows], split, place)
     table.rows = [table.rows[i] for i in chosen]
@@ -322,6 +328,7 @@ class Finder:
         self._names: dict[str, dict[str, list[str]]] = {}
         self.changed: Counter[str] = Counter()
         self.example: dict[str, str] = {}
+        self.missing: list[str] = []
 
     def path(self, cell: str) -> str:
         """The path of the file that a cell names. A file that does not exist is returned as it is named.
@@ -343,7 +350,8 @@ class Finder:
             found = names.get(key, [])
             if len(found) == 1:
                 return self._changed(how, cell, os.path.join(folder, found[0]))
-        return os.path.normpath(slashed)
+        self.missing.append(os.path.normpath(slashed))
+        return self.missing[-1]
 
     def _folder(self, folder: str) -> str:
         """An existing folder with this name, whatever its capitals; or `folder` itself."""
@@ -379,7 +387,13 @@ class Finder:
     @property
     def notes(self) -> list[str]:
         """What was understood differently from how it is written."""
-        return [f"{n} rows: {how}, the first '{self.example[how]}'" for how, n in self.changed.items()]
+        lines = [f"{n} rows: {how}, the first '{self.example[how]}'" for how, n in self.changed.items()]
+        if self.missing:
+            lines.append(
+                f"{len(self.missing)} files do not exist, the first '{self.missing[0]}'; paths are relative to the "
+                "folder of the CSV"
+            )
+        return lines
 
 
 def name_of(cell: str) -> str:

@@ -148,4 +148,18 @@ class Evaluator:
         """Write the page if no evaluation has written it."""
         if main and not self.workdir.page.exists():
             self._page(step)
-        return Conclusion(self.latest, "", (self._sheets() or [self.workdir.report])[-1])
+        return Conclusion(self.latest, doubts(self.latest), (self._sheets() or [self.workdir.report])[-1])
+
+
+def doubts(latest: dict[str, float]) -> str:
+    """A sentence on a network that reconstructs badly; "" for one that does not."""
+    loss, trivial = (latest.get(f"eval_loss{of}") for of in ("", "_of_mean"))
+    if loss is not None and trivial is not None and not loss < trivial:
+        return "The reconstructions are no better than a plain gray patch: train longer, or at another learning rate."
+    before, after = (latest.get(f"psnr_{of}") for of in ("degraded", "restored"))
+    if before is not None and after is not None and after < before < reconstruction.EQUAL:
+        return (
+            f"Unmasked, the reconstructions are further from the originals (PSNR {after:.1f} dB) than the degraded "
+            f"inputs are ({before:.1f} dB): the network does not undo the degradation yet."
+        )
+    return ""

@@ -99,7 +99,9 @@ def _page(
         f"- Weights `{source['weights']}`, exported {certificate['exported']}",
     ]
     if "fingerprint" in source:
-        lines.append(f"- Trained on {source.get('num_images', '?')} images, fingerprint `{source['fingerprint']}`")
+        splits = source.get("splits") or {"train": source.get("num_images", "?")}
+        others = "".join(f", {count} {name}" for name, count in splits.items() if name != "train")
+        lines.append(f"- Trained on {splits['train']} images{others}; fingerprint of all `{source['fingerprint']}`")
     if source.get("git", {}).get("commit"):
         changed = ", modified" if source["git"].get("modified") else ""
         lines.append(f"- Code `{source['git']['commit']}`{changed}")

@@ -222,7 +222,7 @@ def _source(trained: TrainedNetwork) -> dict[str, Any]:
     source: dict[str, Any] = {"weights": trained.weights_hash}
     for path, keys in (
         (workdir.environment, ("git",)),
-        (workdir.dataset, ("fingerprint", "num_images")),
+        (workdir.dataset, ("fingerprint", "num_images", "splits")),
     ):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))

@@ -117,7 +117,9 @@ def _from_scratch(config: ConfigDict, axes: int) -> str:
     values = model.to_dict()
     size = [f"{n}={values[n]}" for n in ("variant", "width", "depths", "embed_dim", "patch_size") if values.get(n)]
     at = f"at {sides.written(config.image_size)} pixels, degradation {config.task.degrade}"
-    return f"{start}{model.name} ({', '.join(size)}) {at}"
+    slow = jax.default_backend() == "cpu" and values.get("variant") in ("B", "L", "H")
+    hint = ". This takes hours on a CPU; configs/from_scratch.py:small trains a small network" if slow else ""
+    return f"{start}{model.name} ({', '.join(size)}) {at}{hint}"
 
 
 def keep_copy(workdir: Workdir, source: TrainedNetwork) -> None:

@@ -52,6 +52,11 @@ class TrainedNetwork:
     place: str = ""
     programs: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        count = sum(np.size(value) for value in jax.tree.leaves(self.params))
+        classes = f", classes {', '.join(self.classes)}" if self.classes else ""
+        return f"TrainedNetwork('{self.place or self.path}', {self.config.model.name}, {count:,} parameters{classes})"
+
     def __iter__(self) -> Iterator[Any]:
         """Allow `model, params, info = dm.load(...)`."""
         return iter((self.model, self.params, self))

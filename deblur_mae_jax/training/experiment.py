@@ -98,6 +98,7 @@ class Experiment:
             "classes": {name: labels.count(name) for name in sorted(set(labels))},
             "class_names": self.supervision.classes if self.supervision else [],
             "mask_values": self.supervision.mask_values if self.supervision else None,
+            "splits": {k: len(v) for k, v in self.supervision.indices.items()} if self.supervision else {},
             "groups": len(set(self.index.source.groups or [])),
             "modalities": sorted(set(self.index.source.modalities or [])),
         }

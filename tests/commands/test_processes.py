@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from tiny_runs import command, lines, plain_run
 
 from deblur_mae_jax.commands import processes
@@ -34,11 +35,28 @@ def test_slurm():
     one_each = SLURM | eight | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "3"}
     assert found(**one_each).devices == [3]
     # One task on each node has all GPUs of its node; a task that sees its own GPU only keeps it.
-    assert found(**SLURM | eight | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}).devices is None
-    own = {"CUDA_VISIBLE_DEVICES": "0", "SLURM_STEP_TASKS_PER_NODE": "2"}
-    assert found(**SLURM | own).devices is None
+    assert found(**SLURM | eight | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}).devices == [*range(8)]
+    own = {"CUDA_VISIBLE_DEVICES": "0", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1"}
+    assert found(**SLURM | own).devices == [0]
     last = {"SLURM_STEP_TASKS_PER_NODE": "4(x2),2", "SLURM_NODEID": "2", "SLURM_STEP_GPUS": "0,1,2,3"}
     assert found(**SLURM | last).devices == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "given,told",
+    [((None, None, None), ([*range(8)], "slurm")), (("127.0.0.1:9", 2, 1), (None, "deactivate"))],
+    ids=["by Slurm", "by hand in a job of Slurm"],
+)
+def test_jax_is_told_to_use_all_gpus_of_a_node_with_one_task(monkeypatch, given, told):
+    """Left to itself it takes the one GPU with the number of the task on its node."""
+    eight = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    for name, value in (SLURM | eight).items():
+        monkeypatch.setenv(name, value)
+    heard = {}
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda *_, **options: heard.update(options))
+    with contextlib.suppress(UserError):  # no processes are connected
+        processes.initialize("on", *given)
+    assert (heard["local_device_ids"], heard["cluster_detection_method"]) == told
 
 
 def test_gpus_that_cannot_be_shared_are_refused():
@@ -132,6 +150,26 @@ def test_processes_that_differ_are_refused(tmp_path):
     flags = lambda i: [f"--config.optim.weight_decay={0.05 + i}"]
     for output, code in start_all(2, tmp_path, slurm(2345), flags, optim__steps=6):
         assert code == 2 and "differ in their config: process 0 and process 1" in output, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("absent", [0, 1])
+def test_an_error_of_one_process_ends_all_of_them_with_its_code(tmp_path, absent):
+    """The others wait for it inside an exchange, where JAX would leave them for minutes and end them with 134."""
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+    for i in range(16):
+        place = tmp_path / str(1 - absent) / "images"
+        place.mkdir(exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40), np.uint8)).save(place / f"{i}.png")
+    link = lambda i: [f"--config.data.root={tmp_path / str(i) / 'images'}"]
+    ended = start_all(2, tmp_path / "run", slurm(4567 + absent), link, data__name="image_folder")
+    assert [code for _, code in ended] == [2, 2], ended
+    assert "images' does not exist" in ended[absent][0]
+    assert (
+        "differ in their config" in ended[1 - absent][0]
+        or f"process {absent} of this run has ended" in ended[1 - absent][0]
+    )
 
 
 @pytest.mark.slow

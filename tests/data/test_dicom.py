@@ -17,6 +17,7 @@ from pydicom.encaps import encapsulate
 
 from deblur_mae_jax.data import (
     dataset,
+    decode,
     dicom_file,
     dicom_pixels,
     dicom_series,
@@ -157,7 +158,7 @@ def test_gray_stored_as_colour_and_doppler(tmp_path):
     assert read(made.still(tmp_path / "a.dcm", frame, photometric="RGB"), crop="none")[1] == []
     frame[:10, :10] = (255, 0, 0)
     pixels, notes = read(made.still(tmp_path / "b.dcm", frame, photometric="RGB"), crop="none")
-    assert notes == [dicom_pixels.COLOUR.format("up to 5")] and pixels[5, 5, 0] == 76
+    assert notes == [decode.COLOUR.format("up to 5")] and pixels[5, 5, 0] == 76
 
 
 def test_the_share_of_coloured_pixels_is_in_the_index_of_a_packed_set(tmp_path):

@@ -526,3 +526,74 @@ def test_what_packing_left_out_is_said_by_the_run(tmp_path):
 
 def test_the_number_of_an_unknown_class_is_no_class():
     assert parquet._texts([0, -1, 1, None], ["benign", "malignant"]) == ["benign", "", "malignant", ""]
+
+
+def test_a_set_that_is_being_packed_is_not_packed_again(tmp_path):
+    folder = write(tmp_path / "set")
+    code = SLOW.format(source=str(folder), out=str(tmp_path / "packed"))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tiny.ROOT)
+    process.stdout.readline()
+    with pytest.raises(UserError, match="is being packed by another process"):
+        packing.pack(source_config.config_for(str(folder)), tmp_path / "packed", shard_mb=0.001)
+    assert process.wait() == 0
+    process.stdout.close()
+    packing.pack(source_config.config_for(str(folder)), tmp_path / "packed", shard_mb=0.001)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_set_with_many_damaged_images_is_not_packed(tmp_path):
+    folder = write(tmp_path / "set", 8)
+    for i in range(4):
+        (folder / "benign" / f"bad{i}.png").write_bytes(b"x")
+    with pytest.raises(
+        UserError, match=r"5 of 13 images cannot be used, more than config\.data\.max_bad_fraction=0\.2"
+    ):
+        dm.pack(folder, tmp_path / "packed")
+    assert not (tmp_path / "packed" / "dataset.json").exists()
+    assert dm.pack(folder, tmp_path / "packed", max_bad_fraction=0.9).num_images == 8
+
+
+def test_a_lossy_set_is_another_set_than_the_folder(tmp_path):
+    folder = write(tmp_path / "set")
+    dm.pack(folder, tmp_path / "png", encode="png")
+    dm.pack(folder, tmp_path / "jpeg", encode="jpeg95")
+    one, other = (index.build(load(tmp_path / name)) for name in ("png", "jpeg"))
+    assert one.fingerprint != other.fingerprint
+    assert other.hashes[0] == index.pixel_hash(other.source.read(0)) != one.hashes[0]
+
+
+def test_a_shard_that_was_copied_in_part_is_refused(tmp_path):
+    dm.pack(write(tmp_path / "set"), tmp_path / "packed")
+    shard = next((tmp_path / "packed").glob("*.array_record"))
+    size = shard.stat().st_size
+    os.truncate(shard, size // 2)
+    with pytest.raises(UserError, match=f"has {size // 2} bytes instead of {size}"):
+        load(tmp_path / "packed")
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    folder = write(tmp_path / "set")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(UserError, match=r"OUT: cannot write to '.*': .*start again to go on"):
+            dm.pack(folder, tmp_path / "packed")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert dm.pack(folder, tmp_path / "packed").num_images == 24
+
+
+def test_compressed_tars_are_listed(tmp_path):
+    write(tmp_path / "set", 4)
+    for name, mode in (("a.tar", "w"), ("b.tar.gz", "w:gz"), ("c.tgz", "w:gz")):
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "tars" / name, mode) as tar:
+            tar.add(tmp_path / "set" / "malignant" / "p00_1.png", f"{name[0]}.png")
+    packed_set = dm.pack(tmp_path / "tars", tmp_path / "packed", name="webdataset")
+    assert packed_set.num_images == 1
+    listed = (tmp_path / "packed" / "skipped.csv").read_text()
+    assert "b.tar.gz" in listed and "c.tgz" in listed and "decompress" in listed
