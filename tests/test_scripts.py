@@ -54,6 +54,26 @@ def split_of(path):
         return {row["path"]: (row["split"], row["group"]) for row in csv.DictReader(file)}
 
 
+def test_splits_of_names_with_several_views_need_a_pattern(tmp_path, capsys):
+    for i in range(30):
+        place = tmp_path / "set" / ("benign", "malignant")[i // 2 % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 255, (30, 40), np.uint8)
+        Image.fromarray(pixels).save(place / f"bus_{i // 2:04d}-{'lr'[i % 2]}.png")
+    arguments = [f"--root={tmp_path / 'set'}", f"--output={tmp_path / 'x.csv'}"]
+    make_splits.make(make_splits.parse(arguments))
+    out = capsys.readouterr().out
+    assert "No copies were found" in out and "--group_pattern" in out and "No leak" not in out
+    with open(tmp_path / "x.csv") as file:
+        assert "group" not in next(csv.reader(file))
+    make_splits.make(make_splits.parse([*arguments, r"--group_pattern=(bus_\d+)"]))
+    assert "No leak was found" in capsys.readouterr().out
+    where = {}
+    for split, group in split_of(tmp_path / "x.csv").values():
+        where.setdefault(group, set()).add(split)
+    assert len(where) == 15 and all(len(s) == 1 for s in where.values())
+
+
 def test_splits_keep_patients_whole_and_never_change(tmp_path, capsys):
     write_set(tmp_path)
     made = []
@@ -67,7 +87,7 @@ def test_splits_keep_patients_whole_and_never_change(tmp_path, capsys):
     for split, group in made[0].values():
         where.setdefault(group, set()).add(split)
     assert all(len(s) == 1 for s in where.values())
-    assert "no leak found" in capsys.readouterr().out
+    assert "No leak was found" in capsys.readouterr().out
     assert (tmp_path / "a.html").exists()
     with pytest.raises(UserError, match="have no labels"):
         make_splits.make(make_splits.parse([f"--root={tmp_path / 'benign'}", f"--output={tmp_path / 'x.csv'}"]))

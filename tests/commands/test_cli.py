@@ -63,6 +63,9 @@ def test_a_misspelt_config_is_named(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.located("--config=configs/finetun.py:small")
     assert "unknown name 'configs/finetun.py'. Did you mean 'configs/finetune.py'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.located("--config=finetune:small")
+    assert "Did you mean 'configs/finetune.py'?" in capsys.readouterr().err
 
 
 def test_an_old_name_keeps_its_argument(capsys, monkeypatch):

@@ -53,6 +53,15 @@ def test_label_maps_do_not_replace_the_images(segmenter, tmp_path):
     assert predict.run(segmenter, str(images), tmp_path / "out") == out  # its own may be replaced
 
 
+def test_one_image_is_predicted(segmenter, tmp_path):
+    image = pictures(tmp_path / "images", 1) / "0.png"
+    out = predict.run(segmenter, str(image), tmp_path / "out")
+    assert [row["image"] for row in rows(out / "segmentations.csv")] == ["0.png"] and (out / "0.png").exists()
+    (tmp_path / "notes.doc").write_text("x")
+    with pytest.raises(UserError, match=r"--input: '.*notes\.doc' is no image and no CSV"):
+        predict.run(segmenter, str(tmp_path / "notes.doc"), tmp_path / "out")
+
+
 def test_a_table_does_not_replace_the_list_of_the_images(tmp_path):
     pictures(tmp_path / "images")
     listed = tmp_path / "list.csv"

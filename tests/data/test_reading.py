@@ -1,6 +1,7 @@
 """Reading images of every kind, and what happens to the bad ones."""
 
 import csv
+import dataclasses
 import time
 import warnings
 import zipfile
@@ -12,7 +13,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from deblur_mae_jax.data import image_folder, index, loader, manifest, order, phantoms, source
+from deblur_mae_jax.data import dataset, image_folder, index, loader, manifest, order, phantoms, source
 from deblur_mae_jax.data.decode import Decoder
 from deblur_mae_jax.errors import UserError
 
@@ -407,3 +408,20 @@ def test_every_data_set_keeps_the_contract(tmp_path):
         image = made.read(0)
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
         assert tuple(made.size_of(0)) == image.shape[:2]
+
+
+def test_a_failed_read_is_tried_again_at_the_next_start(tmp_path, monkeypatch):
+    for i in range(6):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (30, 40), np.uint8)).save(tmp_path / f"{i}.png")
+    load = lambda: dataset.load_source(tiny.config(data__name="image_folder", data__root=str(tmp_path)), "all")
+    source, cache = load(), tmp_path / "index.json"
+    real = source.examine
+
+    def failing(number):
+        if number == 2:
+            raise OSError(5, "Input/output error")
+        return real(number)
+
+    first = index.build(dataclasses.replace(source, examine=failing), cache=cache)
+    assert len(first) == 5 and "Input/output error" in first.skipped[0].reason
+    assert len(index.build(load(), cache=cache)) == 6

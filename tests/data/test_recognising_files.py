@@ -258,8 +258,25 @@ def test_views_of_one_patient_are_suggested(tmp_path):
     ],
 )  # fmt: skip
 def test_names_of_views(stems, count):
-    found = naming.views(sorted(set(stems)))
-    assert (found and found[1]) == count
+    found = re.search(r"makes (\d+) patients of (\d+) images$", naming.views(sorted(set(stems))))
+    assert (found and int(found[1])) == count
+
+
+def test_a_suggested_pattern_matches_every_class():
+    stems = [f"{label}_bus_{i:04d}-{side}" for label in ("benign", "malignant") for i in range(5) for side in "lr"]
+    said = naming.views(stems)
+    assert r'group_pattern="(?:^|[-_ /])(bus_\d+)" makes 5 patients of 20 images' in said
+    stems = [f"{label}_{i:04d}-{side}" for label in ("benign", "malignant") for i in range(5) for side in "lr"]
+    assert naming.views(stems).endswith("makes 5 patients of 10 images; 10 names do not match it")
+
+
+def test_colours_are_said_and_gray_in_three_channels_is_not(tmp_path):
+    gray = np.random.default_rng(0).integers(0, 255, (24, 32), np.uint8)
+    red = np.stack([gray, gray // 4, gray // 4], axis=-1)
+    for name, pixels in (("gray", gray), ("three", np.stack([gray] * 3, axis=-1)), ("red", red)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    notes = {name: load(tmp_path).examine(i)[1] for i, name in enumerate(load(tmp_path).names)}
+    assert notes["gray.png"] == notes["three.png"] == [] and "read as its luma" in notes["red.png"][0]
 
 
 def test_folders_of_patients_are_groups(tmp_path):

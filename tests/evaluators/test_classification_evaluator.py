@@ -5,6 +5,7 @@ import pytest
 from tiny_runs import go
 
 from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.errors import StoreError
 from deblur_mae_jax.evaluators import classification
 from deblur_mae_jax.reports import predictions
 
@@ -72,3 +73,19 @@ def test_validation_images_that_are_lost_end_no_run(tmp_path, monkeypatch, caplo
     result = go(tmp_path, data__store="streaming", **settings)
     assert result.finished and len(calls) >= 3
     assert "val_auroc is not defined" in caplog.text and "could not be read any more" in caplog.text
+
+
+def test_a_drive_that_is_gone_during_an_evaluation_costs_no_step(tmp_path, monkeypatch):
+    evaluate, count = classification.Evaluator.evaluate, []
+
+    def gone(self, params):
+        count.append(None)
+        if len(count) == 2:
+            raise BadImage("no image can be read any more")
+        return evaluate(self, params)
+
+    monkeypatch.setattr(classification.Evaluator, "evaluate", gone)
+    with pytest.raises(StoreError, match=r"step \d+ is saved\. Start the same command again"):
+        go(tmp_path, optim__epochs=2.0, report__every_epochs=1.0)
+    assert list((tmp_path / "checkpoints").glob("step_*"))
+    assert go(tmp_path, optim__epochs=2.0, report__every_epochs=1.0).finished

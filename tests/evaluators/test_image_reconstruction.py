@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from deblur_mae_jax.evaluators import pretraining
 from deblur_mae_jax.evaluators.image_reconstruction import spread_levels
 from deblur_mae_jax.reports import reconstruction
 
@@ -25,3 +26,18 @@ def test_an_input_that_equals_the_original_has_no_psnr(value, drawn, tmp_path):
     )
     text = page.read_text()
     assert ("of the degraded input" in text) == drawn and "of its unmasked reconstruction" in text
+
+
+@pytest.mark.parametrize(
+    "latest,said",
+    [
+        ({"eval_loss": 0.5, "eval_loss_of_mean": 0.2}, "no better than a plain gray patch"),
+        ({"eval_loss": 0.1, "eval_loss_of_mean": 0.2, "psnr_degraded": 30.0, "psnr_restored": 15.0}, "does not undo"),
+        ({"eval_loss": 0.1, "eval_loss_of_mean": 0.2, "psnr_degraded": 20.0, "psnr_restored": 25.0}, None),
+        ({"eval_loss": 0.1, "eval_loss_of_mean": 0.2, "psnr_degraded": 120.0, "psnr_restored": 25.0}, None),  # MAE
+        ({"eval_loss": 3.0}, None),
+    ],
+)
+def test_a_network_that_reconstructs_badly_is_told_so(latest, said):
+    found = pretraining.doubts(latest)
+    assert said in found if said else found == ""

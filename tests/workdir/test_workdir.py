@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import resource
 import shutil
 import signal
@@ -22,7 +23,8 @@ from deblur_mae_jax.errors import StoreError, UserError
 from deblur_mae_jax.evaluators import classification
 from deblur_mae_jax.training import loop
 from deblur_mae_jax.training.evaluator import Judgement
-from deblur_mae_jax.workdir import checkpoint, metric_writer, run_folder, weights
+from deblur_mae_jax.workdir import checkpoint, lock, metric_writer, run_folder, weights
+from deblur_mae_jax.workdir.mirror import Mirror
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 ROOT = tiny.ROOT
@@ -245,6 +247,41 @@ def test_the_parameters_of_a_checkpoint_are_compared_with_their_hash(tmp_path, c
     found = manager.restore_latest(state, lambda restored: restored.step == 1)
     assert found.step == 1 and "its parameters are not those that were saved" in caplog.text
     manager.close()
+
+
+def test_a_checkpoint_that_one_process_could_not_read_is_set_aside(tmp_path, caplog):
+    """The process notes it and ends the run, because the others wait for it; the next start finds the note."""
+    state = {"a": jax.numpy.arange(4.0)}
+    manager = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    for step in (1, 2):
+        manager.save(step, state, {"step": step})
+    checkpoint._mark_unreadable(manager.path(2), ValueError("no such block"))
+    assert manager.restore_latest(state).step == 1
+    assert "process 0 could not read it at an earlier start: no such block" in caplog.text
+    assert len(list((tmp_path / "unreadable").glob("step_2_*"))) == 1
+    manager.close()
+
+
+def test_files_that_were_not_sent_to_a_store_are_never_removed(tmp_path):
+    def start():
+        mirror = Mirror.__new__(Mirror)
+        mirror.remote, mirror.local, mirror.by_orbax = tmp_path / "store", tmp_path / "local", False
+        mirror._sent, mirror._pulled, mirror.lost = {}, False, False
+        mirror.pull()
+        return mirror
+
+    (tmp_path / "store").mkdir()
+    mirror = start()
+    newest = mirror.local / "checkpoints" / "step_500"
+    newest.mkdir(parents=True)
+    (newest / "data").write_text("500")
+    start(), start(), start()
+    assert len(list(tmp_path.glob("local-unsent*/checkpoints/step_500/data"))) == 1
+
+
+@pytest.mark.parametrize("number,lives", [("own", False), (2**22 + 1, False), (1, True), ("x", False)])
+def test_a_lock_on_this_machine_is_free_if_its_process_has_ended(number, lives):
+    assert lock._lives(os.getpid() if number == "own" else number) == lives
 
 
 @pytest.mark.slow
