@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["degrade", "encode", "export_to_pytorch", "load", "pack", "predict", "prepare", "reconstruct", "search_blur",
-           "segment"]  # fmt: skip
+__all__ = [
+    "TrainedNetwork", "UserError", "degrade", "encode", "export_to_pytorch", "load", "pack", "predict", "prepare",
+    "reconstruct", "search_blur", "segment",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -14,6 +16,17 @@ def __getattr__(name: str) -> Any:
         from deblur_mae_jax.export.export import export
 
         return export
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("deblur_mae_jax")
+        except PackageNotFoundError:  # a checkout that is not installed
+            return "unknown"
+    if name == "UserError":
+        from deblur_mae_jax.errors import UserError
+
+        return UserError
     if name in __all__:
         from deblur_mae_jax import api
 
@@ -22,4 +35,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return [*__all__, "__version__"]

@@ -16,6 +16,7 @@ from deblur_mae_jax import lookup, sides
 from deblur_mae_jax.data import dataset
 from deblur_mae_jax.degradations import parse
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.input_pipeline.contract import InputPipeline
 from deblur_mae_jax.input_pipeline.images import ImageInputs
 from deblur_mae_jax.input_pipeline.volumes import VolumeInputs
 from deblur_mae_jax.models.contract import Rules
@@ -147,7 +148,8 @@ def build(config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, 
     identity, module = check(config), model_module(config)
     degradation = parse.degradation(config.task.degrade)
     if identity.axes not in degradation.ndim:
-        clip = "; for volumes give it clip=False" if "noise" in config.task.degrade else ""
+        spec = str(config.task.degrade)
+        clip = "; for volumes give it clip=False" if "gaussian_noise" in spec else ""
         raise UserError(
             f"config.task.degrade='{config.task.degrade}' is not defined for {identity.axes}-D images{clip}"
         )
@@ -177,7 +179,8 @@ def build(config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, 
     weights = {"class_weights": class_weights} if class_weights else {}
     make = lookup.module("tasks", config.task.name, "make", "config.task.name").make
     task = lookup.call(make, "task", settings, model=model, **weights)
-    inputs: Any = (ImageInputs if identity.axes == 2 else VolumeInputs).from_config(config, degradation, identity.kind)
+    pipeline = ImageInputs if identity.axes == 2 else VolumeInputs
+    inputs: InputPipeline = pipeline.from_config(config, degradation, identity.kind)
     return Network(
         identity,
         model,

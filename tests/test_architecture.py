@@ -2,9 +2,12 @@
 
 import ast
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+import deblur_mae_jax as dm
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "deblur_mae_jax"
@@ -170,3 +173,13 @@ def test_the_tests_mirror_the_package():
     folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and list(p.glob("test_*.py"))}
     assert folders <= set(FLOORS)
     assert folders == {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert sorted(listed) == sorted(found | {"deblur_mae_jax.configs"})
+
+
+def test_what_the_package_offers_exists():
+    assert all(getattr(dm, name) is not None for name in dir(dm))

@@ -274,12 +274,8 @@ def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
     config, source, _ = inherit.resolve(config, None)
     if num_images < 0:
         raise UserError(f"--plan_images={num_images} must be greater than 0")
-    if (
-        not num_images
-        and "root" in config.data
-        and not str(config.data.root)
-        and config.data.name in ("", "auto", "image_folder")
-    ):
+    values = flat(config)
+    if not num_images and not values.get("data.root", "-") and values["data.name"] == "image_folder":
         raise UserError("--plan: give the number of images, --plan_images=10000, or config.data.root")
     if num_images:
         name = {2: "phantoms", 3: "phantoms3d"}[networks.identify(config).axes]

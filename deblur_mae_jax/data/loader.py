@@ -198,7 +198,9 @@ def put(canvas: np.ndarray, image: np.ndarray) -> None:
 class Cubes(Protocol):
     """The places of the random cubes of a run."""
 
-    sides: tuple[int, ...]
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides of a cube, voxels."""
 
     def start(self, step: int, row: int, size: tuple[int, ...]) -> np.ndarray:
         """First voxel `(3,)` of the cube of example `row` of a batch, in a volume of `size` (D, H, W)."""

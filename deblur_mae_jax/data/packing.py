@@ -11,6 +11,7 @@ packing that was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -77,11 +78,28 @@ def pack(
     if not shard_mb > 0:
         raise UserError(f"--shard_mb={shard_mb} must be above 0")
     folder = _own_folder(local_path(out, "OUT").resolve(), str(config.data.root))
+    with _alone_in(folder):
+        source = _source(config, folder)
+        settings = _settings(config, source, encode, shard_mb)
+        jobs = list(_jobs(source, folder, settings, _reading_fields(config, source)))
+        finished = [job for job in jobs if _is_complete(job)]
+        _remove_others(folder, jobs)
+        todo = [job for job in jobs if job not in finished]
+        if todo:  # without these facts the folder is no packed set, until all shards are of one state
+            (folder / FACTS).unlink(missing_ok=True)
+        _run(todo, workers, lambda done: progress(len(finished) + done, len(jobs)) if progress else None)
+        _refuse_many_bad(jobs, len(source), float(config.data.max_bad_fraction))
+        return _write_index(folder, jobs, source, settings, licence, len(finished))
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from packing into a folder, and turn errors of the disk into a `UserError`."""
     lock = FileLock(folder.with_name(f".{folder.name}.packing"), timeout=0)
     try:
         with lock:
             try:
-                return _pack(config, folder, encode, shard_mb, workers, licence, progress)
+                yield
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
@@ -90,10 +108,8 @@ def pack(
         raise UserError(f"OUT: cannot write to '{folder}': {error.strerror or error}; start again to go on") from error
 
 
-def _pack(
-    config: ConfigDict, folder: Path, encode: str, shard_mb: int, workers: int, licence: str,
-    progress: Callable[[int, int], None] | None,
-) -> Packed:  # fmt: skip
+def _source(config: ConfigDict, folder: Path) -> Source:
+    """The images to pack. Raises `UserError` if there are none."""
     # The key of the names of DICOM files and patients is beside the set, and is not to be shared with it.
     privacy.use(folder.with_name(folder.name + "_private"), make=True)
     source = dataset.load_source(config)
@@ -102,20 +118,17 @@ def _pack(
         source = dataclasses.replace(source, keys=None)
     if not len(source):
         data_index.build(source)  # raises what is wrong
-    settings = {
+    return source
+
+
+def _settings(config: ConfigDict, source: Source, encode: str, shard_mb: int) -> dict[str, Any]:
+    """What the bytes of the shards depend on, beside the images."""
+    return {
         "version": VERSION, "encode": encode, "channels": int(config.model.in_chans),
         "axes": 3 if _is_3d(source) else 2, "block": records.BLOCK,
         "decoding": json.loads(json.dumps(decoding_fields(config))), "shard_mb": shard_mb,
         "source": dataset.name_used(config),
     }  # fmt: skip
-    jobs = list(_jobs(source, folder, settings, _reading_fields(config, source)))
-    finished = [job for job in jobs if _is_complete(job)]
-    _remove_others(folder, jobs)
-    todo = [job for job in jobs if job not in finished]
-    if todo:  # without these facts the folder is no packed set, until all shards are of one state
-        (folder / FACTS).unlink(missing_ok=True)
-    _run(todo, workers, lambda done: progress(len(finished) + done, len(jobs)) if progress else None)
-    return _write_index(folder, jobs, source, settings, licence, float(config.data.max_bad_fraction), len(finished))
 
 
 def decoding_fields(config: ConfigDict) -> dict[str, Any]:
@@ -225,8 +238,23 @@ def _run(jobs: list[Job], workers: int, done: Callable[[int], None]) -> None:
             done(number)
 
 
+def _refuse_many_bad(jobs: list[Job], count: int, most: float) -> None:
+    """Raise `UserError` if more than a share of the images cannot be used.
+
+    count: number of images.
+    most: `config.data.max_bad_fraction`.
+    """
+    skipped = [item for job in jobs for item in json.loads(sidecar(job.path).read_text())["skipped"]]
+    if most * count < len(skipped) < count:  # without any image there is another message
+        name, reason = skipped[0]
+        raise UserError(
+            f"{len(skipped)} of {count} images cannot be used, more than config.data.max_bad_fraction={most:g} allows; "
+            f"the first is '{name}': {reason}. --data max_bad_fraction=0.9 packs the others"
+        )
+
+
 def _write_index(
-    folder: Path, jobs: list[Job], source: Source, settings: dict[str, Any], licence: str, max_bad: float, reused: int
+    folder: Path, jobs: list[Job], source: Source, settings: dict[str, Any], licence: str, reused: int
 ) -> Packed:
     """Join the rows of all shards to the index, and write what is known of the set."""
     import pyarrow as pa
@@ -243,13 +271,6 @@ def _write_index(
     if not rows:
         first = f"; the first is '{skipped[0].name}': {skipped[0].reason}" if skipped else ""
         raise UserError(f"none of the {len(source)} images can be used{first}")
-    bad = len(source) - len(rows)
-    if bad > max_bad * len(source):
-        worst = next(item for item in skipped[len(source.skipped) :])
-        raise UserError(
-            f"{bad} of {len(source)} images cannot be used, more than config.data.max_bad_fraction={max_bad:g} allows; "
-            f"the first is '{worst.name}': {worst.reason}. --data max_bad_fraction=0.9 packs the others"
-        )
     still = data_index.repeated_frames([row["clip"] for row in rows], [row["phash"] for row in rows])
     skipped += [Skipped(rows[i]["name"], data_index.STILL) for i in sorted(still)]
     rows = [row for i, row in enumerate(rows) if i not in still]

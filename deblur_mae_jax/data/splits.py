@@ -117,6 +117,7 @@ def concatenate(sources: Sequence[Source]) -> Source:
         masked=joined("masked"),
         mask_stamp=through("mask_stamp"),
         grids=through("grids"),
+        lazy=through("lazy"),
         whole=through("whole"),
         skipped=list(seen.values()),
         examine=through("examine"),

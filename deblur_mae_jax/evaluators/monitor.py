@@ -147,12 +147,12 @@ def make(run: Experiment) -> Monitor | None:
 
 def _config_of(config: ConfigDict) -> ConfigDict:
     """A config of the labelled images, read as the images of the run are."""
-    root = str(config.report.monitor_root)
+    root, own = str(config.report.monitor_root), fields.flat(config)
     name = "manifest" if root.lower().endswith(".csv") else "image_folder"
     same = {
         f"data.{key}": config.data[key]
         for key in (
-            *(name for name in fields.DECODING if name in config.data),
+            *(name for name in fields.DECODING if f"data.{name}" in own),
             "mean",
             "std",
             "frames",

@@ -28,9 +28,17 @@ class InputPipeline(Protocol):
     are passed on unchanged. A batch has `inputs` and `targets`, float32 `(B, *space, C)`, with sides of `image_size`.
     """
 
-    degradation: Degradation
-    image_size: Size
-    in_chans: int
+    @property
+    def degradation(self) -> Degradation:
+        """The degradation of the inputs."""
+
+    @property
+    def image_size(self) -> Size:
+        """Sides of an input, pixels or voxels."""
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an input."""
 
     @property
     def precomputes(self) -> bool:

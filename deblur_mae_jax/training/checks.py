@@ -106,7 +106,7 @@ def check_labels(config: ConfigDict, identity: Identity) -> None:
     _require("data.crops_per_image", crops, crops >= 1, "at least 1")
     if identity.axes == 2:
         setting = config.search.setting
-        if not setting.startswith(("auto", "none", "search", "fixed", "random")):
+        if setting.strip().startswith(("online", "oracle")):
             raise UserError(
                 f"config.search.setting={setting} is for classifiers. Choices: auto, none, search(step), "
                 "fixed(sigma), random"

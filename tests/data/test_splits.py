@@ -1,12 +1,14 @@
 """Labels and splits: who trains, who validates, who tests, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
 from tiny_runs import go
 
 from deblur_mae_jax.data import splits
-from deblur_mae_jax.data.source import Source
+from deblur_mae_jax.data.source import Checked, Skipped, Source, subset
 from deblur_mae_jax.errors import UserError
 
 
@@ -197,3 +199,22 @@ def test_balance_and_fraction():
     assert 0.45 < labels[drawn].mean() < 0.55
     plain = supervision.train_order(tiny.config("finetune"), known)
     assert labels[np.concatenate([plain.batch(s) for s in range(12)])].sum() >= 6
+
+
+def test_a_part_and_a_union_of_sources_keep_every_field():
+    call = lambda index: index
+    values = {
+        "names": ["a", "b"], "mask_names": ["m"], "skipped": [Skipped("x", "y")], "notes": ["n"], "unused": {"val": 3},
+        "dtype": np.float16, "checked": Checked(np.ones((2, 2), np.int32), ["1", "2"], None, None, None),
+    }  # fmt: skip
+    lists = ("labels", "groups", "masked", "splits", "keys", "clips", "scanners", "modalities")
+    for field in dataclasses.fields(Source):
+        if field.name not in values:
+            values[field.name] = ["p", "q"] if field.name in lists else call
+    whole = Source(**values)
+    other = dataclasses.replace(whole, names=["c", "d"])
+    for made in (subset(whole, np.array([1])), splits.concatenate([whole, other])):
+        for field in dataclasses.fields(Source):
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            assert getattr(made, field.name) is not None, field.name
+            assert not (field.name in ("skipped", "notes", "unused", "dtype") and getattr(made, field.name) == default)
