@@ -256,7 +256,7 @@ def run_flags(argv: list[str]) -> None:
         lost = values.mode == "predict" and buckets.is_address(values.output or values.workdir)
         begin = "start again" if lost else "go on"
         print(f"{error}; run the same command again to {begin}", file=sys.stderr)
-        sys.exit(128 + error.number)
+        processes.leave_compilation(128 + error.number)
     except KeyboardInterrupt:  # the second one
         sys.exit(128 + signal.SIGINT)
     except UserError as error:

@@ -231,6 +231,18 @@ def end(code: int, message: str) -> NoReturn:
     _leave(code)
 
 
+def leave_compilation(code: int) -> NoReturn:
+    """Exit with `code` after a stop. A single process does so at once, even in the middle of a compilation.
+
+    Python would wait for the compiler's threads and then crash in them, with another exit code.
+    """
+    if jax.process_count() > 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def end_of_crash(error: BaseException) -> None:
     """If the run has several processes, print the traceback and end all of them, with status 1.
 

@@ -279,7 +279,7 @@ def _window(values: np.ndarray, plain_bytes: bool, window: tuple[float, float]):
         return (0.0, 255.0), [WINDOWED]
     if low >= 0 and 0 < high <= 1:
         return (0.0, 1.0), [SCALED]
-    if low >= 0 and 250 <= high <= 255:
+    if low >= 0 and 200 <= high <= 255:
         return (0.0, 255.0), [WINDOWED]
     return window, [NO_AIR] if low >= 0 else []
 
