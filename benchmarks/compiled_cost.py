@@ -91,7 +91,7 @@ def compiled(run, devices, num_images):
     def described(tree, axis):
         return placed(tree, jax.tree.map(lambda _: sharding.along(mesh, axis), tree))
 
-    state = jax.eval_shape(run.make_state)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.state_shapes)
     state = placed(state, division.of_state(state))
     rows = num_images // len(devices) * len(devices)
     images = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), run.store.arrays)

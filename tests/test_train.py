@@ -18,6 +18,7 @@ from tiny_runs import command, launch, lines, plain_run, run
 
 from deblur_mae_jax import train
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.training import experiment
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = [
@@ -303,3 +304,11 @@ def test_bad_settings_are_one_clear_line(tmp_path, overrides, parts):
         run(tmp_path, **overrides)
     message = str(caught.value)
     assert "\n" not in message and all(part in message for part in parts), message
+
+
+def test_the_initial_state_has_the_bits_of_the_default_compiler():
+    """It is compiled with less optimisation on a CPU."""
+    run = experiment.build(tiny.config())
+    plain = jax.jit(run.network.init)()
+    for ours, theirs in zip(jax.tree.leaves(run.make_state().params), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import jax
 from jax.sharding import AbstractMesh
 
 from deblur_mae_jax import sharding
@@ -33,7 +32,7 @@ class Step(Protocol):
 
 def state_lines(run: Any) -> list[str]:
     """A table of the memory that parameters and optimiser take on each of several chips."""
-    state = jax.eval_shape(run.make_state)
+    state = run.state_shapes
     lines = [f"{'sharding.params':16s}" + "".join(f"{_chips(n):>12s}" for n in COUNTS)]
     for mode in sharding.MODES:
         cells = ""

@@ -129,7 +129,7 @@ def build(
     learning_rate = schedule.make(config.optim, length)
     tx = optimizer.make(config.optim, learning_rate, network.model, network.rules, network.task.trains)
     taken, table, trained = _start(config, network, source, None if labels is None else labels.classes)
-    make_state = _initial_state(network, tx, taken, division)
+    make_state, state_shapes = _initial_state(network, tx, taken, division)
 
     # Store, and the other arrays that stay on the devices
     encoded = None
@@ -152,7 +152,7 @@ def build(
         step = train_step.make_train_step(
             prepare, network.task.loss, tx, learning_rate, config.seed, division, total_steps=length.steps
         )
-        where = division.of_state(jax.eval_shape(make_state)), sharding.replicated(division.mesh)
+        where = division.of_state(state_shapes), sharding.replicated(division.mesh)
         return jax.jit(step, donate_argnums=0, out_shardings=where)
 
     divided = [] if division.params == "replicate" else [division.line(jax.eval_shape(network.init))]
@@ -160,7 +160,7 @@ def build(
     return Experiment(
         config=config, mesh=mesh, network=network, index=images.index, loader=images.loader, order=images.order,
         store=store, arrays=arrays, length=length, train_step=step_for(division), step_for=step_for,
-        make_state=make_state, state_shapes=_shapes(make_state, division), source=source, supervision=labels,
+        make_state=make_state, state_shapes=state_shapes, source=source, supervision=labels,
         choose_level=choose, notes=[*lines, *table, *divided, *schedule.notes(config.optim, length)],
         skipped=list(images.index.skipped), starts_trained=trained, encoded=encoded,
     )  # fmt: skip
@@ -231,8 +231,8 @@ def _store(
     )
 
 
-def _initial_state(network: Network, tx: Any, taken: Any, division: Division) -> Callable[[], TrainState]:
-    """A function that makes the state before the first step, divided among the devices from the beginning.
+def _initial_state(network: Network, tx: Any, taken: Any, division: Division) -> tuple[Callable[[], TrainState], Any]:
+    """A function that makes the state before the first step, divided among the devices from the beginning; its shapes.
 
     taken: weights that replace those of the initialisation.
     """
@@ -242,17 +242,13 @@ def _initial_state(network: Network, tx: Any, taken: Any, division: Division) ->
     def initial_state(taken):
         return train_step.create_state(begin(merged(network.init(), taken)), tx)
 
-    where = division.of_state(jax.eval_shape(initial_state, taken))
+    shapes = jax.eval_shape(initial_state, taken)
+    where = division.of_state(shapes)
     # It runs once, and most of its time on a CPU is its compilation: a third with less optimisation, and the same bits.
     quickly = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     program = jax.jit(initial_state, out_shardings=where, compiler_options=quickly)
-    return lambda: program(taken)
-
-
-def _shapes(make_state: Callable[[], TrainState], division: Division) -> Any:
-    shapes = jax.eval_shape(make_state)
     place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return jax.tree.map(place, shapes, division.of_state(shapes))
+    return lambda: program(taken), jax.tree.map(place, shapes, where)
 
 
 def _start(
