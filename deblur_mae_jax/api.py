@@ -64,7 +64,7 @@ def load(run_or_file: str | Path, **known: Any) -> TrainedNetwork:
     for note in trained.notes:
         logging.warning("%s: %s", run_or_file, note)
     compile_cache.use(trained.config.compilation_cache)
-    return trained.with_params(jax.tree.map(jnp.asarray, trained.params))
+    return trained.with_params(jax.device_put(trained.params))
 
 
 def _run(

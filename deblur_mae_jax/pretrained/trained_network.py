@@ -155,7 +155,7 @@ def _from_run(path: Path) -> TrainedNetwork:
         record = json.loads(workdir.dataset.read_text())
         classes, values = record["class_names"], record.get("mask_values") or []
     network = networks.build(config, len(classes))
-    params = load_params(workdir, jax.eval_shape(network.init))
+    params = load_params(workdir, lambda: jax.eval_shape(network.init))
     return TrainedNetwork(workdir.path, config, network, params, classes, values)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,18 @@ from deblur_mae_jax.workdir import checkpoint
 from deblur_mae_jax.workdir.run_folder import BEST, Workdir
 
 
-def load_params(workdir: Workdir, shapes: Any) -> Any:
+def load_params(workdir: Workdir, shapes: Callable[[], Any]) -> Any:
     """Return the parameters of the run in `workdir` as NumPy arrays, the best ones or else the newest.
 
     Raises `UserError` if no checkpoint can be read.
 
-    shapes: the parameter tree as shapes.
+    shapes: returns the parameter tree as shapes. It is called while the files are checked.
     """
+    with ThreadPoolExecutor(1) as pool:
+        return _load_params(workdir, pool.submit(shapes))
+
+
+def _load_params(workdir: Workdir, shapes: Future[Any]) -> Any:
     best = sorted(workdir.arrays.glob(f"{BEST}_*"), key=_step_of)
     steps = sorted(workdir.checkpoints.glob("step_*"), key=_step_of, reverse=True)
     steps = [p for p in steps if p.name.split("_")[1].isdigit() and workdir.is_committed(p)]
@@ -31,17 +38,18 @@ def load_params(workdir: Workdir, shapes: Any) -> Any:
             "the best weights of '%s' are gone, so those of step %d are used", workdir.path, _step_of(steps[0])
         )
         best = []
+    if not best and not steps:
+        raise UserError(f"'{workdir.path}' holds no checkpoint")
     for path in [*best[-1:], *steps]:
         try:
             if path in steps:
                 checkpoint.check_files(path)
-                return _restore_numpy(path / "state", {"params": shapes})["params"]
-            return _restore_numpy(path, shapes)
+                return _restore_numpy(path / "state", {"params": shapes.result()})["params"]
+            return _restore_numpy(path, shapes.result())
         except Exception as error:  # damage shows in as many ways as there are files
             logging.warning("checkpoint %s cannot be used: %s", path, one_line(error))
-    if steps:
-        raise UserError(f"no checkpoint in '{workdir.path}' can be read with its config")
-    raise UserError(f"'{workdir.path}' holds no checkpoint")
+    shapes.result()  # raises what is wrong with the config
+    raise UserError(f"no checkpoint in '{workdir.path}' can be read with its config")
 
 
 def _best_of(folder: Path) -> int:
