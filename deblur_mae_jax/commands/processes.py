@@ -172,6 +172,11 @@ def initialize(mode: str, coordinator: str | None, num_processes: int | None, pr
     _check(found)
 
 
+def _several() -> bool:
+    """Whether the run has several processes. Unlike JAX's count, this does not start the devices."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def _service() -> Any:
     """The client of JAX's coordination service, which all processes can write to."""
     from deblur_mae_jax.workdir import checkpoint
@@ -222,7 +227,7 @@ def end(code: int, message: str) -> NoReturn:
 
     If another process has ended before, this one follows it.
     """
-    if jax.process_count() == 1:
+    if not _several():
         sys.exit(code)
     with contextlib.suppress(Exception):  # another process has been first
         _service().key_value_set(ENDED, json.dumps([jax.process_index(), code, message]))
@@ -236,7 +241,7 @@ def leave_compilation(code: int) -> NoReturn:
 
     Python would wait for the compiler's threads and then crash in them, with another exit code.
     """
-    if jax.process_count() > 1:
+    if _several():
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -248,7 +253,7 @@ def end_of_crash(error: BaseException) -> None:
 
     If another process has ended, so that an exchange with it failed here, follow it without a traceback.
     """
-    if jax.process_count() > 1:
+    if _several():
         time.sleep(POLL)
         with contextlib.suppress(Exception):
             _follow(_said())

@@ -23,6 +23,9 @@ _SITE = re.compile(
 )
 LIST = "a CSV with the column 'label' names them"
 
+# A mask that more images share says nothing of their patient.
+MOST_SHARING = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -266,25 +269,47 @@ def volumes_of_one(stems: Sequence[str], folders: Sequence[str]) -> list[str]:
 def one_patient_per_mask(
     groups: Sequence[str], masks: Sequence[Sequence[str]], names: Sequence[str], notes: list[str]
 ) -> list[str]:
-    """The patients of images, where images with the same mask are of one patient. Adds a note.
+    """The patients of images, where images with the same mask are of one patient. Adds notes.
 
     groups: the patient of every image; "" for an image that is a patient of its own.
     masks: the mask files of every image.
     """
-    out, sharing = list(groups), defaultdict[str, list[int]](list)
+    sharing = defaultdict[str, list[int]](list)
     for number, files in enumerate(masks):
         for file in files:
             sharing[file].append(number)
-    joined = [numbers for numbers in sharing.values() if len({out[i] or f"image {i}" for i in numbers}) > 1]
-    for numbers in joined:
-        known = next((out[i] for i in numbers if out[i]), names[numbers[0]])
-        old = {out[i] for i in numbers if out[i]}
-        out = [known if i in numbers or (group and group in old) else group for i, group in enumerate(out)]
-    if joined:
+    many = [numbers for numbers in sharing.values() if len(numbers) > MOST_SHARING]
+    if many:  # such as one empty mask for all healthy images
         notes.append(
-            f"images that share a mask are one patient: {len(joined)} masks, the first that of '{names[joined[0][0]]}'"
+            f"{len(many)} masks are shared by more than {MOST_SHARING} images, the first by that of "
+            f"'{names[many[0][0]]}': these images are not taken for one patient"
         )
-    return out
+    own: list[str | int] = [group or number for number, group in enumerate(groups)]
+    first: dict[str | int, str | int] = {}
+
+    def patient(of: str | int) -> str | int:
+        while of in first:
+            of = first[of]
+        return of
+
+    joined = []
+    for numbers in sharing.values():
+        patients = list(dict.fromkeys(patient(own[number]) for number in numbers))
+        if 1 < len(numbers) <= MOST_SHARING and len(patients) > 1:
+            patients.sort(key=lambda name: isinstance(name, int))  # a stated name before a number
+            first |= dict.fromkeys(patients[1:], patients[0])
+            joined.append(numbers[0])
+    if not joined:
+        return list(groups)
+    notes.append(
+        f"images that share a mask are one patient: {len(joined)} masks, the first that of '{names[joined[0]]}'"
+    )
+    leaders = set(first.values())
+    whole = [patient(name) for name in own]
+    return [
+        name if isinstance(name, str) else names[name] if name in leaders else group
+        for name, group in zip(whole, groups, strict=True)
+    ]
 
 
 def _shared_depth(images: list[Item]) -> int:

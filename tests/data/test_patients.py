@@ -8,7 +8,7 @@ import tiny
 from PIL import Image
 
 from deblur_mae_jax import network
-from deblur_mae_jax.data import dataset, naming, packing, source_config
+from deblur_mae_jax.data import dataset, layout, naming, packing, source_config
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.training import supervision
 
@@ -154,3 +154,22 @@ def test_a_patient_that_only_some_rows_state_is_that_of_all_its_pictures(tmp_pat
     source = load(root, "dicom", data__labels=str(tmp_path / "labels.csv"))
     assert source.groups[0] == source.groups[1] != source.groups[2] == source.groups[3]
     assert "1 pictures have no patient in config.data.labels" in said(source)
+
+
+def test_images_that_share_a_mask_are_one_patient():
+    names = [f"{i}.png" for i in range(7)]
+    masks = [["m1"], ["m1"], ["m1", "m2"], ["m2"], [], ["m3"], ["m3"]]
+    notes = []
+    found = layout.one_patient_per_mask([""] * 7, masks, names, notes)
+    assert found == ["0.png"] * 4 + [""] + ["5.png"] * 2 and "3 masks" in notes[0]
+    found = layout.one_patient_per_mask(["", "p", "", "q", "q", "r", "r"], masks, names, notes := [])
+    assert found == ["p", "p", "p", "p", "p", "r", "r"] and "2 masks" in notes[0]
+    known = ["a", "a", "a", "a", "", "r", "r"]
+    notes = []
+    assert layout.one_patient_per_mask(known, masks, names, notes) == known and notes == []
+
+
+def test_one_empty_mask_of_all_healthy_images_makes_no_patient():
+    notes = []
+    assert layout.one_patient_per_mask([""] * 20, [["empty"]] * 20, [f"{i}" for i in range(20)], notes) == [""] * 20
+    assert "shared by more than 8 images" in notes[0]
