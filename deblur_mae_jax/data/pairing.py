@@ -272,20 +272,15 @@ def _choose(item: Item, record: Record) -> None:
     for _, file in item.masks[len(kept) :]:
         record.skipped.append(Skipped(file.name, f"a further mask of '{item.file.name}'"))
     folders = sorted({"/".join(file.folders) for _, file in kept})
-    if len(folders) > 1:
-        for _, file in kept:
-            record.skipped.append(Skipped(
-                file.name, f"one of the masks of '{item.file.name}' in the folders {', '.join(folders[:4])}, which may "
-                "mean different classes: give one mask with a number per class, or a CSV",
-            ))  # fmt: skip
-        kept = []
     words = different_words([file.base for _, file in kept])
-    if words:
-        for _, file in kept:
-            record.skipped.append(Skipped(
-                file.name, f"one of the masks of '{item.file.name}' that are called {' and '.join(words[:4])}, which "
-                "may mean different classes: give one mask with a number per class, or a CSV",
-            ))  # fmt: skip
+    apart = f"in the folders {', '.join(folders[:4])}" if len(folders) > 1 else ""
+    apart = apart or (f"that are called {' and '.join(words[:4])}" if words else "")
+    if apart:
+        why = (
+            f"one of the masks of '{item.file.name}' {apart}, which may mean different classes: give one mask with a "
+            "number per class, or a CSV"
+        )
+        record.skipped += [Skipped(file.name, why) for _, file in kept]
         kept = []
     item.masks = kept
 
