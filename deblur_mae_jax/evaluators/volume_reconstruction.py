@@ -53,7 +53,8 @@ def make(network: Network) -> Callable[[Any, Any], dict[str, jax.Array]]:
         middle = jnp.median(clean, axis=(1, 2, 3), keepdims=True)
 
         space = (1, 2, 3, 4)
-        spread = jnp.maximum(clean.max(space) - clean.min(space), 1e-6)
+        spread = clean.max(space) - clean.min(space)
+        spread = jnp.where(spread > 1e-3, spread, 1.0)  # a cube of air has no range
 
         def mse(volume):
             return jnp.square(volume - clean).mean(axis=space) / jnp.square(spread)

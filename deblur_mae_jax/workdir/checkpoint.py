@@ -285,7 +285,8 @@ class Checkpoints:
             restored = self._manager.restore(step, args=wanted)
         except Exception as error:  # damage shows in as many ways as there are files
             if jax.process_count() > 1:
-                if not isinstance(error, OSError):
+                # A store that fails for a moment says so in many ways, and nothing in it is set aside.
+                if isinstance(self.folder, Path) and not isinstance(error, OSError):
                     _mark_unreadable(self.path(step), error)
                 raise StoreError(
                     f"--workdir: checkpoint '{self.path(step)}' cannot be read: {one_line(error)}. Start the same "

@@ -91,9 +91,8 @@ class Mirror:
         if not own or not (self.local / UNSENT).exists():
             return None
         names = (self.local.with_name(f"{self.local.name}-unsent{number or ''}") for number in itertools.count())
-        kept = next(
-            path for path in names if not path.exists()
-        )  # an earlier one may hold the only copy of a checkpoint
+        # An earlier one may hold the only copy of a checkpoint.
+        kept = next(path for path in names if not path.exists())
         kept.mkdir()
         for path in own:
             path.rename(kept / path.name)
