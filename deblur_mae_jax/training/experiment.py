@@ -244,7 +244,7 @@ def _initial_state(network: Network, tx: Any, taken: Any, division: Division) ->
 
     shapes = jax.eval_shape(initial_state, taken)
     where = division.of_state(shapes)
-    # It runs once, and most of its time on a CPU is its compilation, which this shortens; the bits of a ViT are the same.
+    # It runs once, and most of its time on a CPU is its compilation, which this shortens. A ViT keeps the same bits.
     quickly = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     program = jax.jit(initial_state, out_shardings=where, compiler_options=quickly)
     place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
