@@ -24,6 +24,8 @@ import study  # noqa: E402
 import tn3k_folds  # noqa: E402
 import ultrabench_lists  # noqa: E402
 
+from studies import results  # noqa: E402
+
 
 def write_set(folder, patients=20):
     """Phantoms as PNG, two images of each patient, and a CSV that says who is who."""
@@ -172,7 +174,7 @@ def test_ultrabench_plans_the_tasks_that_are_there(tmp_path):
     assert runs[0].overrides["data.root"].endswith("classify_mmotu.csv") and runs[4].config == "unetpp:vit"
     path = ROOT / "studies" / "ultrabench.py"
     arguments = study.parse([str(path), f"--output={tmp_path}", *options])
-    facts = study.facts_of(study.load(path, "cpu"), runs, arguments)
+    facts = results.facts_of(study.load(path, "cpu"), runs, arguments)
     assert facts["methods"]["camus, U-Net++"]["state"] == "needs segment_camus.csv"
     assert study.load(f"{path}:resnet", "cpu")["methods"]["camus, U-Net++"]["finetune"] == "unetpp:resnet"
     with pytest.raises(UserError, match="Choices: beit, convnext"):

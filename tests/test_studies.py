@@ -23,14 +23,18 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import study  # noqa: E402
 
+from deblur_mae_jax.reports import study as table  # noqa: E402
+from studies import results  # noqa: E402
+from studies import runs as study_runs  # noqa: E402
+
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.py")), ids=lambda p: p.stem)
 def test_every_study_can_be_planned(path, tmp_path):
-    if path.stem in ("common", "__init__", "ultrabench"):
+    if path.stem in ("__init__", "common", "results", "runs", "ultrabench"):
         pytest.skip("not a study, or one that needs a network")
     for preset in ("cpu", "full"):
         arguments = study.parse([str(path), f"--output={tmp_path}", f"--preset={preset}", "--folds=0,1"])
-        runs = study.plan(study.load(path, preset), arguments)
+        runs = study_runs.plan(study.load(path, preset), arguments)
         folders = [run.folder for run in runs]
         assert len(set(folders)) == len(folders)
         fine = [run for run in runs if run.kind == "finetune"]
@@ -45,7 +49,7 @@ def planned(tmp_path, name, *options):
     """The runs of a study of this repository."""
     path = ROOT / "studies" / f"{name}.py"
     arguments = study.parse([str(path), f"--output={tmp_path}", *options])
-    return study.plan(study.load(path, arguments.preset), arguments)
+    return study_runs.plan(study.load(path, arguments.preset), arguments)
 
 
 def test_every_pre_training_seed_has_its_own_fine_tunings(tmp_path):
@@ -76,7 +80,7 @@ def test_official_folds_are_lists_with_the_fold_in_their_names(tmp_path):
     fine = [run for run in runs if run.kind == "finetune"]
     assert [Path(run.overrides["data.root"]).name for run in fine] == ["folds_1.csv", "folds_4.csv"]
     # One method with one setting: a later command may add a fold.
-    assert study.settings_of(fine) == study.settings_of(fine[:1])
+    assert results.settings_of(fine) == results.settings_of(fine[:1])
     with pytest.raises(UserError, match=r"folds_2\.csv' does not exist"):
         planned(tmp_path, "methods", *options, "--folds=1,2")
     # A list for each fold to pre-train on: every fine-tuning starts from the pre-training of its own fold.
@@ -130,19 +134,19 @@ def kept_study(folder, shift=0.3):
             p = 1 / (1 + np.exp(-4 * (score - 0.5)))
             columns = {"label": labels, "p_benign": 1 - p, "p_malignant": p}
             images = np.array([f"image {i}" for i in range(120)])
-            networks.append(study.table.Network(method, training, seed, 0, images, patients, columns))
+            networks.append(table.Network(method, training, seed, 0, images, patients, columns))
     about = {"state": "run", "leakage": False, "paper": {"auroc": 95.5}}
     quoted = {"state": "quoted", "leakage": False, "paper": {"accuracy": 87.44}}
     facts = {"title": "Two methods", "reference": "plain", "quotes": ["F1 on LEPset"], "phantoms": True,
              "methods": {"plain": about, "better, sharper": about, "of others": quoted}}  # fmt: skip
-    study.table.keep(networks, facts, folder)
+    table.keep(networks, facts, folder)
     return networks, facts
 
 
 @pytest.mark.slow
 def test_the_table_of_a_study_can_be_written_again_from_its_cases(tmp_path):
     networks, facts = kept_study(tmp_path)
-    read, same = study.table.kept(tmp_path)
+    read, same = table.kept(tmp_path)
     classes = {name: ["benign", "malignant"] for name in ("plain", "better, sharper")}
     assert same == facts | {"classes": classes} and len(read) == len(networks)
     for a, b in zip(networks, read, strict=True):
@@ -155,14 +159,14 @@ def test_the_table_of_a_study_can_be_written_again_from_its_cases(tmp_path):
     text = (tmp_path / "table.md").read_text()
     assert "Difference from plain" in text and "60 test patients" in text and "Simulated phantoms" in text
     assert "| of others | quoted | 0 |" in text
-    first = study.table.rows(read, facts)[1]
+    first = table.rows(read, facts)[1]
     one = [n.measure("auroc", np.ones((1, 120)))[0] for n in read if n.method == "better, sharper"]
     assert first["auroc"]["mean"] == pytest.approx(100 * np.mean(one))
     apart = first["auroc_difference"]
     assert apart["low"] < apart["value"] < apart["high"] and apart["value"] > 0
     assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
     before = (tmp_path / "cases.csv.gz").read_bytes()
-    study.table.keep(networks, facts, tmp_path)
+    table.keep(networks, facts, tmp_path)
     assert (tmp_path / "cases.csv.gz").read_bytes() == before  # no time of writing inside
 
 
@@ -198,13 +202,13 @@ def test_two_methods_are_averaged_with_the_same_weight(tmp_path):
     one = [n for n in networks if n.method == "plain"][:1]
     networks = one + [n for n in networks if n.method == "better, sharper"]
     facts = facts | {"averaged": [["plain", "better, sharper"]]}
-    found = study.table.rows(*ensembles.add(networks, facts))
+    found = table.rows(*ensembles.add(networks, facts))
     assert found[-1]["method"] == "plain and better, sharper, averaged" and found[-1]["runs"] == 1
     judged = ensembles.add(networks, facts)[0][-1]
     sharper = np.mean([n.columns["p_malignant"] for n in networks[1:]], axis=0)
     np.testing.assert_allclose(judged.columns["p_malignant"], (one[0].columns["p_malignant"] + sharper) / 2)
-    study.table.keep(networks, facts, tmp_path)
-    assert study.joined(tmp_path, networks, facts)[1]["averaged"] == [["plain", "better, sharper"]]
+    table.keep(networks, facts, tmp_path)
+    assert results.joined(tmp_path, networks, facts)[1]["averaged"] == [["plain", "better, sharper"]]
 
 
 def test_a_row_of_an_ensemble_can_be_the_reference(tmp_path):
@@ -228,8 +232,8 @@ def test_a_wrong_average_is_named(tmp_path, names, message):
 
 def test_a_later_command_adds_to_the_ensembles(tmp_path):
     networks, facts = kept_study(tmp_path)
-    study.table.keep(networks, facts | {"ensembles": ["plain"]}, tmp_path)
-    _, joined = study.joined(tmp_path, networks, facts | {"ensembles": ["better, sharper"]})
+    table.keep(networks, facts | {"ensembles": ["plain"]}, tmp_path)
+    _, joined = results.joined(tmp_path, networks, facts | {"ensembles": ["better, sharper"]})
     assert joined["ensembles"] == ["plain", "better, sharper"]
 
 
@@ -251,9 +255,9 @@ def test_methods_may_have_other_classes_and_another_order(tmp_path):
     for method, names in (("one", ["b", "a, too"]), ("other", ["a, too", "b"])):
         p = np.clip(labels * 0.6 + 0.4 * rng.random(60), 0, 1)
         columns = {"label": labels, f"p_{names[0]}": 1 - p, f"p_{names[1]}": p}
-        networks.append(study.table.Network(method, "", 0, 0, images, np.array([""] * 60), columns))
-    study.table.keep(networks, {"title": "x", "methods": {"one": about, "other": about}}, tmp_path)
-    for before, after in zip(networks, study.table.kept(tmp_path)[0], strict=True):
+        networks.append(table.Network(method, "", 0, 0, images, np.array([""] * 60), columns))
+    table.keep(networks, {"title": "x", "methods": {"one": about, "other": about}}, tmp_path)
+    for before, after in zip(networks, table.kept(tmp_path)[0], strict=True):
         assert before.classes == after.classes
         for measure in before.measures:
             want, got = (n.measure(measure, np.ones((1, 60)))[0] for n in (before, after))
@@ -264,12 +268,12 @@ def test_a_distance_that_is_not_defined_is_counted(tmp_path):
     images, dice = np.array([f"image {i}" for i in range(20)]), np.linspace(0.5, 0.9, 20)
     hd95 = np.where(np.arange(20) < 3, np.nan, 4.0)
     columns = {"dice": dice, "hd95": hd95, "surface_distance": np.where(np.isnan(hd95), 1.0, hd95)}
-    network = study.table.Network("one", "", 0, 0, images, np.array([""] * 20), columns)
+    network = table.Network("one", "", 0, 0, images, np.array([""] * 20), columns)
     about = {"state": "run", "leakage": False, "paper": {}}
-    text = study.table.write([network], {"title": "x", "methods": {"one": about}}, tmp_path)
+    text = table.write([network], {"title": "x", "methods": {"one": about}}, tmp_path)
     assert "one: hd95 is not defined in 3 of 20 cases" in text and "surface_distance is not" not in text
     missed = dataclasses.replace(network, columns=columns | {"missed": np.where(np.arange(20) < 3, 2.0, 0.0)})
-    text = study.table.write([missed], {"title": "x", "methods": {"one": about}}, tmp_path)
+    text = table.write([missed], {"title": "x", "methods": {"one": about}}, tmp_path)
     assert "6 structures in 3 cases, over all runs, were not found" in text
 
 
@@ -278,20 +282,18 @@ def test_a_training_without_a_fold_is_left_out_and_other_patients_are_not_compar
     networks, facts = kept_study(tmp_path)
     half = [n for n in networks if n.training == "0"]
     second = [
-        study.table.Network(
-            n.method, n.training, n.seed, 1, n.images, np.array([f"other {g}" for g in n.groups]), n.columns
-        )
+        table.Network(n.method, n.training, n.seed, 1, n.images, np.array([f"other {g}" for g in n.groups]), n.columns)
         for n in half
     ]
-    found = study.table.rows(networks + second, facts)
+    found = table.rows(networks + second, facts)
     assert [row["left_out"] for row in found] == [2, 2, 0] and found[0]["runs"] == 4
-    text = study.table.write(networks + second, facts, tmp_path)
+    text = table.write(networks + second, facts, tmp_path)
     assert "one of the 2 folds train the others" in text and "multiplied by 2/1" in text
-    assert "folds train" not in study.table.write(networks, facts, tmp_path)
+    assert "folds train" not in table.write(networks, facts, tmp_path)
     only = [n for n in second if n.method == "plain"] + half
-    found = study.table.rows(only, facts)
+    found = table.rows(only, facts)
     assert "different patients" in found[1]["not_compared"]
-    assert "is not compared" in study.table.write(only, facts, tmp_path)
+    assert "is not compared" in table.write(only, facts, tmp_path)
 
 
 def test_a_method_whose_images_changed_between_two_runs_does_not_cost_the_others_their_rows(tmp_path):
@@ -299,53 +301,53 @@ def test_a_method_whose_images_changed_between_two_runs_does_not_cost_the_others
     last = networks[-1]
     fewer = {name: values[2:] for name, values in last.columns.items()}
     networks[-1] = dataclasses.replace(last, images=last.images[2:], groups=last.groups[2:], columns=fewer)
-    plain, better, _ = study.table.rows(networks, facts)
+    plain, better, _ = table.rows(networks, facts)
     assert "auroc" in plain and "auroc" not in better and "overlap (59, 60)" in better["not_judged"]
-    assert "better, sharper has no measures: " in study.table.write(networks, facts, tmp_path)
+    assert "better, sharper has no measures: " in table.write(networks, facts, tmp_path)
 
 
 def test_methods_of_the_same_pretrainings_are_compared_within_each(tmp_path):
     networks, facts = kept_study(tmp_path)
     networks = [dataclasses.replace(n, training=str(n.seed)) for n in networks]
-    apart = study.table.rows(networks, facts)[1]["auroc_difference"]
+    apart = table.rows(networks, facts)[1]["auroc_difference"]
     about = {name: method | {"start": "0123"} for name, method in facts["methods"].items()}
-    within = study.table.rows(networks, facts | {"methods": about})[1]["auroc_difference"]
+    within = table.rows(networks, facts | {"methods": about})[1]["auroc_difference"]
     assert within["value"] == apart["value"] and within["smallest"] != apart["smallest"]
-    assert "compared within each pre-training" in study.table.write(networks, facts | {"methods": about}, tmp_path)
-    assert "within each" not in study.table.write(networks, facts, tmp_path)
+    assert "compared within each pre-training" in table.write(networks, facts | {"methods": about}, tmp_path)
+    assert "within each" not in table.write(networks, facts, tmp_path)
 
 
 def test_a_second_command_adds_to_what_is_kept(tmp_path):
     networks, facts = kept_study(tmp_path)
     first = [n for n in networks if n.method == "plain"]
     some = facts | {"methods": {"plain": facts["methods"]["plain"]}}
-    joined, about = study.joined(tmp_path, first, some)
+    joined, about = results.joined(tmp_path, first, some)
     assert len(joined) == len(networks) and set(about["methods"]) == {"plain", "better, sharper"}
     apart = {"title": "x", "methods": {"better, sharper": facts["methods"]["better, sharper"]}}
-    assert study.joined(tmp_path, networks[4:], apart)[1]["reference"] == "plain"  # which this command did not run
-    ordered = study.joined(tmp_path, networks[4:], apart, ["plain", "better, sharper"])[1]["methods"]
+    assert results.joined(tmp_path, networks[4:], apart)[1]["reference"] == "plain"  # which this command did not run
+    ordered = results.joined(tmp_path, networks[4:], apart, ["plain", "better, sharper"])[1]["methods"]
     assert next(iter(ordered)) == "plain"
     leaky = facts["methods"]["plain"] | {"leakage": True}
-    study.table.keep(networks, facts | {"methods": facts["methods"] | {"plain": leaky}}, tmp_path)
-    _, about = study.joined(tmp_path, first[:1], some)
+    table.keep(networks, facts | {"methods": facts["methods"] | {"plain": leaky}}, tmp_path)
+    _, about = results.joined(tmp_path, first[:1], some)
     assert about["methods"]["plain"]["leakage"]  # of the runs that are kept
 
 
 def test_runs_with_other_settings_are_not_added(tmp_path):
     networks, facts = kept_study(tmp_path)
     runs = planned(tmp_path, "methods", "--seeds=0", "--only=MAE;D2MAE")
-    settings = study.settings_of(runs)
-    others = study.settings_of(planned(tmp_path, "methods", "--seeds=1,2", "--pretrain_seeds=3"))
+    settings = results.settings_of(runs)
+    others = results.settings_of(planned(tmp_path, "methods", "--seeds=1,2", "--pretrain_seeds=3"))
     assert settings.items() <= others.items() and len({own["settings"] for own in others.values()}) == len(others)
     about = {name: facts["methods"]["plain"] | own for name, own in settings.items()}
-    study.table.keep(networks, facts | {"methods": facts["methods"] | about}, tmp_path)
-    study.require_same_settings(tmp_path, planned(tmp_path, "methods", "--seeds=3", "--pretrain_seeds=1"))
+    table.keep(networks, facts | {"methods": facts["methods"] | about}, tmp_path)
+    results.require_same_settings(tmp_path, planned(tmp_path, "methods", "--seeds=3", "--pretrain_seeds=1"))
     for option in ("--set=optim.epochs=3.0", "--set_pretrain=optim.steps=7"):
         with pytest.raises(UserError, match="keeps runs of MAE, D2MAE with other settings"):
-            study.require_same_settings(tmp_path, planned(tmp_path, "methods", option))
+            results.require_same_settings(tmp_path, planned(tmp_path, "methods", option))
     # Rows that share a pre-training have its settings, whichever row trained it.
-    shared = study.settings_of(planned(tmp_path, "d2mae_search", "--only=none;random"))
-    alone = study.settings_of(planned(tmp_path, "d2mae_search", "--only=random"))
+    shared = results.settings_of(planned(tmp_path, "d2mae_search", "--only=none;random"))
+    alone = results.settings_of(planned(tmp_path, "d2mae_search", "--only=random"))
     assert (
         shared["random"] == alone["random"] != shared["none"] and shared["random"]["start"] == shared["none"]["start"]
     )
@@ -373,7 +375,7 @@ def test_methods_on_several_sets_have_each_their_number_of_patients_and_no_order
         for n in networks if n.method == "plain"
     ]  # fmt: skip
     facts = facts | {"reference": ""}
-    text = study.table.write(networks + half, facts, tmp_path)
+    text = table.write(networks + half, facts, tmp_path)
     lines = [line.split(" | ") for line in text.splitlines()]
     assert lines[0][3] == "test patients" and [line[3] for line in lines[2:5]] == ["60", "60", "20"]
     assert "over the test patients of each row (images" in text and not (tmp_path / "ranks.png").exists()
@@ -388,9 +390,9 @@ def test_a_folder_without_a_study_is_refused(tmp_path):
 def test_no_fine_tuning_starts_from_a_pre_training_that_failed(tmp_path, monkeypatch, capsys):
     folder, fine = tmp_path / "pretrain", tmp_path / "fine"
     runs = [
-        study.Run("pretrain", "MAE", 0, 0, 0, folder, "mae_thyroid", {}),
-        study.Run("finetune", "MAE", 0, 0, 0, fine, "finetune", {"init_from": str(folder)}),
-        study.Run("finetune", "from scratch", "", 0, 0, tmp_path / "scratch", "from_scratch", {}),
+        study_runs.Run("pretrain", "MAE", 0, 0, 0, folder, "mae_thyroid", {}),
+        study_runs.Run("finetune", "MAE", 0, 0, 0, fine, "finetune", {"init_from": str(folder)}),
+        study_runs.Run("finetune", "from scratch", "", 0, 0, tmp_path / "scratch", "from_scratch", {}),
     ]
     started = []
 
@@ -400,7 +402,7 @@ def test_no_fine_tuning_starts_from_a_pre_training_that_failed(tmp_path, monkeyp
         return subprocess.CompletedProcess(line, int("mae_thyroid" in line[2]))
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert study.execute(runs) == ["MAE", "MAE"] and len(started) == 2 and not fine.exists()
+    assert study_runs.execute(runs) == ["MAE", "MAE"] and len(started) == 2 and not fine.exists()
     said = capsys.readouterr().out
     assert "failed: error: the run hangs\n" in said
     assert f"left out: its pre-training in {folder} is not finished" in said
