@@ -25,6 +25,7 @@ class Situation:
     shares: share of every class.
     apart: how far apart the classes are; the variances within a class add up to 1.
     between: standard deviation of `apart` between trainings.
+    of_seeds: the same between the seeds of the fine-tuning, each of which all pre-trainings share.
     """
 
     patients: int
@@ -32,6 +33,7 @@ class Situation:
     shares: tuple[float, ...]
     apart: float
     between: float = 0.15
+    of_seeds: float = 0.0
 
 
 SITUATIONS = {
@@ -39,6 +41,7 @@ SITUATIONS = {
     "MMOTU": Situation(77, 153, (0.2, 0.18, 0.17, 0.15, 0.1, 0.08, 0.07, 0.05), 1.3),
     "DDTI": Situation(29, 45, (0.84, 0.16), 1.0),
     "phantoms": Situation(40, 120, (0.5, 0.5), 3.0),
+    "BUS-BRA with shared seeds": Situation(214, 365, (0.67, 0.33), 1.3, of_seeds=0.1),
 }
 
 
@@ -88,7 +91,7 @@ def truths(s, rng):
 
     # Gauss-Hermite points of the distribution of trainings.
     points, weights = np.polynomial.hermite_e.hermegauss(7)
-    values = [measure(s.apart + s.between * x) for x in points]
+    values = [measure(s.apart + np.hypot(s.between, s.of_seeds) * x) for x in points]
     average = {n: float(np.dot(weights, [v[n] for v in values]) / weights.sum()) for n in MEASURES}
     return {"fixed": measure(s.apart), "average": average}
 
@@ -109,8 +112,10 @@ def trial(s, rng, truth):
     labels, of, hard = test_set(rng, s)
     names = np.array([f"p{i:04d}" for i in of])
     fixed, other = (trained(rng, s, labels, of, hard, s.apart) for _ in range(2))
+    seeds = s.of_seeds * rng.normal(size=3)
     several = [
-        [trained(rng, s, labels, of, hard, a) for a in separations(rng, s, 3) for _ in range(3)] for _ in range(2)
+        [trained(rng, s, labels, of, hard, a + seed) for a in separations(rng, s, 3) for seed in seeds]
+        for _ in range(2)
     ]
     for measure in MEASURES:
         if measure == "f1_binary" and len(s.shares) > 2:
@@ -123,7 +128,8 @@ def trial(s, rng, truth):
         two = statistics.paired_patients(labels, (fixed, other), names, function)
         yield "two networks, difference over patients", measure, *contains(two, 0.0)
         judged = [
-            [Judged(i // 3, names, functools.partial(function, labels, p)) for i, p in enumerate(m)] for m in several
+            [Judged(i // 3, names, functools.partial(function, labels, p), seed=i % 3) for i, p in enumerate(m)]
+            for m in several
         ]
         tables = [several_runs.table(m) for m in judged]
         nine, three = several_runs.mean(tables[0]), several_runs.mean(several_runs.table(judged[0][::3]))

@@ -28,6 +28,7 @@ class Situation:
     spread: standard deviation of the logit of Dice between cases; distances are its inverse.
     missed: share of cases in which the object is not found.
     between: standard deviation, between trainings, of the logit.
+    of_seeds: the same between the seeds of the fine-tuning, each of which all pre-trainings share.
     """
 
     patients: int
@@ -36,6 +37,7 @@ class Situation:
     spread: float
     missed: float
     between: float = 0.1
+    of_seeds: float = 0.0
 
 
 SITUATIONS = {
@@ -43,6 +45,7 @@ SITUATIONS = {
     "nodules": Situation(29, 45, 0.7, 1.2, 0.05),
     "volumes": Situation(26, 26, 0.85, 0.4, 0.0),
     "few volumes": Situation(10, 10, 0.8, 0.6, 0.02),
+    "volumes with shared seeds": Situation(26, 26, 0.85, 0.4, 0.0, of_seeds=0.1),
 }
 
 
@@ -67,7 +70,7 @@ def truths(s, rng):
     of, hard, unlucky = hardness(rng, s, MANY)
     measure = lambda shift: {m: float(np.nanmean(v)) for m, v in segmented(rng, s, of, hard, unlucky, shift).items()}
     points, weights = np.polynomial.hermite_e.hermegauss(7)
-    values = [measure(s.between * x) for x in points]
+    values = [measure(np.hypot(s.between, s.of_seeds) * x) for x in points]
     average = {m: float(np.dot(weights, [v[m] for v in values]) / weights.sum()) for m in MEASURES}
     return {"fixed": measure(0.0), "average": average}
 
@@ -84,7 +87,8 @@ def trial(s, rng, truth):
     names = np.array([f"p{i:04d}" for i in of])
     network = lambda shift: segmented(rng, s, of, hard, unlucky, shift)
     one, other = network(0.0), network(0.0)
-    several = [[network(shift) for shift in s.between * rng.normal(size=3) for _ in range(3)] for _ in range(2)]
+    seeds = s.of_seeds * rng.normal(size=3)
+    several = [[network(own + seed) for own in s.between * rng.normal(size=3) for seed in seeds] for _ in range(2)]
     for measure in MEASURES:
         entry = cases.entry(one[measure], names, True)
         interval = tuple(np.nan if entry[end] is None else entry[end] for end in ("low", "high"))
@@ -95,7 +99,10 @@ def trial(s, rng, truth):
         yield "two networks, difference over patients", measure, *contains(two, 0.0)
         tables = [
             several_runs.table(
-                [Judged(i // 3, names, functools.partial(mean_of, values[measure])) for i, values in enumerate(m)]
+                [
+                    Judged(i // 3, names, functools.partial(mean_of, values[measure]), seed=i % 3)
+                    for i, values in enumerate(m)
+                ]
             )
             for m in several
         ]

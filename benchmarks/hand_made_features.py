@@ -55,8 +55,9 @@ def read(root):
     if source.splits is None or "test" not in source.splits:
         raise UserError(f"--root: '{root}' has no test split")
     x = np.stack([features(source.read(i)[..., 0]) for i in range(len(source.names))])
-    groups = np.array(source.groups if source.groups is not None else source.names)
-    return x, np.array(source.labels), groups, np.array(source.splits), np.array(source.names)
+    names = np.array(source.names)
+    groups = names if source.groups is None else np.where(np.array(source.groups) == "", names, source.groups)
+    return x, np.array(source.labels), groups, np.array(source.splits), names
 
 
 def classifier(x, labels, groups):
@@ -84,6 +85,8 @@ def row_of(root, like):
         raise UserError(f"--root: '{root}' has no test image '{missing[0]}', which the study has")
     order = np.array([place[name] for name in like.images])
     found = list(model.best_estimator_.classes_)
+    if not like.classes or set(found) != set(like.classes):
+        raise UserError(f"--root: '{root}' is trained on the classes {found}; the study has {like.classes}")
     columns = {"label": np.array([float(like.classes.index(name)) for name in labels[test][order]])}
     columns |= {f"p_{name}": p[order, found.index(name)] for name in like.classes}
     chosen = model.best_params_["logisticregression__C"]

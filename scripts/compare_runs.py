@@ -44,14 +44,15 @@ def _smallest(difference, digits):
 
 def _test(found, adjusted):
     interval, smallest = _interval(*found.interval, over=""), _smallest(found.smallest, ".3f")
+    if found.p != found.p:
+        return f"{found.difference:+.4f} ({interval})  no test: too few patients, or too little variance"
     return f"{found.difference:+.4f} ({interval})  p {found.p:.3g}, Holm {adjusted:.3g}  {smallest}".rstrip()
 
 
 def compare(arguments):
     """Print the comparison."""
     if arguments.folds:
-        a = [comparison.read_run(p) for p in sorted(arguments.a)]
-        b = [comparison.read_run(p) for p in sorted(arguments.b)]
+        a, b = (comparison.read_runs(sorted(paths)) for paths in (arguments.a, arguments.b))
         usual = "dice" if all(run.segments for run in [*a, *b]) else "f1_macro"
         metric = arguments.metric or usual
         difference, t, p = comparison.over_folds(a, b, metric)
@@ -59,7 +60,8 @@ def compare(arguments):
         return
     if len(arguments.runs) < 2:
         raise UserError("name at least two workdirs to compare")
-    runs = [comparison.read_run(p) for p in arguments.runs]
+    runs = comparison.read_runs(arguments.runs)
+    print("each run, per image")
     for run in runs:
         judged = run.numbers["splits"][run.numbers["judged_on"]]
         parts = []
@@ -75,24 +77,29 @@ def compare(arguments):
         for line in run.numbers.get("leakage", []):
             print(f"  LEAK  {line}")
     for row in comparison.pairs(runs):
-        print(
-            f"\n{row['a']} minus {row['b']}, {row['images']} images of {row['patients']} patients, "
-            f"tests per {row['unit']}"
-        )
+        known = "unknown" not in row["unit"]
+        people = f"of {row['patients']} patients" if known else "(patients unknown: every image counts as one patient)"
+        print(f"\n{row['a']} minus {row['b']}, {row['images']} images {people}")
         if "dice" in row:
             for name in comparison.COMPARED:
                 low, high = row[f"{name}_interval"]
                 lost = row[f"{name}_left_out"]
                 missed = f"  without {lost} labels that only one of them found" if lost else ""
-                print(f"  {name:18s} {row[name]:+.4f} ({_interval(low, high)}){missed}")
+                unit = "" if name == "dice" else f" {row['length']}"
+                print(f"  {name:18s} {row[name]:+.4f}{unit} ({_interval(low, high)}){missed}")
             p, holm = row["wilcoxon"], row["wilcoxon_holm"]
-            print(f"  Wilcoxon, Dice     p {p:.3g}, Holm {holm:.3g}  {_smallest(row['smallest'], '.3f')}".rstrip())
+            detectable = _smallest(row["smallest"], ".3f").replace("detectable", "detectable mean difference")
+            print(f"  Wilcoxon, Dice     p {p:.3g}, Holm {holm:.3g}  {detectable}".rstrip())
             continue
+        unit = f"per {row['unit'].partition(',')[0]}"
         if "auroc" in row:
-            print(f"  AUROC     {_test(row['auroc'], row['auroc_holm'])}")
-        print(f"  accuracy  {_test(row['accuracy'], row['accuracy_holm'])}")
+            print(f"  AUROC, {unit:11s}  {_test(row['auroc'], row['auroc_holm'])}")
+        if "auroc_macro" in row:
+            low, high = row["auroc_macro_interval"]
+            print(f"  AUROC, per image    {row['auroc_macro']:+.4f} ({_interval(low, high)})")
+        print(f"  accuracy, {unit:11s}  {_test(row['accuracy'], row['accuracy_holm'])}")
         low, high = row["f1_macro_interval"]
-        print(f"  macro F1  {row['f1_macro']:+.4f} ({_interval(low, high)})")
+        print(f"  macro F1, per image {row['f1_macro']:+.4f} ({_interval(low, high)})")
 
 
 def main():

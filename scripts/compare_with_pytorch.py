@@ -76,7 +76,7 @@ def prepare(trained, images):
 def pixels(trained, patches):
     """Predicted patches as gray levels `(B, H, W)`."""
     model, inputs = trained.network.model, trained.network.inputs
-    x = np.asarray(masking.unpatchify(patches, model.patch_size, model.in_chans, model.grid))
+    x = np.asarray(masking.unpatchify(patches, model.mask_size, model.in_chans, model.mask_grid))
     return ((x * np.array(inputs.std) + np.array(inputs.mean)) * 255).mean(axis=-1)
 
 

@@ -41,14 +41,14 @@ def view(path, p):
     x = torch.tensor(np.atleast_3d(np.asarray(image)), dtype=torch.float32).permute(2, 0, 1)[None]
     height, width = x.shape[2:]
     x = blur(gray(x), p["taps"]) if blurred else x
-    to, short = p["resize_short_side"], min(height, width)
-    tall, wide = (to if n == short else to * n // short for n in (height, width))
+    (high, broad), size = (np.broadcast_to(p[name], 2).tolist() for name in ("resize_short_side", "centre_crop"))
+    by_height = high * width >= broad * height  # the side that just covers its part
+    tall, wide = high if by_height else broad * height // width, high * width // height if by_height else broad
     resize = {"mode": "bicubic", "antialias": True}
     x = F.interpolate(x, (height, wide), **resize)
     x = F.interpolate(x if blurred else x.clamp(0, 255), (tall, wide), **resize).clamp(0, 255)
-    size = p["centre_crop"]
-    top, left = round((tall - size) / 2), round((wide - size) / 2)
-    x = x[:, :, top : top + size, left : left + size]
+    top, left = round((tall - size[0]) / 2), round((wide - size[1]) / 2)
+    x = x[:, :, top : top + size[0], left : left + size[1]]
     if not blurred:
         x = blur(gray(x), p["taps"]) if p["taps"] else gray(x) if p["gray"] else x
     mean, std = (torch.tensor(p[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))

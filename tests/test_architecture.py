@@ -37,8 +37,8 @@ ONLY_IN = {
     "matplotlib": {"reports"},
     "dm_pix": {"evaluators"},
 }
-# One table of every field of a config; and a file that is copied beside the weights, alone.
-LONG = {"config.py", "modeling_d2mae.py"}
+# It is copied beside the weights, alone.
+LONG = {"modeling_d2mae.py"}
 
 
 def imports(path):

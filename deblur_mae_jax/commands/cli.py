@@ -145,8 +145,22 @@ def parse(argv: list[str]) -> list[str]:
         text = str(error)
         if "Traceback" in text:  # an error in a config file: the last line has its message
             error = Exception(text.strip().splitlines()[-1].split(": ", 1)[-1])
-        fail(_unknown_field(argv, text) or _wrong_type(str(error)) or error)
+        fail(_unknown_field(argv, text) or _no_words(argv, text) or _a_group(text) or _wrong_type(str(error)) or error)
         raise AssertionError from error
+
+
+def _no_words(argv: list[str], text: str) -> str:
+    """The error of a word after the colon of a config that takes none; "" if `text` is about something else."""
+    if not re.search(r"get_config\(\) takes 0 positional arguments", text):
+        return ""
+    file = next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config=")), "")
+    return f"--config={file}: this config takes no word after the colon"
+
+
+def _a_group(text: str) -> str:
+    """The error of a value for a group of fields; "" if `text` is about something else."""
+    found = re.search(r"flag --(config\.\w+)=(.*?): Failed to parse", text)
+    return f"{found[1]}={found[2]}: {found[1]} is a group of fields, such as {found[1]}.name" if found else ""
 
 
 def _wrong_type(text: str) -> str:
@@ -204,10 +218,17 @@ def check(argv: list[str]) -> None:
         fail("--config is not set: name a file of configs/, such as --config=configs/quickstart.py")
     else:
         try:
-            values.config.task  # noqa: B018, a file that could not be loaded only complains when used
+            config = values.config
+            config.task  # noqa: B018, a file that could not be loaded only complains when used
         except (OSError, AttributeError) as error:
             fail(f"--config: {error}")
-    if values.workdir is None and not (values.dry_run or values.plan or values.inspect):
+        given = {argument.lstrip("-").partition("=")[0] for argument in sys.argv[1:]}
+        if config.optim.steps and "config.optim.epochs" in given and "config.optim.steps" not in given:
+            fail(
+                f"--config.optim.epochs={config.optim.epochs:g}: this config sets the length in steps, "
+                f"config.optim.steps={config.optim.steps}; change that, or add --config.optim.steps=0"
+            )
+    if not values.workdir and not (values.dry_run or values.plan or values.inspect):
         fail("--workdir is not set: name a folder for the run, such as --workdir=runs/first")
 
 

@@ -22,11 +22,12 @@ from deblur_mae_jax.inference import levels as levels_of_images
 from deblur_mae_jax.inference.arrays import as_list
 from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.reports import page, predictions
 from deblur_mae_jax.reports.predictions import Predictions
 from deblur_mae_jax.training.progress import Progress
 from deblur_mae_jax.weight_formats import files
 from deblur_mae_jax.workdir import mirror
-from deblur_mae_jax.workdir.run_folder import Workdir
+from deblur_mae_jax.workdir.run_folder import Workdir, write_json
 
 
 def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str = "") -> Path:
@@ -119,8 +120,31 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
         progress.print(f"{len(left_out)} files left out, see {target.shown(skipped)}")
     predicted = table.probabilities.argmax(1)
     counts = {name: int((predicted == i).sum()) for i, name in enumerate(trained.classes)}
-    progress.print(f"{len(table)} images: " + ", ".join(f"{n} {c}" for c, n in counts.items()))
+    images_of = "1 image" if len(table) == 1 else f"{len(table)} images"
+    progress.print(f"{images_of}: " + ", ".join(f"{n} {c}" for c, n in counts.items()))
+    measures = _judge(table, path.with_name(path.stem + "_metrics.json"), progress)
+    if measures is not None:
+        target.send(measures)
+        progress.print(f"measures    {target.shown(measures)}")
     progress.print(f"predictions {target.shown(path)}")
+    return path
+
+
+def _judge(table: Predictions, path: Path, progress: Progress) -> Path | None:
+    """Measure the classifier on the new images that have a label, print and write the measures; `None` without labels.
+
+    The labels choose nothing here, so that this is a test on other images, such as those of another hospital.
+    """
+    labelled = table.where(table.labels >= 0)
+    if not len(labelled):
+        path.unlink(missing_ok=True)  # that of an earlier prediction
+        return None
+    numbers = predictions.summarise(labelled)
+    write_json(path, numbers)
+    judged = numbers["splits"][numbers["judged_on"]]
+    progress.print(f"judged on the {judged['images']} images with a label, {page.of_patients(judged)}")
+    for name in ("accuracy", "balanced_accuracy", "f1_macro", "auroc"):
+        progress.print(f"  {page.named(name):20s} {page.cell(judged['per_image'][name])}")
     return path
 
 

@@ -64,6 +64,7 @@ def _probe(config: ConfigDict, folder: Workdir) -> dict[str, Any]:
         raise unknown("config.probe.kind", config.probe.kind, KINDS)
     if jax.process_count() > 1:
         raise UserError("a probe runs on one process")
+    _check_choices(config)
     run_folder.claim(folder, config)
     inherit.keep_copy(folder, trained)
     index, labels = supervision.prepare(
@@ -96,6 +97,16 @@ def _probe(config: ConfigDict, folder: Workdir) -> dict[str, Any]:
     return numbers
 
 
+def _check_choices(config: ConfigDict) -> None:
+    """Raise `UserError` for values of `config.probe` that no classifier can have."""
+    name = "neighbours" if config.probe.kind == "knn" else "strengths"
+    values = tuple(config.probe[name])
+    if not values or not all(value > 0 for value in values):
+        raise UserError(f"config.probe.{name}={values} must be numbers greater than 0, such as (1, 5)")
+    if config.probe.kind == "knn" and config.data.balance != "none":
+        raise UserError(f"config.data.balance={config.data.balance} is not for config.probe.kind=knn")
+
+
 def _features(trained: TrainedNetwork, index: Index, labels: Supervision, pool: str, progress: Progress) -> np.ndarray:
     """Features `(N, D)` float64 of all images."""
     network = trained.with_params(jax.tree.map(jax.numpy.asarray, trained.params))
@@ -122,6 +133,11 @@ def _choose(config: ConfigDict, labels: Supervision, x: np.ndarray) -> tuple[str
         model.fit(x[train], labels.labels[train])
         p = probes.probabilities(model, x[val], len(labels.classes))
         score = classification.METRICS[config.select.metric](labels.labels[val], p)
+        if np.isnan(score):
+            raise UserError(
+                f"config.select.metric={config.select.metric} is not defined on the validation images, which may lack "
+                "a class; choose another one, such as accuracy"
+            )
         score = score if classification.HIGHER_IS_BETTER[config.select.metric] else -score
         if best is None or score > best[0]:
             best = (score, name, model)

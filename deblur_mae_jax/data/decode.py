@@ -41,11 +41,14 @@ TRANSPARENT = "transparent pixels are read as black"
 ALL_TRANSPARENT = "every pixel is transparent; the colours stored under them are read"
 OUTLIERS = "a few outlying values; the range of the other 99.8 % of the pixels is stretched to 8 bits"
 UNIT_RANGE = "values are from 0 to 1, so this is the range that data.bits16=full maps to 8 bits"
+DARK = "nearly black: all values are below 4096, of which data.bits16=full makes at most 16 gray levels"
+FEW_BITS = 4096
 CLIPPED = "values outside 0 to 65535 are clipped by data.bits16=full"
 # Gray levels by which the channels of a gray picture may differ, and the share of pixels for which this must hold.
 GRAY_DIFFERENCE, GRAY_SHARE = 8, 0.995
 COLOUR = "colour, such as Doppler, is read as its luma: {} % of the pixels have colour"
 COLOUR_SHARES = {5: "up to 5", 20: "5 to 20", 100: "20 to 100"}
+COLOURED = ("RGB", "P", "PA", "CMYK", "YCbCr")
 ONE_FRAME = "several frames or pages, of which only the first is read"
 
 
@@ -86,11 +89,11 @@ class Decoder:
             try:
                 plain = opened is not None and not header.deep
                 image = self._plain(opened, header, notes) if plain else self._deep(path, header, notes)
-                if self.channels == 1 and image.mode == "RGB":  # every fourth pixel is enough
+                if self.channels == 1 and image.mode in COLOURED:  # every fourth pixel is enough
                     sample = image.resize(
                         (max(1, image.width // 4), max(1, image.height // 4)), Image.Resampling.NEAREST
                     )
-                    notes += colour_notes(np.asarray(sample))
+                    notes += colour_notes(np.asarray(sample.convert("RGB")))
                 image = image.convert("L" if self.channels == 1 else "RGB")
                 if header.jpeg:
                     raster.require_end_of_jpeg(path)
@@ -132,7 +135,7 @@ class Decoder:
         turned = image if header.applied else raster.turned_image(image, header.orientation)
         if turned.mode in ("I", "F") or turned.mode.startswith("I;16"):
             return Image.fromarray(self._to_8_bit(np.asarray(turned), notes))
-        return _on_black(turned, notes)
+        return on_black(turned, notes)
 
     def _deep(self, path: Path | bytes, header: Header, notes: list[str]) -> Image.Image:
         """Read an image that Pillow would read wrongly."""
@@ -169,6 +172,8 @@ class Decoder:
                 notes.append(UNIT_RANGE)
             elif values.min() < low or values.max() > high:
                 notes.append(CLIPPED)
+            elif values.max() < FEW_BITS:
+                notes.append(DARK)
         if self.bits16 == "minmax" and values.max() > values.min():
             low, high = range_of(values, notes)
         scaled = np.clip((values - low) / (high - low), 0.0, 1.0) * 255.0
@@ -199,7 +204,7 @@ def range_of(values: np.ndarray, notes: list[str]) -> tuple[float, float]:
     return low, high
 
 
-def _on_black(image: Image.Image, notes: list[str]) -> Image.Image:
+def on_black(image: Image.Image, notes: list[str]) -> Image.Image:
     """Show transparent pixels as black, as a viewer of ultrasound does."""
     if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
         return image

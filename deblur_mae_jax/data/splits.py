@@ -208,17 +208,11 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
     made_here = [n for n in ("val", "test") if named[n] == ""]
     if made_here:
         names = _take(names, source.labels or [], source.groups, made_here, data)
-    classes = sorted(set(source.labels or []))
-    if len(classes) < 2 and not by_mask:
-        raise UserError(f"config.data.root: only one class, '{classes[0]}', has images; a classifier needs two")
-    if not by_mask and data.positive:
-        if len(classes) != 2 or data.positive not in classes:
-            raise UserError(
-                f"config.data.positive='{data.positive}' must be one of two classes; "
-                f"the classes are {', '.join(classes)}"
-            )
-        classes = [*(c for c in classes if c != data.positive), data.positive]
-    lines = []
+    classes = sorted(set(source.labels or [])) if by_mask else _classes_of(source, data.positive, len(unlabelled))
+    lines = [] if by_mask else _alike(classes)
+    if data.fold and "test" not in made_here:
+        what = "only the validation images are those of this fold" if made_here else "it changes nothing"
+        lines.append(f"config.data.fold={data.fold}: the data name the test split, so {what}")
     if made_here:
         grouped = "whole patients" if source.groups and any(source.groups) else "images (no groups known)"
         lines.append(
@@ -226,6 +220,38 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
             f"{data.fold} of {data.folds}"
         )
     return Labelled(source, names, classes, lines)
+
+
+def _classes_of(source: Source, positive: str, unlabelled: int) -> list[str]:
+    """The classes in alphabetical order, the positive one of two last. Raises `UserError`."""
+    classes = sorted(set(source.labels or []))
+    if len(classes) < 2:
+        lost = f" {unlabelled} images have no label." if unlabelled else ""
+        why = "".join(f" ({note})" for note in source.notes if "label" in note)
+        raise UserError(
+            f"config.data.root: only one class, '{classes[0]}', has images; a classifier needs two.{lost}{why}"
+        )
+    if not positive:
+        return classes
+    if len(classes) != 2 or positive not in classes:
+        raise UserError(
+            f"config.data.positive='{positive}' must be one of two classes; the classes are {', '.join(classes)}"
+        )
+    return [*(c for c in classes if c != positive), positive]
+
+
+def _alike(classes: list[str]) -> list[str]:
+    """A line on classes that differ in leading zeros alone, which a table program may have removed from some rows."""
+    numbers: dict[int, list[str]] = {}
+    for name in classes:
+        if name.isdecimal():
+            numbers.setdefault(int(name), []).append(name)
+    return [
+        f"the classes {' and '.join(repr(name) for name in names)} differ in leading zeros alone and count as "
+        f"{len(names)} classes"
+        for names in numbers.values()
+        if len(names) > 1
+    ]
 
 
 def _load(load, name: str, wanted: str, data, sources: dict[str, Source], by_mask: bool) -> Source | None:
@@ -257,10 +283,17 @@ def _load(load, name: str, wanted: str, data, sources: dict[str, Source], by_mas
     if source.labels is None or not any(source.labels):
         why = [note for note in source.notes if "not classes" in note or "not clear" in note]
         raise UserError(
-            "config.data.root: the images have no labels: a folder needs one sub-folder per class, a CSV a column "
+            f"{_of_split(name, data)} have no labels: a folder needs one sub-folder per class, a CSV a column "
             "'label'" + "".join(f" ({note})" for note in why)
         )
     return source
+
+
+def _of_split(name: str, data) -> str:
+    """The images of a split, for a message: which field names it, unless it is the whole set."""
+    if name == "train":
+        return "config.data.root: the images"
+    return f"config.data.{name}_split={data[f'{name}_split']}: the images of this split"
 
 
 def require(classes: list[str], labels: np.ndarray, indices: dict[str, np.ndarray], data) -> None:

@@ -73,6 +73,8 @@ def _of_images(trained: TrainedNetwork) -> dict[str, Any]:
     }
     if network.kind == "classify":
         out["setting"] = setting(trained)
+        if out["setting"][0] == "search":
+            out["high_pass"] = float(config.search.high_pass)
     return out
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.data import buckets
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, one_line
 from deblur_mae_jax.export import agreement, card, description, opened
 from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
@@ -94,6 +94,9 @@ def export(
         run_folder.write_json(draft / opened.CERTIFICATE, certificate)
         (draft / card.NAME).write_text(card.text(certificate), encoding="utf-8")
         folder.mkdir(exist_ok=True)
+        if (folder / opened.CERTIFICATE).exists():  # of an earlier export, whose search is not this one's
+            for old in d2mae.SEARCHER:
+                (folder / old).unlink(missing_ok=True)
         for path in sorted(draft.iterdir()):
             os.replace(path, folder / path.name)
     target.send(*([] if target.path == folder else sorted(folder.iterdir())))
@@ -155,6 +158,12 @@ def _with_channels(trained: TrainedNetwork, in_chans: int) -> tuple[TrainedNetwo
     network = networks.build(config, len(trained.classes))
     norm_pix_loss = trained.network.task.norm_pix_loss
     params = channels.convert(trained.params, trained.network.inputs, network.inputs, norm_pix_loss, network.rules)
+    wrong = channels.not_converted(params, jax.eval_shape(network.init))
+    if wrong:
+        raise UserError(
+            f"--in_chans={in_chans}: a {config.model.name} reads the image in other places too ({wrong[0]}), which are "
+            f"not converted; it can be exported with its {before} channels"
+        )
     how = (
         "the patch embedding is divided over three channels, the decoder's prediction repeated for each"
         if in_chans == 3
@@ -303,7 +312,15 @@ def _agreement(
     if lacking:
         why = f"{', '.join(lacking)} not installed"
         return {"status": NOT_MEASURED, "why": f"{why}: {EXTRA}"}, {}
-    outputs = agreement.measure(trained, opened.open_file(module, path, certificate))
+    try:
+        outputs = agreement.measure(trained, opened.open_file(module, path, certificate))
+    except RuntimeError as error:  # PyTorch's, of names or shapes that do not fit
+        raise UserError(
+            f"--format={module.NAME}: PyTorch cannot open what was written, so nothing is exported: "
+            f"{one_line(error, 300)}"
+        ) from error
+    if not all(np.isfinite(list(output.values())).all() for output in outputs.values()):
+        raise UserError("RUN: the results of its network are not finite, so nothing is exported")
     record = {"status": "measured", "precision": "float32", "outputs": outputs}
     return record, opened.versions(module)
 

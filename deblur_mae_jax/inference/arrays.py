@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.special import softmax
 
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.data import decode
+from deblur_mae_jax.errors import UserError, one_line
 
 # Scaled voxels are within a few standard deviations of 0. Hounsfield units and raw MR are not.
 UNSCALED = 200.0
@@ -27,6 +28,11 @@ def as_list(images: Any) -> list[np.ndarray]:
     images: an array `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`, a single image without the axis N, or an iterable
         of images of different sizes; uint8, or float between 0 and 1.
     """
+    if isinstance(images, (str, os.PathLike, dict)):
+        raise UserError(
+            f"images: a {type(images).__name__} is no image; expected an array, a picture of Pillow or a list of them. "
+            "main.py --mode=predict reads files"
+        )
     is_array = hasattr(images, "__array__") or hasattr(images, "__array_interface__")
     if not is_array and not isinstance(images, (list, tuple)):  # a generator, or another collection
         try:
@@ -36,8 +42,9 @@ def as_list(images: Any) -> list[np.ndarray]:
                 f"images: {type(images).__name__} is neither an array nor a collection of images"
             ) from error
     if not isinstance(images, (list, tuple)):
-        _need_gray_or_rgb(images)
-        array = np.asarray(images)
+        array = _numbers(images)
+        if array.ndim < 2:
+            raise UserError(f"images: an array of shape {array.shape} is no image; expected (H, W) or (N, H, W)")
         if array.ndim == 3 and array.shape[-1] in (2, 4) and array.shape[0] > 4:
             raise UserError(
                 f"images: an array of shape {array.shape} looks like one image with {array.shape[-1]} channels; "
@@ -47,19 +54,17 @@ def as_list(images: Any) -> list[np.ndarray]:
         images = [array] if single else list(array)
     out = []
     for number, image in enumerate(images):
-        _need_gray_or_rgb(image, number)
         if isinstance(image, (str, os.PathLike)):
             raise UserError(
                 f"images: image {number} is the path '{image}'; expected an array. main.py --mode=predict reads files"
             )
-        image = np.asarray(image)
+        image = _numbers(image, number)
         image = image[:, :, None] if image.ndim == 2 else image
         if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
             raise UserError(f"images: image {number} has shape {image.shape}; expected (H, W), (H, W, 1) or (H, W, 3)")
         if image.dtype == bool or not (image.dtype == np.uint8 or np.issubdtype(image.dtype, np.floating)):
             raise UserError(
-                f"images: image {number} is {image.dtype}; expected uint8, or float in 0..1. A run stretches "
-                "deep images to their own range (config.data.bits16=minmax): (x - x.min()) / (x.max() - x.min())"
+                f"images: image {number} is {image.dtype}; expected uint8, or float in 0..1. {_hint(image)}"
             )
         if image.dtype != np.uint8:
             low, high = float(np.min(image)), float(np.max(image))
@@ -117,10 +122,41 @@ def volumes_of(images: Any) -> list[np.ndarray]:
     return out
 
 
-def _need_gray_or_rgb(image: Any, number: int = 0) -> None:
-    """Raise `UserError` for a picture of Pillow whose numbers are not gray levels or RGB, such as a palette's."""
-    if isinstance(image, Image.Image) and image.mode not in ("L", "RGB"):
-        raise UserError(f"images: image {number} has Pillow's mode {image.mode}; convert it to 'L' or 'RGB' first")
+STRETCH = (
+    "A run stretches deep images to their own range (config.data.bits16=minmax): (x - x.min()) / (x.max() - x.min())"
+)
+
+
+def _hint(image: np.ndarray) -> str:
+    """What to do with whole numbers that are not uint8."""
+    if image.dtype == bool or (image.dtype.kind in "iu" and image.min() >= 0 and image.max() <= 255):
+        return "Black and white: image.astype(float). Gray levels from 0 to 255: image.astype(np.uint8)"
+    return STRETCH
+
+
+def _numbers(image: Any, number: int = 0) -> np.ndarray:
+    """An image as an array. A picture of Pillow is turned and put on black, as a run reads its file.
+
+    Raises `UserError` for a picture whose numbers are not gray levels or RGB, such as a palette's, and for a tensor
+    that cannot be an array.
+    """
+    if isinstance(image, Image.Image):
+        deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+        if deep:
+            raise UserError(
+                f"images: image {number} has Pillow's mode {image.mode}, which 'L' would cut off at 255; pass "
+                f"x = np.asarray(image, float), stretched. {STRETCH}"
+            )
+        if image.mode not in ("L", "RGB"):
+            raise UserError(f"images: image {number} has Pillow's mode {image.mode}; convert it to 'L' or 'RGB' first")
+        image = decode.on_black(ImageOps.exif_transpose(image), [])
+    try:
+        return np.asarray(image)
+    except Exception as error:  # of another library, such as a tensor on a GPU
+        raise UserError(
+            f"images: image {number}, a {type(image).__name__}, cannot be an array ({one_line(error)}); for a tensor "
+            "of PyTorch: image.detach().cpu().numpy()"
+        ) from error
 
 
 def _channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -22,7 +22,7 @@ MEANING = {
     "f1_weighted": "F1, weighted",
     "auroc": "AUROC (one against the rest, macro, for several classes)",
     "average_precision": "average precision",
-    "sensitivity_at_specificity": f"sensitivity at specificity {SPECIFICITY:g}",
+    "sensitivity_at_specificity": f"sensitivity at specificity {SPECIFICITY:g} (threshold chosen on these images)",
     "ece": f"expected calibration error, {BINS} bins",
     "brier": "Brier score (sum over classes)",
     "log_loss": "cross-entropy",
@@ -151,7 +151,9 @@ def fit_temperature(labels: np.ndarray, p: np.ndarray) -> float | None:
 
     low, high = np.log(0.05), np.log(20.0)
     optimum = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded")
-    if min(optimum.x - low, high - optimum.x) < 1e-2:
+    ends = loss(low), loss(high)
+    flat = max(ends) - optimum.fun < 1e-9
+    if flat or min(optimum.x - low, high - optimum.x) < 1e-2:
         return None
     return float(np.exp(optimum.x))
 

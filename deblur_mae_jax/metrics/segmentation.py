@@ -78,7 +78,8 @@ def measure(
     spacing: voxel spacing per axis, in mm (or pixels).
     tolerance: distance in the same unit up to which surfaces count as equal (surface Dice).
     empty: if a mask is empty, distances are undefined. "skip" gives NaN. "count" gives the diagonal of the image, the
-        worst possible distance; if both masks are empty it gives distance 0 and surface Dice 1.
+        worst possible distance; if both masks are empty it gives distance 0 and surface Dice 1. The surface Dice of a
+        missed label is 0 with both settings, as its Dice is.
     shape: that of the whole image, if the masks are cut out of it; nothing outside them may belong to either.
     """
     if empty not in EMPTY:
@@ -93,7 +94,7 @@ def measure(
         out["surface_distance"] = float(joined.mean())
         out["surface_dice"] = float((joined <= tolerance).mean())
         return out
-    worst, same = float("nan"), float("nan")
+    worst, same = float("nan"), 0.0 if truth.any() else float("nan")
     if empty == "count":
         both_empty = not truth.any() and not predicted.any()
         extent = np.array(truth.shape if shape is None else shape) * np.array(spacing)

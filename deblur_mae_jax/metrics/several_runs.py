@@ -3,9 +3,13 @@
 A method is trained several times, and every network is judged on the same patients. Another set of patients and
 another training would both change the mean, so its interval has to cover both. This is the design of a reader study
 with several readers and cases, with trained networks in place of readers: Obuchowski and Rockette (1995), with the
-degrees of freedom of Hillis (2007) and readers nested in methods, because seed 1 of one method and seed 1 of another
-have nothing in common. Methods that start from the same pre-trainings share them; they are compared within each.
-The covariances over patients are jackknife estimates, which leave out one patient at a time.
+degrees of freedom of Hillis (2007) and readers nested in methods. Methods that start from the same pre-trainings share
+them; they are compared within each. The covariances over patients are jackknife estimates, which leave out one patient
+at a time.
+
+Where every pre-training has fine-tunings with the same seeds, a seed that is a lucky one for all of them is a variance
+of its own (a two-way analysis of variance of pre-trainings and seeds). It widens the interval of a mean. It cancels in
+the difference of two methods that use the same seeds, which may make that interval too wide, but not too narrow.
 
 In a cross-validation every test patient is a training patient of the other folds, so the networks' errors depend on
 one another and the jackknife is too small (Bates, Hastie and Tibshirani 2024). With k folds it is multiplied by
@@ -35,6 +39,7 @@ class Judged(NamedTuple):
     measure: the measure `(B,)` of the cases with weights `(B, N)`; NaN where it is not defined.
     counted: whether a case has a value of this measure, `(N,)`; `None` if all have.
     images: name of every case, `(N,)`; `None` if every patient has one.
+    seed: what networks of different trainings may have in common: the seed of the fine-tuning.
     """
 
     training: Hashable
@@ -42,6 +47,7 @@ class Judged(NamedTuple):
     measure: Callable[[np.ndarray], np.ndarray]
     counted: np.ndarray | None = None
     images: np.ndarray | None = None
+    seed: Hashable = None
 
     @property
     def cases(self) -> frozenset[str]:
@@ -85,6 +91,7 @@ class _Table:
     trainings: what the rows of `values` are, `(R,)`.
     cases: names of the test cases.
     fixed: whether the method is not trained anew, so that its trainings add no variance.
+    of_seeds: variance of the mean over seeds that all trainings share, and its degrees of freedom.
     """
 
     values: np.ndarray
@@ -96,6 +103,7 @@ class _Table:
     trainings: list[Hashable]
     cases: frozenset[str]
     fixed: bool = False
+    of_seeds: tuple[float, int] = (0.0, 1)
 
     @property
     def mean(self) -> float:
@@ -109,6 +117,8 @@ class _Table:
 
 def table(networks: Sequence[Judged], fixed: bool = False) -> _Table:
     """Judge every network on all of its cases, and without the cases of each patient.
+
+    Each fold of a training counts the same, however many networks it has.
 
     fixed: as in `_Table`; for a classifier without random numbers, or for an ensemble as it is.
     Raises `ValueError` if the trainings were not judged on the same images of the same patients, or folds share
@@ -128,27 +138,47 @@ def table(networks: Sequence[Judged], fixed: bool = False) -> _Table:
         sizes = ", ".join(str(len(s)) for s in sorted(sets, key=len))
         raise ValueError(f"the networks of a training were judged on different patients that overlap ({sizes})")
     folds, people = len(sets), len(patients)
+    fold_of = [n.cases for n in networks]
     if len(patients) > statistics.MOST:  # leave out groups, the same ones for every network
         group = {patient: patients[i % statistics.MOST] for i, patient in enumerate(patients)}
         networks = [n._replace(patients=np.array([group[str(p)] for p in n.patients])) for n in networks]
         patients = patients[: statistics.MOST]
     where = {patient: i for i, patient in enumerate(patients)}
-    values: list[list[float]] = [[] for _ in trainings]
-    without: list[list[np.ndarray]] = [[] for _ in trainings]
+    judged: list[dict[frozenset[str], list[tuple[Hashable, float, np.ndarray]]]] = [{} for _ in trainings]
     counted = np.zeros(len(patients), bool)
-    for network in networks:
+    for network, fold in zip(networks, fold_of, strict=True):
         value, left_out, own = statistics.without_each(network.patients, network.measure)
         left = np.full(len(patients), value)  # patients of other folds do not change this network's measure
         left[[where[str(patient)] for patient in own]] = left_out
         has = network.patients if network.counted is None else network.patients[network.counted]
         counted[[where[str(patient)] for patient in np.unique(has)]] = True
-        of = trainings.index(network.training)
-        values[of].append(value)
-        without[of].append(left)
-    means = np.array([np.mean(v) for v in values])
+        of_folds = judged[trainings.index(network.training)]
+        of_folds.setdefault(fold, []).append((network.seed, value, left))
+    means = np.array([np.mean([np.mean([v for _, v, _ in fold]) for fold in own.values()]) for own in judged])
     overlap = 1 + 1 / (folds - 1) if folds > 1 else 1.0
-    left_out = np.array([np.mean(w, axis=0) for w in without])
-    return _Table(means, left_out, patients, counted, overlap, people, trainings, cases[0], fixed)
+    left_out = np.array(
+        [np.mean([np.mean([w for *_, w in fold], axis=0) for fold in own.values()], axis=0) for own in judged]
+    )
+    of_seeds = _of_seeds([[{seed: v for seed, v, _ in fold} for fold in own.values()] for own in judged])
+    return _Table(means, left_out, patients, counted, overlap, people, trainings, cases[0], fixed, of_seeds)
+
+
+def _of_seeds(values: list[list[dict[Hashable, float]]]) -> tuple[float, int]:
+    """Variance of the mean over seeds that are common to all trainings and folds, and its degrees of freedom.
+
+    It is (mean square of the seeds - mean square of the residual) / (trainings x seeds), at least 0; 0 where the
+    trainings have other seeds, or one alone.
+    values: by seed, of every fold of every training.
+    """
+    seeds = list(values[0][0])
+    R, S = len(values), len(seeds)
+    if R < 2 or S < 2 or any(set(fold) != set(seeds) for own in values for fold in own):
+        return 0.0, 1
+    x = np.array([[np.mean([fold[seed] for fold in own]) for seed in seeds] for own in values])
+    of_seeds = R * x.mean(axis=0).var(ddof=1)
+    residual = x - x.mean(axis=0) - x.mean(axis=1, keepdims=True) + x.mean()
+    left = (residual**2).sum() / ((R - 1) * (S - 1))
+    return float(max(of_seeds - left, 0.0)) / (R * S), S - 1
 
 
 def _between(covariance: np.ndarray) -> float:
@@ -188,7 +218,7 @@ def mean(networks: Sequence[Judged] | _Table, share: bool = True) -> Mean:
     if P >= MIN_PATIENTS:
         without = t.without[:, t.counted]
         of_patients = t.overlap * max(_between(statistics.jackknife(without, without)), 0.0)
-        parts = [(t.mean_square / R, R - 1), (of_patients, P - 1)]
+        parts = [(t.mean_square / R, R - 1), t.of_seeds, (of_patients, P - 1)]
         interval = statistics.student(t.mean, sum(v for v, _ in parts), _degrees(parts), share)
     return Mean(t.mean, interval, sd, R, t.people)
 

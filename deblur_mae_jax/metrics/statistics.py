@@ -25,7 +25,7 @@ Weighted = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 ENTRIES = 20_000_000
 # A variance below this is a rounding error: nothing depends on the patients.
 NOTHING = 1e-15
-MEANING = "95 %, over patients (jackknife and Student's t, of shares on the logit scale)"
+MEANING = "95 %, over patients (jackknife and Student's t, of shares on the logit scale; for a threshold: bootstrap)"
 
 
 class Interval(NamedTuple):
@@ -88,10 +88,13 @@ def _of_resamples(patients: np.ndarray, measure: Callable[[np.ndarray], np.ndarr
     return float(np.nanvar(np.concatenate(values), ddof=1))
 
 
-def of_mean(values: np.ndarray, patients: np.ndarray) -> Interval:
-    """Interval of the mean of one number per case, over patients, by the same jackknife without the logit."""
+def of_mean(values: np.ndarray, patients: np.ndarray, share: bool = False) -> Interval:
+    """Interval of the mean of one number per case, over patients, by the same jackknife.
+
+    share: whether the numbers are between 0 and 1, so that the logit is used here too.
+    """
     value, without, _ = without_each(patients, lambda weights: weights @ values / weights.sum(axis=1))
-    return _over(without, value)
+    return _over(without, value, share)
 
 
 def without_each(
@@ -192,15 +195,17 @@ def smallest(standard_error: float) -> float:
 
 def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
     """AUROC of `a` minus AUROC of `b`, from scores of the positive class on the same images (DeLong 1988)."""
+    unknown = Interval(float("nan"), float("nan"))
     if np.array_equal(a, b):
-        return Comparison(0.0, Interval(0.0, 0.0), 1.0, float("nan"))
-    _, p, _, _, auc_a, auc_b, info = Delong_test(labels, a, b, random_state=0)
+        return Comparison(0.0, unknown, 1.0, float("nan"))
+    # Where the variance is 0, the library resamples; the result of that is not used here.
+    _, p, _, _, auc_a, auc_b, info = Delong_test(labels, a, b, n_boot=2, random_state=0)
     difference = float(auc_a - auc_b)
     if info["method"] != "delong":
         # The variance is 0, as where both separate the classes perfectly: equal areas do not differ, and for others
         # the test is not defined.
         p = 1.0 if abs(difference) < 1e-12 else np.nan
-        return Comparison(difference, Interval(np.nan, np.nan), float(p), float("nan"))
+        return Comparison(difference, unknown, float(p), float("nan"))
     error = float(np.sqrt(info["var_diff"]))
     half = stats.norm.ppf((1 + LEVEL) / 2) * error
     interval = Interval(difference - half, difference + half)
@@ -224,10 +229,11 @@ def mcnemar(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
     n, only_a, only_b = table.sum(), table[0, 1], table[1, 0]
     difference = float((only_a - only_b) / n)
     error = float(np.sqrt(max(only_a + only_b - (only_a - only_b) ** 2 / n, 0)) / n)
-    half = stats.norm.ppf((1 + LEVEL) / 2) * error
     p = float(statsmodels_mcnemar(table, exact=True).pvalue)
-    interval = Interval(difference - half, difference + half)
-    return Comparison(difference, interval, p, smallest(error) if error else float("nan"))
+    if error == 0:
+        return Comparison(difference, Interval(float("nan"), float("nan")), p, float("nan"))
+    half = stats.norm.ppf((1 + LEVEL) / 2) * error
+    return Comparison(difference, Interval(difference - half, difference + half), p, smallest(error))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -110,6 +110,12 @@ def build(network: Any, variant: str, fields: dict[str, Any]) -> Any:
             f"config.model.embed_dim={sizes['embed_dim']} must be divisible by 4 and by "
             f"config.model.num_heads={sizes['num_heads']}"
         )
+    width, heads = fields.get("decoder_embed_dim"), fields.get("decoder_num_heads")
+    if width and heads and (width % heads or width % 4):
+        raise UserError(
+            f"config.model.decoder_embed_dim={width} must be divisible by 4 and by "
+            f"config.model.decoder_num_heads={heads}"
+        )
     model = network(**fields | sizes | {"dtype": jnp.dtype(fields.get("dtype", "float32"))})
     check(model)
     return model

@@ -60,6 +60,11 @@ class Cases:
         """Number of cases per label `(L,)` in which the truth contains the label and the prediction does not."""
         return ((self.truth_size > 0) & (self.predicted_size == 0)).sum(axis=0)
 
+    @property
+    def false_alarms(self) -> np.ndarray:
+        """Number of cases per label `(L,)` in which the prediction contains the label and the truth does not."""
+        return ((self.truth_size == 0) & (self.predicted_size > 0)).sum(axis=0)
+
     def mean_of_labels(self, measure: str) -> np.ndarray:
         """Mean of a measure per case `(N,)`, over the labels for which it is defined."""
         return _over_labels(self.values[measure])
@@ -140,14 +145,17 @@ def read(path: Path) -> Cases:
         raise UserError(f"'{path}' is not a table of segmentations: {error}") from error
 
 
-def entry(values: np.ndarray, patients: np.ndarray, interval: bool) -> dict[str, Any]:
-    """`{value, low, high, cases}`: the mean over cases with a defined measure, and its interval over patients."""
+def entry(values: np.ndarray, patients: np.ndarray, interval: bool, share: bool = False) -> dict[str, Any]:
+    """`{value, low, high, cases}`: the mean over cases with a defined measure, and its interval over patients.
+
+    share: whether the measure is between 0 and 1.
+    """
     finite = np.isfinite(values)
     out: dict[str, Any] = {"value": None, "cases": int(finite.sum())}
     if finite.any():
         out["value"] = float(values[finite].mean())
     if finite.any() and interval:
-        low, high = statistics.of_mean(values[finite], patients[finite])
+        low, high = statistics.of_mean(values[finite], patients[finite], share)
         low = max(low, 0.0)  # NaN stays; no measure is negative
         for name, end in (("low", low), ("high", high)):
             out[name] = float(end) if np.isfinite(end) else None
@@ -158,6 +166,7 @@ def summarise(table: Cases) -> dict[str, Any]:
     """Measures of every split, over labels and for each label, with intervals for the judged split."""
     splits = {str(name): table.where(table.split == name) for name in dict.fromkeys(table.split)}
     judged = "test" if "test" in splits else "val" if "val" in splits else next(iter(splits))
+    shares = segmentation.HIGHER_IS_BETTER  # these measures are between 0 and 1
     out: dict[str, Any] = {
         "labels": table.labels,
         "unit": table.unit,
@@ -172,9 +181,10 @@ def summarise(table: Cases) -> dict[str, Any]:
             "patients": len(set(patients)),
             "patients_known": bool((cases.groups != "").any()),
             "missed": dict(zip(table.labels, cases.missed.tolist(), strict=True)),
-            "per_image": {m: entry(cases.mean_of_labels(m), patients, shown) for m in cases.values},
+            "false_alarms": dict(zip(table.labels, cases.false_alarms.tolist(), strict=True)),
+            "per_image": {m: entry(cases.mean_of_labels(m), patients, shown, shares[m]) for m in cases.values},
             "per_label": {
-                label: {m: entry(v[:, j], patients, shown) for m, v in cases.values.items()}
+                label: {m: entry(v[:, j], patients, shown, shares[m]) for m, v in cases.values.items()}
                 for j, label in enumerate(table.labels)
             },
         }

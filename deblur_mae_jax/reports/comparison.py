@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from scipy import stats
 
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.metrics import classification, segmentation, statistics, weighted
+from deblur_mae_jax.metrics.statistics import Comparison, Interval
 from deblur_mae_jax.reports import cases, predictions
 from deblur_mae_jax.reports.cases import Cases, in_common
 from deblur_mae_jax.reports.predictions import Predictions
@@ -50,7 +52,23 @@ def read_run(path: str | Path) -> Run:
         raise UserError(f"'{path}': {workdir.measures.name} is missing or damaged: {type(error).__name__}") from error
     table: Any = cases.read(rows) if "labels" in numbers else predictions.read(rows)
     judged = table.where(table.split == judged_on)
+    if isinstance(judged, Predictions):
+        predictions.require_labels(judged, rows)
     return Run(Path(path).name, table, judged, numbers)
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Load several runs, each named by the end of its path that no other has. A run named twice is a `UserError`."""
+    parts = [str(path).rstrip("/").split("/") for path in paths]
+    twice = [path for i, path in enumerate(paths) if parts[i] in parts[:i]]
+    if twice:
+        raise UserError(f"the run '{twice[0]}' is named twice")
+    runs = [read_run(path) for path in paths]
+    for run, own in zip(runs, parts, strict=True):
+        others = [other for other in parts if other != own]
+        sizes = (size for size in range(1, len(own) + 1) if all(own[-size:] != other[-size:] for other in others))
+        run.name = "/".join(own[-next(sizes, len(own)) :])
+    return runs
 
 
 def _short_names(p: Predictions) -> Any:
@@ -105,50 +123,74 @@ def same_patients(first: Table, second: Table, names: tuple[str, str]) -> tuple[
 def pairs(runs: list[Run]) -> list[dict[str, Any]]:
     """Every pair of runs on the same test images, p-values adjusted by Holm's method over the pairs.
 
-    AUROC is compared by DeLong's test (two classes), accuracy by McNemar's test, macro F1 by its interval over
-    patients. The first two tests assume independent rows. With several images per patient they therefore compare
-    patients (`unit`), by the mean probabilities of their images. For segmentations see `compare_cases`.
+    AUROC is compared by DeLong's test (two classes) or by its interval over patients (more classes), accuracy by
+    McNemar's test, macro F1 by its interval over patients. The two tests assume independent rows. With several images
+    per patient they therefore compare patients (`unit`), by the mean probabilities of their images. For segmentations
+    see `compare_cases`.
     """
     kinds = {run.segments for run in runs}
     if len(kinds) > 1:
         raise UserError("classifiers and segmentations cannot be compared")
     if kinds == {True}:
+        for a, b in itertools.combinations(runs, 2):
+            counted = [run.numbers.get("empty", "skip") for run in (a, b)]
+            if counted[0] != counted[1]:
+                raise UserError(
+                    f"{a.name} and {b.name} count absent labels differently (config.report.empty={counted[0]} and "
+                    f"{counted[1]}): judge both with the same setting"
+                )
         rows = [compare_cases(a.judged, b.judged, (a.name, b.name)) for a, b in itertools.combinations(runs, 2)]
         adjusted = statistics.holm([row["wilcoxon"] for row in rows])
         return [row | {"wilcoxon_holm": p} for row, p in zip(rows, adjusted, strict=True)]
-    rows = []
-    for a, b in itertools.combinations(runs, 2):
-        first, second = aligned(a, b)
-        patients = first.by_patient
-        row: dict[str, Any] = {
-            "a": a.name,
-            "b": b.name,
-            "images": len(first),
-            "patients": len(np.unique(first.patients)),
-        }
-        row["unit"] = "image" if first.patients_known else "image, patients unknown"
-        f1 = classification.f1_macro
-        row["f1_macro"] = f1(first.labels, first.probabilities) - f1(second.labels, second.probabilities)
-        row["f1_macro_interval"] = statistics.paired_patients(
-            first.labels,
-            (first.probabilities, second.probabilities),
-            first.patients,
-            weighted.f1_macro,
-        )
-        if len(patients) < len(first):
-            first, second, row["unit"] = patients, second.by_patient, "patient"
-        if len(first.classes) == 2 and len(np.unique(first.labels)) == 2:
-            scores = first.probabilities[:, 1], second.probabilities[:, 1]
-            row["auroc"] = statistics.delong(first.labels, *scores)
-        row["accuracy"] = statistics.mcnemar(
-            first.labels, first.probabilities.argmax(1), second.probabilities.argmax(1)
-        )
-        rows.append(row)
+    rows = [_pair(a, b) for a, b in itertools.combinations(runs, 2)]
     for test in ("auroc", "accuracy"):
         adjusted = statistics.holm([row[test].p if test in row else np.nan for row in rows])
         for row, p in zip(rows, adjusted, strict=True):
             row[f"{test}_holm"] = p
     return rows
+
+
+def _pair(a: Run, b: Run) -> dict[str, Any]:
+    """Two classifiers on the same test images, before any adjustment of p-values."""
+    first, second = aligned(a, b)
+    patients = first.by_patient
+    row: dict[str, Any] = {
+        "a": a.name,
+        "b": b.name,
+        "images": len(first),
+        "patients": len(np.unique(first.patients)),
+    }
+    row["unit"] = "image" if first.patients_known else "image, patients unknown"
+    enough = row["patients"] >= statistics.MIN_PATIENTS
+    f1 = classification.f1_macro
+    row["f1_macro"] = f1(first.labels, first.probabilities) - f1(second.labels, second.probabilities)
+    row["f1_macro_interval"] = statistics.paired_patients(
+        first.labels,
+        (first.probabilities, second.probabilities),
+        first.patients,
+        weighted.f1_macro,
+    )
+    if len(first.classes) > 2 and len(np.unique(first.labels)) > 1:
+        row["auroc_macro"] = classification.auroc(first.labels, first.probabilities) - classification.auroc(
+            second.labels, second.probabilities
+        )
+        both = first.probabilities, second.probabilities
+        row["auroc_macro_interval"] = statistics.paired_patients(first.labels, both, first.patients, weighted.auroc)
+    if len(patients) < len(first):
+        first, second, row["unit"] = patients, second.by_patient, "patient"
+    if len(first.classes) == 2 and len(np.unique(first.labels)) == 2:
+        scores = first.probabilities[:, 1], second.probabilities[:, 1]
+        row["auroc"] = _of_enough(statistics.delong(first.labels, *scores), enough)
+    row["accuracy"] = _of_enough(
+        statistics.mcnemar(first.labels, first.probabilities.argmax(1), second.probabilities.argmax(1)), enough
+    )
+    return row
+
+
+def _of_enough(found: Comparison, enough: bool) -> Comparison:
+    """A comparison without an interval and a p-value where there are too few patients for an inference."""
+    nothing = Interval(float("nan"), float("nan"))
+    return found if enough else found._replace(interval=nothing, p=float("nan"), smallest=float("nan"))
 
 
 COMPARED = ("dice", "hd95", "surface_distance")
@@ -158,6 +200,8 @@ def aligned_cases(a: Cases, b: Cases, names: tuple[str, str]) -> tuple[Cases, Ca
     """Return the cases of two runs in the same order. Raises `UserError` if the cases differ."""
     if a.labels != b.labels:
         raise UserError(f"{names[0]} and {names[1]} have different labels: {a.labels}, {b.labels}")
+    if a.unit != b.unit:
+        raise UserError(f"{names[0]} and {names[1]} have distances in different units: {a.unit}, {b.unit}")
     if set(a.names) != set(b.names):
         both = len(set(a.names) & set(b.names))
         raise UserError(
@@ -180,9 +224,11 @@ def compare_cases(a: Cases, b: Cases, names: tuple[str, str]) -> dict[str, Any]:
     """
     first, second = aligned_cases(a, b, names)
     patients, which = np.unique(first.patients, return_inverse=True)
+    known = bool((first.groups != "").any())
     row: dict[str, Any] = {
         "a": names[0], "b": names[1], "images": len(first), "patients": len(patients),
-        "unit": "patient" if len(patients) < len(first) else "image",
+        "unit": "patient" if len(patients) < len(first) else "image" if known else "image, patients unknown",
+        "length": first.unit,
     }  # fmt: skip
     for measure in COMPARED:
         of_a, of_b, row[f"{measure}_left_out"] = in_common(first, second, measure)

@@ -35,6 +35,9 @@ def add(networks: list[Network], facts: dict[str, Any]) -> tuple[list[Network], 
         leakage = any(methods[name]["leakage"] for name in pair)
         methods[title] = {"state": "run", "leakage": leakage, "paper": {}, "fixed": True}
         parts = [[n for n in networks if n.method == name and n.classes] for name in pair]
+        for name, part in zip(pair, parts, strict=True):
+            if not part:
+                raise UserError(f"no mean of {title}: '{name}' has no predictions of a classifier")
         for fold in sorted(set.intersection(*({n.fold for n in part} for part in parts))):
             halves = [_mean(title, [n for n in part if n.fold == fold]) for part in parts]
             out.append(_mean(title, halves))

@@ -222,11 +222,11 @@ def common_facts(notes: Notes, numbers: dict[str, Any]) -> dict[str, str]:
     """The judged images, the training images, the weights, the start and the intervals."""
     judged_on, metric = numbers["judged_on"], notes.config["select.metric"]
     split = numbers["splits"][judged_on]
-    frozen = notes.best_step is None
+    best = f"step {notes.best_step}, with the best {named(metric)} on validation"
     return {
         "judged on": f"{split['images']} {judged_on} images {of_patients(split)}",
         "trained on": f"{numbers['n_train']} images",
-        "weights": "frozen encoder" if frozen else f"step {notes.best_step}, with the best {metric} on validation",
+        "weights": "frozen encoder" if notes.best_step is None else best,
         "start": notes.config["init_from"] or "from scratch",
         "intervals": numbers["intervals"],
     }  # fmt: skip
@@ -251,6 +251,13 @@ def grid(columns: list[str], rows: list[tuple[str, list[str]]]) -> str:
         for name, cells in rows
     )
     return f"<table><thead><tr><th></th>{top}</tr></thead>{body}</table>"
+
+
+def named(metric: str) -> str:
+    """A measure as a reader knows it: `f1_macro` -> "macro F1"."""
+    words = {"auroc": "AUROC", "f1_macro": "macro F1", "f1_weighted": "weighted F1", "f1_binary": "F1", "dice": "Dice",
+             "iou": "IoU", "hd": "Hausdorff distance", "hd95": "95 % Hausdorff distance"}  # fmt: skip
+    return words.get(metric, metric.replace("_", " "))
 
 
 def cell(entry: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.metrics import classification, statistics, weighted
 
+_COLUMNS = ("image", "group", "split", "label", "level", "sigma")
+
 
 @dataclasses.dataclass
 class Predictions:
@@ -106,21 +108,41 @@ def read(path: Path) -> Predictions:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read '{path}': {error}") from error
     classes = [name[2:] for name in columns if name.startswith("p_")]
-    if not classes or "image" not in columns or not rows:
-        raise UserError(f"'{path}' is not a table of predictions: its columns are {columns}")
+    lacking = [name for name in _COLUMNS if name not in columns]
+    if not classes or lacking or not rows:
+        said = f"it lacks {', '.join(lacking)}" if lacking and rows else f"its columns are {columns}"
+        raise UserError(f"'{path}' is not a table of predictions: {said if rows else 'it has no rows'}")
     try:
-        return Predictions(
+        table = Predictions(
             classes,
             np.array([r["image"] for r in rows]),
             np.array([r["group"] for r in rows]),
             np.array([r["split"] for r in rows]),
-            np.array([classes.index(r["label"]) if r["label"] else -1 for r in rows]),
+            np.array([classes.index(r["label"]) if r["label"] in classes else -1 for r in rows]),
             np.array([[float(r[f"p_{c}"]) for c in classes] for r in rows]),
             np.array([int(r["level"]) for r in rows]),
             np.array([float(r["sigma"] or "nan") for r in rows]),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"'{path}' is not a table of predictions: {error}") from error
+    _check_rows(path, table, [r["label"] for r in rows])
+    return table
+
+
+def _check_rows(path: Path, table: Predictions, labels: list[str]) -> None:
+    """Raise `UserError` that names the first row whose values cannot be judged."""
+    p = table.probabilities
+    wrong = ~np.isfinite(p).all(axis=1) | (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > 1e-2)
+    seen: set[tuple[str, str]] = set()
+    for i, (image, split, label) in enumerate(zip(table.names, table.split, labels, strict=True)):
+        place = f"'{path}', row {i + 2}, image '{image}'"
+        if wrong[i]:
+            raise UserError(f"{place}: {p[i].tolist()} are no probabilities, which are 0 to 1 and add up to 1")
+        if label and label not in table.classes:
+            raise UserError(f"{place}: the label '{label}' is none of {', '.join(table.classes)}")
+        if (image, split) in seen:
+            raise UserError(f"{place} occurs twice in the split '{split}'")
+        seen.add((image, split))
 
 
 def of_index(
@@ -176,12 +198,20 @@ def measured(p: Predictions, intervals: bool) -> dict[str, dict[str, Any]]:
     return out
 
 
+def require_labels(p: Predictions, path: Path | str = "predictions") -> None:
+    """Raise `UserError` if the label of an image is not known, because no measure could count it."""
+    lacking = p.names[p.labels < 0]
+    if len(lacking):
+        raise UserError(f"'{path}': {len(lacking)} of {len(p)} images have no label, for example '{lacking[0]}'")
+
+
 def summarise(p: Predictions) -> dict[str, Any]:
     """Measures of every split per image and per patient, and after temperature scaling.
 
     The temperature is fitted on the validation images. Intervals (95 %, over patients) are for the
-    test split, or for the validation split if no test split exists.
+    test split, or for the validation split if no test split exists. Raises `UserError` for images without a label.
     """
+    require_labels(p)
     splits = p.of_split
     judged = "test" if "test" in splits else "val" if "val" in splits else next(iter(splits))
     temperature = None

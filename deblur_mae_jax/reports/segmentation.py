@@ -13,10 +13,13 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 
 FIGURES = "overlays.png"
 POLICY = {
-    "skip": "a label that is absent from the truth is not counted; a missed label has Dice 0 and no distance",
+    "skip": "a label that is absent from the truth is not counted; a missed label has Dice and surface Dice 0 and no "
+    "distance",
     "count": "a label in only one of truth and prediction counts as Dice 0 and the image's diagonal, a label in "
     "neither as Dice 1 and distance 0",
 }
+
+_UNDEFINED = ", those where the label is in truth and prediction"
 
 
 @dataclasses.dataclass
@@ -73,12 +76,19 @@ def doubts(notes: Notes) -> list[str]:
 
 def _dice(numbers: dict[str, Any]) -> str:
     judged = numbers["splits"][numbers["judged_on"]]
-    text = (
-        f"Dice {page.cell(judged['per_image']['dice'])} on {judged['images']} {numbers['judged_on']} images "
-        f"{page.of_patients(judged)}, the mean over {len(numbers['labels'])} label(s)"
-    )
-    missed = sum(judged["missed"].values())
-    return text + (f"; {missed} structure(s) were missed entirely." if missed else ".")
+    dice, labels = judged["per_image"]["dice"], len(numbers["labels"])
+    counted, total = dice["cases"], judged["images"]
+    images = f"{total} {numbers['judged_on']} images {page.of_patients(judged)}"
+    if counted < total:
+        images = f"{counted} of {images}, the others of which have no label"
+    text = f"Dice {page.cell(dice)} on {images}" + (f", the mean over {labels} labels." if labels > 1 else ".")
+    missed, invented = (sum(judged[name].values()) for name in ("missed", "false_alarms"))
+    text += f" {_structures(missed)} missed entirely." if missed else ""
+    return text + (f" {_structures(invented)} predicted where there is none." if invented else "")
+
+
+def _structures(number: int) -> str:
+    return "1 structure was" if number == 1 else f"{number} structures were"
 
 
 def measures(numbers: dict[str, Any]) -> str:
@@ -94,15 +104,17 @@ def measures(numbers: dict[str, Any]) -> str:
         if name == "surface_dice":
             what += f" at {numbers['tolerance']:g} {numbers['unit']}"
         rows.append((what, [page.cell(entries[name]) for entries in columns.values()]))
-    counted = [str(entries["dice"]["cases"]) for entries in columns.values()]
-    return page.grid(list(columns), [*rows, ("cases with this label", counted)])
+    found = [("cases that Dice counts", "dice"), (f"cases that distances count{_UNDEFINED}", "hd95")]
+    counts = [(what, [str(entries[name]["cases"]) for entries in columns.values()]) for what, name in found]
+    return page.grid(list(columns), [*rows, *counts])
 
 
 def worst(table: Cases, count: int = 8) -> str:
     """The cases with the smallest Dice."""
     dice, distance = table.mean_of_labels("dice"), table.mean_of_labels("hd95")
     order = [int(i) for i in dice.argsort() if dice[i] == dice[i]][:count]
-    rows = [(str(table.names[i]), [f"{dice[i]:.3f}", f"{distance[i]:.2f}"]) for i in order]
+    shown = lambda value: f"{value:.2f}" if value == value else "-"  # a missed structure has no distance
+    rows = [(str(table.names[i]), [f"{dice[i]:.3f}", shown(distance[i])]) for i in order]
     return page.grid(["Dice", f"HD95, {table.unit}"], rows)
 
 
@@ -118,7 +130,7 @@ def _page(workdir: Workdir, table: Cases, numbers: dict[str, Any], notes: Notes)
     folder = workdir.make_report()
     images = page.figures(folder, drawn)
     warnings = numbers["doubts"] + page.no_test_split(judged_on) + page.leakage(numbers["leakage"])
-    missed = numbers["splits"][judged_on]["missed"]
+    missed, invented = (numbers["splits"][judged_on][name] for name in ("missed", "false_alarms"))
     facts = {
         "labels": ", ".join(table.labels),
         **page.common_facts(notes, numbers),
@@ -127,6 +139,7 @@ def _page(workdir: Workdir, table: Cases, numbers: dict[str, Any], notes: Notes)
         + (", averaged over flips" if config["infer.flips"] else ""),
         "empty masks": POLICY[config["report.empty"]],
         "missed": ", ".join(f"{k}: {v}" for k, v in missed.items()),
+        "false alarms": ", ".join(f"{k}: {v}" for k, v in invented.items()),
     }
     page.judged(folder, notes, _dice(numbers), warnings, facts, {
         "Measures": measures(numbers),

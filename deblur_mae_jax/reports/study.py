@@ -37,6 +37,7 @@ def keep(networks: list[Network], facts: dict[str, Any], folder: Path) -> None:
     Methods may have other classes, and the same ones in another order, so the facts keep the order of each.
     """
     facts = facts | {"classes": {n.method: n.classes for n in networks if n.classes}}
+    facts |= {"units": {n.method: n.unit for n in networks if n.unit}}
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
@@ -58,6 +59,12 @@ def kept(folder: Path) -> tuple[list[Network], dict[str, Any]]:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError) as error:
         raise UserError(f"'{folder}' holds no study ({CASES} and {FACTS}): {error}") from error
+    lacking = [name for name in ("title", "methods") if name not in facts]
+    if lacking:
+        raise UserError(f"'{folder / FACTS}' is not that of a study: it lacks {', '.join(lacking)}")
+    lacking = [name for name in _KEYS if rows and name not in rows[0]]
+    if lacking:
+        raise UserError(f"'{folder / CASES}' is not that of a study: it lacks the column {', '.join(lacking)}")
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in _KEYS[:4]), []).append(row)
@@ -70,7 +77,8 @@ def kept(folder: Path) -> tuple[list[Network], dict[str, Any]]:
         columns = {"label": np.array([float(classes.index(row["label"])) for row in own])} if classes else {}
         columns |= {name: np.array([float(row[name]) for row in own]) for name in numbers}
         image, group = (np.array([row[name] for row in own]) for name in _KEYS[4:])
-        networks.append(Network(method, training, int(seed), int(fold), image, group, columns))
+        unit = facts.get("units", {}).get(method, "")
+        networks.append(Network(method, training, int(seed), int(fold), image, group, columns, unit))
     return networks, facts
 
 
@@ -84,6 +92,7 @@ def _judged(networks: list[Network], measure: str) -> list[Judged]:
             functools.partial(n.measure, measure),
             n.counted(measure),
             n.images,
+            n.seed if several else None,
         )
         for n in networks
     ]
@@ -107,10 +116,26 @@ def _undefined(networks: list[Network], measure: str) -> dict[str, tuple[int, in
 
 
 def _missed(networks: list[Network]) -> dict[str, int]:
-    """Over all networks, the labels that were not found, and the cases with one; empty if there are none."""
-    counts = [n.columns[MISSED] for n in networks if MISSED in n.columns]
+    """Over all segmenters, the labels that were not found, and the cases with one; and networks that kept no count.
+
+    Empty if every network kept a count and found all labels.
+    """
+    segmenters = [n for n in networks if not n.classes]
+    counts = [n.columns[MISSED] for n in segmenters if MISSED in n.columns]
     labels = int(sum(count.sum() for count in counts))
-    return {"missed": labels, "missed_cases": int(sum((count > 0).sum() for count in counts))} if labels else {}
+    out = {"missed": labels, "missed_cases": int(sum((count > 0).sum() for count in counts))} if labels else {}
+    return out | ({"uncounted": len(segmenters) - len(counts)} if len(counts) < len(segmenters) else {})
+
+
+def _uneven(networks: list[Network]) -> tuple[int, int] | None:
+    """The smallest and the largest number of networks of a training on a fold; `None` if they are equal."""
+    several = len({n.training for n in networks}) > 1
+    counts: dict[tuple[Any, int], int] = {}
+    for n in networks:
+        key = (n.training if several else n.seed, n.fold)
+        counts[key] = counts.get(key, 0) + 1
+    sizes = set(counts.values())
+    return (min(sizes), max(sizes)) if len(sizes) > 1 else None
 
 
 def _shared(row: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -122,7 +147,8 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
     """One row per method: its state, and per measure the mean, interval and difference from the reference.
 
     The p-values are adjusted by Holm's method over the methods that are compared with the reference. `left_out` counts
-    the networks of trainings that lack a fold; `not_judged` and `not_compared` say why a row has no measures or no
+    the networks of trainings that lack a fold, `uneven` how many networks a fold of a training has where they differ;
+    `not_judged` and `not_compared` say why a row has no measures or no
     difference.
     """
     every = {name: [n for n in networks if n.method == name] for name in facts["methods"]}
@@ -130,7 +156,9 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
     out = [
         {"method": name, "runs": len(of_method[name]), "left_out": len(every[name]) - len(of_method[name]),
          "pretrainings": len({n.training for n in of_method[name]} - {""}),
-         "folds": len({n.fold for n in of_method[name]}), **_missed(of_method[name]), **about}
+         **({"unit": of_method[name][0].unit} if of_method[name] and not of_method[name][0].classes else {}),
+         "folds": len({n.fold for n in of_method[name]}), "uneven": _uneven(of_method[name]),
+         **_missed(of_method[name]), **about}
         for name, about in facts["methods"].items()
     ]  # fmt: skip
     reference = facts.get("reference", "")
@@ -156,16 +184,20 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
             if row["method"] not in tables or row["method"] == reference:
                 continue
             try:
-                row["shared"] = _shared(row, next(other for other in out if other["method"] == reference))
+                other = next(other for other in out if other["method"] == reference)
+                if measure in LENGTHS and row.get("unit") != other.get("unit"):
+                    raise ValueError(f"its distances are in {row['unit'] or '?'}, those of {reference} in another unit")
+                row["shared"] = _shared(row, other)
                 found.append(several_runs.difference(tables[row["method"]], tables[reference], row["shared"]))
                 compared.append(row)
             except ValueError as error:
                 row["not_compared"] = str(error)
         adjusted = statistics.holm([f.p for f in found])
         for row, f, p in zip(compared, found, adjusted, strict=True):
+            most = np.inf if measure in LENGTHS else 1.0  # shares differ by no more
             row[f"{measure}_difference"] = {
-                "value": by * f.value, "low": by * f.interval.low, "high": by * f.interval.high,
-                "p_holm": p, "smallest": by * f.smallest,
+                "value": by * f.value, "low": by * np.maximum(f.interval.low, -most),
+                "high": by * np.minimum(f.interval.high, most), "p_holm": p, "smallest": by * f.smallest,
             }  # fmt: skip
     return out
 
@@ -196,8 +228,10 @@ def _means(found: list[dict[str, Any]], facts: dict[str, Any]) -> list[list[str]
     head = ["method", *(["state"] if states else []), "runs", *(["test patients"] if several else [])]
     given = {measure for measure in measures if any(measure in row["paper"] for row in found)}
     images = f" on {facts['paper_set']}" if facts.get("paper_set") else ""
+    units = {row["unit"] for row in found if "unit" in row}
+    unit = f", {units.pop()}" if len(units) == 1 and units != {""} else ""
     for measure in measures:
-        head += [measure, *([f"{measure}, paper{images}"] if measure in given else [])]
+        head += [measure + unit * (measure in LENGTHS), *([f"{measure}, paper{images}"] if measure in given else [])]
     lines = [head + [f"{name}, paper" for name in also]]
     for row in found:
         paper = lambda name, row=row: "" if name not in row["paper"] else f"{row['paper'][name]:.2f}"
@@ -229,8 +263,10 @@ def _differences(found: list[dict[str, Any]]) -> list[list[str]]:
             if d is None or np.isnan(d["low"]):
                 line += ["" if d is None else f"{d['value']:+.1f}", "", ""]
             else:
-                line += [f"{d['value']:+.1f} ({d['low']:+.1f} to {d['high']:+.1f})", f"{d['p_holm']:.3f}",
-                         f"{d['smallest']:.1f}"]  # fmt: skip
+                p = "< 0.001" if d["p_holm"] < 0.001 else f"{d['p_holm']:.3f}"
+                none = d["smallest"] >= 100 and measure.removesuffix("_difference") not in LENGTHS
+                line += [f"{d['value']:+.1f} ({d['low']:+.1f} to {d['high']:+.1f})", p,
+                         "none" if none else f"{d['smallest']:.1f}"]  # fmt: skip
         lines.append(line)
     return lines
 
@@ -254,6 +290,11 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     for row in found:
         if row["left_out"]:
             text += f" {row['method']}: {row['left_out']} runs are left out, because their training lacks a fold."
+        if row["uneven"]:
+            text += (
+                f" {row['method']}: a training has {row['uneven'][0]} to {row['uneven'][1]} networks on a fold; every "
+                "fold counts the same."
+            )
         for measure, (lacking, total) in row.get("undefined", {}).items():
             text += (
                 f" {row['method']}: {measure} is not defined in {lacking} of {total} cases, where nothing was found or "
@@ -263,6 +304,11 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
             text += (
                 f" {row['method']}: {row['missed']} structures in {row['missed_cases']} cases, over all runs, were not "
                 "found; distances leave them out, so they favour a method that misses structures."
+            )
+        if row.get("uncounted") and "hd95" in row:
+            text += (
+                f" {row['method']}: {row['uncounted']} of {row['runs']} runs did not keep how many structures they "
+                "missed, which distances leave out."
             )
         if "not_judged" in row:
             text += f" {row['method']} has no measures: {row['not_judged']}. Did its images change between two runs?"

@@ -24,6 +24,7 @@ class Network:
     training: number of the pre-training (its seed), or "" where there is none.
     images, groups: name and patient of every case, `(N,)`.
     columns: for a classifier `label` and `p_CLASS`; for a segmenter its measures, each `(N,)`.
+    unit: of a segmenter's distances, "mm" or "px"; "" if it is not known.
     """
 
     method: str
@@ -33,6 +34,7 @@ class Network:
     images: np.ndarray
     groups: np.ndarray
     columns: dict[str, np.ndarray]
+    unit: str = ""
 
     @property
     def patients(self) -> np.ndarray:
@@ -86,9 +88,10 @@ def read_network(folder: Path, method: str, training: str, seed: int, fold: int)
         table = table.where(table.split == judged_on["judged_on"])
         columns = {name: table.mean_of_labels(name) for name in OF_MASKS}
         columns[MISSED] = table.missed_labels.astype(float)
-        return Network(method, training, seed, fold, table.names, table.groups, columns)
+        return Network(method, training, seed, fold, table.names, table.groups, columns, table.unit)
     rows = predictions.read(workdir.predictions)
     rows = rows.where(rows.split == judged_on["judged_on"])
+    predictions.require_labels(rows, workdir.predictions)
     columns = {"label": rows.labels.astype(float)}
     columns |= {f"p_{name}": rows.probabilities[:, i] for i, name in enumerate(rows.classes)}
     return Network(method, training, seed, fold, rows.names, rows.groups, columns)

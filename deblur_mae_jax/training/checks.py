@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
 from deblur_mae_jax import sides
 from deblur_mae_jax.errors import UserError, pair, unknown
 from deblur_mae_jax.inference import sliding_window
 from deblur_mae_jax.network import Identity
+from deblur_mae_jax.workdir import checkpoint
 
 BALANCE = ("none", "sampling", "loss")
+AUDITS = ("near", "identical")
+_PARTS = ("both", "encoder", "decoder")
+_COUNTS = {"max_side": 0, "min_side": 1, "num_workers": 0, "num_threads": 0}
+_SHARE = (lambda value: 0 <= value <= 1, "in [0, 1]")
+_WHOLE = (lambda value: value >= 1, "at least 1")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data.split_seed": (lambda value: 0 <= value < 2**32, "in 0..2^32 - 1"),
+    "data.folds": (lambda value: value >= 2 and value == int(value), "a whole number of at least 2"),
+    "augment.erase_probability": _SHARE,
+    "task.label_smoothing": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "task.mixup": (lambda value: 0 <= value < math.inf, "0 (off) or greater"),
+    "task.cutmix": (lambda value: 0 <= value < math.inf, "0 (off) or greater"),
+    "task.mix_probability": _SHARE,
+    "task.mix_switch": _SHARE,
+    "model.head_init": (lambda value: value >= 0, "0 or greater"),
+    "model.depth": _WHOLE, "model.embed_dim": _WHOLE, "model.num_heads": _WHOLE, "model.patch_size": _WHOLE,
+    "model.width": _WHOLE, "model.decoder_depth": (lambda value: value >= 0, "0 or greater"),
+    "model.decoder_embed_dim": _WHOLE, "model.decoder_num_heads": _WHOLE,
+}  # fmt: skip
 
 
 def check(config: ConfigDict) -> Identity:
@@ -23,16 +46,17 @@ def check(config: ConfigDict) -> Identity:
     sides.checked(c.image_size, identity.axes)
     _require("optim.batch_size", o.batch_size, o.batch_size >= 1, "at least 1")
     _require("optim.accum_steps", o.accum_steps, o.accum_steps >= 1, "at least 1")
-    _require("optim.epochs", o.epochs, o.epochs > 0 or o.steps > 0, "greater than 0")
-    _require("optim.base_lr", o.base_lr, o.base_lr > 0, "greater than 0")
-    _require("optim.weight_decay", o.weight_decay, o.weight_decay >= 0, "0 or greater")
+    _require("optim.epochs", o.epochs, 0 < o.epochs < math.inf or o.steps > 0, "greater than 0, and finite")
+    _require("optim.base_lr", o.base_lr, 0 < o.base_lr < math.inf, "greater than 0, and finite")
+    _require("optim.weight_decay", o.weight_decay, 0 <= o.weight_decay < math.inf, "0 or greater, and finite")
     _require("optim.clip_norm", o.clip_norm, o.clip_norm >= 0, "0 (off) or greater")
     _require("optim.steps", o.steps, o.steps >= 0, "0 (the length is in epochs) or greater")
     _require("optim.warmup_steps", o.warmup_steps, o.warmup_steps >= 0, "0 or greater")
     _require("optim.warmup_epochs", o.warmup_epochs, o.warmup_epochs >= 0, "0 or greater")
     _require("optim.layer_decay", o.layer_decay, 0 < o.layer_decay <= 1, "in (0, 1]")
     _require("optim.eps", o.eps, o.eps > 0, "greater than 0")
-    _require("optim.min_lr", o.min_lr, o.min_lr >= 0, "0 or greater")
+    peak = o.base_lr * (o.batch_size / 256 if o.scale_lr else 1)
+    _require("optim.min_lr", o.min_lr, 0 <= o.min_lr <= peak, f"in 0..{peak:g}, the peak rate of this run")
     _require("optim.warmup_lr", o.warmup_lr, o.warmup_lr >= 0, "0 or greater")
     for section in ("report", "checkpoint"):
         every = c[section].every_epochs
@@ -44,6 +68,12 @@ def check(config: ConfigDict) -> Identity:
     for name in ("b1", "b2"):
         _require(f"optim.{name}", o[name], 0 <= o[name] < 1, "in [0, 1)")
     _require("model.in_chans", c.model.in_chans, c.model.in_chans in (1, 3), "1 or 3")
+    for name, least in _COUNTS.items():
+        _require(f"data.{name}", c.data[name], c.data[name] >= least, f"at least {least}")
+    _require("init_parts", c.init_parts, c.init_parts in _PARTS, " | ".join(_PARTS))
+    _require("hang_minutes", c.hang_minutes, c.hang_minutes >= 0, "0 (never) or greater")
+    checkpoint.check(c.checkpoint.keep_last, c.checkpoint.commit, c.checkpoint.async_save)
+    _check_ranges(fields.flat(c))
     bad = c.data.max_bad_fraction
     _require("data.max_bad_fraction", bad, 0 <= bad < 1, "in [0, 1)")
     share = jax.device_count() * o.accum_steps
@@ -63,6 +93,14 @@ def check(config: ConfigDict) -> Identity:
     return identity
 
 
+def _check_ranges(values: dict[str, Any]) -> None:
+    """The ranges of fields that only some kinds of run have."""
+    for name, (ok, rule) in _RANGES.items():
+        value = values.get(name)  # None: the kind of run lacks it, or it is unset
+        if value is not None:
+            _require(name, value, ok(value), rule)
+
+
 def _require(field: str, value: Any, ok: bool, rule: str) -> None:
     if not ok:
         raise UserError(f"config.{field}={value!r} must be {rule}")
@@ -80,6 +118,12 @@ def _check_views(c: ConfigDict) -> None:
         values = c.data[name]
         if not all(isinstance(value, float | int) for value in values):
             raise UserError(f"config.data.{name}={tuple(values)} must be numbers, such as (0.5,)")
+        low = 0 if name == "mean" else 1e-6
+        if not all(low <= value <= 1 for value in values):  # also catches NaN
+            raise UserError(
+                f"config.data.{name}={tuple(values)} must be in {'0' if name == 'mean' else '0 (excluded)'} to 1: gray "
+                "levels are 0 to 1 here, so divide values of the 0 to 255 scale by 255"
+            )
         if values and len(values) not in (1, c.model.in_chans):
             raise UserError(
                 f"config.data.{name}={tuple(values)} must have one value, or one for each of "
@@ -94,6 +138,8 @@ def check_labels(config: ConfigDict, identity: Identity) -> None:
 
     segments = identity.kind == "segment"
     measures: Any = segmentation.MEASURES if segments else classification.METRICS
+    if config.report.audit not in AUDITS:
+        raise unknown("config.report.audit", config.report.audit, AUDITS)
     if config.select.metric not in measures:
         raise unknown("config.select.metric", config.select.metric, measures)
     if not segments:

@@ -70,6 +70,12 @@ def convert(params: Any, old: ImageInputs, new: ImageInputs, norm_pix: bool, rul
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def not_converted(params: Any, shapes: Any) -> list[str]:
+    """The parameters that have another shape than the network with the new channels needs."""
+    got, needed = (traverse_util.flatten_dict(tree, sep="/") for tree in (params, shapes))
+    return sorted(name for name, value in needed.items() if name in got and got[name].shape != value.shape)
+
+
 def _wide(values: tuple[float, ...], channels: int) -> np.ndarray:
     return np.broadcast_to(np.asarray(values, np.float64), (channels,))
 

@@ -92,7 +92,7 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
         f'prefix = "{BACKBONE}"',
         "state = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}",
         'del state["mask_token"]',
-        f'encoder = timm.create_model("{opens["model"]}", pretrained=False, {arguments})',
+        f'encoder = timm.create_model("{opens["model"]}", pretrained=False, {arguments}).eval()',
         "encoder.load_state_dict(state, strict=True)",
     ]
 

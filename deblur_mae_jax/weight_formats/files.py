@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -21,7 +22,7 @@ from deblur_mae_jax.errors import UserError, one_line
 from deblur_mae_jax.weight_formats.contract import State, Weights, recognise
 from deblur_mae_jax.weight_formats.torch_calls import need_torch
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 IN_FOLDERS = (
     "model.safetensors",
     "d2mae.safetensors",
@@ -32,10 +33,13 @@ CERTIFICATE = "certificate.json"  # of an export
 # Lists of the files of a network that was saved in parts.
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # The keys under which training code stores the weights, and the prefixes that it adds to their names.
-_INSIDE = ("model", "state_dict", "module", "model_state_dict", "network", "net", "backbone", "encoder", "weights")
+_INSIDE = (
+    "model", "state_dict", "module", "model_state_dict", "network", "net", "backbone", "encoder", "weights",
+    "teacher", "model_ema", "state_dict_ema", "ema", "student",
+)  # fmt: skip
 _WRAPPERS = ("module.", "_orig_mod.")
 _PREFIXES = (
-    *_WRAPPERS, "model.", "encoder.", "backbone.", "net.", "network.", "student.", "teacher.", "state_dict.", "vit.",
+    *_WRAPPERS, "model.", "encoder.", "backbone.", "net.", "network.", "teacher.", "student.", "state_dict.", "vit.",
     "image_encoder.", "visual.", "trunk.", "feature_extractor.", "base_model.", "ema.", "model_ema.", "encoder_q.",
     "base_encoder.", "online_encoder.", "momentum_encoder.", "target_encoder.",
 )  # fmt: skip
@@ -56,7 +60,7 @@ def read(path: Path, field: str) -> Weights:
     if path.is_dir():
         path = next(folder / name for name in (*IN_FOLDERS, *SHARDS) if (folder / name).is_file())
     try:
-        state, header, arguments = _read_file(path)
+        state, header, arguments, chosen = _read_file(path)
         damaged = sorted(k for k, v in state.items() if not np.isfinite(v).all())
         if damaged:
             raise UserError(f"NaN or infinite values in {', '.join(damaged[:3])}")
@@ -64,6 +68,7 @@ def read(path: Path, field: str) -> Weights:
         format, notes = None, list[str]()
         if header.get("names") != OWN_NAMES:
             state, notes = _without_prefix(state)
+            notes = chosen + notes
             format = recognise(state)
             state = format.to_ours(state)
     except UserError as error:
@@ -78,18 +83,18 @@ def misfit(error: Exception) -> str:
     return f"its arrays do not have the shapes of the network that their names belong to ({error})"
 
 
-def _read_file(path: Path) -> tuple[State, dict[str, str], dict[str, Any]]:
-    """The arrays of a file by name, its header, and its training arguments. Raises `UserError`."""
+def _read_file(path: Path) -> tuple[State, dict[str, str], dict[str, Any], list[str]]:
+    """The arrays of a file by name, its header, its training arguments, and notes. Raises `UserError`."""
     if path.name in SHARDS:
-        return _read_shards(path), {}, {}
+        return _read_shards(path), {}, {}, []
     with open(path, "rb") as file:
         if file.read(24).startswith(b"version https://git-lfs"):
             raise UserError(f"it is {stranger(path)}")
-    if path.suffix == ".safetensors":
-        return (*_safetensors(path), {})
-    if path.suffix in PICKLES:
-        state, arguments = _pickle(path)
-        return state, _header_beside(path), arguments
+    if path.suffix.lower() == ".safetensors":
+        return (*_safetensors(path), {}, [])
+    if path.name.lower().endswith(PICKLES):
+        state, arguments, notes = _pickle(path)
+        return state, _header_beside(path), arguments, notes
     raise UserError(
         f"'{path.suffix or path.name}' is not a weight file. Choices: the workdir of a run, .safetensors, "
         f"{', '.join(PICKLES)}, a Hugging Face folder"
@@ -144,7 +149,7 @@ def _without_prefix(state: State) -> tuple[State, list[str]]:
 
 def _config_beside(folder: Path, path: Path) -> dict[str, Any]:
     """`config.json` and `preprocessor_config.json` of a Hugging Face or timm folder."""
-    if path.name not in IN_FOLDERS:
+    if path.name not in (*IN_FOLDERS, *SHARDS):
         return {}
     config: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "config.json"):
@@ -188,7 +193,7 @@ def _safetensors(path: Path) -> tuple[State, dict[str, str]]:
     return {k: _plain(v) for k, v in state.items()}, header
 
 
-def _pickle(path: Path) -> tuple[State, dict[str, Any]]:
+def _pickle(path: Path) -> tuple[State, dict[str, Any], list[str]]:
     torch = need_torch("files of PyTorch (.pth)")
     _refuse_bomb(path)
     try:
@@ -198,27 +203,53 @@ def _pickle(path: Path) -> tuple[State, dict[str, Any]]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise almost any exception
         refused = "weights_only" in str(error) or "Unsupported" in str(error)
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({named[1]})" if named else ""
         why = (
-            "it holds more than tensors, so it is not opened: loading it could run code"
+            f"it holds more than tensors{what}, so it is not opened: loading it could run code. If you trust it, save "
+            "its weights alone: torch.save({'model': torch.load(FILE, weights_only=False)['model']}, NEW)"
             if refused
             else f"it cannot be read; it is damaged or not a PyTorch file: {one_line(error, 160)}"
         )
         raise UserError(why) from error
     arguments: dict[str, Any] = {}
+    notes: list[str] = []
     if isinstance(content, dict):
         args = content.get("args")
         if isinstance(args, argparse.Namespace):
             arguments = vars(args)
-        for name in _INSIDE:
-            if isinstance(content.get(name), dict):
-                content = content[name]
+        content, notes = _inside(content)
     if not isinstance(content, dict):
         raise UserError(f"it holds a {type(content).__name__}, not weights by name")
     state = {}
     for name, value in content.items():
         if isinstance(value, torch.Tensor):
-            state[name] = _plain(value.detach().float().numpy())
-    return state, arguments
+            if value.is_quantized:
+                raise UserError(f"'{name}' is quantised: save it as float32")
+            value = value.detach()
+            state[name] = _plain((value.float() if value.is_floating_point() else value).numpy())
+    if not state:
+        raise UserError(
+            f"it holds no arrays under a known name; its entries are {', '.join(map(str, content)) or 'none'}"
+        )
+    return state, arguments, notes
+
+
+def _inside(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The weights among what training code saved, and a note if there are others beside them."""
+    notes = []
+    for name in _INSIDE:
+        if not isinstance(content.get(name), dict):
+            continue
+        others = [key for key, value in content.items() if key != name and _holds_arrays(value)]
+        if others:
+            notes.append(f"its weights under '{name}' are read, not those under {', '.join(map(repr, others))}")
+        content = content[name]
+    return content, notes
+
+
+def _holds_arrays(value: Any) -> bool:
+    return isinstance(value, dict) and any(hasattr(inner, "is_floating_point") for inner in value.values())
 
 
 def _refuse_bomb(path: Path) -> None:

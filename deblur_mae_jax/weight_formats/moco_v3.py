@@ -109,7 +109,7 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
         f'prefix = "{vit.BASE}"',
         "state = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}",
         f'state = {{k: v for k, v in state.items() if not k.startswith("{head}.")}}',
-        f'encoder = timm.create_model("{opens["model"]}", pretrained=False, {arguments})',
+        f'encoder = timm.create_model("{opens["model"]}", pretrained=False, {arguments}).eval()',
         "encoder.load_state_dict(state, strict=True)",
     ]
 

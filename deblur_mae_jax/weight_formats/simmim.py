@@ -99,7 +99,7 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
         *torch_calls.read_lines(certificate["file"]["name"]),
         'state = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}',
         'del state["mask_token"]',
-        f'encoder = timm.create_model("{opens["model"]}", pretrained=False, {arguments})',
+        f'encoder = timm.create_model("{opens["model"]}", pretrained=False, {arguments}).eval()',
     ]
     if certificate["network"]["model"] == "swin2d_mim":
         lines.append("state = timm.models.swin_transformer.checkpoint_filter_fn(state, encoder)")

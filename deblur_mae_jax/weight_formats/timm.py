@@ -101,8 +101,9 @@ def write_config(folder: Path, network: dict[str, Any], opens: dict[str, Any], p
     run_folder.write_json(folder / "config.json", config)
 
 
-# The usual output of a ViT without a head is its class token, and that of dm.encode the mean of the patches.
-FEATURES = "features = model.forward_features(x)[:, 1:].mean(1)  # those of dm.encode"
+# Without a head, a masked autoencoder encodes an image as the mean of its patches, and any other network as timm does.
+MEAN = "features = model.forward_features(x)[:, 1:].mean(1)  # those of dm.encode"
+POOLED = "features = model.forward_head(model.forward_features(x), pre_logits=True)  # those of dm.encode"
 
 
 def snippet(certificate: dict[str, Any]) -> list[str]:
@@ -112,9 +113,9 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
     return [
         "import timm, torch",
         *torch_calls.read_lines(certificate["file"]["name"]),
-        f'model = timm.create_model("{opens["model"]}", pretrained=False, {arguments})',
+        f'model = timm.create_model("{opens["model"]}", pretrained=False, {arguments}).eval()',
         "model.load_state_dict(state, strict=True)",
-        *([] if opens["arguments"]["num_classes"] else [FEATURES]),
+        *([] if opens["arguments"]["num_classes"] else [MEAN if "mask_ratio" in certificate["network"] else POOLED]),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -22,7 +23,7 @@ _KNOWN = re.compile(
     r"|head\.0\.(running_mean|running_var|num_batches_tracked)"
     r"|(decoder_)?blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias))$"
 )
-_LAYER_SCALE = re.compile(r"^blocks\.\d+\.ls[12]\.gamma$")
+_LAYER_SCALE = re.compile(r"^(blocks\.\d+)\.(?:ls([12])\.gamma|gamma_([12]))$")
 TABLE = "relative_position_bias_table"
 DECODER = re.compile(r"^(decoder_|mask_token)")
 # Weights do not record the number of attention heads; these widths have a usual number.
@@ -82,12 +83,19 @@ def checked(state: State) -> State:
 
 
 def _without_layer_scale(state: State) -> State:
-    """Factors of the branches (LayerScale of DINOv2 and DeiT III) become part of the layers before them."""
-    for name in [name for name in state if _LAYER_SCALE.match(name)]:
-        block, which = name.rsplit(".", 2)[0], "attn.proj" if ".ls1." in name else "mlp.fc2"
-        scale = state.pop(name)
+    """Factors of the branches (LayerScale of DINOv2 and DeiT III) become part of the layers before them.
+
+    DeiT III adds no position to its class token, which gets one of zeros here.
+    """
+    found = [match for match in map(_LAYER_SCALE.match, list(state)) if match]
+    for match in found:
+        block, which = match[1], "attn.proj" if "1" in (match[2], match[3]) else "mlp.fc2"
+        scale = state.pop(match[0])
         weight, bias = f"{block}.{which}.weight", f"{block}.{which}.bias"
         state[weight], state[bias] = state[weight] * scale[:, None], state[bias] * scale
+    table = state.get("pos_embed")
+    if found and table is not None and table.ndim == 3 and math.isqrt(table.shape[1]) ** 2 == table.shape[1]:
+        state["pos_embed"] = np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)
     return state
 
 
@@ -198,7 +206,7 @@ def _from_shapes(weights: Weights, saved: dict[str, Any]) -> tuple[dict[str, Any
         }
     else:
         values |= {
-            "model.pool": "mean" if "fc_norm.weight" in state else "cls",
+            "model.pool": _pool(state, config, notes),
             "model.probe": "head.0.running_mean" in state,
             "model.drop_path": 0.0,
             "model.head_init": 0.01,
@@ -210,6 +218,18 @@ def _from_shapes(weights: Weights, saved: dict[str, Any]) -> tuple[dict[str, Any
         values["task.degrade"] = "blur.gaussian(sigma=1.1)"
         notes.append("its training arguments say that it learned to deblur: degradation blur.gaussian(sigma=1.1)")
     return values, classes, notes
+
+
+def _pool(state: State, config: dict[str, Any], notes: list[str]) -> str:
+    """The pooling of an encoder without a decoder."""
+    if "fc_norm.weight" in state:
+        return "mean"
+    if config.get("global_pool") == "avg" or (config.get("model_args") or {}).get("global_pool") == "avg":
+        notes.append(
+            "its config.json says that the mean is taken after the last norm, which no network here does: its class "
+            "token is read instead, and its own classifier gives other results"
+        )
+    return "cls"
 
 
 def depth_of(state: State, stem: str) -> int:
@@ -240,8 +260,10 @@ def normalisation(config: dict[str, Any], chans: int, notes: list[str]) -> dict[
     timm = config.get("pretrained_cfg") or {}
     mean = config.get("image_mean") or timm.get("mean")
     std = config.get("image_std") or timm.get("std")
-    if mean and std and len(mean) in (1, chans) and len(std) in (1, chans):
+    if config.get("do_normalize") is not False and mean and std and len(mean) in (1, chans) and len(std) in (1, chans):
         return {"data.mean": tuple(mean), "data.std": tuple(std)}
+    if config.get("do_normalize") is False:
+        return {"data.mean": (0.0,), "data.std": (1.0,)}
     notes.append("the file does not record how its images were normalised; we assume ImageNet's mean and std")
     return {"data.mean": (), "data.std": ()}
 

@@ -138,6 +138,16 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+def check(keep_last: int, commit: str, write: str) -> None:
+    """Raise `UserError` for settings of `config.checkpoint` that do not exist."""
+    if commit not in COMMITS:
+        raise unknown("config.checkpoint.commit", commit, COMMITS)
+    if write not in WRITES:
+        raise unknown("config.checkpoint.async_save", write, WRITES)
+    if keep_last < 1:
+        raise UserError(f"config.checkpoint.keep_last={keep_last} must be at least 1")
+
+
 class Checkpoints:
     """Checkpoints of one run: it keeps the newest `keep_last`, and one every `keep_every` steps.
 
@@ -149,16 +159,11 @@ class Checkpoints:
     def __init__(
         self, folder: Any, keep_last: int = 3, keep_every: int = 0, commit: str = "rename", write: str = "off"
     ):
-        if commit not in COMMITS:
-            raise unknown("config.checkpoint.commit", commit, COMMITS)
-        if write not in WRITES:
-            raise unknown("config.checkpoint.async_save", write, WRITES)
+        check(keep_last, commit, write)
         self.asynchronous = write == "on" or (write == "auto" and jax.default_backend() != "cpu")
         # Nothing is read back while training goes on, or from a store.
         self.by_size = self.asynchronous or not isinstance(folder, Path)
         self._pending: tuple[int, Callable[[], None]] | None = None
-        if keep_last < 1:
-            raise UserError(f"config.checkpoint.keep_last={keep_last} must be at least 1")
         self.folder = folder
         self.broken: list[int] = []
         options = ocp.CheckpointManagerOptions(

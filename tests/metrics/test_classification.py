@@ -270,6 +270,40 @@ def test_a_file_that_is_no_table_is_named(tmp_path):
         predictions.read(tmp_path / "x.csv")
 
 
+HEAD = "image,group,split,label,predicted,p_a,p_b,level,sigma"
+
+
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        (["x,,test,a,a,nan,0.5,0,"], "row 2, image 'x': .* are no probabilities"),
+        (["x,,test,a,a,5,-4,0,"], "row 2, image 'x': .* are no probabilities"),
+        (["x,,test,a,a,0.9,0.1,0,", "y,,test,zzz,a,0.9,0.1,0,"], "row 3, image 'y': the label 'zzz' is none of a, b"),
+        (["x,,test,a,a,0.9,0.1,0,"] * 2, "image 'x' occurs twice in the split 'test'"),
+    ],
+    ids=["nan", "no share", "label", "twice"],
+)
+def test_a_row_that_cannot_be_judged_is_named(rows, said, tmp_path):
+    (tmp_path / "x.csv").write_text("\n".join([HEAD, *rows]))
+    with pytest.raises(UserError, match=said):
+        predictions.read(tmp_path / "x.csv")
+
+
+def test_a_missing_column_is_named(tmp_path):
+    (tmp_path / "x.csv").write_text("image,group,label,p_a,p_b,level,sigma\nx,,a,0.9,0.1,0,\n")
+    with pytest.raises(UserError, match="it lacks split"):
+        predictions.read(tmp_path / "x.csv")
+
+
+def test_images_without_a_label_are_not_counted_as_a_class():
+    with pytest.raises(UserError, match="1 of 2 images have no label, for example 'image 1'"):
+        predictions.summarise(table([0, -1], two_columns(np.array([0.2, 0.9]))))
+
+
+def test_no_temperature_is_fitted_where_the_loss_is_flat():
+    assert classification.fit_temperature(np.array([0, 1]), np.eye(2)) is None
+
+
 def test_patients_are_judged_by_the_mean_of_their_images():
     p = two_columns(np.array([0.9, 0.2, 0.6, 0.1, 0.7]))
     t = table([1, 1, 1, 0, 0], p, groups=["a", "a", "b", "b", ""])

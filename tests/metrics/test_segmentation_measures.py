@@ -1,5 +1,7 @@
 """The parts of segmentation against arrays made by running MONAI."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from deblur_mae_jax.inference import sliding_window
 from deblur_mae_jax.input_pipeline import volumes
 from deblur_mae_jax.metrics import segmentation, similarity
 from deblur_mae_jax.reports import cases, comparison
+from deblur_mae_jax.reports import segmentation as segmentation_report
 from deblur_mae_jax.tasks import losses
 from deblur_mae_jax.training import schedule
 
@@ -269,6 +272,36 @@ def judged(distances, sizes):
     names = np.array([f"case {i}" for i in range(len(distances))])
     test = np.full(len(names), "test")
     return cases.Cases(["x", "y"], names, names, test, values, np.ones((len(names), 2)), np.array(sizes), "mm")
+
+
+def test_a_missed_label_has_no_surface_in_common():
+    truth, nothing = np.zeros((6, 6, 6), bool), np.zeros((6, 6, 6), bool)
+    truth[2:4, 2:4, 2:4] = True
+    missed, invented = (segmentation.measure(*pair, (1.0,) * 3) for pair in ((truth, nothing), (nothing, truth)))
+    assert missed["surface_dice"] == missed["dice"] == 0 and np.isnan(missed["hd95"])
+    assert np.isnan([invented["surface_dice"], invented["dice"]]).all()
+
+
+def test_the_interval_of_dice_stays_below_one():
+    names = np.array([f"p{i}" for i in range(10)])
+    entry = cases.entry(np.array([1.0] * 9 + [0.2]), names, True, share=True)
+    assert 0 < entry["low"] < entry["value"] < entry["high"] < 1
+
+
+def test_millimetres_are_not_compared_with_pixels():
+    one = judged([[2.0, 9.0]] * 20, [[1, 1]] * 20)
+    with pytest.raises(UserError, match="different units: mm, px"):
+        comparison.compare_cases(one, dataclasses.replace(one, unit="px"), ("a", "b"))
+
+
+def test_a_headline_says_how_many_images_it_counts():
+    table = judged([[2.0, 9.0]] * 6, [[1, 1]] * 6)
+    table.truth_size[2:] = 0
+    table.values = {name: np.where(table.truth_size > 0, v, np.nan) for name, v in table.values.items()}
+    numbers = cases.summarise(table) | {"labels": table.labels}
+    text = segmentation_report._dice(numbers)
+    assert "on 2 of 6 test images of 6 patients, the others of which have no label" in text
+    assert "8 structures were predicted where there is none." in text
 
 
 def test_a_missed_label_does_not_make_a_distance_better():

@@ -231,3 +231,52 @@ def test_the_intervals_cover():
         patients_only += low <= truth <= high
     assert 181 <= hits <= 199  # 190 expected, with a deviation of 3
     assert patients_only < hits - 10
+
+
+def test_a_fold_with_more_networks_counts_the_same():
+    names = [np.array([f"{fold}{i}" for i in range(20)]) for fold in "ab"]
+    rng = np.random.default_rng(5)
+    values = [rng.normal(level, 0.1, 20) for level in (0.9, 0.5)]
+
+    def network(fold):
+        return Judged(0, names[fold], lambda w, v=values[fold]: w @ v / w.sum(axis=1), images=names[fold])
+
+    once, often = (several_runs.table([network(0)] * count + [network(1)]) for count in (1, 3))
+    assert often.mean == pytest.approx(once.mean) == pytest.approx((values[0].mean() + values[1].mean()) / 2)
+    np.testing.assert_allclose(often.without, once.without)
+
+
+def crossed(rng, of_trainings=0.02, of_seeds=0.05, left=0.005, R=3, S=3):
+    """Means of R pre-trainings with S seeds each, as networks whose patients are all equal but for a small spread."""
+    names = np.array([f"p{i}" for i in range(50)])
+    spread = np.linspace(-1e-3, 1e-3, 50)
+    seeds = of_seeds * rng.normal(size=S)
+    out = []
+    for training in range(R):
+        own = of_trainings * rng.normal()
+        for seed in range(S):
+            v = spread + own + seeds[seed] + left * rng.normal()
+            out.append(Judged(training, names, lambda w, v=v: w @ v / w.sum(axis=1), seed=seed))
+    return out
+
+
+def test_seeds_that_all_trainings_share_widen_the_interval_of_the_mean():
+    rng = np.random.default_rng(0)
+    hits = {True: 0, False: 0}
+    for _ in range(300):
+        networks = crossed(rng)
+        for shared in hits:
+            own = networks if shared else [n._replace(seed=None) for n in networks]
+            interval = several_runs.mean(own, share=False).interval
+            hits[shared] += interval.low <= 0 <= interval.high
+    assert hits[True] / 300 > 0.93 > 0.8 > hits[False] / 300
+
+
+def test_seeds_without_an_effect_add_nothing():
+    networks = crossed(np.random.default_rng(3), of_seeds=0.0)
+    plain = [n._replace(seed=None) for n in networks]
+    wide, narrow = (several_runs.mean(n, share=False).interval for n in (networks, plain))
+    assert wide.high - wide.low <= 1.5 * (narrow.high - narrow.low)
+    assert several_runs.table(networks[:3]).of_seeds == (0.0, 1)  # one training
+    other = [n._replace(seed=(n.training, n.seed)) for n in networks]
+    assert several_runs.table(other).of_seeds == (0.0, 1)  # no seed in common

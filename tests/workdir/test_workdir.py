@@ -28,7 +28,7 @@ from deblur_mae_jax.workdir.mirror import Mirror
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 ROOT = tiny.ROOT
-# Configs that version 0.1 wrote, by the function of `deblur_mae_jax/config.py` that makes such a config now.
+# Configs that version 0.1 wrote, by the function of `deblur_mae_jax.config` that makes such a config now.
 VERSION_0_1 = Path(__file__).parent / "version_0_1"
 
 

@@ -280,6 +280,8 @@ class D2MAE(nn.Module):
         """
         c = self.config
         check_image(image, c["max_side"])
+        if self.sigmas and degraded is None and level not in range(len(self.sigmas) + 1):
+            raise ValueError(f"level={level}: expected a level from 1 to {len(self.sigmas)}, or 0 for the sharp image")
         x = image.float()[None] if image.ndim == 2 else image.float().permute(2, 0, 1)
         x = to_gray(x) if c["in_chans"] == 1 else x.expand(3, -1, -1)
         sigma = None if level == 0 else c["sigma"] if level is None else self.sigmas[level - 1] or None
@@ -403,13 +405,17 @@ class D2MAE(nn.Module):
         return self.decode(self.encode(x, level, order[:, :keep]), restore), mask
 
     @torch.no_grad()
-    def search(self, image: torch.Tensor, step: int = 2) -> tuple[int, dict[int, float]]:
+    def search(self, image: torch.Tensor, step: int = 2, high_pass: float = 0.0) -> tuple[int, dict[int, float]]:
         """Optimal blurriness search: the level whose blur the network undoes best, and every error.
 
         A fine-tuned network searches with the pre-trained one beside it.
+
+        high_pass: sigma in pixels of the input; only what a blur of it removes from the error counts. 0: all of it.
         """
         if self.searcher:
-            return self.searcher[0].search(image, step)
+            return self.searcher[0].search(image, step, high_pass)
+        if not hasattr(self, "decoder_pred"):
+            raise ValueError(f"a search needs the pre-trained network, {' and '.join(SEARCHER)} beside the weights")
         goal = self.patchify(self.view(image, 0))
         if self.config["norm_pix_loss"]:
             mean, var = goal.mean(-1, keepdim=True), goal.var(-1, keepdim=True)
@@ -417,7 +423,11 @@ class D2MAE(nn.Module):
         errors = {}
         for level in range(1, len(self.sigmas) + 1, step):
             pred, _ = self(self.view(image, level), level, mask_ratio=0)
-            errors[level] = float((pred - goal).square().mean())
+            error = pred - goal
+            if high_pass:
+                picture = self.unpatchify(error)[0]
+                error = picture - gaussian_blur(picture, high_pass, "opencv_float")
+            errors[level] = float(error.square().mean())
         return min(errors, key=lambda level: errors[level]), errors
 
     def features(self, x: torch.Tensor, level: torch.Tensor | int | None = None) -> torch.Tensor:
@@ -437,7 +447,7 @@ class D2MAE(nn.Module):
         kind, value = self.config["setting"]
         level = None
         if kind == "search":
-            level, _ = self.search(image, int(value))
+            level, _ = self.search(image, int(value), self.config.get("high_pass", 0.0))
         elif kind == "fixed":
             level = min(range(len(self.sigmas)), key=lambda i: abs(self.sigmas[i] - value)) + 1
         elif kind == "none":

@@ -1,0 +1,5 @@
+"""Print the reference page."""
+
+from deblur_mae_jax.config import page
+
+print(page.reference(), end="")
