@@ -1,6 +1,6 @@
 r"""Fine-tune a BEiT: a ViT with relative positions, from SimMIM's, BEiT's or USFM's weights or from scratch.
 
-    python main.py --config=configs/beit.py --config.init_from=runs/simmim --config.data.root=/my/labelled \
+    python main.py --config=configs/beit.py --config.init_from=runs/simmim_beit --config.data.root=/my/labelled \
       --workdir=runs/beit
 
 Data sets and splits as in `finetune.py`: folder, thyroid, ovary, pancreas. `init_from` is a run of

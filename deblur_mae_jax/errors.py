@@ -70,3 +70,8 @@ def local_path(path: str | Path, field: str) -> Path:
             "(scripts/pack_data.py) and copy it to the bucket, or mount the bucket and name the folder of the mount"
         )
     return Path(path).expanduser()
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `3 images`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

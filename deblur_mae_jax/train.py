@@ -114,7 +114,8 @@ def _introduce(run: Experiment, progress: Progress) -> None:
     labels = run.supervision
     classes = labels.classes if labels is not None and labels.mask_values is not None else ()
     table = summary.rows(run.index, indices=None if labels is None else labels.indices, mask_classes=classes)
-    for line in summary.lines([*table, ("store", run.store.name)]):
+    devices = f"{run.mesh.size} x {jax.devices()[0].device_kind}"
+    for line in summary.lines([*table, ("store", run.store.name), ("devices", devices)]):
         progress.print(line)
 
 

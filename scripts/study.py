@@ -31,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.errors import UserError, counted, unknown
 from deblur_mae_jax.reports import ensembles
 from deblur_mae_jax.reports import study as table
 from studies import results, runs
@@ -155,7 +155,7 @@ def main():
         print("error:", error, file=sys.stderr)
         sys.exit(2)
     if failed:
-        print(f"error: {len(failed)} run(s) failed or were left out: {', '.join(failed)}", file=sys.stderr)
+        print(f"error: {counted(len(failed), 'run')} failed or left out: {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)
 
 

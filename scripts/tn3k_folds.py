@@ -75,7 +75,8 @@ def main(arguments=None):
             counts = ", ".join(f"{sum(row[2] == s for row in rows)} {s}" for s in ("train", "val", "test"))
             print(f"{root / f'fold{number}.csv'}: {counts}")
     except UserError as error:
-        sys.exit(str(error))
+        print("error:", error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -208,6 +208,27 @@ def test_what_is_assumed_of_a_file_of_others_is_said(caplog):
     assert trained.notes and all(note in caplog.text for note in trained.notes)
 
 
+class OnAnotherDevice:
+    """A tensor that does not become an array, as one of PyTorch on a GPU."""
+
+    def __array__(self, *_):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_a_picture_of_pillow_is_turned_as_its_file_is(tmp_path):
+    from deblur_mae_jax.data.decode import Decoder
+    from deblur_mae_jax.inference import arrays
+
+    picture = Image.fromarray(np.arange(40 * 60, dtype=np.uint8).reshape(40, 60))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    picture.save(tmp_path / "clear.png", transparency=7)
+    for name in ("turned", "clear"):
+        path = tmp_path / f"{name}.png"
+        np.testing.assert_array_equal(arrays.as_list(Image.open(path))[0], Decoder()(path))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -228,6 +249,12 @@ def test_what_is_assumed_of_a_file_of_others_is_said(caplog):
         (lambda t, c: dm.search_blur(t, images(1), step=2.5), "step=2.5 must be a whole number"),
         (lambda t, c: dm.encode(t, np.zeros((9, 8, 4), np.uint8)), r"\(9, 8, 4\) looks like one image with 4 channels"),
         (lambda t, c: dm.encode(t, Image.new("P", (9, 9))), "image 0 has Pillow's mode P; convert it"),
+        (lambda t, c: dm.encode(t, Image.new("I;16", (9, 9))), "mode I;16, which 'L' would cut off at 255; pass x ="),
+        (lambda t, c: dm.encode(t, "images/a.png"), "a str is no image; expected an array"),
+        (lambda t, c: dm.encode(t, {"a": images(1)}), "a dict is no image"),
+        (lambda t, c: dm.encode(t, np.float32(5)), r"an array of shape \(\) is no image"),
+        (lambda t, c: dm.encode(t, np.zeros((9, 9), bool)), "Black and white: image.astype"),
+        (lambda t, c: dm.encode(t, OnAnotherDevice()), r"cannot be an array .*image.detach\(\).cpu\(\).numpy\(\)"),
         (lambda t, c: dm.encode(t, [*images(1), Image.new("RGBA", (9, 9))]), "image 1 has Pillow's mode RGBA"),
         (lambda t, c: dm.encode(t, images(3), level=[1, 2]), r"level has shape \(2,\); .*each of the 3 images"),
         (lambda t, c: dm.encode(t, images(1), level=2.7), "level=2.7 must be whole numbers"),

@@ -258,7 +258,7 @@ def test_identical_images_with_different_labels_are_listed(tmp_path):
     assert not leaks.any and leaks.contradictions == [
         (usable.source.names[0], labels[0], usable.source.names[other], labels[other])
     ]
-    assert "1 pair(s) of identical images have different labels" in leaks.contradiction()[0]
+    assert "different labels in 1 pair of identical images" in leaks.contradiction()[0]
 
 
 def test_images_that_pre_training_saw_are_listed(tmp_path):

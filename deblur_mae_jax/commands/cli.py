@@ -61,7 +61,11 @@ def define_flags() -> None:
         ["run", "predict"],
         "run: train, or run the program that the config names | predict: apply the run in --workdir to new images.",
     )
-    text("input", "", "With --mode=predict: a folder of images, or a CSV that lists them.")
+    text(
+        "input",
+        "",
+        "With --mode=predict: a folder, a CSV, or one image or volume. Volumes with modality: /new/volumes=mr.",
+    )
     text("output", "", "With --mode=predict: the CSV to write; for a segmentation, the folder to write.")
     text(
         "infer",
@@ -153,7 +157,7 @@ def _no_words(argv: list[str], text: str) -> str:
     """The error of a word after the colon of a config that takes none; "" if `text` is about something else."""
     if not re.search(r"get_config\(\) takes 0 positional arguments", text):
         return ""
-    file = next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config=")), "")
+    file = next((a.partition("=")[2] for a in reversed(argv) if a.lstrip("-").startswith("config=")), "")
     return f"--config={file}: this config takes no word after the colon"
 
 

@@ -92,9 +92,12 @@ def _trained_on(trained: TrainedNetwork, index: Index) -> list[str]:
     own = set(hashes_of_index(workdir.index()) or ())
     before = known_hashes(workdir.pretrained_images) or set()
     counts = [sum(value in hashes for value in index.hashes if value) for hashes in (own, before - own)]
-    what = ("images of this run (training, validation or test)", "images of its pre-training")
+    what = (
+        "this run has seen {} of these images (training, validation or test)",
+        "its pre-training has seen {} of them",
+    )
     return [
-        f"{count} of these images are {of}: do not measure its accuracy on them"
+        f"{of.format(count)}: do not measure its accuracy on them"
         for count, of in zip(counts, what, strict=True)
         if count
     ]

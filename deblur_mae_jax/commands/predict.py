@@ -16,7 +16,7 @@ from deblur_mae_jax.data import buckets, naming
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.source import Skipped
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, counted
 from deblur_mae_jax.inference import blur_search
 from deblur_mae_jax.inference import levels as levels_of_images
 from deblur_mae_jax.inference.arrays import as_list
@@ -120,8 +120,7 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
         progress.print(f"{len(left_out)} files left out, see {target.shown(skipped)}")
     predicted = table.probabilities.argmax(1)
     counts = {name: int((predicted == i).sum()) for i, name in enumerate(trained.classes)}
-    images_of = "1 image" if len(table) == 1 else f"{len(table)} images"
-    progress.print(f"{images_of}: " + ", ".join(f"{n} {c}" for c, n in counts.items()))
+    progress.print(f"{counted(len(table), 'image')}: " + ", ".join(f"{n} {c}" for c, n in counts.items()))
     measures = _judge(table, path.with_name(path.stem + "_metrics.json"), progress)
     if measures is not None:
         target.send(measures)

@@ -128,7 +128,7 @@ def _summary(trained: TrainedNetwork, table: blur_search.Table, asked: int) -> l
     counts = {f"{s:g}": int((table.best_sigma == s).sum()) for s in table.sigmas}
     return [
         f"searched {table.searched} images{rate}; {asked - table.searched} looked up",
-        "images by best sigma: " + ", ".join(f"{s}: {n}" for s, n in counts.items()),
+        "images for each best sigma: " + ", ".join(f"{n} at {s}" for s, n in counts.items()),
     ]
 
 

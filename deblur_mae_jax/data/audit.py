@@ -12,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from deblur_mae_jax.data import copies
 from deblur_mae_jax.data.index import Index, pixel_hash
 from deblur_mae_jax.data.source import BadImage, Source, subset
+from deblur_mae_jax.errors import counted
 
 NEAR_COSINE = 0.995
 
@@ -60,12 +61,12 @@ class Leaks:
             count = sum(p.kind == kind for p in self.pairs)
             example = next(p for p in self.pairs if p.kind == kind)
             out.append(
-                f"{count} pair(s) across splits, {kind}: for example '{example.first}' "
+                f"{counted(count, 'pair')} across splits, {kind}: for example '{example.first}' "
                 f"({example.first_split}) and '{example.second}' ({example.second_split})"
             )
         if self.pretraining:
             out.append(
-                f"{len(self.pretraining)} judged image(s) were seen in pre-training, for example "
+                f"the pre-training has seen {counted(len(self.pretraining), 'judged image')}, for example "
                 f"'{self.pretraining[0]}'"
             )
         return out
@@ -76,8 +77,8 @@ class Leaks:
             return []
         first, label, second, other = self.contradictions[0]
         return [
-            f"{len(self.contradictions)} pair(s) of identical images have different labels, for example '{first}' "
-            f"({label}) and '{second}' ({other}). scripts/audit_data.py lists all of them."
+            f"different labels in {counted(len(self.contradictions), 'pair')} of identical images, for example "
+            f"'{first}' ({label}) and '{second}' ({other}). scripts/audit_data.py lists all of them."
         ]
 
     def write(self, path: Path) -> None:

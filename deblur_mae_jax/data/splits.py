@@ -13,7 +13,7 @@ import numpy as np
 from deblur_mae_jax.data import naming
 from deblur_mae_jax.data.index import require_some
 from deblur_mae_jax.data.source import Checked, Skipped, Source, subset
-from deblur_mae_jax.errors import UserError, did_you_mean
+from deblur_mae_jax.errors import UserError, counted, did_you_mean
 
 SPLITS = ("train", "val", "test")
 # The class of every image in a segmentation task, whose labels are masks.
@@ -41,7 +41,8 @@ def folds(labels: Sequence[str], groups: Sequence[str] | None, num_folds: int, s
         raise UserError(
             f"config.data.folds={num_folds}: "
             + (f"class '{rarest[1]}' has" if rarest[1] != ANY else "there are")
-            + f" only {rarest[0]} image(s), fewer than the folds.{did_you_mean(rarest[1], set(labels) - {rarest[1]})} "
+            + f" only {counted(rarest[0], 'image')}, fewer than the folds."
+            f"{did_you_mean(rarest[1], set(labels) - {rarest[1]})} "
             "Mend the name, use fewer folds, or name the splits in a CSV"
         )
     # Imported here because scikit-learn would delay the start of every run by a second.
@@ -308,7 +309,7 @@ def require(classes: list[str], labels: np.ndarray, indices: dict[str, np.ndarra
         known = [classes[i] for i in set(labels[indices["train"]].tolist())]
         count = int(np.isin(np.arange(len(labels)), np.concatenate(list(indices.values())))[labels == absent[0]].sum())
         raise UserError(
-            f"config.data.split={data.split}: no training image of class '{name}', which {count} image(s) of "
+            f"config.data.split={data.split}: no training image of class '{name}', which {counted(count, 'image')} of "
             f"the other splits have.{did_you_mean(name, known)}"
         )
 

@@ -129,7 +129,8 @@ STRETCH = (
 
 def _hint(image: np.ndarray) -> str:
     """What to do with whole numbers that are not uint8."""
-    if image.dtype == bool or (image.dtype.kind in "iu" and image.min() >= 0 and image.max() <= 255):
+    wide = image.dtype.kind in "iu" and image.dtype.itemsize > 2  # NumPy's own, not that of a deep image
+    if image.dtype == bool or (wide and image.min() >= 0 and image.max() <= 255):
         return "Black and white: image.astype(float). Gray levels from 0 to 255: image.astype(np.uint8)"
     return STRETCH
 
@@ -149,7 +150,7 @@ def _numbers(image: Any, number: int = 0) -> np.ndarray:
             )
         if image.mode not in ("L", "RGB"):
             raise UserError(f"images: image {number} has Pillow's mode {image.mode}; convert it to 'L' or 'RGB' first")
-        image = decode.on_black(ImageOps.exif_transpose(image), [])
+        image = decode.on_black(ImageOps.exif_transpose(image), []).convert(image.mode)
     try:
         return np.asarray(image)
     except Exception as error:  # of another library, such as a tensor on a GPU

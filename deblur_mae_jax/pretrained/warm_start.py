@@ -159,7 +159,10 @@ def _listed(names: set[str]) -> str:
             ranges.setdefault(numbered[1], []).append(int(numbered[2]))
         else:
             plain.append(name)
-    spans = [f"{stem} {min(numbers)} to {max(numbers)}" for stem, numbers in ranges.items()]
+    spans = [
+        f"{stem} {min(numbers)}" + (f" to {max(numbers)}" if len(numbers) > 1 else "")
+        for stem, numbers in ranges.items()
+    ]
     return ", ".join(sorted([*plain, *spans]))
 
 

@@ -88,8 +88,8 @@ def _against_chance(numbers: dict[str, Any]) -> str:
     if present < 2:
         return f"Balanced accuracy {entry['value']:.3f} {images}, which have one class: there is no chance level."
     if entry.get("low") is None:
-        why = "too few patients, or all are right or wrong"
-        return f"Balanced accuracy {entry['value']:.3f} {images}; no interval ({why})."
+        why = "there are too few patients, or every prediction is right, or every one is wrong"
+        return f"Balanced accuracy {entry['value']:.3f} {images}; no interval: {why}."
     difference = (
         "is above chance"
         if entry["low"] > chance

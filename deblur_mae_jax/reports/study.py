@@ -305,15 +305,14 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
                 f" {row['method']}: {row['missed']} structures in {row['missed_cases']} cases, over all runs, were not "
                 "found; distances leave them out, so they favour a method that misses structures."
             )
-        if row.get("uncounted") and "hd95" in row:
-            text += (
-                f" {row['method']}: {row['uncounted']} of {row['runs']} runs did not keep how many structures they "
-                "missed, which distances leave out."
-            )
         if "not_judged" in row:
             text += f" {row['method']} has no measures: {row['not_judged']}. Did its images change between two runs?"
         if "not_compared" in row:
             text += f" {row['method']} is not compared: {row['not_compared']}."
+    uncounted = [row for row in found if row.get("uncounted") and "hd95" in row]
+    if uncounted:
+        listed = ", ".join(f"{row['method']} ({row['uncounted']} of {row['runs']})" for row in uncounted)
+        text += f" Of these runs it was not kept how many structures they missed, which distances leave out: {listed}."
     if facts.get("ensembles"):
         text += " The interval of an ensemble covers the patients alone, and not what another training would change."
     if any(row.get("shared") for row in found):

@@ -198,7 +198,8 @@ def claim(workdir: Workdir, config: ConfigDict) -> None:
             key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(free)
         )
         if differ:
-            lines = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differ)
+            shown = lambda value: "empty" if value == "" else str(value)
+            lines = "; ".join(f"config.{k}: {shown(old.get(k))} there, {shown(new.get(k))} now" for k in differ)
             longer = set(differ) <= set(LENGTH)
             more = (
                 f". The learning rate of a run follows from its length, so a run cannot be made longer; to go on from "

@@ -39,7 +39,7 @@ def _load_params(workdir: Workdir, shapes: Future[Any]) -> Any:
         )
         best = []
     if not best and not steps:
-        raise UserError(f"'{workdir.path}' holds no checkpoint")
+        raise UserError(f"'{workdir.path}' holds no checkpoint: it is no run, or one that saved nothing yet")
     for path in [*best[-1:], *steps]:
         try:
             if path in steps:

@@ -34,6 +34,10 @@ ROOT = tiny.ROOT
         ),
         (["--config.data.name=image_folder", "--config.data.root=/no/such"], ["'/no/such'"]),
         (["extra"], ["unexpected argument 'extra'"]),
+        (["--config=configs/quickstart.py:foo"], ["quickstart.py:foo: this config takes no word after the colon"]),
+        (["--config.data=phantoms"], ["config.data=phantoms: config.data is a group of fields"]),
+        (["--config.optim.epochs=5"], ["--config.optim.epochs=5: this config sets the length in steps", "steps=0"]),
+        (["--workdir="], ["--workdir is not set"]),
         (["--mode=predict", "--input=images"], ["--config is not for --mode=predict", "--workdir"]),
     ],
 )

@@ -279,8 +279,8 @@ def test_images_that_a_run_has_seen_are_named(tmp_path):
         SimpleNamespace(path=tmp_path), SimpleNamespace(hashes=["one", "two", "three", "four", ""])
     )
     assert [line.split(":")[0] for line in said] == [
-        "2 of these images are images of this run (training, validation or test)",
-        "1 of these images are images of its pre-training",
+        "this run has seen 2 of these images (training, validation or test)",
+        "its pre-training has seen 1 of them",
     ]
     assert (
         new_images._trained_on(SimpleNamespace(path=tmp_path / "file.safetensors"), SimpleNamespace(hashes=["one"]))
@@ -296,3 +296,19 @@ def test_labels_of_another_spelling_are_known_and_strange_ones_are_said(tmp_path
     found = rows(predict.run(classifier()[0], str(listed), tmp_path / "out.csv"))
     assert [row["label"] for row in found] == ["benign", "malignant", "", ""]
     assert "1 labels are none of the classes benign, malignant, the first 'cyst'" in capsys.readouterr().err
+
+
+def test_a_classifier_is_judged_on_new_images_with_labels(tmp_path, capsys):
+    pictures(tmp_path / "images")
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,label\nimages/0.png,benign\nimages/1.png,malignant\nimages/2.png,\nimages/3.png,benign\n")
+    out = predict.run(classifier()[0], str(listed), tmp_path / "out.csv")
+    said = capsys.readouterr().err
+    assert "judged on the 3 images with a label, (patients unknown" in said and "AUROC" in said
+    numbers = json.loads((tmp_path / "out_metrics.json").read_text())
+    judged = [row for row in rows(out) if row["label"]]
+    right = sum(row["label"] == row["predicted"] for row in judged) / 3
+    assert numbers["splits"]["new"]["per_image"]["accuracy"]["value"] == pytest.approx(right)
+    listed.write_text("path\nimages/0.png\n")
+    predict.run(classifier()[0], str(listed), tmp_path / "out.csv")
+    assert not (tmp_path / "out_metrics.json").exists()

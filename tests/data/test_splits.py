@@ -218,3 +218,33 @@ def test_a_part_and_a_union_of_sources_keep_every_field():
             default = field.default_factory() if callable(field.default_factory) else field.default
             assert getattr(made, field.name) is not None, field.name
             assert not (field.name in ("skipped", "notes", "unused", "dtype") and getattr(made, field.name) == default)
+
+
+def named(**given):
+    """A loader of a source whose splits are named; "train" has classes a and b unless given."""
+    every = {"train": TWO, "val": TWO, "test": TWO} | given
+    return lambda name: source_of(every[name], names=[f"{name}{i}.png" for i in range(len(every[name]))])
+
+
+def test_a_fold_that_changes_nothing_is_said():
+    data = settings(split="train", val_split="auto", test_split="auto", fold=3)
+    lines = splits.labelled(named(), data).lines
+    assert lines == ["config.data.fold=3: the data name the test split, so it changes nothing"]
+    assert not splits.labelled(named(), settings(split="train", val_split="auto", test_split="auto")).lines
+
+
+def test_classes_that_differ_in_leading_zeros_are_said():
+    given = {name: ["01", "1", "2"] * 10 for name in ("train", "val", "test")}
+    lines = splits.labelled(named(**given), settings(split="train", val_split="val", test_split="test")).lines
+    assert lines == ["the classes '01' and '1' differ in leading zeros alone and count as 2 classes"]
+
+
+def test_a_split_without_labels_is_named():
+    data = settings(split="train", val_split="val", test_split="test")
+    with pytest.raises(UserError, match=r"config.data.val_split=val: the images of this split have no labels"):
+        splits.labelled(named(val=[""] * 30), data)
+
+
+def test_one_class_says_how_many_images_have_no_label():
+    with pytest.raises(UserError, match=r"only one class, 'a', has images; a classifier needs two. 10 images have no"):
+        splits.labelled(lambda name: source_of(["a"] * 20 + [""] * 10), settings(val_split="", test_split=""))

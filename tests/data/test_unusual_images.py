@@ -226,3 +226,25 @@ def test_a_jpeg_whose_end_is_zeros_is_refused(tmp_path):
         place = len(whole) * 6 // 10
         with pytest.raises(BadImage, match=r"damaged: (the JPEG ends early; was it|image file is truncated)"):
             Decoder()(whole[:place] + bytes(len(whole) - place))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "CMYK"])
+def test_colours_are_said_in_every_mode(mode):
+    red = np.zeros((40, 50, 3), np.uint8)
+    red[5:20, 5:30, 0] = 200
+    image = Image.fromarray(red).convert(mode)
+    assert any("is read as its luma" in note for note in Decoder().decode(encoded(image, mode))[1])
+
+
+def encoded(image, mode):
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF" if mode == "CMYK" else "PNG")
+    return buffer.getvalue()
+
+
+def test_few_bits_in_many_are_said():
+    values = (picture().astype(np.uint16) * 16).clip(0, 4095)
+    _, notes = Decoder(bits16="full").decode(imagecodecs.png_encode(values))
+    assert decode.DARK in notes
+    _, notes = Decoder(bits16="full").decode(imagecodecs.png_encode(values * 16))
+    assert decode.DARK not in notes

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import inherit, trained_network
-from deblur_mae_jax.weight_formats import files
+from deblur_mae_jax.weight_formats import files, vit
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -138,3 +138,28 @@ def test_a_moved_source_is_not_needed_and_another_one_is_refused(tmp_path):
         assert inherit.resolve(tiny.config("finetune", init_from=str(name)), workdir)[1] is not None
     with pytest.raises(UserError, match="holds other weights than"):
         inherit.resolve(tiny.config("finetune", init_from=str(second)), workdir)
+
+
+def test_a_folder_in_shards_keeps_its_config(tmp_path):
+    (shards(tmp_path) / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3}))
+    assert files.read(tmp_path, "f").config["image_mean"] == [0.5] * 3
+
+
+def test_deit_3_has_no_position_of_the_class_token():
+    state = encoder()
+    width = state["cls_token"].shape[-1]
+    plain = vit.checked(dict(state))
+    other = dict(state)
+    other["pos_embed"] = state["pos_embed"][:, 1:]
+    for block in {name.split(".")[1] for name in state if name.startswith("blocks.")}:
+        for number in "12":
+            other[f"blocks.{block}.gamma_{number}"] = np.full(width, 0.5, np.float32)
+    read = vit.checked(other)
+    assert read["pos_embed"].shape == state["pos_embed"].shape and not read["pos_embed"][:, 0].any()
+    np.testing.assert_allclose(read["blocks.0.mlp.fc2.weight"], 0.5 * plain["blocks.0.mlp.fc2.weight"])
+
+
+def test_the_pooling_of_another_kind_is_said():
+    state = encoder() | {"head.weight": np.zeros((2, encoder()["cls_token"].shape[-1]), np.float32)}
+    notes = []
+    assert vit._pool(state, {"global_pool": "avg"}, notes) == "cls" and "class token is read" in notes[0]
