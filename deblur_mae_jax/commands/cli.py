@@ -137,6 +137,10 @@ def located(argument: str) -> str:
             path = str(shipped)
         else:
             files = {file.name for place in (shipped.parent, Path("configs")) for file in place.glob("[!_]*.py")}
+            longer = sorted(name for name in files if name.startswith(Path(path).stem + "_"))
+            if longer:
+                named = " or ".join(f"configs/{name}" for name in longer)
+                fail(f"--config: unknown name '{path}'. Did you mean {named}?")
             fail(unknown("--config", path, {f"configs/{name}" for name in files}))
     return f"{flag}={path}{colon}{words}"
 
@@ -279,8 +283,10 @@ def run_flags(argv: list[str]) -> None:
     except stop.Stopped as error:
         # Results for an address stay in a folder that is removed with the process.
         lost = values.mode == "predict" and buckets.is_address(values.output or values.workdir)
-        begin = "start again" if lost else "go on"
-        print(f"{error}; run the same command again to {begin}", file=sys.stderr)
+        kept = "nothing was kept" if values.plan or values.dry_run or values.inspect else (
+            f"run the same command again to {'start again' if lost else 'go on'}"
+        )  # fmt: skip
+        print(f"{error}; {kept}", file=sys.stderr)
         processes.leave_compilation(128 + error.number)
     except KeyboardInterrupt:  # the second one
         sys.exit(128 + signal.SIGINT)

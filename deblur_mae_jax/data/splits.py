@@ -215,9 +215,10 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
         what = "only the validation images are those of this fold" if made_here else "it changes nothing"
         lines.append(f"config.data.fold={data.fold}: the data name the test split, so {what}")
     if made_here:
-        grouped = "whole patients" if source.groups and any(source.groups) else "images (no groups known)"
+        known = source.groups and any(source.groups)
+        grouped = "whole patients" if known else "image by image, because no patients are known"
         lines.append(
-            f"{' and '.join(made_here)} made from split '{data.split}': stratified, {grouped}, fold "
+            f"{' and '.join(made_here)} drawn from the images of config.data.split={data.split}: {grouped}, fold "
             f"{data.fold} of {data.folds}"
         )
     return Labelled(source, names, classes, lines)

@@ -52,7 +52,8 @@ def call_spec(text: str, factories: dict[str, Callable[..., Any]], field: str) -
     if name not in factories:
         matches = by_short.get(name, [])
         if len(matches) != 1:
-            raise unknown(field, name, [*factories, *by_short] if "." not in name else factories)
+            written = [known.removeprefix("contract.") for known in factories]  # "none" is written alone
+            raise unknown(field, name, [*written, *by_short] if "." not in name else written)
         name = matches[0]
     factory = factories[name]
     try:

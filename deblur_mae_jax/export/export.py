@@ -93,14 +93,19 @@ def export(
         certificate["exported"] = datetime.datetime.now(datetime.UTC).date().isoformat()
         run_folder.write_json(draft / opened.CERTIFICATE, certificate)
         (draft / card.NAME).write_text(card.text(certificate), encoding="utf-8")
-        folder.mkdir(exist_ok=True)
-        if (folder / opened.CERTIFICATE).exists():  # of an earlier export, whose search is not this one's
-            for old in d2mae.SEARCHER:
-                (folder / old).unlink(missing_ok=True)
-        for path in sorted(draft.iterdir()):
-            os.replace(path, folder / path.name)
+        _move(draft, folder)
     target.send(*([] if target.path == folder else sorted(folder.iterdir())))
     return folder if target.remote is None else target.remote
+
+
+def _move(draft: Path, folder: Path) -> None:
+    """Move an export into its folder, in place of an earlier one, whose network of the search goes."""
+    folder.mkdir(exist_ok=True)
+    if (folder / opened.CERTIFICATE).exists():
+        for old in d2mae.SEARCHER:
+            (folder / old).unlink(missing_ok=True)
+    for path in sorted(draft.iterdir()):
+        os.replace(path, folder / path.name)
 
 
 def _chosen(trained: TrainedNetwork) -> Any:

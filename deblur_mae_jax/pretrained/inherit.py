@@ -111,14 +111,19 @@ def _plain(value: Any) -> Any:
 
 
 def _from_scratch(config: ConfigDict, axes: int) -> str:
-    model, start = config.model, "config.init_from is not set: from scratch, "
+    model, start = config.model, "config.init_from is not set, so this starts without pre-training: "
     if axes == 3:
         return f"{start}{model.name}, variant {model.variant}, crops of {sides.written(config.image_size)} voxels"
     values = model.to_dict()
     size = [f"{n}={values[n]}" for n in ("variant", "width", "depths", "embed_dim", "patch_size") if values.get(n)]
     at = f"at {sides.written(config.image_size)} pixels, degradation {config.task.degrade}"
     slow = jax.default_backend() == "cpu" and values.get("variant") in ("B", "L", "H")
-    hint = ". This takes hours on a CPU; configs/from_scratch.py:small trains a small network" if slow else ""
+    hint = (
+        ". This takes hours on a CPU. Add --config.init_from=RUN to fine-tune a pre-trained network; "
+        "configs/from_scratch.py:small trains a small one without"
+        if slow
+        else ""
+    )
     return f"{start}{model.name} ({', '.join(size)}) {at}{hint}"
 
 

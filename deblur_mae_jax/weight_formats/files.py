@@ -229,9 +229,7 @@ def _pickle(path: Path) -> tuple[State, dict[str, Any], list[str]]:
             value = value.detach()
             state[name] = _plain((value.float() if value.is_floating_point() else value).numpy())
     if not state:
-        raise UserError(
-            f"it holds no network, only entries called {', '.join(map(str, content)) or 'none'}"
-        )
+        raise UserError(f"it holds no network, only entries called {', '.join(map(str, content)) or 'none'}")
     return state, arguments, notes
 
 

@@ -94,10 +94,11 @@ def test_automatic_splits_are_the_named_ones_where_there_are_any():
     ]
     del parts["test"]
     found = splits.labelled(load, auto)
-    assert "test made from split 'train'" in found.lines[0] and "no groups known" in found.lines[0]
+    assert "test drawn from the images of config.data.split=train" in found.lines[0]
+    assert "image by image" in found.lines[0]
     assert (found.split == "val").sum() == 2 and (found.split == "test").sum() == 6
     flat = splits.labelled(lambda name: source_of(TWO, ["p"] * 2 + [f"{i}" for i in range(28)]), auto)
-    assert "val and test made" in flat.lines[0] and "whole patients" in flat.lines[0]
+    assert "val and test drawn" in flat.lines[0] and "whole patients" in flat.lines[0]
     assert len(flat.split) == 30
 
 

@@ -311,7 +311,9 @@ def test_what_failed_before_it_began_does_not_hold_its_workdir(tmp_path):
 
 def test_without_a_source_it_says_that_it_starts_from_scratch():
     _, source, said = inherit.resolve(tiny.config("finetune"))
-    assert source is None and "config.init_from is not set: from scratch, vit (variant=B" in said[0]
+    assert (
+        source is None and "config.init_from is not set, so this starts without pre-training: vit (variant=B" in said[0]
+    )
 
 
 def test_the_published_recipe_is_a_config():
