@@ -26,7 +26,7 @@ pre-training took 40 minutes. It was added to give an ensemble networks of anoth
       --pretrain_root=others.csv --finetune_root='busbra_{fold}.csv' --folds=1,2,3,4 --seeds=0,1,2
 """
 
-from deblur_mae_jax.config.values import SMALL
+from deblur_mae_jax.config.values import SMALL, SMALL_RESNET, SMALL_SIMCLR
 from studies import common
 
 _PRETRAIN = {
@@ -36,12 +36,8 @@ _PRETRAIN = {
 }  # fmt: skip
 # The recipe of configs/finetune.py:small.
 _FINETUNE = {"data.num_threads": 2, "report.every_epochs": 1000.0, "log.tensorboard": False}
-_RESNET = {"model.width": 16, "model.depths": (1, 1, 2, 1)}
-_SIMCLR = {
-    "image_size": 64, **_RESNET, "model.projector": (256, 128), "data.crop_scale": (0.2, 1.0), "data.max_side": 160,
-    "augment.jitter": (0.4, 0.4, 0.0, 0.0), "augment.view_blur_sigma": (0.1, 1.0), "data.num_threads": 2,
-    "optim.name": "adamw", "optim.batch_size": 128, "optim.base_lr": 2e-3, "optim.weight_decay": 0.05,
-    "optim.steps": 3000, "checkpoint.every_epochs": 20.0, "report.every_epochs": 1000.0, "log.tensorboard": False,
+_SIMCLR = SMALL_SIMCLR | {
+    "data.num_threads": 2, "checkpoint.every_epochs": 20.0, "report.every_epochs": 1000.0, "log.tensorboard": False,
 }  # fmt: skip
 
 
@@ -60,6 +56,6 @@ def get_study(preset):
     }  # fmt: skip
     study["methods"]["SimCLR"] = {
         "pretrain": "simclr", "pretrain_overrides": _SIMCLR if small else {}, "finetune": "resnet:50",
-        "finetune_overrides": SMALL | ({"image_size": 96, **_RESNET} if small else {}), "paper": {},
+        "finetune_overrides": SMALL | ({"image_size": 96, **SMALL_RESNET} if small else {}), "paper": {},
     }  # fmt: skip
     return study | {"title": "A small network"}

@@ -9,7 +9,15 @@ from ml_collections import ConfigDict, config_dict
 from deblur_mae_jax.config.fields import Field
 from deblur_mae_jax.config.kinds import GROUPS, INHERITS
 from deblur_mae_jax.config.tree import change, flat, unset
-from deblur_mae_jax.config.values import OWN_RECIPES, SMALL, SMALL_PRETRAINING, UPSTREAM, VALUES
+from deblur_mae_jax.config.values import (
+    OWN_RECIPES,
+    SMALL,
+    SMALL_PRETRAINING,
+    SMALL_RESNET,
+    SMALL_SIMCLR,
+    UPSTREAM,
+    VALUES,
+)  # fmt: skip
 from deblur_mae_jax.errors import unknown
 
 
@@ -45,11 +53,16 @@ def backbones(network: str, variant: str = "", preset: str = "paper") -> ConfigD
     network: "resnet", "convnext" or "swin2d".
     variant: its size.
     preset: "paper", the MAE recipe that DeblurrMAE and D2MAE use for all networks; "own", that of the network's own
-        paper where it differs; or "upstream", the published code.
+        paper where it differs; "upstream", the published code; or "small", for a ResNet of `contrastive("simclr",
+        "resnet", "small")` and small sets.
     """
     kind = "swin2d" if network == "swin2d" else "backbones"
-    config = _make(kind, "paper" if preset == "own" else preset)
+    if preset == "small" and network != "resnet":
+        raise unknown("--config", preset, ("paper", "own", "upstream"))
+    config = _make(kind, "paper" if preset in ("own", "small") else preset)
     change(config, {"model.name": network, "model.variant": variant})
+    if preset == "small":
+        change(config, SMALL | SMALL_RESNET | {"image_size": 96})
     if preset == "own":
         change(config, OWN_RECIPES.get(network, {}) | OWN_RECIPES.get(f"{network}-{variant}", {}))
     return config
@@ -60,8 +73,11 @@ def contrastive(method: str, network: str, preset: str = "paper") -> ConfigDict:
 
     method: "moco_v3" or "simclr".
     network: "vit" or "resnet".
-    preset: "paper", or "upstream" for the published commands.
+    preset: "paper"; "upstream" for the published commands; or "small", SimCLR of a ResNet 16 wide with five blocks at
+        64 pixels, for a CPU.
     """
+    if preset == "small" and (method, network) == ("simclr", "resnet"):
+        return change(_make("simclr_resnet"), SMALL_SIMCLR)
     return _make(f"{method}_{network}", preset)
 
 

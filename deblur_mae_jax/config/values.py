@@ -292,6 +292,22 @@ SMALL_PRETRAINING: dict[str, Any] = {
     "optim.base_lr": 4e-3,
     "optim.steps": 4000,
 }
+# A ResNet that a CPU can pre-train by SimCLR in 40 minutes on one core.
+SMALL_RESNET: dict[str, Any] = {"model.width": 16, "model.depths": (1, 1, 2, 1)}
+SMALL_SIMCLR: dict[str, Any] = {
+    **SMALL_RESNET,
+    "image_size": 64,
+    "model.projector": (256, 128),
+    "data.crop_scale": (0.2, 1.0),
+    "data.max_side": 160,
+    "augment.jitter": (0.4, 0.4, 0.0, 0.0),
+    "augment.view_blur_sigma": (0.1, 1.0),
+    "optim.name": "adamw",
+    "optim.batch_size": 128,
+    "optim.base_lr": 2e-3,
+    "optim.weight_decay": 0.05,
+    "optim.steps": 3000,
+}
 # Where the fine-tuning recipes of the networks' own papers differ.
 OWN_RECIPES: dict[str, dict[str, Any]] = {
     "convnext": {"optim.layer_decay": 0.8, "model.drop_path": 0.2},

@@ -56,6 +56,29 @@ def test_published_commands(pair, field, value):
 
 def test_there_are_words():
     assert {"d2mae_thyroid:small", "mae_thyroid:small", "finetune:small", "resnet:own"} <= set(PAIRS)
+    assert {"simclr:small", "resnet:small"} <= set(PAIRS)
+
+
+@pytest.mark.parametrize("name", ("simclr:vit,small", "convnext:small"))
+def test_there_is_no_small_recipe_for_other_networks(name):
+    with pytest.raises(UserError, match="small"):
+        tiny.load(name)
+
+
+@pytest.mark.slow
+def test_the_small_resnet_fits_together(tmp_path):
+    """`resnet:small` starts from a run of `simclr:small` without further flags."""
+    few = {
+        "data.name": "phantoms", "data.num_images": 24, "data.side": 100, "data.num_threads": 2, "optim.batch_size": 4,
+        "log.tensorboard": False,
+    }  # fmt: skip
+    short = {"optim.steps": 2, "report.num_images": 2, "report.num_eval_images": 2}
+    train.train_and_evaluate(fields.change(tiny.load("simclr:small"), few | short), tmp_path / "pretrained")
+    short = {"init_from": str(tmp_path / "pretrained"), "optim.epochs": 1.0, "optim.warmup_epochs": 0.5}
+    train.train_and_evaluate(fields.change(tiny.load("resnet:small"), few | short), tmp_path / "classifier")
+    trained = dm.load(tmp_path / "classifier")
+    assert trained.config.image_size == 96 and trained.model.width == 16
+    assert dm.predict(trained, [np.zeros((80, 90), np.uint8)]).shape == (1, len(trained.classes))
 
 
 @pytest.mark.slow
