@@ -92,7 +92,10 @@ def _probe(config: ConfigDict, folder: Workdir) -> dict[str, Any]:
     progress.print(f"{config.probe.kind}, {chosen}, judged on {numbers['judged_on']}")
     for name, entry in numbers["splits"][numbers["judged_on"]]["per_image"].items():
         if entry["value"] is not None:
-            progress.print(f"  {name.replace('_', ' '):32s} {entry['value']:.4f}")
+            low, high = entry.get("low"), entry.get("high")
+            interval = f"  (95 %: {low:.4f} to {high:.4f})" if low is not None else ""
+            progress.print(f"  {name.replace('_', ' '):32s} {entry['value']:.4f}{interval}")
+    progress.print(report.verdict(numbers))
     progress.print(f"report      {folder.shown(folder.page)}")
     return numbers
 
