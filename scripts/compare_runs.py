@@ -93,13 +93,13 @@ def compare(arguments):
             continue
         unit = f"per {row['unit'].partition(',')[0]}"
         if "auroc" in row:
-            print(f"  AUROC, {unit:11s}  {_test(row['auroc'], row['auroc_holm'])}")
+            print(f"  {'AUROC, ' + unit:22s}{_test(row['auroc'], row['auroc_holm'])}")
         if "auroc_macro" in row:
             low, high = row["auroc_macro_interval"]
-            print(f"  AUROC, per image    {row['auroc_macro']:+.4f} ({_interval(low, high)})")
-        print(f"  accuracy, {unit:11s}  {_test(row['accuracy'], row['accuracy_holm'])}")
+            print(f"  {'AUROC, per image':22s}{row['auroc_macro']:+.4f} ({_interval(low, high)})")
+        print(f"  {'accuracy, ' + unit:22s}{_test(row['accuracy'], row['accuracy_holm'])}")
         low, high = row["f1_macro_interval"]
-        print(f"  macro F1, per image {row['f1_macro']:+.4f} ({_interval(low, high)})")
+        print(f"  {'macro F1, per image':22s}{row['f1_macro']:+.4f} ({_interval(low, high)})")
 
 
 def main():

@@ -124,6 +124,8 @@ def _from_scratch(config: ConfigDict, axes: int) -> str:
         if slow
         else ""
     )
+    if fields.flat(config).get("task.frozen"):
+        hint = ". config.task.frozen=True trains the head alone, here on the features of a random network" + hint
     return f"{start}{model.name} ({', '.join(size)}) {at}{hint}"
 
 

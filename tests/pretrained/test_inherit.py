@@ -282,7 +282,7 @@ def test_every_transfer_config_can_be_built(name):
 def test_from_scratch_and_best_weights_with_patience(tmp_path):
     config = tiny.config(
         "from_scratch", data__phantom_seed=1, optim__epochs=30.0, select__patience_epochs=2.0,
-        optim__base_lr=1e-9, select__metric="accuracy",
+        optim__base_lr=1e-9, optim__min_lr=0.0, select__metric="accuracy",
     )  # fmt: skip
     result = train.train_and_evaluate(config, tmp_path)
     assert result.finished and result.step < 30  # nothing is learnt, so it stops early
@@ -314,6 +314,10 @@ def test_without_a_source_it_says_that_it_starts_from_scratch():
     assert (
         source is None and "config.init_from is not set, so this starts without pre-training: vit (variant=B" in said[0]
     )
+
+
+def test_a_frozen_network_without_a_source_is_said_to_be_random():
+    assert "the features of a random network" in inherit.resolve(tiny.config("linear_probe"))[2][0]
 
 
 def test_the_published_recipe_is_a_config():
