@@ -20,10 +20,11 @@ from deblur_mae_jax.workdir import checkpoint
 BALANCE = ("none", "sampling", "loss")
 AUDITS = ("near", "identical")
 _PARTS = ("both", "encoder", "decoder")
-_COUNTS = {"max_side": 0, "min_side": 1, "num_workers": 0, "num_threads": 0}
 _SHARE = (lambda value: 0 <= value <= 1, "in [0, 1]")
 _WHOLE = (lambda value: value >= 1, "at least 1")
+_COUNT = (lambda value: value >= 0, "at least 0")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data.max_side": _COUNT, "data.min_side": _WHOLE, "data.num_workers": _COUNT, "data.num_threads": _COUNT,
     "data.split_seed": (lambda value: 0 <= value < 2**32, "in 0..2^32 - 1"),
     "data.folds": (lambda value: value >= 2 and value == int(value), "a whole number of at least 2"),
     "augment.erase_probability": _SHARE,
@@ -56,7 +57,8 @@ def check(config: ConfigDict) -> Identity:
     _require("optim.layer_decay", o.layer_decay, 0 < o.layer_decay <= 1, "in (0, 1]")
     _require("optim.eps", o.eps, o.eps > 0, "greater than 0")
     peak = o.base_lr * (o.batch_size / 256 if o.scale_lr else 1)
-    _require("optim.min_lr", o.min_lr, 0 <= o.min_lr <= peak, f"in 0..{peak:g}, the peak rate of this run")
+    _require("optim.min_lr", o.min_lr, o.min_lr >= 0, "0 or greater")
+    _require("optim.min_lr", o.min_lr, o.min_lr <= peak, f"at most {peak:g}, the peak rate of this run")
     _require("optim.warmup_lr", o.warmup_lr, o.warmup_lr >= 0, "0 or greater")
     for section in ("report", "checkpoint"):
         every = c[section].every_epochs
@@ -68,8 +70,6 @@ def check(config: ConfigDict) -> Identity:
     for name in ("b1", "b2"):
         _require(f"optim.{name}", o[name], 0 <= o[name] < 1, "in [0, 1)")
     _require("model.in_chans", c.model.in_chans, c.model.in_chans in (1, 3), "1 or 3")
-    for name, least in _COUNTS.items():
-        _require(f"data.{name}", c.data[name], c.data[name] >= least, f"at least {least}")
     _require("init_parts", c.init_parts, c.init_parts in _PARTS, " | ".join(_PARTS))
     _require("hang_minutes", c.hang_minutes, c.hang_minutes >= 0, "0 (never) or greater")
     checkpoint.check(c.checkpoint.keep_last, c.checkpoint.commit, c.checkpoint.async_save)
