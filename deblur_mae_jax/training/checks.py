@@ -21,7 +21,7 @@ BALANCE = ("none", "sampling", "loss")
 AUDITS = ("near", "identical")
 _PARTS = ("both", "encoder", "decoder")
 _SHARE = (lambda value: 0 <= value <= 1, "in [0, 1]")
-_WHOLE = (lambda value: value >= 1, "at least 1")
+_WHOLE = (lambda value: all(number >= 1 for number in (value if isinstance(value, list) else [value])), "at least 1")
 _COUNT = (lambda value: value >= 0, "at least 0")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.max_side": _COUNT, "data.min_side": _WHOLE, "data.num_workers": _COUNT, "data.num_threads": _COUNT,

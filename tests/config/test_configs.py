@@ -11,6 +11,7 @@ from deblur_mae_jax import network as networks
 from deblur_mae_jax import train
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import inherit
+from deblur_mae_jax.training import checks
 from tests import tiny
 
 
@@ -31,6 +32,7 @@ PAIRS = [f"{name}:{word}" for name in tiny.CONFIGS for word in words(name)]
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_word_builds(pair):
     config = tiny.load(pair)
+    checks._check_ranges(fields.flat(config))
     identity = networks.identify(config)
     if identity.kind and not identity.starts_from_pretrained and not identity.supervised:
         networks.build(inherit.resolve(config)[0])
@@ -52,6 +54,12 @@ def test_every_word_builds(pair):
 )  # fmt: skip
 def test_published_commands(pair, field, value):
     assert fields.flat(tiny.load(pair))[field] == value
+
+
+def test_a_range_holds_for_every_number_of_a_field():
+    checks._check_ranges({"model.num_heads": [2, 4, 8, 16], "model.depth": None})
+    with pytest.raises(UserError, match=r"config.model.num_heads=\[2, 0\] must be at least 1"):
+        checks._check_ranges({"model.num_heads": [2, 0]})
 
 
 def test_there_are_words():
