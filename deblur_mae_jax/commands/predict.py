@@ -141,7 +141,7 @@ def _judge(table: Predictions, path: Path, progress: Progress) -> Path | None:
     numbers = predictions.summarise(labelled)
     write_json(path, numbers)
     judged = numbers["splits"][numbers["judged_on"]]
-    progress.print(f"judged on the {judged['images']} images with a label, {page.of_patients(judged)}")
+    progress.print(f"judged on the {judged['images']} images with a label {page.of_patients(judged)}")
     for name in ("accuracy", "balanced_accuracy", "f1_macro", "auroc"):
         progress.print(f"  {page.named(name):20s} {page.cell(judged['per_image'][name])}")
     return path

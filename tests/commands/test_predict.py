@@ -304,7 +304,7 @@ def test_a_classifier_is_judged_on_new_images_with_labels(tmp_path, capsys):
     listed.write_text("path,label\nimages/0.png,benign\nimages/1.png,malignant\nimages/2.png,\nimages/3.png,benign\n")
     out = predict.run(classifier()[0], str(listed), tmp_path / "out.csv")
     said = capsys.readouterr().err
-    assert "judged on the 3 images with a label, (patients unknown" in said and "AUROC" in said
+    assert "judged on the 3 images with a label (patients unknown" in said and "AUROC" in said
     numbers = json.loads((tmp_path / "out_metrics.json").read_text())
     judged = [row for row in rows(out) if row["label"]]
     right = sum(row["label"] == row["predicted"] for row in judged) / 3
