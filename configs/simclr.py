@@ -10,8 +10,8 @@ Pre-training on ultrasound is an addition.
     simclr.py:deblur          the first view is blurred, the second clean
     simclr.py:upstream        batch 4096, 100 epochs, weight decay 1e-4, as the published command
     simclr.py:small           a ResNet 16 wide with five blocks at 64 pixels, 3,000 steps: 40 minutes on one CPU core.
-                              Fine-tune it with `configs/resnet.py:small`. On BUS-BRA it was as good as a small D2MAE
-                              (AUROC 81.5), and better together with it (docs/results.md)
+                              Fine-tune it with `configs/resnet.py:small`. On BUS-BRA its AUROC was that of a small
+                              D2MAE in two stages, 81.5 (docs/results.md)
 
 Expected cost: 48 GFLOP per image (two views) with one channel. The paper scales the images to 0..1 without mean and
 standard deviation (--config.data.mean="(0.0,)" --config.data.std="(1.0,)"); here they are normalised as everywhere. The

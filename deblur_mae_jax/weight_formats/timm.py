@@ -101,7 +101,9 @@ def write_config(folder: Path, network: dict[str, Any], opens: dict[str, Any], p
     run_folder.write_json(folder / "config.json", config)
 
 
-# Without a head, a masked autoencoder encodes an image as the mean of its patches, and any other network as timm does.
+# Without a head, an encoder whose training compared views encodes an image as timm does, and any other as the mean of
+# its patches.
+_COMPARED = ("siamese_vit", "siamese_resnet", "vit_dino")
 MEAN = "features = model.forward_features(x)[:, 1:].mean(1)  # those of dm.encode"
 POOLED = "features = model.forward_head(model.forward_features(x), pre_logits=True)  # those of dm.encode"
 
@@ -110,12 +112,13 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
     """`timm.create_model`."""
     opens = certificate["opens_with"]
     arguments = ", ".join(f"{k}={v!r}" for k, v in opens["arguments"].items())
+    features = POOLED if certificate["network"]["model"] in _COMPARED else MEAN
     return [
         "import timm, torch",
         *torch_calls.read_lines(certificate["file"]["name"]),
         f'model = timm.create_model("{opens["model"]}", pretrained=False, {arguments}).eval()',
         "model.load_state_dict(state, strict=True)",
-        *([] if opens["arguments"]["num_classes"] else [MEAN if "mask_ratio" in certificate["network"] else POOLED]),
+        *([] if opens["arguments"]["num_classes"] else [features]),
     ]
 
 

@@ -32,8 +32,10 @@ from deblur_mae_jax.degradations import blur
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.export import agreement, export
 from deblur_mae_jax.export.opened import open_export
+from deblur_mae_jax.inference import arrays, levels
 from deblur_mae_jax.models import position
 from deblur_mae_jax.pretrained import trained_network
+from deblur_mae_jax.weight_formats import files
 from deblur_mae_jax.weight_formats.torch_calls import modeling
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -381,6 +383,50 @@ def test_the_search_of_the_torch_file(runs, tmp_path):
         level, errors = model.search(torch.tensor(image[:, :, 0]))
         np.testing.assert_allclose(list(errors.values()), row, rtol=2e-5)
         assert level == best
+
+
+def test_the_search_of_the_torch_file_on_fine_detail(runs, tmp_path):
+    folder = export.export(runs["d2mae"], "d2mae", tmp_path / "out")
+    model, trained = own_file(folder).load(folder), dm.load(runs["d2mae"])
+    images = phantoms(tmp_path / "images", 2)
+    table = levels.search(trained, arrays.as_list(images), 2, high_pass=1.0)
+    whole = dm.search_blur(trained, images, step=2)
+    assert np.abs(table.losses / whole.losses - 1).max() > 0.1
+    for image, row in zip(images, table.losses, strict=True):
+        _, errors = model.search(torch.tensor(image[:, :, 0]), 2, high_pass=1.0)
+        np.testing.assert_allclose(list(errors.values()), row, rtol=2e-4)
+
+
+def test_the_torch_file_says_what_is_wrong_with_a_level_or_missing(runs, tmp_path):
+    folder = export.export(runs["d2mae classifier"], "d2mae", tmp_path / "out")
+    assert json.loads((folder / "config.json").read_text())["high_pass"] == 0.0
+    image = torch.tensor(phantoms(tmp_path / "images", 1)[0][:, :, 0])
+    model = own_file(folder).load(folder)
+    for level in (-1, 99, None):
+        with pytest.raises(ValueError, match=f"level={level}: expected a level from 1 to"):
+            model.view(image, level)
+    (folder / "searcher.json").unlink()
+    with pytest.raises(ValueError, match=r"searcher\.safetensors and searcher\.json beside the weights"):
+        own_file(folder).load(folder).predict(image)
+
+
+def test_an_export_does_not_keep_the_search_of_an_earlier_one(runs, tmp_path):
+    folder = export.export(runs["d2mae classifier"], "d2mae", tmp_path / "out")
+    assert (folder / "searcher.json").exists()
+    export.export(runs["mean"], "d2mae", folder)
+    assert not (folder / "searcher.json").exists() and not (folder / "searcher.safetensors").exists()
+
+
+def test_whole_numbers_in_a_pth_are_refused_and_what_is_read_of_several_is_said(tmp_path):
+    state = {name: torch.tensor(value) for name, value in load_file(GOLDEN / "mae_p8c3.safetensors").items()}
+    torch.save({name: (100 * value).to(torch.int8) for name, value in state.items()}, tmp_path / "int8.pth")
+    with pytest.raises(UserError, match="arrays of int8, whose scale is not known"):
+        files.read(tmp_path / "int8.pth", "f")
+    torch.save({"model": state, "model_ema": state}, tmp_path / "both.pth.tar")
+    read = files.read(tmp_path / "both.pth.tar", "f")
+    assert read.notes == ["its weights under 'model' are read, not those under 'model_ema'"]
+    torch.save({"teacher": state}, tmp_path / "teacher.pth")
+    assert files.read(tmp_path / "teacher.pth", "f").state.keys() == read.state.keys()
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,12 @@ import timm
 from torchvision.transforms import functional as theirs
 
 from deblur_mae_jax import network as networks
+from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.export import export
 from deblur_mae_jax.export.opened import open_export
 from deblur_mae_jax.input_pipeline import views
 from deblur_mae_jax.pretrained import inherit, trained_network
+from deblur_mae_jax.weight_formats import timm as timm_format
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "moco_v3_model.safetensors"
 RUNS = {
@@ -34,7 +36,7 @@ RUNS = {
 
 def network(name):
     """A network with random weights and statistics."""
-    config = inherit.resolve(tiny.config(name, **RUNS[name]))[0]
+    config = inherit.resolve(tiny.config(name, **RUNS.get(name, {})))[0]
     net = networks.build(config)
     rng = np.random.default_rng(0)
 
@@ -73,6 +75,24 @@ def test_both_formats_agree_and_come_back_bit_for_bit(tmp_path, name):
         assert ours.keys() == again.keys()
         for path, value in ours.items():
             np.testing.assert_array_equal(value, again[path], err_msg=path)
+
+
+@pytest.mark.parametrize("name", [*RUNS, "dino_v2"])
+def test_the_card_gives_the_features_of_encode(tmp_path, monkeypatch, name):
+    trained = network(name)
+    folder = export.export(trained, "timm", tmp_path / "out")
+    monkeypatch.chdir(folder)
+    inputs, model = trained.network.inputs, trained.model
+    x = np.random.default_rng(1).standard_normal((3, *inputs.out, inputs.in_chans)).astype(np.float32)
+    scope = {"x": torch.tensor(np.moveaxis(x, -1, 1))}
+    exec("\n".join(timm_format.snippet(json.loads((folder / "certificate.json").read_text()))), scope)
+    want = model.apply({"params": trained.params}, x, method=model.features)
+    np.testing.assert_allclose(scope["features"].detach().numpy(), want, atol=2e-5)
+
+
+def test_channels_that_cannot_all_be_converted_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--in_chans=3: a siamese_vit reads the image in other places too"):
+        export.export(network("moco_v3"), "moco_v3", tmp_path / "out", 3)
 
 
 def test_the_encoder_of_a_diffmae_goes_to_timm_and_back(tmp_path):

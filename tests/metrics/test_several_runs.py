@@ -272,7 +272,7 @@ def test_seeds_that_all_trainings_share_widen_the_interval_of_the_mean():
     assert hits[True] / 300 > 0.93 > 0.8 > hits[False] / 300
 
 
-def test_seeds_without_an_effect_add_nothing():
+def test_seeds_without_an_effect_change_the_interval_little():
     networks = crossed(np.random.default_rng(3), of_seeds=0.0)
     plain = [n._replace(seed=None) for n in networks]
     wide, narrow = (several_runs.mean(n, share=False).interval for n in (networks, plain))
