@@ -58,7 +58,8 @@ def main(arguments=None):
     for d in sorted(found, key=lambda d: -d.value):
         verdict = "differs" if d.differs else "within chance"
         print(
-            f"{d.first} and {d.second}: {d.value:.3f} ({d.low:.3f} to {d.high:.3f}), chance {d.chance:.3f}: {verdict}"
+            f"{d.first} and {d.second}: {d.value:.3f} pixels ({d.low:.3f} to {d.high:.3f}), "
+            f"chance {d.chance:.3f}: {verdict}"
         )
     print(f"page {folder / 'index.html'}")
     return found

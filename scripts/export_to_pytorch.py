@@ -3,8 +3,7 @@
     python scripts/export_to_pytorch.py RUN
     python scripts/export_to_pytorch.py RUN --format=hf --output=my_model --in_chans=3
 
-RUN is the workdir of a run, or a weight file. --help lists the formats: d2mae holds any ViT, with the network in one
-file of plain PyTorch beside it; monai and dae hold networks for volumes.
+RUN is the workdir of a run, or a weight file. d2mae holds any ViT; monai and dae hold networks for volumes.
 """
 
 import argparse
@@ -24,13 +23,15 @@ from deblur_mae_jax.weight_formats.contract import titles
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formats = "\n".join(f"  {name:9} {title}" for name, title in titles().items())
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\nformats:\n{formats}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", metavar="RUN", help="workdir of a run, or a weight file")
     parser.add_argument(
         "--format",
         default="",
-        help="; ".join(f"{name}: {title}" for name, title in titles().items())
-        + "; default: timm or monai where they have a place for the network, else another one",
+        help="one of the formats above; default: timm or monai where they have a place for the network, else another",
     )
     parser.add_argument("--output", default="", help="a folder, or a .safetensors or .pth file")
     parser.add_argument("--in_chans", type=int, default=0, help="1 or 3; 0: as trained")

@@ -21,6 +21,9 @@ try:
     from PIL import Image, ImageOps
     from safetensors.torch import load_file
 except ModuleNotFoundError as error:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        sys.exit(0)
     print(f"error: {error}: this script needs torch, timm, safetensors, numpy and pillow", file=sys.stderr)
     sys.exit(2)
 

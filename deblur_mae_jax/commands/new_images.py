@@ -6,6 +6,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 
 CHUNK = 256
 TABLES = (".csv", ".tsv", ".txt")
+# A flag of training that notes advise; a prediction reads the patients from a CSV.
+_PATTERN = re.compile(r'config\.data\.group_pattern="[^"]*"')
 
 
 def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
@@ -69,7 +72,7 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
         progress.print(f"note: {note}")
     table = summary.rows(index)
     for line in summary.lines([row for row in table if row[0] not in ("splits", "classes", "patients", "masks")]):
-        progress.print(line)
+        progress.print(_PATTERN.sub("a CSV with a column 'group'", line))
     return index
 
 

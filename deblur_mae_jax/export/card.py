@@ -139,7 +139,7 @@ def _image_steps(p: dict[str, Any]) -> list[str]:
         degrade = f"Degrade {'it ' if native else ''}{where} with `{p['degrade']}`, as in training.{level_text}"
         steps += [degrade, resize] if native else [resize, degrade]
     colour = ", every channel the same gray image unless it has colours" if p["channels"] == 3 else ""
-    return [*steps, f"Divide by 255, subtract {p['mean']}, divide by {p['std']}{colour}."]
+    return [*steps, f"Divide by 255, subtract {p['mean']}, divide by {p['std']}{colour}.", *_predict_steps(p)]
 
 
 def _volume_steps(p: dict[str, Any]) -> list[str]:
@@ -154,6 +154,22 @@ def _volume_steps(p: dict[str, Any]) -> list[str]:
         "deviation of the voxels that are not zero, and leave the zeros.",
         f"Cut crops of {sides.written(p['image_size'])} voxels, or use a sliding window of that size.",
     ]
+    return out + _predict_steps(p)
+
+
+def _predict_steps(p: dict[str, Any]) -> list[str]:
+    """How a segmentation predicts, by `config.infer` of the run."""
+    infer, out = p.get("infer") or {}, []
+    if "overlap" in infer:
+        out.append(
+            f"The run predicts with a sliding window, overlap {infer['overlap']:g}, weights {infer['blending']} (MONAI: "
+            f'`sliding_window_inference(..., overlap={infer["overlap"]:g}, mode="{infer["blending"]}")`).'
+        )
+    if infer.get("flips"):
+        views = 8 if "overlap" in infer else 2
+        out.append(f"It averages the probabilities of {views} flipped views, each flipped back.")
+    if infer.get("largest_component"):
+        out.append("It keeps only the largest connected component of every label.")
     return out
 
 

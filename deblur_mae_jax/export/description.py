@@ -75,16 +75,25 @@ def _of_images(trained: TrainedNetwork) -> dict[str, Any]:
         out["setting"] = setting(trained)
         if out["setting"][0] == "search":
             out["high_pass"] = float(config.search.high_pass)
-    return out
+    return out | _infer(trained)
 
 
 def _of_volumes(trained: TrainedNetwork) -> dict[str, Any]:
     data = trained.config.data
-    return {
+    out = {
         "task": trained.config.task.name,
         "spacing": list(data.spacing),
         "ct_window": list(data.ct_window),
     }
+    return out | _infer(trained)
+
+
+def _infer(trained: TrainedNetwork) -> dict[str, Any]:
+    """How a segmentation predicts: the fields of `config.infer` that change a result."""
+    if trained.network.kind != "segment":
+        return {}
+    names = ("flips", "largest_component", *(("overlap", "blending") if trained.network.axes == 3 else ()))
+    return {"infer": {name: trained.config.infer[name] for name in names}}
 
 
 def setting(trained: TrainedNetwork) -> list[Any]:
@@ -140,7 +149,7 @@ def preprocessing(network: dict[str, Any]) -> dict[str, Any]:
     network: the result of `describe`.
     """
     if network["axes"] == 3:
-        return {k: network[k] for k in ("spacing", "ct_window", "image_size")}
+        return {k: network[k] for k in ("spacing", "ct_window", "image_size", "infer") if k in network}
     sigma, kernel = network["sigma"], network["kernel"]
     taps = []
     if network["degradation"] == "gaussian":
@@ -160,4 +169,5 @@ def preprocessing(network: dict[str, Any]) -> dict[str, Any]:
         "scale": "gray levels / 255",
         "mean": network["mean"],
         "std": network["std"],
+        **({"infer": network["infer"]} if "infer" in network else {}),
     }

@@ -62,6 +62,15 @@ def test_one_image_is_predicted(segmenter, tmp_path):
         predict.run(segmenter, str(tmp_path / "notes.doc"), tmp_path / "out")
 
 
+def test_no_flag_of_training_is_advised(tmp_path, capsys):
+    for patient in "123":
+        for side in "lr":
+            Image.new("L", (20, 20)).save(tmp_path / f"bus_{patient}-{side}.png")
+    predict.run(classifier()[0], str(tmp_path), tmp_path / "out.csv")
+    said = capsys.readouterr().err
+    assert "a CSV with a column 'group' makes 3 patients of 6 images" in said and "group_pattern" not in said
+
+
 def test_a_table_does_not_replace_the_list_of_the_images(tmp_path):
     pictures(tmp_path / "images")
     listed = tmp_path / "list.csv"

@@ -24,7 +24,8 @@ NAMES = ("unetpp:resnet", "upernet:convnext", "upernet:swin", "upernet:vit", "un
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_segmenter_agrees_in_pytorch_and_is_read_again_bit_for_bit(name, tmp_path):
-    network = stirred(name, **({"model__width": 64} if "resnet" in name else {}))  # timm's ResNet has no other
+    width = {"model__width": 64} if "resnet" in name else {}  # timm's ResNet has no other
+    network = stirred(name, infer__largest_component=True, **width)
     folder = export.export(network, "segmenter", tmp_path / "export")
     certificate = json.loads((folder / "certificate.json").read_text())
     [(output, measured)] = certificate["agreement"]["outputs"].items()
@@ -36,6 +37,7 @@ def test_a_segmenter_agrees_in_pytorch_and_is_read_again_bit_for_bit(name, tmp_p
     card = (folder / "README.md").read_text()
     assert "a segmentation of lesion" in card.lower() and "from modeling_segmenter import load" in card
     assert "Resize the whole image" in card and "cut the central" not in card
+    assert "largest connected component" in card and "flipped" not in card and "sliding window" not in card
 
 
 def test_the_lines_of_the_card_run(tmp_path):

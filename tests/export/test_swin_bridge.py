@@ -64,12 +64,16 @@ def test_an_export_agrees_with_monai_and_comes_back(tmp_path, format, overrides)
 @pytest.mark.parametrize("format", ["dae", "monai"])
 def test_a_trained_segmentation_of_volumes_is_exported(tmp_path, format):
     config = inherit.resolve(tiny_volumes.segmentation(**(STOCK if format == "monai" else {})))[0]
+    config.infer.overlap, config.infer.flips = 0.7, True
     net = network.build(config, 2)
     params = jax.tree.map(np.asarray, jax.jit(net.init)())
     trained = trained_network.TrainedNetwork(Path("somewhere"), config, net, params, ["background", "organ"], [0, 1])
     folder = export.export(trained, format, tmp_path / "out")
     certificate = json.loads((folder / "certificate.json").read_text())
     assert not certificate["searcher"] and certificate["network"]["classes"] == ["background", "organ"]
+    assert certificate["preprocessing"]["infer"]["overlap"] == 0.7
+    card = (folder / "README.md").read_text()
+    assert "sliding window, overlap 0.7, weights gaussian" in card and "8 flipped views" in card
 
 
 def test_the_snippet_of_the_card_runs(tmp_path, monkeypatch):
