@@ -189,6 +189,15 @@ def on_any_process(flags: Any) -> Any:
     return np.logical_or.reduce(every.reshape(jax.process_count(), *flags.shape))
 
 
+def smallest_of_processes(value: float) -> float:
+    """The smallest of the values of all processes. All processes must call it."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return float(np.min(multihost_utils.process_allgather(np.float32(value))))
+
+
 def local_rows(batch_size: int, accum_steps: int) -> np.ndarray:
     """Indices `(B_local,)` of the global batch that this process provides.
 

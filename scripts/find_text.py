@@ -58,7 +58,11 @@ def main(arguments=None):
     parser.add_argument("--output", default="text.csv")
     options = parser.parse_args(arguments)
     words_of, progress, output = recogniser(), Progress(), Path(options.output).expanduser()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:  # before hours of reading
+        output.parent.mkdir(parents=True, exist_ok=True)
+        open(output, "a").close()
+    except OSError as error:
+        raise UserError(f"--output: cannot write '{output}': {error.strerror or error}") from error
     privacy.use(output.parent)
     config = copy(source_config.config_for(options.root, options.name), {"data.max_bad_fraction": 0.999})
     source = dataset.load_source(config, "all")

@@ -164,6 +164,9 @@ def main():
     except UserError as error:
         print("error:", error, file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: --output: cannot write '{error.filename}': {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ For DICOM, names and patients are keyed hashes; their key lies beside OUT, in OU
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -89,7 +90,9 @@ def main(arguments=None):
     changed = {name: config.data[name] for name in ("max_side", *fields) if name in DECODING and name in config.data}
     defaults = source_config.config_for(options.source, options.name).data
     same = "".join(f" --config.data.{k}={shown(v)}" for k, v in changed.items() if v != defaults[k])
-    progress.print(f"use it with --config.data.name=packed --config.data.root={packed.path}{same}")
+    channels = "" if options.channels == 1 else f" --config.model.in_chans={options.channels}"
+    root = shlex.quote(str(packed.path))
+    progress.print(f"use it with --config.data.name=packed --config.data.root={root}{same}{channels}")
     return packed
 
 

@@ -110,11 +110,15 @@ def main(arguments=None):
             )
         if len(missing) == len(tasks):
             raise UserError(f"--root: '{root}' holds no folder that UltraBench wrote, such as mmotu_v1.0.1")
-    except UserError as error:
-        sys.exit(str(error))
+    except OSError as error:
+        raise UserError(f"--root: cannot write to '{root}': {error.strerror or error}") from error
     if missing:
         print(f"not there: {', '.join(missing)}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -155,9 +155,9 @@ def test_the_tasks_of_ultrabench_become_manifests(tmp_path, capsys):
     source = dataset.load_source(config, "test")
     assert len(source.names) == 6 and set(np.unique(source.masks(0))) == {0, 1}
     (tmp_path / "mmotu_v1.0.1" / "test.json").write_text("{")
-    with pytest.raises(SystemExit, match="is not a list of UltraBench's examples"):
+    with pytest.raises(UserError, match="is not a list of UltraBench's examples"):
         ultrabench_lists.main([f"--root={tmp_path}"])
-    with pytest.raises(SystemExit, match="holds no folder that UltraBench wrote"):
+    with pytest.raises(UserError, match="holds no folder that UltraBench wrote"):
         ultrabench_lists.main([f"--root={tmp_path / 'pocus_v1.0.1'}"])
 
 

@@ -33,6 +33,7 @@ from deblur_mae_jax.commands.run import PROGRAMS
 from deblur_mae_jax.config import copy, flat
 from deblur_mae_jax.data.order import Order
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.input_pipeline import stores
 from deblur_mae_jax.input_pipeline.keys import evaluation_keys
 from deblur_mae_jax.performance import chips, compile_cache
 from deblur_mae_jax.pretrained import inherit
@@ -58,6 +59,12 @@ class Need:
     batch: int
     accum: int
     steps: int
+    chooses: bool = False  # `data.store=auto`: a set that is too large for a device is streamed
+
+    def on(self, chip: chips.Chip) -> Need:
+        """The same on this chip, without the images if they are streamed there."""
+        streamed = self.chooses and self.images > stores.RESIDENT_SHARE["accelerator"] * 1e9 * chip.gigabytes
+        return dataclasses.replace(self, images=0.0) if streamed else self
 
     @property
     def flops(self) -> float:
@@ -169,6 +176,7 @@ def need(run: experiment.Experiment, num_images: int = 0) -> Need:
         batch=run.config.optim.batch_size,
         accum=run.config.optim.accum_steps,
         steps=steps,
+        chooses=run.config.data.store == "auto",
     )
 
 
@@ -234,13 +242,14 @@ def parse_prices(text: str) -> dict[str, float]:
     return prices
 
 
-def table(wanted: Need, prices: dict[str, float]) -> list[str]:
+def table(planned: Need, prices: dict[str, float]) -> list[str]:
     """Return one line per chip: memory, time, share of peak, hours, cost."""
     lines = [
         f"{'one chip':9s} {'peak':>11s} {'memory':>7s} {'a step needs':>20s} {'img/s':>8s} "
         f"{'of peak':>8s} {'whole run':>14s} {'$/h':>6s} {'money':>10s}"
     ]
     for chip in chips.CHIPS:
+        wanted = planned.on(chip)
         accum = fitting_accum(wanted, chip)
         seconds = wanted.seconds(chip)
         share = wanted.flops / seconds / (1e12 * chip.tflops)
@@ -259,6 +268,17 @@ def table(wanted: Need, prices: dict[str, float]) -> list[str]:
             f"{duration(3600 * hours):>14s} {dollars:>6s} {money:>10s}"
         )
     return lines
+
+
+def _images(run: experiment.Experiment, wanted: Need) -> list[str]:
+    """How much of the memory the images take, and of which size they are taken to be."""
+    if not wanted.images:
+        return []
+    streamed = (
+        f"; streamed where they exceed {stores.RESIDENT_SHARE['accelerator']:.0%} of it" if wanted.chooses else ""
+    )
+    size = " x ".join(str(side) for side in run.index.canvas)
+    return [f"images     {wanted.images / 1e9:.4g} GB of that memory, each on a canvas of {size}{streamed}"]
 
 
 def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
@@ -289,6 +309,7 @@ def run(config: ConfigDict, prices: str = "", num_images: int = 0) -> list[str]:
         f"{wanted.traffic_per_image / 1e6:.4g} MB of memory traffic",
         f"one step   {wanted.flops / 1e12:.4g} TFLOP, {wanted.bytes / 1e9:.4g} GB of memory traffic, "
         f"{wanted.memory() / 1e9:.4g} GB of memory",
+        *_images(here, wanted),
         f"whole run  {wanted.flops * wanted.steps:.3g} FLOP",
         "",
         *plan_pods.state_lines(here),

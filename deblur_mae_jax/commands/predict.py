@@ -12,11 +12,11 @@ from deblur_mae_jax import api
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.commands import new_images, segment
 from deblur_mae_jax.commands.unfinished import Unfinished, key_of
-from deblur_mae_jax.data import buckets, naming
+from deblur_mae_jax.data import buckets, grid, naming
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.source import Skipped
-from deblur_mae_jax.errors import UserError, counted
+from deblur_mae_jax.errors import NotSaved, UserError, counted
 from deblur_mae_jax.inference import blur_search
 from deblur_mae_jax.inference import levels as levels_of_images
 from deblur_mae_jax.inference.arrays import as_list
@@ -109,7 +109,10 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
     left_out = list(index.skipped)
     before = Unfinished(path.with_name(path.stem + "_unfinished.jsonl"), index, key_of([trained]))
     table = _table(trained, index, before, progress, left_out)
-    table.write(path)
+    try:
+        grid.written(path, table.write)
+    except OSError as error:  # a full disk: what is predicted is kept
+        raise NotSaved(f"--output: cannot write '{path}': {error.strerror or error}; start again to go on") from error
     target.send(path)
     before.remove()
     skipped = path.with_name(path.stem + "_skipped.csv")
@@ -153,7 +156,7 @@ def _need_own_table(path: Path) -> None:
         return
     with open(path, "rb") as file:
         header = file.readline()
-    if not header.startswith(b"image,group,split,label,predicted"):
+    if header and not header.startswith(b"image,group,split,label,predicted"):
         raise UserError(f"--output: '{path}' exists and is not a table of predictions; name another file")
 
 

@@ -120,7 +120,8 @@ def gpus(environ: Mapping[str, str], number: int, tasks: int) -> list[int] | Non
     """
     listed = environ.get("CUDA_VISIBLE_DEVICES", "") or environ.get("SLURM_STEP_GPUS", "")
     count = len([part for part in listed.split(",") if part.strip()]) or len(glob.glob("/dev/nvidia[0-9]*"))
-    if tasks == 1 or count < tasks:  # all are its own; with fewer than tasks, Slurm has given each process its own
+    # All are its own if there are fewer than tasks, or as many as it asked for: then Slurm shows each process its own.
+    if tasks == 1 or count < tasks or str(count) == environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]:
         return list(range(count)) or None
     if count % tasks:
         raise UserError(

@@ -21,7 +21,7 @@ from deblur_mae_jax.data.grid import is_label_map, output_path
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.data.source import BadImage, Skipped
-from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.errors import NotSaved, UserError, unknown
 from deblur_mae_jax.inference import levels as levels_of_images
 from deblur_mae_jax.inference.arrays import as_list
 from deblur_mae_jax.inference.segmenter import Segmenter
@@ -75,7 +75,7 @@ def load_members(folders: list[str]) -> list[TrainedNetwork]:
 def run(folders: list[str], images: str, output: str = "", infer: str = "") -> Path:
     """Segment every image of a folder or CSV with one run or the mean of several. Returns the output folder.
 
-    A volume is written as NIfTI on its original grid and a 2-D image as PNG, with the values of the training masks.
+    A volume is written as NIfTI on its original grid and a 2-D image as PNG, with the values that are printed.
     `segmentations.csv` in the same folder lists the size of every label, and `skipped.csv` the files that cannot be
     used. An interrupted prediction goes on when it is started again.
 
@@ -84,14 +84,14 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     output: a folder; `segmentations/new` of the first run by default.
     infer: fields of `config.infer`, such as "flips=True,overlap=0.7".
     """
-    progress = Progress()
-    members = load_members(folders)
+    progress, members = Progress(), load_members(folders)
     first, target = members[0], buckets.Output(output or f"{folders[0]}/segmentations/new", "--output")
     out = target.path
     if out.suffix in (".csv", ".gz", ".nii", ".png"):
         raise UserError(f"--output: '{out}' must be a folder for the label maps")
     fields = infer_fields(first.config, infer)
     segmenter = Segmenter(first.network, sharding.make_mesh(), fields)
+    progress.print(f"values      {_legend(first)}")
     new_images.make_folder(out)
     index = new_images.index_of(first, images, progress)
     paths = _paths(out, index, suffix := ".nii.gz" if first.network.axes == 3 else ".png")
@@ -101,18 +101,16 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
         progress.print(f"{len(written)} of {len(index)} images were segmented before; the prediction goes on")
     wanted = [number for number in range(len(index)) if number not in written]
     loader = Loader(index, first.config.model.in_chans, _levels(first, index, wanted))
-    skipped = list(index.skipped)
-    params = [member.params for member in members]
+    skipped, unwritten = list(index.skipped), list[Skipped]()
     with open(out / TABLE, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerows([HEADER, *itertools.chain(*written.values())])
         file.flush()
-        for number, labels in segmenter.each(params, loader, wanted):
+        for number, labels in segmenter.each([member.params for member in members], loader, wanted):
             try:
                 rows = _save(index, number, labels, paths[number], first)
             except (BadImage, OSError) as error:
-                why = f"its label map cannot be written: {getattr(error, 'strerror', None) or error}"
-                skipped.append(Skipped(index.source.names[number], why))
+                unwritten.append(Skipped(index.source.names[number], _unwritten(error)))
                 continue
             for row in rows:
                 row[-1] = row[-1].relative_to(out).as_posix()
@@ -123,15 +121,30 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
             progress.update(f"segmenting: {number + 1} of {len(index)}")
     with open(out / TABLE, "w", newline="", encoding="utf-8") as file:  # in the order of the images
         csv.writer(file).writerows([HEADER, *itertools.chain(*(written[number] for number in sorted(written)))])
-    skipped += loader.failed
+    skipped += loader.failed + unwritten
     if skipped or (out / "skipped.csv").exists():  # that of an earlier prediction is replaced
         data_index.write_skipped(out / "skipped.csv", skipped)
     if skipped:
         progress.print(f"{len(skipped)} files left out, see {target.shown(out / 'skipped.csv')}")
+    if unwritten:
+        raise NotSaved(f"--output: {len(unwritten)} label maps are not written (skipped.csv); start again to go on")
     before.remove()
     target.send()
     progress.print(f"{len(written)} images, label maps in {target.shown(out)}")
     return out
+
+
+def _unwritten(error: Exception) -> str:
+    return f"its label map cannot be written: {getattr(error, 'strerror', None) or error}"
+
+
+def _legend(trained: TrainedNetwork) -> str:
+    """The value of every class in a label map.
+
+    These are the values of the training masks, or 1, 2, ... if `config.data.mask_values` of the run named them.
+    """
+    named = zip(trained.mask_values or [], trained.classes, strict=False)
+    return ", ".join(f"{value} {name}" for value, name in named)
 
 
 def _save(index: Index, number: int, labels: np.ndarray, path: Path, trained: TrainedNetwork) -> list[list[Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.util
@@ -97,8 +98,10 @@ def reaching(field: str, address: object, what: str) -> Iterator[None]:
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether the same request would fail again: no such file or bucket, or no permission."""
+    """Whether the same request would fail again: no such file or bucket, no permission, or no space here."""
     if isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)):
+        return True
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # the disk of this machine is full
         return True
     return re.search(r"\b(401|403|404)\b|forbidden|access ?denied|unauthorized|no ?such", str(error), re.I) is not None
 

@@ -89,12 +89,7 @@ class Decoder:
             try:
                 plain = opened is not None and not header.deep
                 image = self._plain(opened, header, notes) if plain else self._deep(path, header, notes)
-                if self.channels == 1 and image.mode in COLOURED:  # every fourth pixel is enough
-                    sample = image.resize(
-                        (max(1, image.width // 4), max(1, image.height // 4)), Image.Resampling.NEAREST
-                    )
-                    notes += colour_notes(np.asarray(sample.convert("RGB")))
-                image = image.convert("L" if self.channels == 1 else "RGB")
+                image = self._in_channels(image, notes)
                 if header.jpeg:
                     raster.require_end_of_jpeg(path)
             except (BadImage, FileNotFoundError):
@@ -103,11 +98,41 @@ class Decoder:
                 raise BadImage("not enough memory to decode it") from error
             except Exception as error:  # Pillow's decoders raise many kinds on damaged data
                 raise BadImage(f"damaged: {raster.reason(error)}") from error
+        return self._array(image), notes
+
+    def prepare(self, values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """What `decode` makes of a file with these values: `(H, W)` or `(H, W, 1 to 4)`, of 8 bits or more.
+
+        The last of 2 or 4 channels is the opacity. Raises `BadImage`.
+        """
+        notes: list[str] = []
+        values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
+        modes = {2: "LA", 3: "RGB", 4: "RGBA"}
+        if values.ndim not in (2, 3) or 0 in values.shape or (values.ndim == 3 and values.shape[2] not in modes):
+            raise BadImage(f"an array of shape {values.shape} is no image")
+        self._check_size(values.shape[1], values.shape[0])
+        opaque = values.ndim == 2 or values.shape[2] == 3
+        if values.dtype == bool:
+            values = values.astype(np.uint8) * 255
+        if values.dtype != np.uint8:
+            if not opaque:
+                raise BadImage(f"its values are of type {values.dtype}, with an opacity")
+            values = self._to_8_bit(values, notes)
+        image = Image.fromarray(np.ascontiguousarray(values), None if values.ndim == 2 else modes[values.shape[2]])
+        return self._array(self._in_channels(on_black(image, notes), notes)), notes
+
+    def _in_channels(self, image: Image.Image, notes: list[str]) -> Image.Image:
+        if self.channels == 1 and image.mode in COLOURED:  # every fourth pixel is enough
+            sample = image.resize((max(1, image.width // 4), max(1, image.height // 4)), Image.Resampling.NEAREST)
+            notes += colour_notes(np.asarray(sample.convert("RGB")))
+        return image.convert("L" if self.channels == 1 else "RGB")
+
+    def _array(self, image: Image.Image) -> np.ndarray:
         height, width = self._shrunk(image.height, image.width)
         if (height, width) != (image.height, image.width):
             image = image.resize((width, height), Image.Resampling.LANCZOS)
         array = np.asarray(image)
-        return (array[:, :, None] if array.ndim == 2 else array), notes
+        return array[:, :, None] if array.ndim == 2 else array
 
     def shrunk_mask(self, mask: np.ndarray) -> np.ndarray:
         """A mask `(H, W)` uint8 on the grid of the decoded image."""
@@ -116,7 +141,10 @@ class Decoder:
 
     def _checked(self, header: Header) -> Header:
         """Refuse sizes that are out of range. Raises `BadImage`."""
-        width, height = header.width, header.height
+        self._check_size(header.width, header.height)
+        return header
+
+    def _check_size(self, width: int, height: int) -> None:
         if width * height > self.max_pixels:
             raise BadImage(f"{width} x {height} pixels, over data.max_pixels={self.max_pixels}")
         if min(width, height) < self.min_side:
@@ -127,7 +155,6 @@ class Decoder:
                 f"{width} x {height} pixels become {after[1]} x {after[0]} by data.max_side={self.max_side}, under "
                 f"data.min_side={self.min_side}"
             )
-        return header
 
     def _plain(self, image: Any, header: Header, notes: list[str]) -> Image.Image:
         """The pixels that Pillow reads, with 8 bits."""

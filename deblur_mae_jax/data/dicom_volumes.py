@@ -20,7 +20,7 @@ from deblur_mae_jax.data.nifti import check_spacing, source_of
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
 from deblur_mae_jax.data.volume_file import VolumeFile
 from deblur_mae_jax.data.volume_reader import Volumes
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, pair
 
 AXES = 3  # of its images
 READS = ("columns", "labels")  # fields of config.data that say what the images are
@@ -87,7 +87,7 @@ def source(data, channels: int) -> Source:
     """
     if channels != 1:
         raise UserError(f"config.model.in_chans={channels}: volumes have one channel")
-    low, high = data.ct_window
+    low, high = pair("config.data.ct_window", data.ct_window, "(-1000.0, 1000.0)")
     if not low < high:
         raise UserError(f"config.data.ct_window=({low:g}, {high:g}) must be (low, high)")
     check_spacing(data.spacing)

@@ -28,6 +28,7 @@ class Grid:
     save: `(label map, path without suffix) -> path of the written file`. That of a volume is on this grid, that of a
         2-D image on the pixels of `read`, or of a new image on those of its file (`Source.whole`).
     affine: from voxels of this grid to RAS coordinates in mm `(4, 4)`. `None`: unknown.
+    spacing_read: size of a voxel on the grid of `read`, in `unit`. (): the same as `spacing`.
     """
 
     spacing: tuple[float, ...]
@@ -36,6 +37,15 @@ class Grid:
     finish: Callable[[np.ndarray], np.ndarray]
     save: Callable[[np.ndarray, Path], Path]
     affine: np.ndarray | None = None
+    spacing_read: tuple[float, ...] = ()
+
+
+def resampled_spacing(spacing: tuple[float, ...], shape: tuple[int, ...], new: tuple[int, ...]) -> tuple[float, ...]:
+    """The size of a voxel after resampling to another shape, which covers the same space.
+
+    It is not exactly the size that was asked for, because the number of voxels is whole.
+    """
+    return tuple(size * n / m for size, n, m in zip(spacing, shape, new, strict=True))
 
 
 def output_path(folder: Path, name: str, taken: set[Path]) -> Path:

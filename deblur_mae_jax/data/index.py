@@ -106,7 +106,7 @@ def check_one(source: Source, index: int, check: str, masks: bool) -> dict:
             mask, more = _mask(source, index, tuple(size))
             notes = notes + more
             notes = notes + _inverted(mask)
-            inside, edges = edge_values(mask) if mask.ndim == 2 else ([int(v) for v in np.unique(mask)], [])
+            inside, edges = edge_values(mask)
             entry |= {"mask": pixel_hash(mask), "values": sorted({*inside, *edges}), "edges": edges}
         if notes:
             entry["notes"] = notes
@@ -189,7 +189,7 @@ def build(
         source = subset(source, np.sort(chosen[:count]))
 
     if source.checked is not None:
-        return _known(source, source.checked, masks)
+        return _known(source, source.checked, masks, cache)
     # Increase the number 5 when the rules for usable images change: it invalidates older caches.
     results = _examine(source, [check, settings, masks, 5], cache, num_threads, progress)
     return _usable(source, results, max_bad_fraction, masks)
@@ -330,8 +330,11 @@ def repeated_frames(clips: Sequence[str], codes: Sequence[str]) -> set[int]:
     return still
 
 
-def _known(source: Source, checked: Checked, masks: bool) -> Index:
-    """The index of a source that was checked when it was packed."""
+def _known(source: Source, checked: Checked, masks: bool, cache: Path | None) -> Index:
+    """The index of a source that was checked when it was packed. Its hashes are written to `cache`."""
+    if cache is not None and any(checked.hashes):
+        with contextlib.suppress(OSError):  # a full disk: later runs cannot tell whether this one saw their images
+            cache.write_text(json.dumps({"settings": ["packed"], "hashes": sorted(set(checked.hashes) - {""})}))
     digest = hashlib.sha256()
     keys = source.keys or source.names
     for i, key in enumerate(keys):
@@ -384,10 +387,11 @@ def write_skipped(path: Path, skipped: list[Skipped]) -> None:
 def hashes_of_index(path: Path) -> list[str] | None:
     """Hashes of the images of a run, read from its index. `None` if the index holds no hashes."""
     try:
-        entries = json.loads(path.read_text())["entries"].values()
+        content = json.loads(path.read_text())
+        hashes = content.get("hashes") or {e.get("hash") for e in content["entries"].values()}
     except (OSError, ValueError, KeyError, AttributeError):
         return None
-    return sorted({e["hash"] for e in entries if e.get("hash")}) or None
+    return sorted(filter(None, hashes)) or None
 
 
 def known_hashes(path: Path) -> set[str] | None:

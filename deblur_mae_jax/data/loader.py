@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -22,7 +23,7 @@ from deblur_mae_jax.data.source import BadImage, Skipped
 
 Example = dict[str, np.ndarray]
 T = TypeVar("T")
-# After so many unreadable images in a row, they are tried again after these seconds.
+# After so many unreadable images in a row, they are tried again after these seconds, by each thread that reads.
 OUTAGE = 8
 WAITS = (2.0, 10.0, 30.0)
 
@@ -56,7 +57,6 @@ class Loader:
         self.on_failure: Callable[[Skipped], None] | None = None
         self.skip_file: Path | None = None  # the file in which a copy in a worker process lists what it skips
         self._lock = threading.Lock()
-        self._waits = list(WAITS)
 
     def __getstate__(self):  # a lock cannot be pickled for a worker process
         return {**self.__dict__, "_lock": None, "on_failure": None}
@@ -82,20 +82,17 @@ class Loader:
 
     def _first_readable(self, number: int, read: Callable[[int], T]) -> T:
         try:
-            found = read(number)
+            return read(number)
         except (BadImage, OSError):
-            found = self._replacement(number, read)
-        if len(self._waits) < len(WAITS):
-            self._waits = list(WAITS)
-        return found
+            return self._replacement(number, read)
 
     def _replacement(self, number: int, read: Callable[[int], T]) -> T:
         """The first readable image from `number` on. The others are reported, unless none can be read."""
         rows = [(number + offset) % len(self) for offset in range(len(self))]
         if self.split_numbers is not None:
             rows = [row for row in rows if self.split_numbers[row] == self.split_numbers[number]]
-        failed: list[Skipped] = []
-        at = 0
+        known = {item.name for item in self.failed}
+        waits, failed, at = list(WAITS), list[Skipped](), 0
         while at < len(rows):
             try:
                 found = read(rows[at])
@@ -103,14 +100,24 @@ class Loader:
                 failed.append(Skipped(self.index.source.names[rows[at]], str(error)))
                 at += 1
                 # So many in a row are rather a drive that is gone for a moment than damaged files.
-                if (at == OUTAGE or at == len(rows)) and self._waits:
-                    time.sleep(self._waits.pop(0))
+                if at in (OUTAGE, len(rows)) and waits and any(item.name not in known for item in failed):
+                    time.sleep(waits.pop(0))
                     failed, at = [], 0
                 continue
-            for item in failed:
+            if at >= OUTAGE:  # a drive that came back in between holds the others, too
+                found, at = self._earlier(rows[:at], read) or (found, at)
+            for item in failed[:at]:
                 self.report(item)
             return found
         raise BadImage(f"no image can be read any more; '{failed[0].name}': {failed[0].reason}")
+
+    @staticmethod
+    def _earlier(rows: list[int], read: Callable[[int], T]) -> tuple[T, int] | None:
+        """The first of these rows that can be read now, and its place; `None` if there is none."""
+        for place, row in enumerate(rows):
+            with contextlib.suppress(BadImage, OSError):
+                return read(row), place
+        return None
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if any(side > room for side, room in zip(shape, self.index.canvas, strict=False)):

@@ -263,16 +263,24 @@ def join(masks: list[np.ndarray]) -> np.ndarray:
 
 
 def edge_values(mask: np.ndarray) -> tuple[list[int], list[int]]:
-    """The values of a 2-D mask that fill a square of 3 x 3 pixels somewhere, and the others.
+    """The values of a mask that fill a square of 3 x 3 pixels somewhere (a cube of 27 voxels), and the others.
 
     Masks that were smoothed or resized have values that occur only between two regions.
     """
     values = set(np.unique(mask).tolist())
-    if min(mask.shape) < 3:
+    mask = mask.squeeze()  # a volume of one slice is an image
+    if min(mask.shape, default=0) < 3:
         return sorted(values), []
-    windows = np.lib.stride_tricks.sliding_window_view(mask, (3, 3))
-    flat = windows.reshape(*windows.shape[:2], 9)
-    inside = set(np.unique(flat[..., 4][(flat == flat[..., 4:5]).all(axis=-1)]).tolist())
+    middle, same = mask, np.ones(mask.shape, bool)
+    for axis in range(mask.ndim):  # rows of three equal values, then three such rows, then three such squares
+        before, centre, after = (
+            tuple(slice(i, n - 2 + i) if a == axis else slice(None) for a, n in enumerate(middle.shape))
+            for i in range(3)
+        )
+        equal = (middle[before] == middle[centre]) & (middle[after] == middle[centre])
+        same = same[before] & same[centre] & same[after] & equal
+        middle = middle[centre]
+    inside = set(np.unique(middle[same]).tolist())
     return sorted(inside), sorted(values - inside)
 
 

@@ -249,7 +249,8 @@ def _check_settings(data, channels: int, axes: int, facts: dict[str, Any], folde
         raise UserError(f"config.data.root: '{folder}' holds {kinds[facts['axes']]}, this run takes {kinds[axes]}")
     if facts["channels"] != channels:
         raise UserError(
-            f"config.model.in_chans={channels}, but '{folder}' was packed with {facts['channels']}: pack it again"
+            f"config.model.in_chans={channels}, but '{folder}' was packed with {facts['channels']}: use that, or pack "
+            "it again"
         )
     for name, value in facts["decoding"].items():
         own = data.get(name, value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deblur_mae_jax.data import layout, records
-from deblur_mae_jax.data.grid import Grid, save_volume
+from deblur_mae_jax.data.grid import Grid, resampled_spacing, save_volume
 from deblur_mae_jax.data.packed import Records, open_index
 from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.data.volume_reader import zoomed
@@ -60,7 +60,8 @@ class VolumeRecords(Records):
         def save(labels: np.ndarray, path: Path) -> Path:
             return save_volume(labels, path, np.array(parts.facts["affine"]))
 
-        return Grid(spacing, parts.facts["unit"], truth, finish, save, parts.facts["affine"])
+        read = resampled_spacing(spacing, original, tuple(parts.facts["shape"][:-1]))
+        return Grid(spacing, parts.facts["unit"], truth, finish, save, parts.facts["affine"], read)
 
 
 def source(data, channels: int) -> Source:

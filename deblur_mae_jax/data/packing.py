@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import config as fields
 from deblur_mae_jax.data import dataset, privacy, records
 from deblur_mae_jax.data import index as data_index
-from deblur_mae_jax.data.shard_writer import Job, file_hash, sidecar, write_shard
+from deblur_mae_jax.data.shard_writer import Job, can_be_used, file_hash, sidecar, write_shard
 from deblur_mae_jax.data.source import BadImage, Skipped, Source, subset
 from deblur_mae_jax.errors import UserError, local_path
 
@@ -213,7 +214,9 @@ def _stamp(source: Source, settings: dict[str, Any], reading: str) -> str:
 def _is_complete(job: Job) -> bool:
     try:
         known = json.loads(sidecar(job.path).read_text())
-        return bool(known["stamp"] == job.stamp and known["sha256"] == file_hash(job.path))
+        whole = known["stamp"] == job.stamp and known["sha256"] == file_hash(job.path)
+        # A drive may have been gone for a moment, or a missing package is installed now.
+        return bool(whole) and not any(can_be_used(job.source, name) for name, _ in known["skipped"])
     except (OSError, ValueError, KeyError):
         return False
 
@@ -234,8 +237,14 @@ def _run(jobs: list[Job], workers: int, done: Callable[[int], None]) -> None:
         return
     # "spawn": the parent may have started threads.
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        for number, _ in enumerate(pool.map(write_shard, jobs), start=1):
-            done(number)
+        try:
+            for number, _ in enumerate(pool.map(write_shard, jobs), start=1):
+                done(number)
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a worker process was killed, as when the memory is full. Start again with fewer than --workers="
+                f"{workers}; what is packed is kept"
+            ) from error
 
 
 def _refuse_many_bad(jobs: list[Job], count: int, most: float) -> None:

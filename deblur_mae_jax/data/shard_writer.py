@@ -16,7 +16,7 @@ import numpy as np
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data import records
 from deblur_mae_jax.data.image_files import Files
-from deblur_mae_jax.data.source import Source
+from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.errors import one_line
 
 OPTIONS = "group_size:1,uncompressed"
@@ -54,7 +54,11 @@ def write_shard(job: Job) -> None:
             if "reason" in entry:
                 skipped.append([source.names[index], entry["reason"]])
                 continue
-            parts = _parts(source, job.source.read, index, job.encode, entry)
+            try:
+                parts = _parts(source, job.source.read, index, job.encode, entry)
+            except (BadImage, OSError) as error:  # it went away since it was checked
+                skipped.append([source.names[index], str(error)])
+                continue
             entry |= _as_stored(parts)
             written = [records.join(parts)]
             if source.dtype == np.float16:
@@ -81,6 +85,12 @@ def _as_os_error() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise OSError(one_line(error)) from error
+
+
+def can_be_used(source: Source, name: str) -> bool:
+    """Whether an image that was left out before can be used now."""
+    index = source.names.index(name)
+    return "reason" not in data_index.check_one(source, index, "pixels", _has_mask(source, index))
 
 
 def _as_stored(parts: records.Parts) -> dict[str, Any]:

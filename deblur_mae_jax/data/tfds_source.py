@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.data import buckets
+from deblur_mae_jax.data.decode import Decoder
+from deblur_mae_jax.data.image_files import decoder_of
 from deblur_mae_jax.data.raster import reason
 from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.errors import UserError, one_line
@@ -45,7 +47,7 @@ def source(data, channels: int) -> Source:
         raise
     except Exception as error:  # TFDS raises many kinds; all of them are about what was asked for
         raise UserError(f"config.data.tfds_name: cannot load '{data.tfds_name}': {one_line(error)}") from error
-    reader = Records(records, channels)
+    reader = Records(records, decoder_of(data, channels))
     features = records.dataset_info.features
     texts: dict[str, list[str]] = {name: [] for name in ("label", "group") if name in features.keys()}  # noqa: SIM118
     for i in range(len(records) if texts else 0):
@@ -56,7 +58,7 @@ def source(data, channels: int) -> Source:
         for name, values in texts.items():
             values.append("" if record is None else _text(features[name], record[name]))
     names = [f"{data.tfds_name}/{split}/{i:07d}" for i in range(len(records))]
-    return Source(names, reader.read, labels=texts.get("label"), groups=texts.get("group"))
+    return Source(names, reader.read, examine=reader.examine, labels=texts.get("label"), groups=texts.get("group"))
 
 
 def _copied(tfds: Any, data) -> Path:
@@ -82,24 +84,19 @@ def _text(feature: Any, value: Any) -> str:
 
 
 class Records:
-    """Images of a TFDS data source as uint8 `(H, W, channels)`."""
+    """Images of a TFDS data source as uint8 `(H, W, channels)`, prepared as those of files."""
 
-    def __init__(self, records: Any, channels: int):
-        self.records, self.channels = records, channels
+    def __init__(self, records: Any, decoder: Decoder):
+        self.records, self.decoder = records, decoder
 
     def read(self, index: int) -> np.ndarray:
         """Pixels of one record. Raises `BadImage`."""
+        return self.examine(index)[0]
+
+    def examine(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """`read`, and the assumptions that were made."""
         try:
             image = np.asarray(self.records[index]["image"])
         except Exception as error:  # records are damaged in as many ways as there are bytes
             raise BadImage(f"damaged: {reason(error)}") from error
-        if image.ndim == 2:
-            image = image[:, :, None]
-        if image.dtype == np.uint16:
-            image = np.rint(image / 257.0).astype(np.uint8)
-        if image.dtype != np.uint8 or image.ndim != 3 or 0 in image.shape:
-            raise BadImage(f"feature 'image' has shape {image.shape} and type {image.dtype}")
-        image = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1]
-        if self.channels == 1 and image.shape[2] == 3:
-            image = np.rint(image @ [0.299, 0.587, 0.114])[:, :, None].astype(np.uint8)
-        return np.repeat(image, 3, axis=2) if self.channels > image.shape[2] else image
+        return self.decoder.prepare(image)

@@ -23,6 +23,7 @@ SIMPLEITK = (".mha", ".mhd", ".nrrd", ".nhdr")
 SUFFIXES = (*NIBABEL, *SIMPLEITK)
 # Affines whose corners differ by less, in voxels, are the same.
 SAME = 0.05
+SHEAR = 0.5  # largest angle between an axis of the voxels and a right angle, degrees, as of DICOM series
 NO_ORIENTATION = "its header has neither sform nor qform, so its orientation is assumed"
 ANALYZE = "the Analyze format does not state an orientation; radiological order (right is left) is assumed"
 NO_SPACE = "its header states no anatomical orientation; left-posterior-superior (DICOM's) is assumed"
@@ -159,12 +160,28 @@ def open_volume(path: str, max_voxels: int) -> VolumeFile:
     affine = volume.affine
     if affine is None or not np.isfinite(affine).all() or _is_singular(affine[:3, :3]):
         raise BadImage("its affine is singular or not finite, so its orientation is unknown")
+    _refuse_shear(affine[:3, :3])
     return volume
 
 
 def _is_singular(matrix: np.ndarray) -> bool:
     lengths = np.sqrt((matrix**2).sum(axis=0))
     return bool(lengths.min() <= 0) or abs(float(np.linalg.det(matrix / lengths))) < 1e-6
+
+
+def _refuse_shear(matrix: np.ndarray) -> None:
+    """Raise `BadImage` if the axes of the voxels are not at right angles, as those of a tilted gantry.
+
+    Sizes, distances and resampling by voxel size would be wrong.
+    """
+    axes = matrix / np.linalg.norm(matrix, axis=0)
+    cosines = np.abs(axes.T @ axes - np.eye(3))
+    angle = float(np.degrees(np.arcsin(min(1.0, cosines.max()))))
+    if angle > SHEAR:
+        raise BadImage(
+            f"its affine has shear: two axes are {angle:.1f} degrees from a right angle, as with a tilted gantry. "
+            "Resample it to a straight grid, for example with dcm2niix"
+        )
 
 
 def _checked(shape: tuple[int, ...], dtype: Any, max_voxels: int) -> tuple[int, int, int]:

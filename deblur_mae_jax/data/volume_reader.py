@@ -19,7 +19,7 @@ import numpy as np
 
 from deblur_mae_jax import sides
 from deblur_mae_jax.data import privacy, volume_file
-from deblur_mae_jax.data.grid import Grid
+from deblur_mae_jax.data.grid import Grid, resampled_spacing
 from deblur_mae_jax.data.image_files import stamp_of
 from deblur_mae_jax.data.masks import MaskValues, classes, join
 from deblur_mae_jax.data.source import BadImage
@@ -123,7 +123,12 @@ class Volumes:
         """`mask`, and the assumptions that were made."""
         zooms = self._open(self.paths[index]).in_ras()[1]
         truth, notes = self._truth(index)
-        return self._resampled(truth, zooms, order=0), notes
+        mask = self._resampled(truth, zooms, order=0)
+        lost = sorted({int(v) for v in np.unique(truth)} - {int(v) for v in np.unique(mask)})
+        if lost and mask is not truth:
+            values = ", ".join(map(str, lost))
+            notes = [*notes, f"config.data.spacing removes the label {values} of its mask, which it is judged with"]
+        return mask, notes
 
     def grid(self, index: int) -> Grid:
         """The grid of the file in RAS orientation. Saved label maps are turned back to the file's orientation."""
@@ -133,7 +138,10 @@ class Volumes:
         def finish(labels: np.ndarray) -> np.ndarray:
             return labels if labels.shape == shape else zoomed(labels, shape, order=0)
 
-        return Grid(zooms, "mm", lambda: self._truth(index)[0], finish, volume.save_like, affine)
+        return Grid(
+            zooms, "mm", lambda: self._truth(index)[0], finish, volume.save_like, affine,
+            resampled_spacing(zooms, shape, self._resampled_shape(shape, zooms)),
+        )  # fmt: skip
 
     def _truth(self, index: int) -> tuple[np.ndarray, list[str]]:
         """The mask in RAS orientation, uint8, not resampled. Raises `BadImage` if its grid is not the volume's."""

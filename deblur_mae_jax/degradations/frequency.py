@@ -23,12 +23,13 @@ def _waves(columns: int, length: Any) -> tuple[jax.Array, jax.Array]:
     return wave, jnp.minimum(number, length - number) * (2.0 / length)
 
 
-def band_stop(low: float = 0.2, high: float = 0.5, drawn: bool = False) -> Degradation:
-    """Set the frequencies whose distance from 0 is in `[low, high)` to zero, and clip the result to the gray scale.
+def band_stop(low: float = 0.2, high: float = 0.5, drawn: bool = False, clip: bool = True) -> Degradation:
+    """Set the frequencies whose distance from 0 is in `[low, high)` to zero.
 
     low: lower limit, as a share of the highest frequency along an axis.
     high: upper limit; with the same value as `low` nothing is removed. USFM does not state its limits.
     drawn: draw both limits of every image, uniformly between `low` and `high`.
+    clip: clip the result to the gray scale. Volumes need clip=False: half of the values of standardised MR are below 0.
     """
     if not 0 < low <= high:
         raise ValueError(f"low={low} must be above 0 and at most high={high}")
@@ -55,6 +56,7 @@ def band_stop(low: float = 0.2, high: float = 0.5, drawn: bool = False) -> Degra
         for axis, (wave, length) in zip(axes, waves, strict=True):
             back = jnp.conj(wave) / length
             removed = jnp.moveaxis(jnp.tensordot(back, removed, (1, axis), precision=precise), 0, axis)
-        return jnp.clip(image - removed.real, 0.0, 255.0).astype(image.dtype)
+        out = image - removed.real
+        return (jnp.clip(out, 0.0, 255.0) if clip else out).astype(image.dtype)
 
-    return Degradation(draw, apply, random=drawn)
+    return Degradation(draw, apply, random=drawn, ndim=(2,) if clip else (2, 3))

@@ -33,7 +33,10 @@ KINDS: dict[tuple[str, int], Any] = {
     ("distill", 2): two_views,
 }
 GENERATIVE = reconstruction.Look(meaning=reconstruction.GENERATIVE)
-LOOKS = {"contrast": contrast.LOOK, "distill": contrast.LOOK}
+VOLUMES = reconstruction.Look(meaning=reconstruction.VOLUMES)
+LOOKS: dict[tuple[str, int], reconstruction.Look] = {
+    ("contrast", 2): contrast.LOOK, ("distill", 2): contrast.LOOK, ("reconstruct", 3): VOLUMES, ("pretext", 3): VOLUMES,
+}  # fmt: skip
 
 
 class Evaluator:
@@ -141,7 +144,7 @@ class Evaluator:
             sheets=[(int(path.stem.split("_")[1]), path) for path in self._sheets()],
             config=fields.flat(config),
             skipped=len(run.skipped),
-            look=GENERATIVE if run.network.task.sample is not None else LOOKS.get(run.network.kind),
+            look=GENERATIVE if run.network.task.sample is not None else LOOKS.get((run.network.kind, run.network.axes)),
         )
 
     def finish(self, step: int, params: Any, main: bool) -> Conclusion:
@@ -153,7 +156,8 @@ class Evaluator:
 
 def doubts(latest: dict[str, float]) -> str:
     """A sentence on a network that reconstructs badly; "" for one that does not."""
-    loss, trivial = (latest.get(f"eval_loss{of}") for of in ("", "_of_mean"))
+    # The loss of a volume has other parts, too.
+    loss, trivial = latest.get("eval_reconstruction", latest.get("eval_loss")), latest.get("eval_loss_of_mean")
     if loss is not None and trivial is not None and not loss < trivial:
         return "The reconstructions are no better than a plain gray patch: train longer, or at another learning rate."
     before, after = (latest.get(f"psnr_{of}") for of in ("degraded", "restored"))

@@ -65,7 +65,7 @@ class Evaluator:
             truth = self._truth(index)
             if truth is None:
                 continue
-            spacing = self._network_spacing or ((1.0, 1.0) if self.in_pixels else source.grid_of(index).spacing)
+            spacing = (1.0, 1.0) if self.in_pixels else self._spacing_read(index)
             rows.append([self._score(truth == n, labels == n, spacing) for n in range(1, len(self.labels) + 1)])
         values = np.array(rows)
         measured = np.isfinite(values)
@@ -84,10 +84,10 @@ class Evaluator:
         score = mean if segmentation.HIGHER_IS_BETTER[self.metric] else -mean
         return Judgement(score, self.latest, {})
 
-    @property
-    def _network_spacing(self) -> tuple[float, ...]:
-        """The size of a voxel of the network's grid, mm; () if it is that of each file."""
-        return tuple(self.run.config.data.spacing) if self.segmenter.is_3d else ()
+    def _spacing_read(self, index: int) -> tuple[float, ...]:
+        """The size of a voxel or pixel on the grid of the network."""
+        grid = self.run.index.source.grid_of(index)
+        return grid.spacing_read or grid.spacing
 
     def _truth(self, index: int) -> np.ndarray | None:
         """The classes of a mask; `None`, with a report, if it can no longer be read on some process."""
@@ -238,6 +238,5 @@ class Evaluator:
             except (BadImage, OSError) as error:
                 self.run.loader.report(Skipped(source.names[index], str(error)))
                 continue
-            spacing = self._network_spacing or source.grid_of(index).spacing
-            out.append(Shown(title, image, truth, labels, spacing))
+            out.append(Shown(title, image, truth, labels, self._spacing_read(index)))
         return out

@@ -108,12 +108,12 @@ def summary(arrays: Arrays) -> dict[str, float]:
 
     out = {
         "eval_loss": float(arrays["loss"].mean()),
-        "eval_loss_of_mean": float(arrays["loss_of_mean"].mean()),
-        "eval_reconstruction": float(arrays["reconstruction"].mean()),
         "eval_contrast": float(arrays["contrast"].mean()),
         "psnr_degraded": psnr(arrays["mse_degraded"]),
     }
-    if "mse_restored" in arrays:
+    if "mse_restored" in arrays:  # the task reconstructs
+        out["eval_reconstruction"] = float(arrays["reconstruction"].mean())
+        out["eval_loss_of_mean"] = float(arrays["loss_of_mean"].mean())
         out["psnr_restored"] = psnr(arrays["mse_restored"])
     if "rotation_accuracy" in arrays:
         out["eval_rotation_accuracy"] = float(arrays["rotation_accuracy"].mean())

@@ -162,8 +162,8 @@ def _predict_steps(p: dict[str, Any]) -> list[str]:
     infer, out = p.get("infer") or {}, []
     if "overlap" in infer:
         out.append(
-            f"The run predicts with a sliding window, overlap {infer['overlap']:g}, weights {infer['blending']} (MONAI: "
-            f'`sliding_window_inference(..., overlap={infer["overlap"]:g}, mode="{infer["blending"]}")`).'
+            f"The run predicts with a sliding window, overlap {infer['overlap']:g}, weights {infer['blending']} "
+            f'(MONAI: `sliding_window_inference(..., overlap={infer["overlap"]:g}, mode="{infer["blending"]}")`).'
         )
     if infer.get("flips"):
         views = 8 if "overlap" in infer else 2

@@ -98,7 +98,8 @@ def shrunk(image: np.ndarray, max_side: int) -> np.ndarray:
 def volumes_of(images: Any) -> list[np.ndarray]:
     """Check volumes and return each as float32 `(D, H, W)`. Raises `UserError`.
 
-    images: a volume `(D, H, W)` or `(D, H, W, 1)`, or a collection of them; scaled as in training.
+    images: a volume `(D, H, W)` or `(D, H, W, 1)`, or a list of them; scaled as in training. An array
+        `(N, D, H, W)` is N volumes, but one whose last side is 1 is one volume.
     """
     if hasattr(images, "__array__") and (np.ndim(images) == 3 or (np.ndim(images) == 4 and np.shape(images)[3] == 1)):
         images = [images]

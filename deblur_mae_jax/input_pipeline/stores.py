@@ -188,13 +188,15 @@ def resident_bytes(loader: Loader, with_degraded: bool) -> int:
 
 
 def _budget(mesh: Mesh) -> int:
-    device = mesh.devices.flat[0]
+    """Bytes that a resident set may take: the same for all processes, so that they choose the same store."""
+    device = jax.local_devices()[0]  # only those of this process tell their memory
     if device.platform == "cpu":
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return int(RESIDENT_SHARE["cpu"] * total)
-    stats = device.memory_stats() or {}
-    limit = stats.get("bytes_limit", 8 << 30)
-    return int(RESIDENT_SHARE["accelerator"] * limit) * mesh.size
+        own = RESIDENT_SHARE["cpu"] * total
+    else:
+        stats = device.memory_stats() or {}
+        own = RESIDENT_SHARE["accelerator"] * stats.get("bytes_limit", 8 << 30) * mesh.size
+    return int(sharding.smallest_of_processes(own))
 
 
 def on_host(precompute: Callable[[jax.Array, jax.Array], jax.Array]) -> Precompute:

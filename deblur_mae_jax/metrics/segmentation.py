@@ -1,7 +1,8 @@
 """Compare two label maps by overlap and by distances between surfaces in mm (or pixels), with NumPy and SciPy.
 
 The definitions are MONAI's. The surface of a mask is the set of voxels that an erosion by one voxel (face-connected)
-removes, including voxels at the border of the image. Distances are between the centres of surface voxels.
+removes, including voxels at the border of the image. Distances are between the centres of surface voxels. Unlike
+MONAI's, a volume of one slice is measured as an image: otherwise each of its voxels would be surface.
 """
 
 from __future__ import annotations
@@ -86,8 +87,11 @@ def measure(
         raise unknown("config.report.empty", empty, EMPTY)
     overlap = dice(truth, predicted, empty)
     out = {"dice": overlap, "iou": iou_of(overlap)}
+    whole = truth.shape if shape is None else shape
     if truth.any() and predicted.any():
-        forth, back = surface_distances(truth, predicted, spacing)
+        thick = [axis for axis, side in enumerate(whole) if side > 1] or [0]
+        flat = tuple(axis for axis in range(truth.ndim) if axis not in thick)
+        forth, back = surface_distances(truth.squeeze(flat), predicted.squeeze(flat), tuple(spacing[a] for a in thick))
         joined = np.concatenate([forth, back])
         out["hd"] = float(joined.max())
         out["hd95"] = float(max(np.percentile(forth, 95), np.percentile(back, 95)))
@@ -97,7 +101,7 @@ def measure(
     worst, same = float("nan"), 0.0 if truth.any() else float("nan")
     if empty == "count":
         both_empty = not truth.any() and not predicted.any()
-        extent = np.array(truth.shape if shape is None else shape) * np.array(spacing)
+        extent = np.array(whole) * np.array(spacing)
         worst, same = (0.0, 1.0) if both_empty else (float(np.linalg.norm(extent)), 0.0)
     return out | {"hd": worst, "hd95": worst, "surface_distance": worst, "surface_dice": same}
 
@@ -146,5 +150,5 @@ def check(tolerance: float, empty: str) -> None:
     """Raise `UserError` for invalid settings."""
     if empty not in EMPTY:
         raise unknown("config.report.empty", empty, EMPTY)
-    if tolerance < 0:
+    if not 0 <= tolerance < np.inf:
         raise UserError(f"config.report.tolerance={tolerance} must be 0 or greater")

@@ -134,6 +134,7 @@ def keep_copy(workdir: Workdir, source: TrainedNetwork) -> None:
     if jax.process_index() == 0 and not workdir.has_checkpoint():
         workdir.pretrained.mkdir(exist_ok=True)
         seen = hashes_of_index(Workdir(source.path).index())
+        workdir.pretrained_images.unlink(missing_ok=True)  # of another source, in a start that failed
         if seen is not None:
             run_folder.write_json(workdir.pretrained_images, seen)
         draft = workdir.pretrained_weights.with_suffix(".tmp")

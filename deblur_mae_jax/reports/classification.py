@@ -204,21 +204,8 @@ def _page(workdir: Workdir, table: Predictions, numbers: dict[str, Any], leaks: 
         "Features": page.embedded(images["features.png"], "principal components, blur by class"),
         "Most confident mistakes": _mistakes(notes.mistakes) if notes.mistakes else "",
         "Training": page.embedded(images["curves.png"], shown) if notes.curves else "",
-        "Leakage": _audited(leaks, judged.patients_known, bool(notes.config["init_from"])),
+        "Leakage": page.audited(leaks, judged.patients_known, notes.config),
     })  # fmt: skip
-
-
-def _audited(leaks: Any, patients_known: bool, pretrained: bool) -> str:
-    checked = ["identical pixels"]
-    checked.append("patients in two splits" if patients_known else "(patients are unknown)")
-    if leaks.near_checked:
-        checked.append("perceptual hashes")
-    if leaks.pretraining_known:
-        checked.append("images of pre-training")
-    elif pretrained:
-        checked.append("(the images of pre-training are unknown)")
-    result = "found copies" if leaks.any else "found none"
-    return f"<p>Compared: {', '.join(checked)}; {result}. Pairs: <code>leakage.csv</code>.</p>"
 
 
 def _mistakes(items: list[tuple[Predictions, np.ndarray, np.ndarray | None]]) -> str:

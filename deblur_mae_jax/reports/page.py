@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from deblur_mae_jax.data.audit import Leaks
 from deblur_mae_jax.workdir import goodput, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
@@ -185,6 +186,25 @@ def judged(
 def leakage(lines: list[str]) -> list[str]:
     """A warning for each kind of leak."""
     return [f"Leakage: {line}." for line in lines]
+
+
+def audited(leaks: Leaks, patients_known: bool, config: dict[str, Any]) -> str:
+    """What was compared between the splits, and whether there are copies.
+
+    config: the flat config of the run.
+    """
+    checked = ["identical pixels"]
+    checked.append("patients in two splits" if patients_known else "(patients are unknown)")
+    if leaks.near_checked:
+        checked.append("perceptual hashes")
+    elif config["report.audit"] == "near":
+        checked.append("(similar volumes are not looked for: perceptual hashes are for images)")
+    if leaks.pretraining_known:
+        checked.append("images of pre-training")
+    elif config["init_from"]:
+        checked.append("(the images of pre-training are unknown)")
+    result = "found copies" if leaks.any else "found none"
+    return f"<p>Compared: {', '.join(checked)}; {result}. Pairs: <code>leakage.csv</code>.</p>"
 
 
 def never_improved(curves: list[dict[str, Any]], metric: str, higher: bool) -> list[str]:

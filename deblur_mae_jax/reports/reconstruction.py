@@ -42,6 +42,16 @@ GENERATIVE = MEANING | {
     "psnr_sampled": "PSNR of one drawing (dB)",
     "ssim_sampled": "SSIM of one drawing",
 }
+# Of volumes.
+VOLUMES = MEANING | {
+    "eval_loss": "loss on the evaluation volumes, the sum of its parts",
+    "eval_reconstruction": "L1 error of the reconstruction, a part of the loss",
+    "eval_loss_of_mean": "L1 error of predicting each cube by its median (baseline of the reconstruction)",
+    "eval_contrast": "contrastive loss, a part of the loss",
+    "eval_rotation_accuracy": "share of the rotations that are recognised",
+    "psnr_degraded": "PSNR of the disrupted input (dB)",
+    "psnr_restored": "PSNR of its unmasked reconstruction (dB)",
+}
 DRAWN = {
     "clean": "clean",
     "degraded": "input",
@@ -112,6 +122,7 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     left, middle, right = drawing.subplots(1, 3)
     curve(left, lines, "loss", lw=0.8, color="tab:blue")
     curve(left, lines, "eval_loss", marker="o", ms=3, color="tab:orange")
+    curve(left, lines, "eval_reconstruction", marker="s", ms=3, color="tab:red")  # of volumes
     curve(left, lines, "eval_loss_of_mean", ls="--", color="gray")
     left.set(title="loss", xlabel="step", yscale="log")
     curve(middle, lines, "learning_rate", color="tab:green")

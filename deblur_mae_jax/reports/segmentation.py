@@ -104,7 +104,8 @@ def measures(numbers: dict[str, Any]) -> str:
         if name == "surface_dice":
             what += f" at {numbers['tolerance']:g} {numbers['unit']}"
         rows.append((what, [page.cell(entries[name]) for entries in columns.values()]))
-    found = [("cases that Dice counts", "dice"), (f"cases that distances count{_UNDEFINED}", "hd95")]
+    where = _UNDEFINED if numbers["empty"] == "skip" else ""
+    found = [("cases that Dice counts", "dice"), (f"cases that distances count{where}", "hd95")]
     counts = [(what, [str(entries[name]["cases"]) for entries in columns.values()]) for what, name in found]
     return page.grid(list(columns), [*rows, *counts])
 
@@ -148,4 +149,5 @@ def _page(workdir: Workdir, table: Cases, numbers: dict[str, Any], notes: Notes)
         "Worst cases": worst(judged),
         "Training": page.embedded(images["curves.png"], "loss, learning rate, validation"),
         "Label maps": "<p>In <code>segmentations/</code>, one file per image.</p>",
+        "Leakage": page.audited(notes.leaks, numbers["splits"][judged_on]["patients_known"], config),
     })  # fmt: skip

@@ -120,7 +120,7 @@ def _draw(axis: Any, cut: Any, low: float, high: float, aspect: float) -> None:
     for mask, colour in ((truth, TRUTH), (predicted, PREDICTED)):
         count = max(int(truth.max()), int(predicted.max()), 1)
         for label in range(1, int(mask.max()) + 1):
-            if (mask == label).any():
+            if (mask == label).any() and min(mask.shape) > 1:  # one row has no outline
                 axis.contour(
                     mask == label, levels=[0.5], colors=[colour], linewidths=1.2,
                     alpha=1.0 - 0.5 * (label - 1) / count,

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deblur_mae_jax import config as fields
 from deblur_mae_jax import network as networks
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data import dataset
@@ -156,7 +157,7 @@ def build(
         return jax.jit(step, donate_argnums=0, out_shardings=where)
 
     divided = [] if division.params == "replicate" else [division.line(jax.eval_shape(network.init))]
-    lines = [] if labels is None else labels.lines
+    lines = _contrasts(config, images.index) if labels is None else labels.lines
     return Experiment(
         config=config, mesh=mesh, network=network, index=images.index, loader=images.loader, order=images.order,
         store=store, arrays=arrays, length=length, train_step=step_for(division), step_for=step_for,
@@ -273,6 +274,18 @@ def modality_of(index: data_index.Index) -> dict[str, np.ndarray]:
     return {"modality": np.array(numbers, np.int32)}
 
 
+def _contrasts(config: ConfigDict, index: data_index.Index) -> list[str]:
+    """A note if a loss that separates modalities sees one of them alone."""
+    present = set(index.source.modalities or [])
+    form = fields.flat(config).get("task.contrast")
+    if len(present) != 1 or form in (None, "none") or not config.task.contrast_weight:
+        return []
+    return [
+        f"config.task.contrast={form} separates CT from MR, and all volumes are {present.pop().upper()}: it only makes "
+        "their features alike. config.task.contrast=none switches it off"
+    ]
+
+
 def _order(config: ConfigDict, identity: Identity, index: data_index.Index) -> Order:
     """The order that shows every image once per epoch, or the modalities in the ratio of the config."""
     text = config.data.ratio if identity.axes == 3 else ""
@@ -285,7 +298,7 @@ def _order(config: ConfigDict, identity: Identity, index: data_index.Index) -> O
         shares = {name.strip(): float(share) for name, share in pairs}
     except ValueError:
         shares = {}
-    if sorted(shares) != present or not all(share > 0 for share in shares.values()):
+    if sorted(shares) != present or not all(0 < share < np.inf for share in shares.values()):
         example = ",".join(f"{name}=1" for name in present or MODALITIES)
         raise UserError(
             f"config.data.ratio='{text}' must give every modality of the data a number above 0, such as {example}"

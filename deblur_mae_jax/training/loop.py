@@ -291,7 +291,7 @@ class Loop:
 
     def keep_best(self, step: int, score: float | None, params: Any) -> None:
         """Save the weights if their validation score is the best so far."""
-        if score is None or (self.best is not None and score <= self.best["score"]):
+        if score is None or (self.best is not None and score <= self.best["score"]) or self.is_another_owners():
             return
         try:
             checkpoint.on_all(functools.partial(weights.save_tree, self.workdir.best(step), params))
@@ -299,8 +299,15 @@ class Loop:
         except Exception as error:  # a full disk or a lost mount can raise many kinds of errors
             self.progress.print(f"the best weights, of step {step}, could not be saved: {one_line(error)}")
 
+    def is_another_owners(self) -> bool:
+        """Whether another machine has taken over the address of the run, whose files are its own now."""
+        mirror = self.workdir.mirror
+        return mirror is not None and bool(sharding.on_any_process(mirror.lost))
+
     def save(self, step: int, state: TrainState) -> bool:
-        """Save the state."""
+        """Save the state. Returns whether it is kept."""
+        if self.is_another_owners():
+            return False
         notes = {
             "step": step,
             "position": step * self.run.config.optim.batch_size,

@@ -249,14 +249,18 @@ def _classes_of_masks(
 
 
 def _refuse_soft_masks(config: ConfigDict, index: data_index.Index) -> None:
-    """Raise `UserError` if masks have values that only occur on the edges of regions. Such masks are smoothed."""
+    """Raise `UserError` if masks have values that only occur on the edges of regions. Such masks are smoothed.
+
+    Labels of volumes may be thin everywhere, as an adrenal gland in thick slices: there most values must be soft.
+    """
     if config.data.label_names or index.source.mask_names is not None:
         return  # the user knows the values
     edges = {value: i for i in reversed(range(len(index))) for value in index.edge_values[i] if value}
     inside = set().union(*(set(v) - set(e) for v, e in zip(index.mask_values, index.edge_values, strict=True)))
     top = max(inside, default=0)
     soft = {value: i for value, i in edges.items() if value not in inside and 0 < value < top}
-    if not soft:
+    thin = len(soft) < len(inside - {0}) and len(index.canvas) == 3
+    if not soft or thin:
         return
     value, first = min(soft.items(), key=lambda pair: pair[1])
     raise UserError(

@@ -55,10 +55,10 @@ def hold(workdir: Workdir) -> Iterator[None]:
         owner = {"host": socket.gethostname(), "process": os.getpid(), "since": since}
         if workdir.mirror is None:
             privacy.use(workdir.path)
-            write_json(workdir.owner, owner)
+            _write_owner(workdir, owner)
             yield
         else:
-            write_json(workdir.owner, owner)
+            _write_owner(workdir, owner)
             with _held_in_store(workdir, owner | {"boot": _boot()}):
                 privacy.use(workdir.path)
                 yield
@@ -66,6 +66,13 @@ def hold(workdir: Workdir) -> Iterator[None]:
         privacy.use(None)
         workdir.owner.unlink(missing_ok=True)
         lock.release()
+
+
+def _write_owner(workdir: Workdir, owner: dict[str, Any]) -> None:
+    try:
+        write_json(workdir.owner, owner)
+    except OSError as error:  # a full disk
+        raise UserError(f"--workdir: cannot write to '{workdir.path}': {error.strerror or error}") from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tiny_runs import classifier, stirred
 import deblur_mae_jax as dm
 from deblur_mae_jax.commands import new_images, predict
 from deblur_mae_jax.data import grid, privacy
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import NotSaved, UserError
 from deblur_mae_jax.pretrained import trained_network
 
 
@@ -168,11 +168,32 @@ def test_a_label_map_that_cannot_be_written_does_not_end_the_others(segmenter, t
         return save(labels, path)
 
     monkeypatch.setattr(grid, "save_image", full)
-    out = predict.run(segmenter, str(images), tmp_path / "out")
+    with pytest.raises(NotSaved, match="1 label maps are not written"):
+        predict.run(segmenter, str(images), tmp_path / "out")
+    out = tmp_path / "out"
     assert [row["image"] for row in rows(out / "segmentations.csv")] == ["0.png", "1.png", "3.png"]
     assert rows(out / "skipped.csv") == [
         {"name": "2.png", "reason": "its label map cannot be written: No space left on device"}
     ]
+    monkeypatch.undo()
+    predict.run(segmenter, str(images), tmp_path / "out")
+    assert len(rows(out / "segmentations.csv")) == 4 and not (out / "unfinished.jsonl").exists()
+
+
+def test_a_table_that_cannot_be_written_costs_no_prediction(tmp_path, monkeypatch):
+    images, out = pictures(tmp_path / "images"), tmp_path / "out.csv"
+
+    def full(self, path):
+        path.write_text("")  # what a full disk leaves
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predict.Predictions, "write", full)
+    with pytest.raises(NotSaved, match=r"--output: cannot write .*No space left on device; start again to go on"):
+        predict.run(classifier()[0], str(images), out)
+    assert not out.exists() and (tmp_path / "out_unfinished.jsonl").exists()
+    monkeypatch.undo()
+    out.touch()  # an empty file is nobody's table
+    assert len(rows(predict.run(classifier()[0], str(images), out))) == 4
 
 
 def test_names_of_dicom_images_are_those_of_the_run(tmp_path):

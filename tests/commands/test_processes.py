@@ -38,6 +38,10 @@ def test_slurm():
     assert found(**SLURM | eight | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}).devices == [*range(8)]
     own = {"CUDA_VISIBLE_DEVICES": "0", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1"}
     assert found(**SLURM | own).devices == [0]
+    four_each = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1"}
+    assert found(**SLURM | four_each | {"SLURM_GPUS_PER_TASK": "h100:4"}).devices == [0, 1, 2, 3]
+    assert found(**SLURM | four_each).devices == [2, 3]
+    assert found(**two_here | {"SLURM_GPUS_PER_TASK": "4"}).devices == [4, 5, 6, 7]  # not bound
     last = {"SLURM_STEP_TASKS_PER_NODE": "4(x2),2", "SLURM_NODEID": "2", "SLURM_STEP_GPUS": "0,1,2,3"}
     assert found(**SLURM | last).devices == [0, 1]
 

@@ -92,6 +92,12 @@ def reasons(root):
         return str(error)
 
 
+def test_a_wrong_window_is_one_clear_line(tmp_path):
+    made.slices(tmp_path, hounsfield())
+    with pytest.raises(UserError, match=r"config\.data\.ct_window=\(1\.0,\) must be two numbers \(low, high\)"):
+        load(tmp_path, data__ct_window=(1.0,))
+
+
 def test_gaps_tilts_and_other_faults_are_named(tmp_path):
     volume = hounsfield()
     made.slices(tmp_path / "gap", volume)

@@ -10,6 +10,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from deblur_mae_jax import network
 from deblur_mae_jax.data import masks
@@ -112,6 +113,16 @@ def test_soft_edges_are_refused_with_the_cure(tmp_path):
     with pytest.raises(UserError, match="only occur between regions, so the masks have soft edges"):
         divided(tmp_path)
     assert divided(tmp_path, data__mask_values="0-127=background,128-255=lesion")[1].classes == ["background", "lesion"]
+
+
+def test_soft_edges_of_a_volume_are_found():
+    volume = np.zeros((12, 12, 12), np.uint8)
+    volume[3:9, 3:9, 3:9] = 4
+    soft = np.rint(ndimage.uniform_filter(volume.astype(float), 3)).astype(np.uint8)
+    assert masks.edge_values(soft) == ([0, 4], [1, 2, 3])
+    assert masks.edge_values(volume) == ([0, 4], [])
+    for index in range(12):
+        assert masks.edge_values(soft[:, :, index : index + 1]) == masks.edge_values(soft[:, :, index])
 
 
 def test_a_thin_outline_is_a_class(tmp_path):

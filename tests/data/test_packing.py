@@ -23,7 +23,17 @@ from PIL import Image
 
 import deblur_mae_jax as dm
 from deblur_mae_jax import train
-from deblur_mae_jax.data import dataset, index, packed, packing, parquet, privacy, records, source_config
+from deblur_mae_jax.data import (
+    dataset,
+    image_files,
+    index,
+    packed,
+    packing,
+    parquet,
+    privacy,
+    records,
+    source_config,
+)
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import inherit
@@ -411,6 +421,32 @@ def test_a_damaged_shard_is_packed_again(tmp_path):
     assert dm.pack(folder, tmp_path / "packed").reused == 0 and contents(tmp_path / "packed") == before
 
 
+def test_what_could_not_be_read_for_a_moment_is_packed_by_the_next_start(tmp_path, monkeypatch):
+    folder, real = write(tmp_path / "set"), image_files.Files.examine
+    count = dm.pack(folder, tmp_path / "whole").num_images
+
+    def gone(self, number):
+        if str(self.paths[number]).endswith(("p01_0.png", "p02_1.png")):
+            raise OSError(5, "Input/output error")
+        return real(self, number)
+
+    monkeypatch.setattr(image_files.Files, "examine", gone)
+    assert dm.pack(folder, tmp_path / "packed").num_images == count - 2
+    monkeypatch.undo()
+    packed = dm.pack(folder, tmp_path / "packed")
+    assert packed.num_images == count and packed.reused == 0
+    assert dm.pack(folder, tmp_path / "packed").reused == packed.num_shards
+
+
+def test_later_runs_know_which_images_a_packed_set_held(tmp_path):
+    folder = write(tmp_path / "set")
+    dm.pack(folder, tmp_path / "packed")
+    index.build(load(folder, name="image_folder"), cache=tmp_path / "folder.json")
+    index.build(load(tmp_path / "packed"), cache=tmp_path / "packed.json")
+    seen = index.hashes_of_index(tmp_path / "packed.json")
+    assert seen and seen == index.hashes_of_index(tmp_path / "folder.json")
+
+
 def test_settings_of_sources_without_files_are_no_old_shards(tmp_path):
     fields = {"num_images": 4, "split": "train"}
     dm.pack("", tmp_path / "packed", name="phantoms", side=40, **fields)
@@ -513,6 +549,9 @@ def test_the_line_for_the_run_names_the_settings(tmp_path, capfd):
     line = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("use it with"))
     fields = dict(part.removeprefix("--config.").replace(".", "__").split("=") for part in line.split()[3:])
     assert fields.pop("data__max_side") == "32"
+    pack_data.main([str(tmp_path / "set"), str(tmp_path / "three channels"), "--workers=1", "--channels=3"])
+    line = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("use it with"))
+    assert f"root='{tmp_path}/three channels'" in line and line.endswith("--config.model.in_chans=3")
     assert len(load(fields["data__root"], data__max_side=32)) == 24
     audit_data.main([str(tmp_path / "packed"), f"--output={tmp_path / 'audit.html'}", "--no_crops"])
     with pytest.raises(UserError, match="--output: cannot write"):

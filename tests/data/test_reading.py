@@ -367,6 +367,30 @@ def test_streams_start_anywhere_and_threads_change_nothing(tmp_path):
         np.testing.assert_array_equal(a["image"], b["image"])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((40, 50), "u1"), ((40, 50, 1), "u1"), ((40, 50, 3), "u1"), ((40, 50, 4), "u1"), ((40, 50, 2), "u1"),
+     ((60, 150), "u2"), ((150, 60, 3), "u1")],
+)  # fmt: skip
+def test_an_array_is_prepared_as_a_file_with_its_values(tmp_path, shape, kind, channels):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 256 if kind == "u1" else 4096, shape).astype(kind)  # 12 bits in 16
+    modes = {2: None, 3: {1: None, 2: "LA", 3: "RGB", 4: "RGBA"}.get(shape[-1])}
+    Image.fromarray(values.squeeze(), modes[len(shape)]).save(tmp_path / "a.png")
+    decoder = Decoder(channels, max_side=100)
+    wanted, said = decoder.decode(tmp_path / "a.png")
+    found, notes = decoder.prepare(values)
+    np.testing.assert_array_equal(found, wanted)
+    assert notes == said and max(found.shape) <= 100
+
+
+@pytest.mark.parametrize(("shape", "said"), [((10, 40), "under data.min_side"), ((2, 40, 40, 3), "is no image")])
+def test_an_array_that_is_no_image_is_refused(shape, said):
+    with pytest.raises(source.BadImage, match=said):
+        Decoder().prepare(np.zeros(shape, np.uint8))
+
+
 def test_tensorflow_datasets(tmp_path):
     import tiny_tfds
 
@@ -387,7 +411,7 @@ def test_tensorflow_datasets(tmp_path):
             raise AttributeError("'NoneType' object has no attribute 'shape'")
 
     with pytest.raises(source.BadImage, match="damaged"):
-        tfds_source.Records(Damaged(), 1).read(0)
+        tfds_source.Records(Damaged(), Decoder()).read(0)
     with pytest.raises(UserError, match="cannot load 'no_such_set'"):
         tfds_source.source(data(tmp_path, tfds_name="no_such_set"), 1)
     with pytest.raises(UserError, match="tfds_name is not set"):

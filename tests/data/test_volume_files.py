@@ -45,13 +45,12 @@ def segment(root, **fields):
     return dataset.load_source(inherit.resolve(config)[0], "all")
 
 
+def notes_of(source):
+    return " | ".join(index.build(source, masks=True, max_bad_fraction=0.9).notes)
+
+
 def notes(source):
     return " | ".join(index.build(source, max_bad_fraction=0.9).notes)
-
-
-FORMATS = {
-    "a.nii": nib.save, "a.nii.gz": nib.save, "A.NII.GZ": None, "A.NII": None, "a.img": nib.save, "a.mgz": nib.save,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -219,6 +218,37 @@ def test_contradicting_geometry_is_said_and_kept(tmp_path, sform, qform, spacing
     before = nib.load(tmp_path / "a.nii.gz").header
     for field in ("pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "qoffset_x"):
         np.testing.assert_array_equal(out[field], before[field], err_msg=field)
+
+
+@pytest.mark.parametrize(("degrees", "refused"), [(0.2, False), (1.0, True), (30.0, True)])
+def test_a_tilted_gantry_is_refused_as_in_dicom(tmp_path, degrees, refused):
+    tilt = np.diag([1.0, 1.0, 1.0, 1.0])
+    tilt[1, 2] = np.tan(np.radians(degrees))
+    save(tmp_path / "a.nii.gz", values(), tilt)
+    if not refused:
+        assert load(tmp_path).grid_of(0).spacing == pytest.approx((1, 1, 1), abs=1e-4)
+        return
+    with pytest.raises(BadImage, match=rf"shear: two axes are {degrees:.1f} degrees from a right angle.*dcm2niix"):
+        volume_file.open_volume(str(tmp_path / "a.nii.gz"), 10_000)
+
+
+def test_labels_that_resampling_removes_are_said(tmp_path):
+    for number in range(3):
+        save(tmp_path / f"{number}.nii.gz", values(number))
+        mask = labels()
+        mask[mask == 2] = 0
+        mask[11, 9, 7] = 2
+        save(tmp_path / f"{number}_seg.nii.gz", mask)
+    assert "spacing removes" not in notes_of(segment(tmp_path))
+    said = notes_of(segment(tmp_path, data__spacing=(2.5, 2.5, 2.5)))
+    assert "config.data.spacing removes the label 2 of its mask" in said
+
+
+def test_the_voxels_that_are_read_cover_the_same_space(tmp_path):
+    """One slice of 5 mm at 2 mm becomes two of 2.5 mm."""
+    save(tmp_path / "a.nii.gz", values(shape=(12, 10, 1)), np.diag([1.0, 1.0, 5.0, 1.0]))
+    grid_of = load(tmp_path, data__spacing=(2.0, 2.0, 2.0)).grid_of(0)
+    assert grid_of.spacing == pytest.approx((1, 1, 5)) and grid_of.spacing_read == pytest.approx((2, 2, 2.5))
 
 
 def test_units_and_missing_orientation(tmp_path):

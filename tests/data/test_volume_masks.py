@@ -5,8 +5,14 @@ import os
 import numpy as np
 import pytest
 import test_volume_files as files
+import tiny_volumes
+from scipy import ndimage
 
+from deblur_mae_jax import network
 from deblur_mae_jax.data import index, naming
+from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.pretrained import inherit
+from deblur_mae_jax.training import supervision
 
 
 def folder(root, names, seed=0):
@@ -169,3 +175,25 @@ def test_a_change_of_the_data_file_is_seen(tmp_path, header, data):
     os.utime(tmp_path / "set" / header, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     os.utime(tmp_path / "set" / data, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
     assert not np.array_equal(before, load().read(0))
+
+
+@pytest.mark.parametrize(("thin", "refused"), [(False, True), (True, False)])
+def test_soft_edges_are_refused_and_one_thin_label_is_not(tmp_path, thin, refused):
+    for number in range(6):
+        files.save(tmp_path / f"{number}.nii.gz", files.values(number))
+        mask = np.zeros((12, 10, 8))
+        mask[2:10, 1:9, 1:7] = 4
+        if thin:
+            mask[2:10, 6:9, 1:7], mask[4, 2, 2:6] = 3, 2
+        else:
+            mask = ndimage.uniform_filter(mask, 3)
+        files.save(tmp_path / f"{number}_seg.nii.gz", np.rint(mask).astype(np.uint8))
+    config = inherit.resolve(tiny_volumes.segmentation(data__name="nifti", data__root=f"{tmp_path}=mr", data__folds=3))[
+        0
+    ]
+    prepare = lambda: supervision.prepare(config, network.check(config), None, None)
+    if refused:
+        with pytest.raises(UserError, match=r"3 values of the masks.*only occur between regions"):
+            prepare()
+    else:
+        assert prepare()[1].mask_values == [0, 2, 3, 4]

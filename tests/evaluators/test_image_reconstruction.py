@@ -36,6 +36,9 @@ def test_an_input_that_equals_the_original_has_no_psnr(value, drawn, tmp_path):
         ({"eval_loss": 0.1, "eval_loss_of_mean": 0.2, "psnr_degraded": 20.0, "psnr_restored": 25.0}, None),
         ({"eval_loss": 0.1, "eval_loss_of_mean": 0.2, "psnr_degraded": 120.0, "psnr_restored": 25.0}, None),  # MAE
         ({"eval_loss": 3.0}, None),
+        # The loss of a volume has other parts: rotation and contrast.
+        ({"eval_loss": 1.4, "eval_reconstruction": 0.1, "eval_loss_of_mean": 0.2}, None),
+        ({"eval_loss": 1.4, "eval_reconstruction": 0.3, "eval_loss_of_mean": 0.2}, "no better than a plain gray patch"),
     ],
 )
 def test_a_network_that_reconstructs_badly_is_told_so(latest, said):

@@ -1,5 +1,9 @@
 """Both stores give the same examples in the same order, whatever is degraded and where."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +13,7 @@ from PIL import Image
 
 from deblur_mae_jax.data import loader
 from deblur_mae_jax.data.source import BadImage, Source
+from deblur_mae_jax.input_pipeline import stores
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.training import experiment
 
@@ -148,7 +153,6 @@ def test_a_drive_that_is_gone_for_a_moment_costs_no_image(monkeypatch):
     drive = Drive(range(1, 26))
     reader, slept = loader_of(drive, monkeypatch)
     assert reader.read(3)[0] == 3 and not reader.failed and slept == [2.0, 10.0, 30.0]
-    assert reader._waits == [2.0, 10.0, 30.0]  # for the next time
 
 
 def test_a_drive_that_stays_away_is_one_clear_error(monkeypatch):
@@ -156,6 +160,64 @@ def test_a_drive_that_stays_away_is_one_clear_error(monkeypatch):
     with pytest.raises(BadImage, match=r"no image can be read any more; '3\.png': gone"):
         reader.read(3)
     assert len(slept) == 3 and not reader.failed
+
+
+def test_every_thread_waits_for_a_drive_and_none_reports_an_image(monkeypatch):
+    """The drive comes back when each of four threads has waited twice."""
+    slept = []
+
+    class Gone(Drive):
+        def read(self, number):
+            if len(slept) < 8:
+                raise OSError("gone")
+            return super().read(number)
+
+    reader, _ = loader_of(Gone(()), monkeypatch)
+    ready = threading.Barrier(4)
+
+    def sleep(seconds):
+        ready.wait(20)  # all four wait at once
+        slept.append(seconds)
+        ready.wait(20)
+
+    monkeypatch.setattr(loader.time, "sleep", sleep)
+    with ThreadPoolExecutor(4) as pool:
+        assert [found[0] for found in pool.map(reader.read, (3, 7, 11, 15))] == [3, 7, 11, 15]
+    assert sorted(slept) == [2.0] * 4 + [10.0] * 4 and not reader.failed
+
+
+def test_a_drive_that_comes_back_late_costs_no_image(monkeypatch):
+    """It comes back while the images are tried one after the other, after all waits."""
+    reader, slept = loader_of(Drive(range(1, 3 * 8 + 14)), monkeypatch)
+    assert reader.read(3)[0] == 3 and slept == [2.0, 10.0, 30.0] and not reader.failed
+
+
+def test_images_that_are_known_to_be_gone_are_not_waited_for(monkeypatch):
+    class Lost(Drive):
+        def read(self, number):
+            if number < 10:
+                raise OSError("gone")
+            return super().read(number)
+
+    reader, slept = loader_of(Lost(()), monkeypatch)
+    assert [reader.read(0)[0] for _ in range(3)] == [10] * 3
+    assert slept == [2.0, 10.0, 30.0] and [item.name for item in reader.failed] == [f"{i}.png" for i in range(10)]
+
+
+def test_the_room_for_a_resident_set_is_that_of_this_process(monkeypatch):
+    """The memory of a device of another process cannot be asked for."""
+
+    def device(process):
+        def memory_stats():
+            if process:
+                raise RuntimeError("MemoryStats is only supported for addressable PjRt devices")
+            return {"bytes_limit": 1 << 30}
+
+        return SimpleNamespace(platform="gpu", memory_stats=memory_stats)
+
+    monkeypatch.setattr(stores.jax, "local_devices", lambda: [device(0)])
+    mesh = SimpleNamespace(devices=np.array([device(1), device(0)], object), size=2)
+    assert stores._budget(mesh) == int(stores.RESIDENT_SHARE["accelerator"] * (1 << 30) * 2)
 
 
 def test_single_damaged_images_are_replaced_and_listed_also_on_a_full_disk(monkeypatch):

@@ -248,6 +248,25 @@ def test_channels_of_local_masking(scope):
     assert alike == (scope != "token") and not (masks[0] == masks[1]).all()
 
 
+@pytest.mark.parametrize("scope", disrupted_recon.SCOPES)
+def test_the_volumes_of_a_batch_share_their_channels_only_by_batch(scope):
+    class Recorder:
+        """Keeps the disrupted tokens of the task's loss."""
+
+        mask_token, seen = False, None
+
+        def apply(self, params, x, disrupt, masked):
+            self.seen = np.asarray(disrupt(jnp.ones((3, 4, 4, 4, 48))))
+            return x, {"hidden": [jnp.ones((3, 2, 2, 2, 8))]}
+
+    model = Recorder()
+    task = disrupted_recon.make(model, local_mask_scope=scope, contrast="none")
+    cubes = jnp.ones((3, 8, 8, 8, 1))
+    task.loss({}, {"inputs": cubes, "targets": cubes}, {"mask": jax.random.split(jax.random.key(0), 3)})
+    assert ((model.seen == 0).sum(axis=-1) == 28).all()
+    assert (model.seen[0] == model.seen[1]).all() == (scope == "batch")
+
+
 def test_blocks_of_the_mask_token(golden):
     z = golden("dae_param_groups")
     mask = np.asarray(disrupted_recon.block_mask(jax.random.key(0), (96,) * 3, 0.6))
@@ -292,7 +311,7 @@ def test_weight_decay_of_the_published_code(golden):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_builds_and_gives_a_finite_loss(name):
+def test_every_config_builds_and_has_a_loss_for_every_volume(name):
     config = config_of(name, **({"data__name": "phantoms3d"}))
     network = networks.build(config)
     shapes = jax.eval_shape(network.init)

@@ -28,6 +28,17 @@ def dice_ce(logits, labels, dice=1.0, ce=1.0, **options):
     return dice * losses.dice(logits, labels, **options) + ce * losses.voxel_cross_entropy(logits, labels)
 
 
+def test_a_volume_of_one_slice_is_measured_as_an_image():
+    truth, predicted = np.zeros((2, 40, 40), bool)
+    truth[8:30, 10:28], predicted[10:33, 10:25] = True, True
+    for axis in range(3):
+        flat = [np.expand_dims(mask, axis) for mask in (truth, predicted)]
+        spacing = np.insert([1.0, 2.0], axis, 9.0)
+        measured = segmentation.measure(*flat, tuple(spacing))
+        assert measured == segmentation.measure(truth, predicted, (1.0, 2.0))
+    assert segmentation.measure(truth[:1, :1] | True, truth[:1, :1] | True, (1.0, 1.0))["hd"] == 0
+
+
 SQUARED = {"squared": True, "over_batch": True, "smooth_top": 0.0, "smooth_bottom": 1e-6}
 LOSSES = {
     "dicece": dice_ce,

@@ -188,6 +188,10 @@ def test_a_step_that_does_not_fit_is_accumulated_or_said_not_to(need):
     assert plan.fitting_accum(need, tiny_chip) == 0
     enough = chips.Chip("toy", 1, need.memory(2) / 0.9e9, 1, (1, 1), 1, ())
     assert plan.fitting_accum(need, enough) == 2
+    many, few = (dataclasses.replace(need, images=size, chooses=False) for size in (1e15, 0.0))
+    assert plan.fitting_accum(many.on(enough), enough) == 0
+    streamed = dataclasses.replace(many, chooses=True)
+    assert plan.fitting_accum(streamed.on(enough), enough) == plan.fitting_accum(few, enough) > 0
 
 
 def test_weak_scaling_follows_from_links_and_parameters():

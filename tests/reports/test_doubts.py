@@ -10,6 +10,7 @@ import tiny
 from tiny_runs import new_folder
 
 from deblur_mae_jax import train
+from deblur_mae_jax.metrics import segmentation as measures
 from deblur_mae_jax.reports import classification, segmentation
 from deblur_mae_jax.reports.predictions import Predictions
 from deblur_mae_jax.training.evaluator import conclusion
@@ -63,6 +64,14 @@ def test_what_is_said(judged, curves, metric, words):
 def test_few_patients_of_a_class_are_named(labels, words):
     said = classification.few_patients(table([[0.4, 0.3, 0.3]] * len(labels), labels))
     assert len(said) == len(words) and all(word in said[0] for word in words)
+
+
+def test_the_row_of_distances_says_which_cases_it_counts():
+    entry = {name: {"value": 0.5, "low": 0.4, "high": 0.6, "cases": 3} for name in measures.MEASURES}
+    numbers = {"splits": {"test": {"per_image": entry, "per_label": {"a": entry}}}, "judged_on": "test",
+               "labels": ["a"], "unit": "mm", "tolerance": 1.0}  # fmt: skip
+    skip, count = (segmentation.measures(numbers | {"empty": empty}) for empty in ("skip", "count"))
+    assert "those where the label is in truth and prediction" in skip and "those where" not in count
 
 
 def test_a_test_of_one_class_has_no_chance_level():

@@ -44,7 +44,7 @@ def test_up_sampling_is_pytorchs():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_has_a_finite_loss(name):
+def test_every_config_has_a_loss_for_every_volume(name):
     config = config_of(name)
     network = networks.build(config)
     shapes = jax.eval_shape(network.init)

@@ -129,8 +129,10 @@ def test_a_moved_source_is_not_needed_and_another_one_is_refused(tmp_path):
     other["norm.weight"] = other["norm.weight"] + 1
     second = saved(tmp_path / "b.safetensors", other)
     workdir = Workdir(tmp_path / "run")
-    workdir.path.mkdir()
+    workdir.pretrained.mkdir(parents=True)
+    workdir.pretrained_images.write_text("[]")  # of another source, in a start that failed
     inherit.keep_copy(workdir, trained_network.load(first))
+    assert not workdir.pretrained_images.exists()
     (workdir.checkpoints / "step_4").mkdir(parents=True)
     workdir.config.write_text(json.dumps({"init_from": str(first)}))
     first.unlink()

@@ -1,6 +1,7 @@
 """Runs, weights, exports and packed sets at addresses: gs:// and s3:// stores on this machine."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from types import SimpleNamespace
 
 import fake_gcs
 import numpy as np
@@ -27,6 +29,7 @@ from deblur_mae_jax.data import buckets, dataset, packed, packing
 from deblur_mae_jax.errors import NotSaved, StoreError, UserError
 from deblur_mae_jax.export.export import export
 from deblur_mae_jax.reports import comparison
+from deblur_mae_jax.training.loop import Loop
 from deblur_mae_jax.workdir import lock, mirror
 from deblur_mae_jax.workdir.run_folder import Workdir
 
@@ -300,6 +303,25 @@ def test_an_owner_that_lost_the_lock_stops_and_leaves_the_store_alone(gs, monkey
         while not told and time.monotonic() < deadline:
             time.sleep(0.02)
     assert told == [signal.SIGTERM] and json.loads(place.read_text()) == other
+
+
+def test_a_full_disk_of_this_machine_is_no_store_that_fails():
+    for number, kind in ((errno.ENOSPC, UserError), (errno.EIO, StoreError)):
+        with pytest.raises(UserError) as raised, buckets.reaching("config.data.root", "gs://a/b", "copied"):
+            raise OSError(number, "what the system says")
+        assert type(raised.value) is kind
+
+
+def test_a_run_whose_address_was_taken_over_saves_nothing(tmp_path):
+    workdir = Workdir(tmp_path)
+    loop = SimpleNamespace(workdir=workdir, best=None)
+    assert not Loop.is_another_owners(loop)
+    workdir.mirror = SimpleNamespace(lost=True)
+    loop.is_another_owners = lambda: Loop.is_another_owners(loop)
+    assert loop.is_another_owners()
+    assert Loop.save(loop, 3, None) is False
+    Loop.keep_best(loop, 3, 0.9, None)
+    assert loop.best is None and not list(tmp_path.iterdir())
 
 
 def test_a_start_that_is_stopped_while_it_copies_changes_nothing_in_the_store(gs, monkeypatch):

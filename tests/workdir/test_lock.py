@@ -59,12 +59,14 @@ def test_a_home_folder_is_understood(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "first").is_dir()
 
 
-@pytest.mark.parametrize("kind", ["below a file", "read-only"])
+@pytest.mark.parametrize("kind", ["below a file", "read-only", "full"])
 def test_a_workdir_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch, kind):
     place = tmp_path / "run"
     if kind == "below a file":
         place.write_text("x")
         place = place / "run"
+    elif kind == "full":
+        monkeypatch.setattr(lock, "write_json", _refuse)
     else:  # not by its mode, which does not bind the superuser
         monkeypatch.setattr(lock.FileLock, "acquire", _refuse)
     with pytest.raises(UserError, match=r"--workdir: cannot (use|write to)"), lock.hold(Workdir(place)):
