@@ -91,6 +91,13 @@ def check(config: ConfigDict) -> Identity:
             f"config.optim.batch_size={o.batch_size} is not divisible by {jax.device_count()} "
             f"device(s) x config.optim.accum_steps={o.accum_steps}; try {near}"
         )
+    weight = fields.flat(c).get("task.contrast_weight", 0) if identity.kind == "pretext" else 0
+    if o.batch_size // o.accum_steps < 2 and (identity.kind == "contrast" or weight):
+        raise UserError(
+            f"config.optim.batch_size={o.batch_size} with config.optim.accum_steps={o.accum_steps}: {c.task.name} "
+            "compares the images of a step, so a step needs at least 2 at once"
+            + ("; config.task.contrast_weight=0 switches this loss off" if weight else "")
+        )
     if identity.axes == 2:
         _check_views(config)
     if identity.supervised:

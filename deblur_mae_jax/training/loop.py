@@ -291,7 +291,7 @@ class Loop:
 
     def keep_best(self, step: int, score: float | None, params: Any) -> None:
         """Save the weights if their validation score is the best so far."""
-        if score is None or (self.best is not None and score <= self.best["score"]) or self.is_another_owners():
+        if score is None or (self.best is not None and score <= self.best["score"]) or self.workdir.taken_over:
             return
         try:
             checkpoint.on_all(functools.partial(weights.save_tree, self.workdir.best(step), params))
@@ -299,15 +299,8 @@ class Loop:
         except Exception as error:  # a full disk or a lost mount can raise many kinds of errors
             self.progress.print(f"the best weights, of step {step}, could not be saved: {one_line(error)}")
 
-    def is_another_owners(self) -> bool:
-        """Whether another machine has taken over the address of the run, whose files are its own now."""
-        mirror = self.workdir.mirror
-        return mirror is not None and bool(sharding.on_any_process(mirror.lost))
-
     def save(self, step: int, state: TrainState) -> bool:
         """Save the state. Returns whether it is kept."""
-        if self.is_another_owners():
-            return False
         notes = {
             "step": step,
             "position": step * self.run.config.optim.batch_size,
@@ -330,11 +323,11 @@ class Loop:
         with self.timed("save"):
             if self.checkpoints.by_size:
                 notes["fingerprint"] = int(jax.jit(fingerprint)(state.params))
-            done = self.checkpoints.save(step, state, notes, delete_older_weights)
+            kept = not self.workdir.taken_over and self.checkpoints.save(step, state, notes, delete_older_weights)
             self.workdir.send()
         self.clock.at(step, saved=True)
         self.meter.pause()
-        return done
+        return kept
 
     @contextlib.contextmanager
     def survive_full_disk(self, what: str) -> Iterator[None]:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from deblur_mae_jax import sharding
 from deblur_mae_jax.config import flat, upgrade
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import UserError
@@ -113,6 +114,11 @@ class Workdir:
     def name(self) -> str:
         """Name of the folder itself."""
         return self.path.resolve().name if self.mirror is None else str(self.mirror.remote.name)
+
+    @property
+    def taken_over(self) -> bool:
+        """Whether another machine has taken over the address of the run. All processes must ask together."""
+        return self.mirror is not None and bool(sharding.on_any_process(self.mirror.lost))
 
     def send(self) -> bool:
         """For a workdir at an address: copy what has changed there. Returns whether nothing is left to copy."""

@@ -42,6 +42,17 @@ def test_every_config_is_in_range(name):
     checks._check_ranges(fields.flat(tiny.load(name)))
 
 
+@pytest.mark.parametrize("name", ["simclr", "swin_ssl_ct_mr"])
+def test_a_contrast_of_one_image_is_refused(name):
+    config = tiny.resolved(name) if name == "simclr" else inherit.resolve(tiny_volumes.config_of(name))[0]
+    alone = lambda accum: tiny_volumes.changed(
+        config.copy_and_resolve_references(), {"optim.batch_size": 4, "optim.accum_steps": accum}
+    )
+    checks.check(alone(2))
+    with pytest.raises(UserError, match="a step needs at least 2 at once"):
+        checks.check(alone(4))
+
+
 @pytest.mark.parametrize(("present", "contrast", "said"), [("mr", "paper", True), ("mr", "none", False)])
 def test_a_contrast_of_one_modality_is_said(tmp_path, present, contrast, said):
     for number in range(2):

@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import fake_gcs
 import numpy as np
@@ -314,12 +315,11 @@ def test_a_full_disk_of_this_machine_is_no_store_that_fails():
 
 def test_a_run_whose_address_was_taken_over_saves_nothing(tmp_path):
     workdir = Workdir(tmp_path)
-    loop = SimpleNamespace(workdir=workdir, best=None)
-    assert not Loop.is_another_owners(loop)
-    workdir.mirror = SimpleNamespace(lost=True)
-    loop.is_another_owners = lambda: Loop.is_another_owners(loop)
-    assert loop.is_another_owners()
-    assert Loop.save(loop, 3, None) is False
+    loop = MagicMock(workdir=workdir, best=None)
+    loop.checkpoints.by_size = False
+    assert not workdir.taken_over
+    workdir.mirror = SimpleNamespace(lost=True, push=lambda: False)
+    assert Loop.save(loop, 3, None) is False and not loop.checkpoints.save.called
     Loop.keep_best(loop, 3, 0.9, None)
     assert loop.best is None and not list(tmp_path.iterdir())
 
