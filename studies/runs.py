@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from deblur_mae_jax.config import finetuning
 from deblur_mae_jax.data import buckets
 from deblur_mae_jax.errors import UserError, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLD = "{fold}"
+FOLDS = int(finetuning().data.folds)
 
 
 class Run(NamedTuple):
@@ -110,6 +112,12 @@ def finetunings(study, name, method, start, folds, arguments):
         overrides = {**study["finetune"], **scratch, "seed": seed, "data.fold": fold,
                      **method.get("finetune_overrides", {}), **images,
                      **_overrides(arguments.set, "--set")}  # fmt: skip
+        count = int(overrides.get("data.folds", FOLDS))
+        if fold >= count and FOLD not in arguments.finetune_root:
+            raise UserError(
+                f"--folds: {fold} is not below config.data.folds={count}; --set data.folds=N divides into N"
+            )
+        overrides["data.fold"] %= count  # of a list, only the validation images depend on it
         if source:
             overrides["init_from"] = str(source)
         config = method.get("finetune", "finetune" if source else "from_scratch")

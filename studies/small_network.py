@@ -31,9 +31,9 @@ sets alone. The comparison that counts, written down before any network was trai
 ensembles (three SimCLR, three D2MAE, equal weights) minus that of hand-made features:
 
     python scripts/study.py studies/small_network.py --preset=cpu --output=runs/folds_mmotu --only=SimCLR --ensembles \
-      --pretrain_root=not_mmotu.csv --finetune_root='mmotu_{fold}.csv' --folds=1,2,3,4,5 --seeds=0,1,2
+      --pretrain_root=not_mmotu.csv --finetune_root='mmotu_{fold}.csv' --folds=0,1,2,3,4 --seeds=0,1,2
     python scripts/study.py studies/small_network.py --preset=cpu --output=runs/folds_mmotu --only=D2MAE --ensembles \
-      --pretrain_root=not_mmotu.csv --finetune_root='mmotu_{fold}.csv' --folds=1,2,3,4,5 --seeds=0,1,2 \
+      --pretrain_root=not_mmotu.csv --finetune_root='mmotu_{fold}.csv' --folds=0,1,2,3,4 --seeds=0,1,2 \
       --set_pretrain optim.steps=12000
 """
 

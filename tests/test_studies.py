@@ -73,12 +73,16 @@ def test_images_of_the_user_replace_phantoms(tmp_path):
 
 
 def test_official_folds_are_lists_with_the_fold_in_their_names(tmp_path):
-    for fold in (1, 4):
+    for fold in (1, 4, 5):
         (tmp_path / f"folds_{fold}.csv").write_text("path,label,split\n")
     options = [f"--finetune_root={tmp_path}/folds_{{fold}}.csv", "--seeds=0", "--only=MAE"]
     runs = planned(tmp_path, "methods", *options, "--folds=1,4")
     fine = [run for run in runs if run.kind == "finetune"]
     assert [Path(run.overrides["data.root"]).name for run in fine] == ["folds_1.csv", "folds_4.csv"]
+    # The fifth list has the validation images of fold 0; without lists there is no such fold.
+    assert [run.overrides["data.fold"] for run in planned(tmp_path, "methods", *options, "--folds=4,5")[1:]] == [4, 0]
+    with pytest.raises(UserError, match=r"--folds: 5 is not below config\.data\.folds=5"):
+        planned(tmp_path, "methods", f"--finetune_root={tmp_path}/folds_1.csv", "--folds=5")
     # One method with one setting: a later command may add a fold.
     assert results.settings_of(fine) == results.settings_of(fine[:1])
     with pytest.raises(UserError, match=r"folds_2\.csv' does not exist"):
