@@ -1,1 +1,1 @@
-"""Runnable configs: one file per run. `deblur_mae_jax/config.py` holds every field and its default."""
+"""Runnable configs: one file per run. `deblur_mae_jax/config/fields.py` holds every field and its default."""

@@ -8,9 +8,9 @@ r"""Segment 2-D images with a UPerNet on the encoder of any classifier, pre-trai
 
 The folder is as for `segment_images.py`. A second head on the third map adds 0.4 times its cross-entropy to the loss.
 Each image is evaluated as a whole at its original size.
-Deviations from the published recipe: a cosine for the polynomial decay of the rate; crops and flips for its
-augmentation; a decoder 512 wide (768 published), batches of 16 (10), 100 epochs with 5 of warm-up (1,500 steps of it), and
-whole images at the encoder's size (crops of 512 pixels, evaluated by a sliding window).
+Deviations from the published recipe, whose values are in brackets: cosine decay of the rate (polynomial); crops and
+flips as augmentation (its own); a decoder 512 wide (768); batches of 16 (10); 100 epochs with 5 of warm-up (1,500
+steps of warm-up); whole images at the encoder's size (crops of 512 pixels, evaluated by a sliding window).
 """
 
 from deblur_mae_jax.config import pick, segmenter

@@ -17,8 +17,9 @@ fold has a pre-training of its own, so that it can use the training images witho
 
 A method may start from a weight file in the folder of `--weights`, or be quoted; the table says of each row whether it
 was run. The predictions of every network are kept in `cases.csv.gz`, from which `--rebuild` writes the table again
-without the runs. `--ensembles` adds a row for the mean probabilities of all networks of a method, and with `--rebuild`
-`--average="A;B"` one for two methods, such as networks and hand-made features, whose ensembles count the same.
+without the runs. `--ensembles` adds a row for the mean probabilities of all networks of a method. With `--rebuild`,
+`--average="A;B"` adds a row for the mean of two methods, such as networks and hand-made features; both ensembles have
+the same weight.
 """
 
 import argparse

@@ -270,6 +270,6 @@ def test_images_that_pre_training_saw_are_listed(tmp_path):
     seen = {usable.hashes[2], usable.hashes[5]}
     leaks = audit.compare(usable, where, pretrained=seen)
     assert leaks.pretraining == [usable.source.names[5]] and leaks.any
-    assert "the pre-training has seen 1 judged image" in leaks.lines()[-1]
+    assert "pre-training also used 1 evaluated image" in leaks.lines()[-1]
     assert not audit.compare(usable, where).pretraining_known
     assert len(rows) == len(usable)

@@ -292,7 +292,7 @@ def test_a_training_without_a_fold_is_left_out_and_other_patients_are_not_compar
     found = table.rows(networks + second, facts)
     assert [row["left_out"] for row in found] == [2, 2, 0] and found[0]["runs"] == 4
     text = table.write(networks + second, facts, tmp_path)
-    assert "one of the 2 folds train the others" in text and "multiplied by 2/1" in text
+    assert "There are 2 folds. The test patients of one fold" in text and "multiplied by 2/1" in text
     assert "folds train" not in table.write(networks, facts, tmp_path)
     only = [n for n in second if n.method == "plain"] + half
     found = table.rows(only, facts)

@@ -267,7 +267,7 @@ SPLITS: Group = {
     "val_split": Field("val", 'Validation images: a split by name | "": drawn from the training images, whole patients at a time | auto: the first if there is one, else the second.'),
     "test_split": Field("test", "Test images: as `val_split` | none."),
     "split_seed": Field(0, "Seed of the splits that are drawn, and of `fraction`; `seed` is that of the training."),
-    "folds": Field(5, "Number of folds. 5 are the papers' 3:1:1."),
+    "folds": Field(5, "Number of folds. 5 folds give the papers' 3:1:1."),
     "fold": Field(0, "Fold that tests; the next one validates."),
 }  # fmt: skip
 CLASSES: Group = {
@@ -307,7 +307,7 @@ AUGMENT_VOLUMES: Group = {
     "rotate_probability": Field(0.2, "Probability of a rotation by 90, 180 or 270 degrees around the third axis."),
 }  # fmt: skip
 SEARCH: Group = {
-    "setting": Field("auto", "How the blur level of each image is found: auto | none | fixed(0.5) | search(2) | online(2) | random | oracle."),
+    "setting": Field("auto", "How the blur level of each image is found: auto | none | fixed(SIGMA OF A LEVEL) | search(2) | online(2) | random | oracle."),
     "high_pass": Field(0.0, "Compare only what a Gaussian blur of this sigma removes from the error, pixels of the network's input. 0: the whole error, as in Algorithm 1."),
     "batch_size": Field(64, "Forward passes at once: images times levels."),
     "cache": Field("auto", 'Folder that keeps the results between runs. "": none.'),
@@ -379,13 +379,13 @@ REPORT_RECONSTRUCTION: Group = {
 }
 MONITOR: Group = {
     "monitor_root": Field("", 'Labelled images, one sub-folder per class or a CSV, on which nearest neighbours and a linear probe judge the frozen features during pre-training. "": none.'),
-    "monitor_images": Field(200, "Most of these images that are used."),
-    "monitor_share": Field(0.02, "Largest share of the run's time that this takes, after the first judgement."),
+    "monitor_images": Field(200, "Largest number of these images that are used."),
+    "monitor_share": Field(0.02, "Largest share of the run's time for these evaluations; the first is always made."),
 }  # fmt: skip
 REPORT_LABELS: Group = {
     "audit": Field("near", "Search for copies across splits: near (perceptual hashes too) | identical."),
 }
 REPORT_SEGMENTATION: Group = {
-    "tolerance": Field(1.0, "Surfaces so close count as equal (surface Dice): mm, or pixels."),
+    "tolerance": Field(1.0, "Surfaces within this distance count as equal (surface Dice): mm, or pixels."),
     "empty": Field("skip", "A label that the truth or the prediction lacks: skip | count."),
 }

@@ -66,7 +66,7 @@ class Leaks:
             )
         if self.pretraining:
             out.append(
-                f"the pre-training has seen {counted(len(self.pretraining), 'judged image')}, for example "
+                f"pre-training also used {counted(len(self.pretraining), 'evaluated image')}, for example "
                 f"'{self.pretraining[0]}'"
             )
         return out

@@ -41,7 +41,7 @@ def _one_spelling(headers: list[Header], notes: list[str]) -> list[Header]:
     names = naming.one_patient([header.patient for header in headers], said)
     changed = {header.patient for header, name in zip(headers, names, strict=True) if header.patient != name}
     if changed:
-        notes.append(f"{len(changed)} PatientIDs differ from another one in capitals or blanks alone: they are one")
+        notes.append(f"{len(changed)} PatientIDs differ from another one in capitals or blanks alone: same patient")
     twice = next((line for line in said if "leading zeros" in line), "")
     if twice:
         notes.append(f"{twice.partition(':')[0]} (PatientID)")

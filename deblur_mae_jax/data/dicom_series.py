@@ -38,7 +38,7 @@ IN_GROUPS = {
     "TemporalPositionIdentifier": ("FrameContentSequence", "TemporalPositionIndex"),
     "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
 }  # fmt: skip
-UNEVEN = "slices are read as equally far apart, although one is {:.2g} mm beside its place then"
+UNEVEN = "slices are read as evenly spaced; one of them is then {:.2g} mm away from its position"
 PADDED = "voxels with PixelPaddingValue, which are no measurements, are read as {}"
 ALTERNATE = "slices of {} acquisitions are put together to one volume, by their positions"
 MODALITIES = {"CT": "ct", "MR": "mr"}
@@ -322,7 +322,7 @@ def _ordered(slices: list[Slice]) -> list[Slice]:
     order = np.argsort(along, kind="stable")
     ordered, steps = [slices[i] for i in order], np.diff(along[order])
     if steps.min() < SAME_PLACE:
-        raise BadImage(f"{int((steps < SAME_PLACE).sum())} places hold several slices that nothing tells apart")
+        raise BadImage(f"{int((steps < SAME_PLACE).sum())} positions hold several slices that cannot be distinguished")
     median = float(np.median(steps))
     if (np.abs(steps - median) > GAP * median).any():
         worst = float(steps[np.abs(steps - median).argmax()])
@@ -331,7 +331,7 @@ def _ordered(slices: list[Slice]) -> list[Slice]:
     if beside > ALONG * median:
         raise BadImage(
             f"slices are {steps.min():.4g} to {steps.max():.4g} mm apart: as one volume with equal distances, a slice "
-            f"would be {beside:.1f} mm beside its place"
+            f"would be {beside:.1f} mm away from its position"
         )
     line = np.array(ordered[-1].position) - np.array(ordered[0].position)
     cosine = abs(float(np.dot(line, normal))) / (float(np.linalg.norm(line)) * float(np.linalg.norm(normal)))
@@ -344,7 +344,7 @@ def _ordered(slices: list[Slice]) -> list[Slice]:
     straight = places[0] + np.outer((along[order] - along[order][0]) / (along[order][-1] - along[order][0]), line)
     aside = float(np.linalg.norm(places - straight, axis=1).max())
     if aside > ASIDE:
-        raise BadImage(f"slices do not lie on one line: one is {aside:.1f} mm beside it")
+        raise BadImage(f"the slices are not on one straight line: one is {aside:.1f} mm away from it")
     sizes = np.array([one.spacing for one in slices])
     if (np.abs(sizes / sizes[0] - 1) > SAME_SIZE).any():
         raise BadImage("slices with different pixel sizes")

@@ -330,7 +330,7 @@ def canonical(values: Sequence[str]) -> tuple[list[str], list[str]]:
         same: _integer(spellings[0]) if len(spellings) > 1 else spellings[0] for same, spellings in by_key.items()
     }
     lines = [
-        f"{', '.join(repr(s) for s in spellings)} are one: '{chosen[same]}'"
+        f"{', '.join(repr(s) for s in spellings)} are taken as one name: '{chosen[same]}'"
         for same, spellings in by_key.items()
         if len(spellings) > 1
     ]

@@ -212,8 +212,8 @@ def labelled(load: Callable[[str], Source], data, by_mask: bool = False) -> Labe
     classes = sorted(set(source.labels or [])) if by_mask else _classes_of(source, data.positive, len(unlabelled))
     lines = [] if by_mask else _alike(classes)
     if data.fold and "test" not in made_here:
-        what = "only the validation images are those of this fold" if made_here else "it changes nothing"
-        lines.append(f"config.data.fold={data.fold}: the data name the test split, so {what}")
+        what = "only the validation images are those of this fold" if made_here else "this setting has no effect"
+        lines.append(f"config.data.fold={data.fold}: the data define the test split themselves, so {what}")
     if made_here:
         known = source.groups and any(source.groups)
         grouped = "whole patients" if known else "image by image, because no patients are known"

@@ -127,7 +127,7 @@ class Volumes:
         lost = sorted({int(v) for v in np.unique(truth)} - {int(v) for v in np.unique(mask)})
         if lost and mask is not truth:
             values = ", ".join(map(str, lost))
-            notes = [*notes, f"config.data.spacing removes the label {values} of its mask, which it is judged with"]
+            notes = [*notes, f"config.data.spacing removes label {values} from its training mask; evaluation keeps it"]
         return mask, notes
 
     def grid(self, index: int) -> Grid:

@@ -284,8 +284,8 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     folds = max((row["folds"] for row in found), default=1)
     if folds > 1:
         text += (
-            f" Test patients of one of the {folds} folds train the others; the variance over patients is multiplied by "
-            f"{folds}/{folds - 1} for it."
+            f" There are {folds} folds. The test patients of one fold are training patients of the others, so the "
+            f"variance over patients is multiplied by {folds}/{folds - 1}."
         )
     for row in found:
         if row["left_out"]:
@@ -297,8 +297,8 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
             )
         for measure, (lacking, total) in row.get("undefined", {}).items():
             text += (
-                f" {row['method']}: {measure} is not defined in {lacking} of {total} cases, where nothing was found or "
-                "nothing is there; its mean leaves them out, so it favours a method that misses structures."
+                f" {row['method']}: {measure} is not defined in {lacking} of {total} cases, because the prediction or "
+                "the truth is empty. Its mean leaves these cases out, which favours a method that misses structures."
             )
         if "missed" in row:
             text += (
@@ -312,7 +312,7 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     uncounted = [row for row in found if row.get("uncounted") and "hd95" in row]
     if uncounted:
         listed = ", ".join(f"{row['method']} ({row['uncounted']} of {row['runs']})" for row in uncounted)
-        text += f" Of these runs it was not kept how many structures they missed, which distances leave out: {listed}."
+        text += f" Distances leave out missed structures, whose number was not kept for these runs: {listed}."
     if facts.get("ensembles"):
         text += " The interval of an ensemble covers the patients alone, and not what another training would change."
     if any(row.get("shared") for row in found):

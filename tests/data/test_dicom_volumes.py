@@ -117,7 +117,7 @@ def test_gaps_tilts_and_other_faults_are_named(tmp_path):
         values.ImagePositionPatient = [-10.0, -20.0, 5.0 + 2.5 * (k // 2)]
 
     made.slices(tmp_path / "twice", np.concatenate([volume, volume]), change=twice)
-    assert "places hold several slices" in reasons(tmp_path / "twice")
+    assert "positions hold several slices" in reasons(tmp_path / "twice")
     made.slices(tmp_path / "pet", volume, modality="PT")
     assert "modality PT: only CT and MR" in reasons(tmp_path / "pet")
 
@@ -299,7 +299,7 @@ def test_slices_beside_the_line_are_no_volume(tmp_path):
             values.ImagePositionPatient = [x + 30, y, z]
 
     made.slices(tmp_path / "set" / "ct", hounsfield(), change=change)
-    with pytest.raises(UserError, match=r"slices do not lie on one line: one is 30\.0 mm beside it"):
+    with pytest.raises(UserError, match=r"the slices are not on one straight line: one is 30\.0 mm away from it"):
         load(tmp_path / "set")
 
 
@@ -487,7 +487,7 @@ def test_slightly_uneven_slices_are_read_with_a_note(tmp_path):
         values.ImagePositionPatient[2] = 5.0 + 2.5 * min(k, 6) + 2.7 * max(k - 6, 0)
 
     made.slices(tmp_path / "set", hounsfield((12, 6, 6)), change=stretched)
-    assert "slices are read as equally far apart, although one is" in notes_of(load(tmp_path / "set"))
+    assert "slices are read as evenly spaced; one of them is then" in notes_of(load(tmp_path / "set"))
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])

@@ -38,7 +38,7 @@ def test_one_patient_in_several_spellings_is_one(names):
     notes = []
     found = naming.one_patient([*names, "P02"], notes)
     assert found[0] == found[1] != found[2]
-    assert ("'P01', 'p01' are one" in notes[0]) if names[0] == "P01" else not notes
+    assert ("'P01', 'p01' are taken as one name" in notes[0]) if names[0] == "P01" else not notes
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_patient_of_another_spelling_in_another_split_is_found(tmp_path):
                            data__val_split="val", data__test_split="test")  # fmt: skip
     index, _ = supervision.divided(config, network.identify(config))
     assert set(index.source.groups) == {"P01", "P02"}
-    assert "'P01', 'p01' are one" in said(index.source)
+    assert "'P01', 'p01' are taken as one name" in said(index.source)
 
 
 @pytest.mark.parametrize("ids", [("P001", "p001"), ("P001", " P001")])

@@ -194,7 +194,7 @@ def test_one_class_in_two_spellings_is_one_class_and_an_empty_one_is_said(tmp_pa
     (tmp_path / "normal").mkdir()
     source = load(tmp_path)
     assert sorted(set(source.labels)) == ["Benign", "malignant"]
-    assert "'Benign', 'benign' are one" in said(source) and "'normal' holds no file" in said(source)
+    assert "'Benign', 'benign' are taken as one name" in said(source) and "'normal' holds no file" in said(source)
 
 
 def test_the_folder_around_all_classes_is_no_class(tmp_path):

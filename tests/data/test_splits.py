@@ -230,7 +230,7 @@ def named(**given):
 def test_a_fold_that_changes_nothing_is_said():
     data = settings(split="train", val_split="auto", test_split="auto", fold=3)
     lines = splits.labelled(named(), data).lines
-    assert lines == ["config.data.fold=3: the data name the test split, so it changes nothing"]
+    assert lines == ["config.data.fold=3: the data define the test split themselves, so this setting has no effect"]
     assert not splits.labelled(named(), settings(split="train", val_split="auto", test_split="auto")).lines
 
 

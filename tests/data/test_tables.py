@@ -112,7 +112,7 @@ def test_names_that_differ_by_blanks_capitals_or_a_decimal_point_are_one(images)
         lambda p, i: f"{p},{label(p) + ' ' * (i % 2) if i % 3 else label(p).upper()},{i // 2}{'' if i % 2 else '.0'}",
     )  # fmt: skip
     assert set(source.labels) == {"benign", "malignant"} and len(set(source.groups)) == 10
-    assert "'benign', 'BENIGN' are one: 'benign'" in said(source)
+    assert "'benign', 'BENIGN' are taken as one name: 'benign'" in said(source)
 
 
 @pytest.mark.parametrize(
