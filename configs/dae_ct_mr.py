@@ -4,8 +4,9 @@
 
 The paper: 9,513 volumes (CT and T1, T1ce, T2, FLAIR), Swin-UNETR 48 wide, cubes of 96, batch 16 over 8 GPUs, 20,000 steps; then,
 fine-tuned, BTCV Dice 0.8512 (5 folds; 0.8343 from scratch), FeTA 0.842 (0.839). Differences of 0.003 on 30 scans are within noise.
-Expected cost: `--plan` prints it. `dae_ct_mr.py:upstream` follows the published commands
-(1,000 epochs, and 300 for a single disruption).
+Expected cost: `--plan` prints it. `dae_ct_mr.py:upstream` has the rates, lengths, resampling and masking of the published
+commands (1,000 epochs, and 300 for a single disruption). It keeps the paper's contrast and the intended axes, because those
+of the code are mistakes: --config.task.contrast=code and --config.model.layout=as_coded choose them.
 
 One disruption alone (table 5; BTCV Dice over 5 folds, all disruptions 0.8512):
     dae_ct_mr.py:noise          0.8485

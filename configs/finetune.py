@@ -7,6 +7,9 @@ The root is a folder with one sub-folder per class, or a CSV (--config.data.name
 Splits called train, val and test (sub-folders, or the column `split` of a CSV) are used; a missing split is drawn from the training
 images, 3:1:1, stratified by class, never dividing a patient (the column `group` of a CSV).
 
+With `:upstream`, settings in which DeblurringMIM's code differs from the papers. Its rate of 1e-3 is the default of the
+code; the command in its README has 1e-4 (--config.optim.base_lr=1e-4).
+
     finetune.py:thyroid    GE4K, 4,494 images, 2 classes, 3:1:1
       DeblurrMAE, Gaussian 1.1   accuracy 90.19, F1 88.48, AUROC 96.08      SRAD   90.07, 88.13, 95.87
       MAE                        89.45, 87.54, 95.54                        denoising MAE 80.38, 77.99, 84.38

@@ -13,7 +13,7 @@ from deblur_mae_jax.config import finetuning, on_organ, pick
 
 
 def get_config(arguments=""):
-    """MAE's recipe for training from scratch, shortened: no layer decay, longer warm-up."""
+    """MAE's fine-tuning recipe without layer decay, and with a longer warm-up."""
     organ, preset = pick(arguments, ("folder", "thyroid", "ovary", "pancreas"), ("paper", "small"))
     config = on_organ(finetuning(preset, scratch=True), organ)
     config.optim.batch_size = 32

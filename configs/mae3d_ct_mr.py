@@ -17,4 +17,6 @@ def get_config(preset="paper"):
     config.task.block_mask_ratio = 0.6
     config.task.contrast = "none"
     config.model.mask_token = True
+    if preset == "upstream":
+        config.optim.epochs = 300.0  # as every single task of the published commands
     return config

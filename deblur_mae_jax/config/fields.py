@@ -250,7 +250,7 @@ IMAGES: Group = {
     "frames": Field("uniform(8)", "Frames of a DICOM clip: uniform(8) | every(1.0 s) | all | first | middle."),
     "crop": Field("auto", "Part of a DICOM ultrasound picture: auto (its regions, else the fan) | regions | none."),
     "window": Field("", 'Window of DICOM pictures: "low,high", or lung | soft | bone | brain | liver for CT. "": the file\'s own.'),
-    "max_side": Field(1024, "Shrink larger images to this when they are read, pixels. 0: never."),
+    "max_side": Field(1024, "Shrink larger images to this when they are read, pixels; a blur at native resolution comes after it. 0: never."),
     "min_side": Field(16, "Leave smaller images out, pixels."),
     "bits16": Field("minmax", "How 16-bit gray levels become 8-bit: minmax (the image's own range) | full."),
 }  # fmt: skip

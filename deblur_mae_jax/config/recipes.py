@@ -228,8 +228,8 @@ def on_organ(config: ConfigDict, organ: str) -> ConfigDict:
 
     organ: "thyroid", "ovary" or "pancreas" for a data set of the papers, "folder" for the user's own images.
     """
-    if organ == "ovary":  # the official split, as a CSV
-        return change(config, {"data.name": "manifest", "select.metric": "f1_macro"})
+    if organ == "ovary":  # the official split, as a CSV; it has no validation images
+        return change(config, {"data.name": "manifest", "data.val_split": "auto", "select.metric": "f1_macro"})
     return change(config, {"data.split": "train+pool", "data.val_split": "auto", "data.test_split": "auto"})
 
 

@@ -115,6 +115,8 @@ def gaussian_blur(
 
     A traced `sigma` needs `max_sigma`, which fixes the kernel's array size.
     """
+    if isinstance(sigma, int | float):
+        _check_positive(sigma=sigma)
     bound = max_sigma if max_sigma is not None else float(sigma)
     taps = gaussian_taps(sigma, gaussian_radius(bound, kernel), kernel)
     return separable(image, jnp.asarray(taps), border, size)
@@ -300,7 +302,7 @@ def motion(size: int = 5, angle: float | None = None, centered: bool = False) ->
 
     size: side of the kernel, and so the maximal length of the line, pixels.
     angle: use a fixed, centred line with this angle, degrees counter-clockwise from the row direction.
-    centered: centre the random line, so that the blur does not shift the image.
+    centered: centre the random line, so that the blur shifts the image by at most half a pixel.
     """
     if size < 3 or size % 2 == 0:
         raise ValueError(f"size={size} must be an odd number of pixels, at least 3")

@@ -38,8 +38,8 @@ class ImageInputs:
     crop_scale: range of the area of a random crop, as a share of the image.
     crop_ratio: range of the width / height of a random crop, relative to that of the network's input.
     flip: flip left and right at random.
-    gray_target: make the target gray. With three channels, the input is always gray, as in the published code, and
-        the target keeps its colours by default.
+    gray_target: make the target gray. With three channels a degraded input is always gray, as in the published code,
+        and the target keeps its colours by default. Without a degradation both keep them.
     crop_rejection: draw again if a crop does not fit. False: clip it to the image.
     augment: `(key, image (H, W, C)) -> image`, in training, between degradation and normalisation.
     erase: `(key, image) -> image`, in training, after the normalisation.

@@ -15,7 +15,7 @@ from sklearn import metrics
 SPECIFICITY = 0.9
 BINS = 10
 MEANING = {
-    "accuracy": "accuracy",
+    "accuracy": "accuracy (= micro F1)",
     "balanced_accuracy": "balanced accuracy (mean recall)",
     "f1_binary": "F1 of the positive class",
     "f1_macro": "F1, macro",

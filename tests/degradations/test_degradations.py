@@ -231,6 +231,21 @@ def test_centred_and_angled_motion_do_not_shift():
         assert (out > 0).sum() >= 5
 
 
+def test_centred_random_lines_shift_by_at_most_half_a_pixel():
+    image = jnp.zeros((21, 21, 1)).at[10, 10].set(255.0)
+    degradation = blur.motion(5, centered=True)
+    outs = [np.asarray(run(degradation, image, seed))[..., 0] for seed in range(12)]
+    shifts = np.array([scipy.ndimage.center_of_mass(out) for out in outs]) - 10
+    assert np.abs(shifts).max() <= 0.5 + 1e-4
+    free = [np.asarray(run(blur.motion(5), image, seed))[..., 0] for seed in range(12)]
+    assert np.abs(np.array([scipy.ndimage.center_of_mass(out) for out in free]) - 10).max() > 0.6
+
+
+def test_a_sigma_of_0_is_refused():
+    with pytest.raises(ValueError, match=r"sigma=0\.0 must be greater than 0"):
+        blur.gaussian_blur(jnp.zeros((8, 8, 1)), 0.0)
+
+
 SRAD_CASES = {
     "decay": {},
     "image": {"q0": "image"},

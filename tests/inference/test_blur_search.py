@@ -3,6 +3,7 @@
 import csv
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -16,6 +17,7 @@ from deblur_mae_jax.commands import search
 from deblur_mae_jax.degradations import blur, parse
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import blur_search, search_cache
+from deblur_mae_jax.input_pipeline import crop_resize
 from deblur_mae_jax.pretrained import inherit, trained_network
 from deblur_mae_jax.reports import predictions
 from deblur_mae_jax.training import supervision
@@ -30,6 +32,21 @@ def test_settings_that_search_in_the_step(tmp_path, setting):
     assert ("upper bound" in page) == (setting == "oracle")
     table = predictions.read(tmp_path / "predictions.csv")
     assert (table.level >= 1).all()
+
+
+def test_the_search_in_the_step_takes_the_level_of_the_smallest_error():
+    config = tiny.resolved("d2mae_thyroid")
+    net = networks.build(config)
+    levels = blur_search.candidates(net.inputs.degradation.num_levels, 3)
+    images = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 1)).astype(np.uint8)
+    examples = {"image": jnp.asarray(images), "size": jnp.full((5, 2), 24)}
+    boxes = jax.vmap(crop_resize.random_resized_crop)(jax.random.split(jax.random.key(0), 5), examples["size"])
+    params = jax.jit(net.init)()
+    given = (params, examples, boxes, jnp.zeros(5, bool))
+    error = np.asarray(blur_search.make_losses(net.model, net.inputs, levels, False)(*given))
+    chosen = blur_search.make_choose_level(net.model, net.inputs, levels, False)(params)(*given[1:])
+    assert error.std(axis=1).min() > 0  # the levels differ
+    np.testing.assert_array_equal(chosen, np.asarray(levels)[error.argmin(axis=1)])
 
 
 def test_levels_of_the_settings_that_search_nothing():

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from PIL import Image, ImageEnhance, ImageOps
+from scipy import ndimage
 
 from deblur_mae_jax.data.phantoms import Phantoms
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.input_pipeline import augment
+from deblur_mae_jax.input_pipeline import augment, views
 from deblur_mae_jax.tasks import mixup
 
 HEIGHT, WIDTH = 48, 60
@@ -147,3 +149,62 @@ def test_mixing_draws():
     np.testing.assert_allclose(weight[cut], 1 - inside[cut], atol=1e-6)
     never = jax.vmap(lambda key: mixup.draw_mix(key, (16, 24), 0.8, 1.0, 0.0, 0.5))(keys[:50])
     assert (np.asarray(never.weight) == 1).all() and not np.asarray(never.inside).any()
+
+
+KEYS = jax.random.split(jax.random.key(5), 2000)
+
+
+def test_intensities_are_scaled_and_shifted_independently():
+    """MONAI's RandScaleIntensity and RandShiftIntensity, each with its probability and its range."""
+    image = jnp.asarray([0.0, 1.0]).reshape(1, 2, 1)
+    operation = augment.Intensity(scale=0.3, shift=0.05, probability=0.1)
+    low, high = np.asarray(jax.vmap(lambda key: operation(key, image))(KEYS))[:, 0, :, 0].T
+    scaled, shifted = high - low - 1, low
+    assert np.abs(scaled).max() == pytest.approx(0.3, abs=0.02) and np.abs(shifted).max() == pytest.approx(
+        0.05, abs=4e-3
+    )
+    used = (np.abs(scaled) > 1e-6, np.abs(shifted) > 1e-6)
+    assert all(abs(each.mean() - 0.1) < 0.025 for each in used)
+    assert abs((used[0] & used[1]).mean() - 0.01) < 0.008  # not drawn together
+    assert 0.3 < (scaled[used[0]] > 0).mean() < 0.7
+
+
+def drawn(view, image):
+    return np.asarray(jax.jit(jax.vmap(lambda key: view(key, image)))(KEYS))
+
+
+def test_pixels_of_128_and_more_are_solarised():
+    image = jnp.asarray([0.0, 100.0, 127.0, 128.0, 200.0, 255.0]).reshape(2, 3, 1)
+    nothing = {"jitter_probability": 0.0, "blur_probability": 0.0}
+    out = drawn(views.View(**nothing, solarise_probability=1.0), image)
+    np.testing.assert_array_equal(out[0].ravel(), [0, 100, 127, 127, 55, 0])
+    rare = drawn(views.View(**nothing, solarise_probability=0.2), image)
+    assert abs((rare[:, 1, 2, 0] == 0).mean() - 0.2) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("field", "probability"), [("jitter_probability", 0.8), ("gray_probability", 0.2), ("blur_probability", 0.1)]
+)
+def test_a_part_of_a_view_is_drawn_with_its_probability(field, probability):
+    image = jnp.asarray(np.random.default_rng(0).uniform(40, 200, (6, 6, 3)), jnp.float32)
+    none = dict.fromkeys(("jitter_probability", "gray_probability", "blur_probability"), 0.0)
+    out = drawn(views.View(**none | {field: probability}), image)
+    changed = (np.abs(out - np.asarray(image)) > 1e-3).any(axis=(1, 2, 3))
+    assert abs(changed.mean() - probability) < 0.03
+    if field == "gray_probability":
+        np.testing.assert_allclose(np.ptp(out[changed], axis=-1), 0, atol=1e-3)
+
+
+def test_the_blur_of_a_view_is_a_gaussian_whose_border_goes_on():
+    image = np.random.default_rng(0).uniform(0, 255, (20, 24, 1)).astype(np.float32)
+    for sigma in (0.1, 0.7, 2.0):
+        want = ndimage.gaussian_filter(image[..., 0], sigma, mode="nearest", radius=8)
+        np.testing.assert_allclose(views.blur(jnp.asarray(image), sigma, 2.0)[..., 0], want, atol=2e-2)
+
+
+def test_moco_v3_has_two_different_views():
+    first, second = views.from_config(tiny.load("moco_v3").augment)
+    assert (first.blur_probability, second.blur_probability) == (1.0, 0.1)
+    assert (first.solarise_probability, second.solarise_probability) == (0.0, 0.2)
+    assert (first.brightness, first.contrast, first.saturation, first.hue) == (0.4, 0.4, 0.2, 0.1)
+    assert first.jitter_probability == second.jitter_probability == 0.8 and first.gray_probability == 0.2

@@ -173,3 +173,17 @@ def test_normalisation_can_be_undone():
     mean, std = jnp.asarray([0.449]), jnp.asarray([0.226])
     back = crop_resize.denormalise(crop_resize.normalise(image, mean, std), mean, std)
     np.testing.assert_allclose(back, image, atol=1e-4)
+
+
+@pytest.mark.parametrize(("sigma", "side", "canvas"), [(1.0, 16, 24), (6.0, 16, 24), (8.0, 16, 16), (8.0, 40, 64)])
+def test_a_kernel_wider_than_the_image_reads_every_mirror_image(sigma, side, canvas):
+    taps = jnp.asarray(blur.gaussian_taps(sigma, blur.gaussian_radius(sigma, "opencv_uint8"), "opencv_uint8"))
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 1))
+    image = jnp.zeros((canvas, canvas, 1)).at[:side, :side].set(jnp.asarray(pixels, jnp.float32))
+    size, read = jnp.array([side, side]), tuple(jnp.float32([0, side, 0, side]))
+    box = crop_resize.Box(*jnp.float32([1, 2, 12, 11]), read)
+    rows, cols = crop_resize.matrices(box, size, (canvas, canvas), (10, 10), False, taps)
+    plain_rows, plain_cols = crop_resize.matrices(box, size, (canvas, canvas), (10, 10))
+    blurred = blur.separable(image, taps, "reflect_101", size)[..., 0]
+    np.testing.assert_allclose(rows @ image[..., 0] @ cols.T, plain_rows @ blurred @ plain_cols.T, atol=1e-3)
+    np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from deblur_mae_jax import network as networks
 from deblur_mae_jax.data import loader
 from deblur_mae_jax.data.source import BadImage, Source
 from deblur_mae_jax.input_pipeline import stores
@@ -92,10 +93,25 @@ def test_each_step_and_example_has_its_own_draws():
 
 
 @pytest.mark.parametrize("channels", tiny.others_slow([1, 3], 1))
-def test_degraded_input_is_gray_and_the_target_keeps_its_channels(channels):
+def test_a_batch_has_the_channels_of_the_network(channels):
     out = prepared("resident", DEGRADE["levels"], model__in_chans=channels)
     assert out["inputs"].shape == out["targets"].shape == (6, 16, 16, channels)
     assert abs(float(out["targets"].mean())) < 3 and 0.2 < float(out["targets"].std()) < 3
+
+
+@pytest.mark.parametrize("degrade", ["levels", "none"])
+def test_a_degraded_input_is_gray_and_the_target_keeps_its_colours(degrade):
+    config = tiny.resolved(
+        "d2mae_thyroid", model__in_chans=3, task__degrade=DEGRADE[degrade], model__conditioning="none",
+        data__mean=(0.5,), data__std=(0.25,),
+    )  # fmt: skip
+    inputs = networks.build(config).inputs
+    colours = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3)), jnp.uint8)
+    examples = {"image": colours, "size": jnp.full((2, 2), 40)}
+    batch = inputs.evaluate(examples, stream_keys(0, 0, jnp.arange(2)))
+    apart = lambda x: float(jnp.abs(x - x.mean(axis=-1, keepdims=True)).max())
+    assert apart(batch["targets"]) > 0.1
+    assert apart(batch["inputs"]) < 1e-5 if degrade == "levels" else apart(batch["inputs"]) > 0.1
 
 
 def test_native_blur_is_weaker_than_the_same_sigma_after_the_resize():

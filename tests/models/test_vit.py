@@ -144,6 +144,25 @@ def test_lars(golden, suffix):
 
 
 @pytest.mark.parametrize("rate_first", [False, True])
+def test_lars_takes_the_rate_after_or_before_the_momentum(rate_first):
+    """With a rate that changes, the two orders differ: v <- 0.9 v + g, p <- p - rate v, or v <- 0.9 v + rate g."""
+    given, trust = [0.5, 0.1, 0.4, 0.2, 0.3], 0.001
+    tx = optimizer.lars(lambda count: jnp.asarray(given)[count], rate_first=rate_first, trust_coefficient=trust)
+    rng = np.random.default_rng(0)
+    p = rng.standard_normal((4, 3))
+    params, v = {"w": jnp.asarray(p, jnp.float32)}, np.zeros_like(p)
+    state = tx.init(params)
+    for rate in given:
+        g = rng.standard_normal(p.shape)
+        scaled = trust * np.linalg.norm(p) / np.linalg.norm(g) * g
+        v = 0.9 * v + (rate * scaled if rate_first else scaled)
+        p = p - (v if rate_first else rate * v)
+        updates, state = tx.update({"w": jnp.asarray(g, jnp.float32)}, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        np.testing.assert_allclose(params["w"], p, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate_first", [False, True])
 def test_lars_scales_the_learning_rate_of_every_layer(rate_first):
     params = {"low": jnp.ones((3, 2)), "high": jnp.ones((3, 2))}
     grads = jax.tree.map(lambda p: 0.1 * p, params)

@@ -94,6 +94,59 @@ def test_momentum_and_statistics_after_one_step_of_moco_v3(step):
         np.testing.assert_allclose(new[name], STEP[f"after:{name}"], atol=3e-6, err_msg=name)
 
 
+class Sums:
+    """A network whose embedding of an image is a known function of it and of its level; records what it sees."""
+
+    momentum = predictor = None
+
+    def __init__(self, kind):
+        self.momentum, self.predictor = kind == "moco", (1,) if kind == "moco" else ()
+        self.seen = []
+        self.target = "target"
+
+    def apply(self, variables, images, *, level=None, train=False, method=None):
+        self.seen.append((method, np.asarray(images[:, 0, 0, 0]), None if level is None else np.asarray(level)))
+        flat = images.reshape(len(images), -1)
+        return jnp.stack([flat.sum(1), flat[:, 0], jnp.square(flat).sum(1)], axis=1), {"assign": {}}
+
+
+def four_views():
+    rng = np.random.default_rng(0)
+    names = ("inputs", "targets", "other_inputs", "other_targets")
+    batch = {name: jnp.asarray(rng.standard_normal((3, 2, 2, 1)), jnp.float32) for name in names}
+    return batch | {"level": jnp.asarray([3, 5, 2]), "other_level": jnp.asarray([4, 1, 6])}
+
+
+def test_moco_v3_sees_degraded_views_and_its_copy_the_clean_ones():
+    model, batch = Sums("moco"), four_views()
+    task = moco_v3.make(model)
+    value, _ = task.loss({"base_encoder": {}, "momentum_encoder": {}}, batch, {})
+    seen = [(method, image.tolist(), level.tolist()) for method, image, level in model.seen]
+    first = lambda name: batch[name][:, 0, 0, 0].tolist()
+    assert seen == [
+        (None, first("inputs"), [3, 5, 2]), (None, first("other_inputs"), [4, 1, 6]),
+        ("target", first("targets"), [1, 1, 1]), ("target", first("other_targets"), [1, 1, 1]),
+    ]  # fmt: skip
+    embedded = {name: Sums("moco").apply({}, batch[name])[0] for name in batch if "level" not in name}
+    want = losses.info_nce(embedded["inputs"], embedded["other_targets"], 0.2)[0]
+    want += losses.info_nce(embedded["other_inputs"], embedded["targets"], 0.2)[0]
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+
+
+def test_simclr_contrasts_a_degraded_view_with_a_clean_one():
+    """Against the equation of the paper: the mean over both views, so twice the mean over images of this value."""
+    model, batch, temperature = Sums("simclr"), four_views(), 0.1
+    value, _ = simclr.make(model, temperature=temperature).loss({}, batch, {})
+    ((_, image, level),) = model.seen
+    assert image.tolist() == np.stack([batch["inputs"], batch["other_targets"]], 1).reshape(6, -1)[:, 0].tolist()
+    assert level.tolist() == [3, 1, 5, 1, 2, 1]
+    z = np.stack([Sums("simclr").apply({}, batch[name])[0] for name in ("inputs", "other_targets")], 1).reshape(6, 3)
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    scores = np.exp(z @ z.T / temperature) * (1 - np.eye(6))
+    each = -np.log([scores[i, i ^ 1] / scores[i].sum() for i in range(6)])
+    np.testing.assert_allclose(value, each.reshape(3, 2).sum(axis=1), rtol=1e-4)
+
+
 def test_the_momentum_encoder_starts_as_a_copy_and_has_no_memory_of_the_optimiser():
     from deblur_mae_jax.training import optimizer
 

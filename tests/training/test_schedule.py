@@ -62,3 +62,29 @@ def test_the_warm_up_is_as_long_as_the_config_says_or_says_so(fields, warmup, sa
     optim.update(steps=0, epochs=4.0, warmup_steps=500)
     with pytest.raises(UserError, match=r"warmup_steps=500 must be .* less than config\.optim\.epochs=4, 400 steps"):
         schedule.lengths(optim, 100.0)
+
+
+def rates(name, steps, per_epoch, warmup=0.0):
+    optim = tiny.load("mae_thyroid").optim
+    optim.update(schedule=name, base_lr=1.0, scale_lr=False, min_lr=0.0, warmup_lr=0.0)
+    made = schedule.make(optim, schedule.Lengths(steps, steps / per_epoch, warmup, float(per_epoch)))
+    return np.array([float(made(step)) for step in range(steps)])
+
+
+def test_simmims_rate_falls_to_a_tenth_at_seven_eighths():
+    found = rates("multistep", 80, 10, warmup=1.0)
+    np.testing.assert_allclose(found[[0, 5, 10, 60, 69]], [0, 0.5, 1, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(found[[70, 79]], 0.1, rtol=1e-6)
+
+
+def test_a_constant_rate_stays_after_its_warm_up():
+    found = rates("constant", 40, 10, warmup=2.0)
+    np.testing.assert_allclose(found[:20], np.arange(20) / 20, atol=1e-6)
+    np.testing.assert_allclose(found[20:], 1, rtol=1e-6)
+
+
+def test_monais_rate_changes_once_per_epoch():
+    found = rates("by_epoch", 60, 10, warmup=2.2).reshape(6, 10)  # a warm-up of two epochs
+    assert (found == found[:, :1]).all()
+    np.testing.assert_allclose(found[:3, 0], [0, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(found[4, 0], 0.5, atol=1e-6)  # the middle of the cosine
