@@ -477,7 +477,7 @@ def test_a_series_whose_slices_drift_is_left_out(tmp_path):
 
     made.slices(tmp_path / "set", hounsfield((40, 6, 6)), change=stretched)
     with pytest.raises(
-        UserError, match=r"slices are 2\.5 to 2\.7 mm apart: .* a slice would be .* mm beside its place"
+        UserError, match=r"slices are 2\.5 to 2\.7 mm apart: .* a slice would be .* mm away from its position"
     ):
         load(tmp_path / "set")
 

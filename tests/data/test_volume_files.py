@@ -241,7 +241,7 @@ def test_labels_that_resampling_removes_are_said(tmp_path):
         save(tmp_path / f"{number}_seg.nii.gz", mask)
     assert "spacing removes" not in notes_of(segment(tmp_path))
     said = notes_of(segment(tmp_path, data__spacing=(2.5, 2.5, 2.5)))
-    assert "config.data.spacing removes the label 2 of its mask" in said
+    assert "config.data.spacing removes label 2 from its training mask; evaluation keeps it" in said
 
 
 def test_the_voxels_that_are_read_cover_the_same_space(tmp_path):
