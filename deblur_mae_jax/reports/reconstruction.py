@@ -96,7 +96,7 @@ def curve(axis: Axes, lines: list[dict[str, Any]], key: str, **style: Any) -> No
     if len(points) == 1:  # a line needs two
         style = {"marker": "o", "ms": 3} | style
     if points:
-        axis.plot(*zip(*points, strict=True), label=key.replace("_", " "), **style)
+        axis.plot(*zip(*points, strict=True), **{"label": key.replace("_", " ")} | style)
 
 
 def finish(*axes: Axes) -> None:
@@ -123,7 +123,7 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     curve(left, lines, "loss", lw=0.8, color="tab:blue")
     curve(left, lines, "eval_loss", marker="o", ms=3, color="tab:orange")
     curve(left, lines, "eval_reconstruction", marker="s", ms=3, color="tab:red")  # of volumes
-    curve(left, lines, "eval_loss_of_mean", ls="--", color="gray")
+    curve(left, lines, "eval_loss_of_mean", ls="--", color="gray", label="a plain gray patch")
     left.set(title="loss", xlabel="step", yscale="log")
     curve(middle, lines, "learning_rate", color="tab:green")
     middle.set(title="learning rate", xlabel="step")
