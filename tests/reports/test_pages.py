@@ -9,6 +9,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from deblur_mae_jax.data.audit import Leaks
 from deblur_mae_jax.performance import chips
 from deblur_mae_jax.reports import page
 from deblur_mae_jax.training.progress import Progress, duration
@@ -16,6 +17,19 @@ from deblur_mae_jax.workdir import metric_writer, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 ROOT = tiny.ROOT
+
+
+@pytest.mark.parametrize(
+    ("near", "audit", "init_from", "said"),
+    [
+        (True, "near", "", "identical pixels, (patients are unknown), perceptual hashes; found none"),
+        (False, "near", "", "similar volumes are not looked for"),
+        (False, "identical", "runs/a", "identical pixels, (patients are unknown), (the images of pre-training are"),
+    ],
+)
+def test_a_report_says_what_was_compared_between_the_splits(near, audit, init_from, said):
+    text = page.audited(Leaks([], [], False, near), False, {"report.audit": audit, "init_from": init_from})
+    assert said in text and ("perceptual hashes are for images" in text) == (not near and audit == "near")
 
 
 class Terminal(io.StringIO):
