@@ -32,7 +32,7 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
-def _interval(low, high, over=", over patients"):
+def _interval(low, high, over):
     """An interval; it is NaN where both runs have the same predictions or there are few patients."""
     return f"{low:+.3f} to {high:+.3f}{over}" if low == low else "no interval"
 
@@ -78,6 +78,7 @@ def compare(arguments):
             print(f"  LEAK  {line}")
     for row in comparison.pairs(runs):
         known = "unknown" not in row["unit"]
+        over = ", over patients" if known else ", over images"
         people = f"of {row['patients']} patients" if known else "(patients unknown: every image counts as one patient)"
         print(f"\n{row['a']} minus {row['b']}, {row['images']} images {people}")
         if "dice" in row:
@@ -86,7 +87,7 @@ def compare(arguments):
                 lost = row[f"{name}_left_out"]
                 missed = f"  without {lost} labels that only one of them found" if lost else ""
                 unit = "" if name == "dice" else f" {row['length']}"
-                print(f"  {name:18s} {row[name]:+.4f}{unit} ({_interval(low, high)}){missed}")
+                print(f"  {name:18s} {row[name]:+.4f}{unit} ({_interval(low, high, over)}){missed}")
             p, holm = row["wilcoxon"], row["wilcoxon_holm"]
             detectable = _smallest(row["smallest"], ".3f").replace("detectable", "detectable mean difference")
             print(f"  Wilcoxon, Dice     p {p:.3g}, Holm {holm:.3g}  {detectable}".rstrip())
@@ -96,10 +97,10 @@ def compare(arguments):
             print(f"  {'AUROC, ' + unit:22s}{_test(row['auroc'], row['auroc_holm'])}")
         if "auroc_macro" in row:
             low, high = row["auroc_macro_interval"]
-            print(f"  {'AUROC, per image':22s}{row['auroc_macro']:+.4f} ({_interval(low, high)})")
+            print(f"  {'AUROC, per image':22s}{row['auroc_macro']:+.4f} ({_interval(low, high, over)})")
         print(f"  {'accuracy, ' + unit:22s}{_test(row['accuracy'], row['accuracy_holm'])}")
         low, high = row["f1_macro_interval"]
-        print(f"  {'macro F1, per image':22s}{row['f1_macro']:+.4f} ({_interval(low, high)})")
+        print(f"  {'macro F1, per image':22s}{row['f1_macro']:+.4f} ({_interval(low, high, over)})")
 
 
 def main():

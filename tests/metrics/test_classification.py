@@ -335,7 +335,8 @@ def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
     write_run(tmp_path / "poor", table(labels, two_columns(poor)).where(shuffled))
     compare_runs.compare(compare_runs.parse([str(tmp_path / "good"), str(tmp_path / "poor")]))
     text = capsys.readouterr().out
-    assert "AUROC" in text and "Holm" in text and "macro F1" in text and "120 patients" in text
+    assert "AUROC" in text and "Holm" in text and "macro F1" in text and "120 images (patients unknown" in text
+    assert "over images" in text and "over patients" not in text
     runs = [comparison.read_run(tmp_path / n) for n in ("good", "poor")]
     [row] = comparison.pairs(runs)
     assert row["auroc"].p < 1e-6 and row["auroc"].difference > 0.2 and row["accuracy"].p < 1e-4
