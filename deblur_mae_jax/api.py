@@ -221,9 +221,9 @@ def search_blur(
     step: distance between the levels that are tried.
     high_pass: sigma, pixels of the network's input; only what a Gaussian blur of this sigma removes from the error
         counts. 0: the whole error.
-    batch: images per forward pass in a search over 11 levels in steps of 2.
+    batch: the network receives twice as many blurred images at once; every image is blurred to T levels.
 
-    Returns a table with `best` and `best_sigma` `(N,)`, and `losses` `(N, T)`. For a classifier, the search uses the
+    Returns a `Table` with `best` and `best_sigma` `(N,)`, and `losses` `(N, T)`. For a classifier, the search uses the
     network that it was fine-tuned from.
     """
     return blur_levels.search(trained, _as_read(trained, images), step, batch, high_pass)
@@ -264,7 +264,7 @@ def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **inf
         training (CT: the window mapped to 0..1; MR: standardised over the non-zero voxels), and with voxels of
         `config.data.spacing` if the run has one.
     level: blur level, for networks with levels.
-    infer: fields of `config.infer`, such as flips=True.
+    infer: fields of `config.infer`, such as `flips=True`.
     """
     network = trained.network
     if network.kind != "segment":
@@ -298,7 +298,8 @@ def segment(trained: TrainedNetwork, images: Images, *, level: Any = None, **inf
 def degrade(spec: str) -> Callable[..., Any]:
     """Build a function that degrades images, such as `degrade("blur.gaussian(sigma=1.1)")`.
 
-    spec: a degradation by name, as in `config.task.degrade`.
+    spec: a degradation by name, as in `config.task.degrade`: "blur.gaussian(sigma=1.1)", "speckle.srad(40, 0.1)",
+        "noise.gaussian_noise(0.25)"; several are joined with "|".
 
     The function takes the images and two keywords:
     level: blur level, if the degradation has levels.
@@ -352,8 +353,9 @@ def pack(
     shard_mb: approximate size of a shard, 10^6 bytes.
     workers: processes.
     licence: text that is kept with the set.
-    fields: fields of `config.data`, such as max_side=512; channels=3 for colours.
-    Raises `UserError`.
+    fields: fields of `config.data`, such as `max_side=512`; `channels=3` for colours.
+
+    Raises `UserError`. A run reads the set with `--config.data.name=packed --config.data.root=OUT`.
     """
     config = source_config.config_for(str(source), name, **fields)
     return packing.pack(config, out, encode=encode, shard_mb=shard_mb, workers=workers, licence=licence)

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ def test_the_readme_is_short_and_complete():
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
     wanted = ("Install", "First run", "Pre-train", "Fine-tune", "Segment", "PyTorch", "Python", "Documentation", "Cite")
     assert [heading for heading in headings if heading in wanted] == list(wanted) and headings[-1] == "Licence"
+
+
+def test_the_page_of_the_python_functions_is_current():
+    """`python docs/functions.py > docs/reference/python.md` brings it up to date."""
+    import deblur_mae_jax as dm
+
+    page = runpy.run_path(str(ROOT / "docs" / "functions.py"))["page"]()
+    assert (ROOT / "docs" / "reference" / "python.md").read_text() == page
+    assert all(f"### dm.{name}\n" in page for name in dm.__all__)
 
 
 @of_each(PAGES)

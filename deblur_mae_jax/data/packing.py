@@ -45,7 +45,14 @@ GUESS = {"keep": 1.0, "png": 0.6, "jpeg95": 0.3, "raw": 1.0}
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """The result of packing."""
+    """The result of packing.
+
+    path: folder of the packed set.
+    num_images: number of images in it.
+    num_skipped: number of images that could not be read.
+    num_shards: number of its shards.
+    reused: number of shards that an earlier, interrupted packing had finished.
+    """
 
     path: Path
     num_images: int
