@@ -1,6 +1,14 @@
-"""The method comparison: from scratch, MAE, denoising MAE, DeblurrMAE (Gaussian, SRAD), D2MAE (token, addition, none).
+r"""The method comparison: from scratch, MAE, denoising MAE, DeblurrMAE (Gaussian, SRAD), D2MAE (token, addition, none).
 
     python scripts/study.py studies/methods.py --preset=cpu --output=runs/methods
+
+On phantoms, whose classes are known without error, with the steps and the number of images of the public sets
+(docs/results.md), 54 labelled training images and 360 test images of 120 simulated patients:
+
+    python scripts/study.py studies/methods.py --preset=cpu --output=runs/methods_phantoms --pretrain_seeds=0,1,2 \
+      --set_pretrain data.num_images=4684 --set_pretrain optim.steps=2000 --set_pretrain optim.batch_size=64 \
+      --set_pretrain optim.base_lr=6e-3 --set_pretrain checkpoint.every_epochs=10.0 \
+      --set data.num_images=1800 --set data.fraction=0.05
 
 The paper's numbers are for end-to-end fine-tuning on GE4K (thyroid). F1 is that of the malignant class; for D2MAE it is
 macro F1.
