@@ -43,6 +43,7 @@ _PREFIXES = (
     "image_encoder.", "visual.", "trunk.", "feature_extractor.", "base_model.", "ema.", "model_ema.", "encoder_q.",
     "base_encoder.", "online_encoder.", "momentum_encoder.", "target_encoder.",
 )  # fmt: skip
+EPSILON = 1e-6  # of the layer normalisation of a ViT here, as in MAE's code and timm
 # The header entry of a safetensors file that uses this library's own names.
 OWN_NAMES = "deblur_mae_jax"
 
@@ -75,7 +76,9 @@ def read(path: Path, field: str) -> Weights:
         raise UserError(f"{field}: '{path}': {error}") from error
     except Exception as error:  # the arrays have the names of a known network, but not its shapes
         raise UserError(f"{field}: '{path}': {misfit(error)}") from error
-    return Weights(path, state, format, header, _config_beside(folder, path), arguments, notes)
+    config = _config_beside(folder, path)
+    notes = [*notes, *_other_epsilon(config, folder / "config.json")]
+    return Weights(path, state, format, header, config, arguments, notes)
 
 
 def misfit(error: Exception) -> str:
@@ -162,6 +165,17 @@ def _config_beside(folder: Path, path: Path) -> dict[str, Any]:
     if activation != "gelu":
         raise UserError(f"'{folder / 'config.json'}': hidden_act={activation}; the networks here have the exact gelu")
     return config
+
+
+def _other_epsilon(config: dict[str, Any], path: Path) -> list[str]:
+    """A note if the file's normalisation layers add another number to the variance than the layers here."""
+    epsilon = config.get("layer_norm_eps", EPSILON)
+    if epsilon == EPSILON:
+        return []
+    return [
+        f"'{path}': layer_norm_eps={epsilon}; the layers here have {EPSILON}, so results may differ slightly, and "
+        "clearly where the values of a token are nearly equal"
+    ]
 
 
 def _without_wrappers(name: str) -> str:

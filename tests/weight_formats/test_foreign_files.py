@@ -124,6 +124,14 @@ def test_another_activation_is_refused(tmp_path):
         trained_network.load(tmp_path)
 
 
+@pytest.mark.parametrize(("epsilon", "told"), [(1e-6, False), (1e-12, True)])
+def test_another_epsilon_of_the_norms_is_told(tmp_path, epsilon, told):
+    saved(tmp_path / "model.safetensors", encoder())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "layer_norm_eps": epsilon}))
+    notes = " ".join(trained_network.load(tmp_path).notes)
+    assert ("layer_norm_eps=1e-12; the layers here have 1e-06" in notes) == told
+
+
 def test_a_moved_source_is_not_needed_and_another_one_is_refused(tmp_path):
     first, other = saved(tmp_path / "a.safetensors", weights()), weights()
     other["norm.weight"] = other["norm.weight"] + 1
