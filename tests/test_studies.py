@@ -152,7 +152,7 @@ def test_the_table_of_a_study_can_be_written_again_from_its_cases(tmp_path):
     networks, facts = kept_study(tmp_path)
     read, same = table.kept(tmp_path)
     classes = {name: ["benign", "malignant"] for name in ("plain", "better, sharper")}
-    assert same == facts | {"classes": classes} and len(read) == len(networks)
+    assert same == facts | {"classes": classes, "units": {}} and len(read) == len(networks)
     for a, b in zip(networks, read, strict=True):
         assert (a.method, a.training, a.seed, a.fold) == (b.method, b.training, b.seed, b.fold)
         assert (a.patients == b.patients).all()
