@@ -17,7 +17,7 @@ from deblur_mae_jax.config import copy, flat
 from deblur_mae_jax.data import dataset, privacy, summary, volume_file
 from deblur_mae_jax.data.decode import EXTENSIONS
 from deblur_mae_jax.data.index import Index, hashes_of_index, known_hashes
-from deblur_mae_jax.data.listing import existing_root
+from deblur_mae_jax.data.listing import existing_root, printable
 from deblur_mae_jax.data.packing import INDEX
 from deblur_mae_jax.data.source import BadImage, Skipped
 from deblur_mae_jax.errors import UserError
@@ -38,11 +38,11 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
     if alone is not None:
         with tempfile.TemporaryDirectory() as folder:
             listed = Path(folder) / "list.csv"
-            with open(listed, "w", newline="", encoding="utf-8") as file:
+            with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 csv.writer(file).writerows([["path"], [str(alone.resolve())]])
             _, equals, modality = root.rpartition("=") if is_3d else ("", "", "")
             index = index_of(trained, f"{listed}{equals}{modality}", progress)
-        return dataclasses.replace(index, source=dataclasses.replace(index.source, names=[alone.name]))
+        return dataclasses.replace(index, source=dataclasses.replace(index.source, names=[printable(alone.name)]))
     values = {"data.root": root, "data.split": "all", "data.max_bad_fraction": 0.999}
     # These describe the training images, or lie beside them.
     training = ("data.columns", "data.group_pattern", "data.labels", "data.decoded")

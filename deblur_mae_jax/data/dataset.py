@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax import lookup
 from deblur_mae_jax.config import copy, decoding
+from deblur_mae_jax.config.fields import IMAGES, SOURCE
 from deblur_mae_jax.data import dicom, naming
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.source import Source
@@ -45,6 +46,8 @@ def load_source(config: ConfigDict, split: str | None = None) -> Source:
         source = dataclasses.replace(source, notes=[said, *source.notes])
     else:
         source = module.source(data, config.model.in_chans)
+    if unused := _unused(data, module):
+        source = dataclasses.replace(source, notes=[*source.notes, *unused])
     if source.groups is not None:
         notes = list(source.notes)
         source = dataclasses.replace(source, groups=naming.one_patient(source.groups, notes), notes=notes)
@@ -59,6 +62,27 @@ INSTEAD = {
     "parquet": "a Parquet file has the columns label, group and split",
     "packed": "classes and patients are packed with the images",
 }
+
+
+# Fields of a few sources, which change nothing where another one reads the images, and these sources.
+_ONLY = {
+    "num_images": ("phantoms", "phantoms3d"), "window": ("dicom",), "frames": ("dicom",), "crop": ("dicom",),
+    "allow_burned_in": ("dicom", "dicom_volumes"),
+}  # fmt: skip
+
+
+def _unused(data: ConfigDict, module: Any) -> list[str]:
+    """A note for every field with another value than the default that this source of the library does not read."""
+    own = module.__name__.rpartition(".")[2]
+    if not hasattr(module, "READS") or own in ("packed", "packed_volumes"):
+        return []
+    usual = {name: field.default for name, field in (IMAGES | SOURCE).items()}
+    hint = {"num_images": "; config.data.fraction takes a share of the images"}
+    return [
+        f"config.data.{field}={data[field]!r} is not used: it is for {' and '.join(users)}{hint.get(field, '')}"
+        for field, users in _ONLY.items()
+        if own not in users and field in data and data[field] != usual[field]
+    ]
 
 
 def _refuse_unused(data: ConfigDict, name: str, module: Any) -> None:

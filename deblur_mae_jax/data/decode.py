@@ -90,8 +90,7 @@ class Decoder:
                 plain = opened is not None and not header.deep
                 image = self._plain(opened, header, notes) if plain else self._deep(path, header, notes)
                 image = self._in_channels(image, notes)
-                if header.jpeg:
-                    raster.require_end_of_jpeg(path)
+                raster.require_end(path)
             except (BadImage, FileNotFoundError):
                 raise
             except MemoryError as error:

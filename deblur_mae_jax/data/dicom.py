@@ -292,7 +292,8 @@ def read_headers(
             if segmentations is not None and isinstance(result, str) and result.startswith("a segmentation"):
                 segmentations.append(file.path)
             elif isinstance(result, str):
-                skipped.append(Skipped(file_name(file.name), result))
+                damaged = result.startswith(("damaged", "cannot be read", "empty"))
+                skipped.append(Skipped(file_name(file.name), result, damaged))
             elif result.sop and result.sop in seen:
                 same = _equal(file.path, seen[result.sop])
                 skipped.append(Skipped(file_name(file.name), COPY if same else SAME_UID))
@@ -349,6 +350,10 @@ def facts(headers: list[Header]) -> list[str]:
             f"ultrasound files that state their regions: {sum(h.box is not None for h in regions)} of {len(regions)} "
             "(text inside a region remains)"
         )
+    unread = Counter(name for h in headers for name in h.unread)
+    if unread:
+        listed = ", ".join(f"{name} of {count} files" for name, count in sorted(unread.items()))
+        out.append(f"fields that are not used because their values cannot be understood: {listed}")
     unused = sum(h.unused_regions > 0 for h in headers)
     if unused:
         out.append(f"files with regions that are empty or outside of the picture: {unused} (these are not used)")
@@ -360,9 +365,13 @@ def most_are_dicom(folder: Path) -> bool:
     seen = found = 0
     for place, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(n for n in names if not n.startswith(".")):
+        folders[:] = [name for name in folders if not listing.is_system(name)]
+        for name in sorted(n for n in names if not listing.is_system(n)):
+            path = os.path.join(place, name)
+            if not os.path.isfile(path):  # a pipe, or a link to nothing
+                continue
             seen += 1
-            found += dicom_file.is_dicom(os.path.join(place, name))
+            found += dicom_file.is_dicom(path)
             if seen == 200:
                 return found > seen / 2
     return found > seen / 2

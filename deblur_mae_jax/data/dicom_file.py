@@ -6,11 +6,13 @@ It needs pydicom: `pip install ".[dicom]"` in the folder of the repository.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import re
 import warnings
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,6 +84,7 @@ class Header:
     regions: boxes (x0, y0, x1, y1), exclusive, of the 2-D tissue regions of an ultrasound picture.
     spacing: (row, column) size of a pixel, mm; () if unknown.
     unused_regions: number of stated tissue regions that are empty or outside of the picture.
+    unread: optional fields that are not used because their values cannot be understood, such as `0,3`.
     """
 
     path: str
@@ -102,6 +105,7 @@ class Header:
     regions: tuple[tuple[int, int, int, int], ...]
     spacing: tuple[float, ...]
     unused_regions: int = 0
+    unread: tuple[str, ...] = ()
 
     @property
     def box(self) -> tuple[int, int, int, int] | None:
@@ -185,18 +189,36 @@ def _header(path: str, values: Any) -> Header:
     frames = int(values.get("NumberOfFrames", 1) or 1)
     if frames > MOST_FRAMES:  # a damaged number
         raise BadImage(f"damaged: it states {frames:,} frames")
-    regions, spacing, unused = _regions(values)
+    try:
+        regions, spacing, unused = _regions(values)
+    except Exception as error:  # without them, text beside the tissue would stay in the picture
+        raise BadImage("damaged: its SequenceOfUltrasoundRegions cannot be understood") from error
+    unread: list[str] = []
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        sizes = tuple(float(s) for s in values.get(name, None) or ())
+        sizes: tuple[float, ...] = _optional(name, unread, functools.partial(_sizes, values, name), ())
         if not spacing and len(sizes) == 2 and all(0 < s < 1e4 for s in sizes):
             spacing = sizes
+    seconds = _optional("FrameTime", unread, lambda: _frame_seconds(values), 0.0)
     return Header(
         path, text("SOPInstanceUID"), text("SeriesInstanceUID"), text("StudyInstanceUID"), _patient(values),
         modality or "unknown", text("Manufacturer"), text("ManufacturerModelName"),
         syntax.name if syntax is not None and hasattr(syntax, "name") else "not stated",
         text("PhotometricInterpretation"), int(values.Rows), int(values.Columns), frames,
-        _frame_seconds(values), text("BurnedInAnnotation").upper() == "YES", regions, spacing, unused,
+        seconds, text("BurnedInAnnotation").upper() == "YES", regions, spacing, unused, tuple(unread),
     )  # fmt: skip
+
+
+def _optional(name: str, unread: list[str], read: Callable[[], Any], unknown: Any) -> Any:
+    """The value of a field that a picture can do without; `unknown`, and its name in `unread`, if it is damaged."""
+    try:
+        return read()
+    except Exception:  # pydicom converts a field when it is asked for
+        unread.append(name)
+        return unknown
+
+
+def _sizes(values: Any, name: str) -> tuple[float, ...]:
+    return tuple(float(size) for size in values.get(name, None) or ())
 
 
 def _frame_seconds(values: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from deblur_mae_jax.errors import UserError
 # The columns by which a row finds its pictures, the most specific first, and the identifiers of a file.
 KEYS = {"SOPInstanceUID": "sop", "SeriesInstanceUID": "series", "StudyInstanceUID": "study", "PatientID": "patient"}
 
+ORDER = ("SOPInstanceUID", "path", "SeriesInstanceUID", "StudyInstanceUID", "PatientID")
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
@@ -28,7 +30,12 @@ class Labels:
         self.path, self.table = path, table
         # A path is relative to the folder of the files, as our own lists are, or to that of the CSV.
         self._finders = [tables.Finder(folder, SUFFIXES) for folder in (root, path.parent)]
-        self.keys = [key for key in (*KEYS, "path") if key in table.columns]
+        self.keys = [key for key in ORDER if key in table.columns]
+        if "group" not in table.columns and "PatientID" in self.keys and len(self.keys) > 1:
+            # A picture is found by its own name, and this is what the user says of its patient.
+            table.columns["group"] = table.columns["PatientID"]
+            for row in table.rows:
+                row["group"] = row["PatientID"]
         self.wanted = naming.wanted_splits(split) if "split" in table.columns else set()
         self.unused: dict[str, int] = {}
         self._rows: dict[str, dict[str, dict[str, str]]] = {key: {} for key in self.keys}
@@ -87,6 +94,14 @@ class Labels:
         if self._missing:
             lines.append(f"DICOM files without a row in config.data.labels: {self._missing}")
         lost = sum(key not in self._matched for key in self._key_of.values())
+        if self.table.skipped:
+            first = self.table.skipped[0]
+            # Its cells may identify patients.
+            where = re.search(r"line \d+", first.name)
+            lines.append(
+                f"rows of config.data.labels that are left out: {len(self.table.skipped)}, the first in "
+                f"{where[0] if where else 'an unknown line'}: {first.reason}"
+            )
         if lost:
             lines.append(f"rows of config.data.labels that name no DICOM file: {lost}")
         nameless = len(self.table.rows) - len(self._key_of)

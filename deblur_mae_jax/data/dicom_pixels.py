@@ -201,8 +201,8 @@ def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarr
     values = dicom_file.dataset(header.path)
     try:
         photometric = str(values.get("PhotometricInterpretation", ""))
-        if photometric and photometric not in PHOTOMETRIC:
-            raise BadImage(_why(values))
+        if photometric and (why := _contradiction(values)):
+            raise BadImage(why)
         pixels = stored(header.path, frame, values)
         if photometric == "PALETTE COLOR":
             pixels = _by_palette(pixels, values)
@@ -241,10 +241,16 @@ def _why(values: Any) -> str:
     lacking = [name for name in needed if values.get(name) is None]
     if lacking:
         return f"its header lacks {', '.join(lacking)}"
+    return _contradiction(values)
+
+
+def _contradiction(values: Any) -> str:
+    """Whether the colours that a header states are unknown, or have another number of channels; "" if not."""
     photometric = str(values.PhotometricInterpretation)
     if photometric not in PHOTOMETRIC:
         return f"PhotometricInterpretation '{photometric}' is none of {', '.join(PHOTOMETRIC)}"
-    samples, wanted = int(values.SamplesPerPixel), PHOTOMETRIC[photometric]
+    wanted = PHOTOMETRIC[photometric]
+    samples = int(values.get("SamplesPerPixel", wanted) or wanted)
     if samples != wanted:
         return f"SamplesPerPixel is {samples}, but PhotometricInterpretation '{photometric}' has {wanted}"
     return ""

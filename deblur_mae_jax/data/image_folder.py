@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from deblur_mae_jax.data import layout, listing, naming, raster
+from deblur_mae_jax.data import cells, layout, listing, naming, privacy, raster
 from deblur_mae_jax.data.decode import EXTENSIONS
 from deblur_mae_jax.data.image_files import Files, Masks, decoder_of, mask_file_of
 from deblur_mae_jax.data.listing import File
 from deblur_mae_jax.data.masks import looks_like_mask
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
-from deblur_mae_jax.data.table import COLUMNS
+from deblur_mae_jax.data.table import COLUMNS, normal
 from deblur_mae_jax.data.volume_file import is_volume
 from deblur_mae_jax.errors import UserError
 
@@ -36,7 +35,10 @@ def source(data, channels: int) -> Source:
     for file in found.files:
         reason = _no_image(file, data.max_pixels)
         if reason:
-            skipped.append(Skipped(file.name, reason))
+            # The name of a DICOM file may be that of a patient.
+            is_dicom = "DICOM" in reason
+            name = f"file_{privacy.pseudonym('file', file.name)}" if is_dicom else file.name
+            skipped.append(Skipped(name, reason))
         else:
             files.append(file)
     arranged = layout.arrange(files, _stem, looks_like_mask, group_pattern=data.group_pattern)
@@ -70,8 +72,7 @@ def _lists(files: list[File]) -> list[str]:
     out = []
     for file in files:
         if not file.folders and file.base.lower().endswith(".csv"):
-            with open(file.path, encoding="utf-8", errors="replace") as stream:
-                columns = set(re.split(r"[,;\t|]", stream.readline(4096).lower().replace('"', "").strip()))
+            columns = {normal(name) for name in cells.columns_of(Path(file.path))}
             if columns & set(COLUMNS["path"]) and columns & {*COLUMNS["split"], *COLUMNS["group"]}:
                 out.append(
                     f"'{file.base}' lists images with splits or patients and is not read: add "

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from deblur_mae_jax.data import volume_reader
+from deblur_mae_jax.data.listing import printable
 from deblur_mae_jax.data.masks import edge_values
 from deblur_mae_jax.data.perceptual import perceptual_hash
 from deblur_mae_jax.data.source import BadImage, Checked, Skipped, Source, subset
@@ -268,11 +269,12 @@ def _usable(source: Source, results: list[dict], max_bad_fraction: float, masks:
             f"'{bad[0].name}': {bad[0].reason}",
             bad + source.skipped,
         )
-    if len(bad) > max_bad_fraction * len(source):
+    lost = bad + [s for s in source.skipped if s.damaged]
+    if len(lost) > max_bad_fraction * (len(source) + len(lost) - len(bad)):
         raise Unusable(
-            f"{len(bad)} of {len(source)} images cannot be used, more than "
+            f"{len(lost)} of {len(source) + len(lost) - len(bad)} images cannot be used, more than "
             f"config.data.max_bad_fraction={max_bad_fraction:g} allows; the first is "
-            f"'{bad[0].name}': {bad[0].reason}",
+            f"'{lost[0].name}': {lost[0].reason}",
             bad + source.skipped,
         )
     fingerprint = _fingerprint(source.keys or source.names, results, good, masks)
@@ -380,7 +382,7 @@ def write_skipped(path: Path, skipped: list[Skipped]) -> None:
     with open(draft, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "reason"])
-        writer.writerows((s.name, s.reason) for s in sorted(skipped, key=lambda s: s.name))
+        writer.writerows((printable(s.name), printable(s.reason)) for s in sorted(skipped, key=lambda s: s.name))
     os.replace(draft, path)
 
 

@@ -172,10 +172,13 @@ def _labels(images: list[Item], layout: Layout) -> tuple[list[str], int]:
     masked = sum(bool(item.masks) for item in images) * 2 > len(images)  # a folder to segment needs no classes
     patients = naming.like_patients(raw) or (masked and naming.like_numbered_patients(raw))
     if patients and all(raw):
+        below = _repeated_below(images, depth)
+        cure = f"; if {' and '.join(below[:3])} inside of them are the classes, {LIST}" if below else ""
         layout.notes.append(
-            f"the folders {', '.join(sorted(set(raw))[:3])} ... look like patients: they are groups, not classes"
+            f"the folders {', '.join(sorted(set(raw))[:3])} ... look like patients: they are groups, not classes{cure}"
         )
         return [""] * len(images), depth
+    raw = _classes_below(images, raw, depth, layout)
     same = _same_folders(images, depth)
     if same and all(_SITE.match(name) for name in raw):
         layout.notes.append(
@@ -185,9 +188,11 @@ def _labels(images: list[Item], layout: Layout) -> tuple[list[str], int]:
     if same:
         layout.notes.append(f"{same}; the first are taken as the classes. If the others are, {LIST}")
     if naming.like_numbered_patients(filter(None, raw)):
+        below = _repeated_below(images, depth)
+        pattern = 'config.data.group_pattern="(?:^|/)([^/]+)/[^/]+$"'
         layout.notes.append(
             f"the classes {', '.join(sorted(set(filter(None, raw)))[:3])} ... are numbered like patients; if they are "
-            'patients, give config.data.group_pattern="(?:^|/)([^/]+)/[^/]+$"'
+            + (f"patients and {' and '.join(below[:3])} the classes, {LIST}" if below else f"patients, give {pattern}")
         )
     unlabelled = [name for name in raw if naming.UNLABELLED.match(name)]
     if unlabelled:
@@ -197,6 +202,32 @@ def _labels(images: list[Item], layout: Layout) -> tuple[list[str], int]:
     layout.notes += [f"classes: {line}" for line in lines]
     # A folder may be called "none" or "NA", unlike an empty cell of a table.
     return [label or name for label, name in zip(labels, raw, strict=True)], depth
+
+
+def _classes_below(images: list[Item], raw: list[str], depth: int, layout: Layout) -> list[str]:
+    """The classes `raw`, without folders such as `augmented` that hold folders with the names of the other classes."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for item, name in zip(images, raw, strict=True):
+        below[name].add(item.rest[depth + 1] if len(item.rest) > depth + 1 else "")
+    plain = {name for name, inner in below.items() if inner == {""}}
+    wraps = {name for name, inner in below.items() if name and inner <= plain - {name}}
+    for name in sorted(wraps):
+        layout.notes.append(
+            f"'{name}' holds the folders {', '.join(sorted(below[name])[:3])}, as the classes are called: its images "
+            "have these classes. If they are copies of other images, remove them: copies must not be divided between "
+            "training and test"
+        )
+    return [item.rest[depth + 1] if name in wraps else name for item, name in zip(images, raw, strict=True)]
+
+
+def _repeated_below(images: list[Item], depth: int) -> list[str]:
+    """The folders below those of this depth, if all images are in such folders and each name occurs several times."""
+    inner = [item.rest[depth + 1] if len(item.rest) > depth + 1 else "" for item in images]
+    places = {(item.rest[depth], name) for item, name in zip(images, inner, strict=True) if name}
+    counts = Counter(name for _, name in places)
+    if not all(inner) or len(counts) < 2 or min(counts.values()) < 2 or any(map(naming.is_id, counts)):
+        return []
+    return sorted(counts)
 
 
 def _same_folders(images: list[Item], depth: int) -> str:

@@ -54,6 +54,11 @@ class Listing:
     links: int
 
 
+def is_system(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that operating systems and disk stations leave behind."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
 def printable(name: str) -> str:
     """A file name in characters that can be written as UTF-8. Bytes that are not UTF-8 become %F6 and the like."""
     try:
@@ -110,23 +115,25 @@ def walk(root: Path) -> Listing:
         if name:
             every.append(name)
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in SYSTEM_NAMES:
+            if is_system(entry.name):
                 continue
             inner = f"{name}/{printable(entry.name)}" if name else printable(entry.name)
-            if entry.is_dir():
-                (linked if entry.is_symlink() else pending).append((entry.path, inner))
-            elif entry.is_file():
-                if entry.is_symlink():
-                    links.append((File(entry.path, inner), os.stat(entry.path)))
-                    held.update(_ancestors(inner))
+            try:
+                if entry.is_dir():
+                    (linked if entry.is_symlink() else pending).append((entry.path, inner))
                     continue
-                file = inodes[stat.st_dev, entry.inode()] = File(entry.path, inner)
-                out.files.append(file)
                 held.update(_ancestors(inner))
-            else:
-                what = "a link to nothing" if entry.is_symlink() else "no regular file"
-                out.skipped.append(Skipped(inner, what))
+                if not entry.is_file():
+                    what = "a link to nothing" if entry.is_symlink() else "no regular file"
+                    out.skipped.append(Skipped(inner, what))
+                elif entry.is_symlink():
+                    links.append((File(entry.path, inner), os.stat(entry.path)))
+                else:
+                    file = inodes[stat.st_dev, entry.inode()] = File(entry.path, inner)
+                    out.files.append(file)
+            except OSError as error:  # a link to itself, or into a folder that may not be entered
                 held.update(_ancestors(inner))
+                out.skipped.append(Skipped(inner, f"cannot be reached: {error.strerror or error}"))
     _add_links(out, links, inodes)
     out.files.sort(key=lambda f: f.name)
     out.empty = sorted(name for name in every if name not in held)

@@ -123,7 +123,10 @@ def refuse_twice(root: Path, paths: list[str], cells: list[str]) -> None:
         cell, other = twice[0]
         also = f" (also as '{other}')" if other != cell else ""
         count = f"; {len(twice)} rows are such repetitions" if len(twice) > 1 else ""
-        raise UserError(f"config.data.root: '{root}' lists '{cell}' twice{also}{count}. Keep one row for each file")
+        raise UserError(
+            f"config.data.root: '{root}' lists '{cell}' twice{also}{count}. Keep one row for each file; several masks "
+            "of one image go into one cell, separated by semicolons"
+        )
 
 
 def groups_of(

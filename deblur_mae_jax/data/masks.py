@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from deblur_mae_jax.data import deep_images, raster
+from deblur_mae_jax.data.listing import printable
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 
@@ -36,6 +39,12 @@ class MaskValues:
     colours: dict[tuple[int, int, int], int]
     alpha: int = -1
     rest: int = -1
+
+    @property
+    def exact(self) -> bool:
+        """Whether colours or single numbers are named and everything else has a class too, so that none may change."""
+        alone = any(n - 1 not in self.numbers and n + 1 not in self.numbers for n in self.numbers)
+        return self.rest >= 0 and (bool(self.colours) or alone)
 
     def of_numbers(self, values: np.ndarray) -> np.ndarray:
         """The class of every number, uint8. Raises `BadImage` for a number without a class."""
@@ -88,7 +97,7 @@ def parse(text: str) -> MaskValues | None:
     special = {"alpha": -1, "*": -1}
     for entry in filter(str.strip, text.split(",")):
         values, equals, name = (part.strip() for part in entry.partition("="))
-        if not equals or not values or not name:
+        if not equals or not values or not name or re.search(r"[;=]", name):
             raise UserError(f"config.data.mask_values: '{entry.strip()}' must be VALUE=CLASS, such as 1=lesion")
         if name.lower() != BACKGROUND and name not in names:
             names.append(name)
@@ -101,24 +110,35 @@ def parse(text: str) -> MaskValues | None:
 
 
 def _add(value: str, number: int, numbers: dict, colours: dict, special: dict) -> None:
+    """Note the class of a value, a range or a colour. Raises `UserError` if it has another class already."""
     if value in special:
-        special[value] = number
+        _set(special, value, number, value, unset=-1)
     elif re.fullmatch(r"#[0-9a-fA-F]{6}", value):
         code = int(value[1:], 16)
-        colours[code >> 16, code >> 8 & 255, code & 255] = number
+        _set(colours, (code >> 16, code >> 8 & 255, code & 255), number, value)
     elif found := re.fullmatch(r"(\d+)-(\d+)", value):
         low, high = int(found[1]), int(found[2])
         if not low <= high <= low + 100_000:
             raise UserError(f"config.data.mask_values: '{value}' is no range of numbers")
-        numbers.update({float(v): number for v in range(low, high + 1)})
+        for v in range(low, high + 1):
+            _set(numbers, float(v), number, str(v))
     else:
         try:
-            numbers[float(value)] = number
+            plain = float(value)
+            if not math.isfinite(plain):
+                raise ValueError(value)
         except ValueError as error:
             raise UserError(
                 f"config.data.mask_values: '{value}' must be a number, a range such as 1-3, a colour such as #ff0000, "
                 "'alpha' or '*'"
             ) from error
+        _set(numbers, plain, number, value)
+
+
+def _set(table: dict, key: Any, number: int, written: str, unset: int | None = None) -> None:
+    if table.get(key, unset) not in (unset, number):
+        raise UserError(f"config.data.mask_values: '{written}' is given to two classes")
+    table[key] = number
 
 
 def classes(values: np.ndarray, mapping: MaskValues | None) -> tuple[np.ndarray, list[str]]:
@@ -179,7 +199,7 @@ class MaskFile:
             return self._read(path, image)
         except BadImage as error:
             text = str(error)
-            raise BadImage(text if "mask" in text else f"its mask '{path.name}': {text}") from error
+            raise BadImage(text if "mask" in text else f"its mask '{printable(path.name)}': {text}") from error
 
     def _read(self, path: Path, image: raster.Header) -> tuple[np.ndarray, list[str]]:
         with raster.opened(path, self.max_pixels) as (header, opened):
@@ -191,7 +211,8 @@ class MaskFile:
             pixels, alpha = raster.turned(pixels, turn), None if alpha is None else raster.turned(alpha, turn)
         values, more = self._classes(pixels, alpha)
         found = np.unique(values)
-        if header.lossy and self.values is None and (len(found) > 2 or 0 < int(found[-1]) - int(found[0]) < 64):
+        unclear = len(found) > 2 or 0 < int(found[-1]) - int(found[0]) < 64
+        if header.lossy and (unclear if self.values is None else self.values.exact):
             raise BadImage(
                 f"its mask was saved as JPEG or in another way that changes values ({len(found)} different ones): save "
                 f"masks as PNG, or name ranges of values: config.data.mask_values='0-127=background,128-255=lesion'"
@@ -211,9 +232,7 @@ class MaskFile:
                 if opened.mode == "P" and not by_colour:
                     notes += _palette_notes(opened)
                 pixels, alpha = pixels_of(opened.convert("RGB") if opened.mode == "P" and by_colour else opened)
-                bits = raster.gray_bits(path)
-                if bits in (2, 4) and pixels.dtype == np.uint8:  # Pillow spreads their values over 0..255
-                    pixels = pixels // (255 // (2**bits - 1))
+                raster.require_end(path)
             except BadImage:
                 raise
             except Exception as error:  # Pillow's decoders raise many kinds on damaged data
@@ -223,6 +242,9 @@ class MaskFile:
                 alpha = None if alpha is None else raster.turned(alpha, header.orientation)
         if header.white_is_small and pixels.ndim == 2 and pixels.dtype.kind in "iub":
             pixels = _stored_if_numbers(pixels, notes)
+        largest = 255 if opened is None or header.deep else raster.largest_gray(path, opened)
+        if largest < 255 and pixels.dtype == np.uint8 and pixels.ndim == 2:  # Pillow spreads its numbers over 0..255
+            pixels = np.rint(pixels * (largest / 255)).astype(np.uint8)
         return pixels, alpha, notes
 
     def _classes(self, pixels: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, list[str]]:

@@ -8,6 +8,7 @@ import logging
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,10 @@ from PIL import Image, UnidentifiedImageError
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import one_line
 
+# Headers are checked by `opened` before anything is decoded, so Pillow's own limit is not needed.
+Image.MAX_IMAGE_PIXELS = None
+# An image file that ends in so many zeros was not written to its end.
+ZEROS = 32
 # The decoders of Pillow that are used; all others stay closed to files from outside.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "WEBP", "PPM", "JPEG2000")
 EXIF_ORIENTATION = 0x0112
@@ -57,7 +62,6 @@ class Header:
     lossy: whether the file format changes pixel values.
     deep: whether the pixels must be read by `deep_images.read`, because Pillow loses some of them.
     applied: whether Pillow turns the pixels by itself, as it does for TIFF.
-    jpeg: whether the file is a JPEG file.
     white_is_small: whether small values are white, as TIFF's tag 262 may say.
     """
 
@@ -69,7 +73,6 @@ class Header:
     deep: bool
     applied: bool = False
     white_is_small: bool = False
-    jpeg: bool = False
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -139,8 +142,6 @@ def _open(path: Path | bytes) -> Image.Image | None:
         suffix = "" if isinstance(path, bytes) else path.suffix.lower()
         what = stranger(path) or ("a video; extract its frames first" if suffix in VIDEOS else "")
         raise BadImage(what or "not an image, or damaged beyond recognition") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage("more pixels than data.max_pixels allows") from error
     except FileNotFoundError as error:
         raise BadImage("the file does not exist") from error
     except BadImage:
@@ -157,7 +158,7 @@ def _header_of(image: Image.Image, path: Path | bytes) -> Header:
         width, height = int(tags.get(256, width)), int(tags.get(257, height))
         turn = _turn_of_tiff(image)
     else:
-        turn = image.getexif().get(EXIF_ORIENTATION, 1)
+        turn = _turn_of_exif(image)
     turn = turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
     return Header(
         width,
@@ -168,7 +169,6 @@ def _header_of(image: Image.Image, path: Path | bytes) -> Header:
         _is_deep(image, tags, path),
         applied=tags is not None,
         white_is_small=tags is not None and tags.get(262) == 0,
-        jpeg=image.format in ("JPEG", "MPO"),
     )
 
 
@@ -177,7 +177,7 @@ def require_end_of_jpeg(path: Path | bytes) -> None:
 
     Where zeros follow, up to the full size of the file, decoders show the rest as gray without a word.
     """
-    content = path if isinstance(path, bytes) else path.read_bytes()
+    content = _content(path)
     if not content.startswith(b"\xff\xd8"):
         return
     place = 2
@@ -189,15 +189,68 @@ def require_end_of_jpeg(path: Path | bytes) -> None:
         raise BadImage("damaged: the JPEG ends early; was it copied completely?")
 
 
-def gray_bits(path: Path | bytes) -> int:
-    """The bits of a gray value in a PNG file; 0 for colours, and for other files."""
+def require_end(path: Path | bytes) -> None:
+    """Raise `BadImage` if the end of a compressed image is missing, as after a copy that was interrupted.
+
+    Such a file often has its full size, with zeros at its end, which decoders show as black or gray without a word.
+    """
+    start = first_bytes(path, 12)
+    content = b"" if start[:4] in TIFF_STARTS or start[:2] == b"BM" else _content(path)
+    if content.startswith(b"\xff\xd8"):
+        require_end_of_jpeg(content)
+    elif content.startswith(b"\x89PNG"):
+        _require_chunks(content)
+    elif content[:4] in (b"RIFF", b"GIF8") and not content[-ZEROS:].strip(b"\0"):
+        raise BadImage("damaged: the file ends in zeros; was it copied completely?")
+    elif b"\xff\x4f\xff\x51" in content[:4096] and content.rfind(b"\xff\xd9") < 0:
+        raise BadImage("damaged: the JPEG 2000 ends early; was it copied completely?")
+
+
+def _content(path: Path | bytes) -> bytes:
+    return path if isinstance(path, bytes) else path.read_bytes()
+
+
+def _require_chunks(content: bytes) -> None:
+    """Raise `BadImage` if a PNG lacks its last chunk, or the checksum of one with pixels is wrong."""
+    place, kind = 8, b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        end = place + 8 + length
+        if len(content) < end + (0 if kind == b"IEND" else 4) or not kind.isalpha():
+            raise BadImage("damaged: the PNG ends early; was it copied completely?")
+        if kind in (b"IDAT", b"PLTE"):
+            sum_ = zlib.crc32(content[place + 4 : end])
+            if sum_ != int.from_bytes(content[end : end + 4], "big"):
+                raise BadImage("damaged: a checksum of the PNG is wrong; was it copied completely?")
+        place = end + 4
+
+
+def largest_gray(path: Path | bytes, image: Image.Image) -> int:
+    """The number in the file that Pillow reads as the gray level 255: 3 or 15 for 2 or 4 bits, a PGM's own maximum.
+
+    255 for files whose numbers Pillow does not change.
+    """
     start = first_bytes(path, 26)
-    return start[24] if start.startswith(b"\x89PNG") and start[25] == 0 else 0
+    if start.startswith(b"\x89PNG") and start[25] == 0 and start[24] in (2, 4):
+        return int(2 ** start[24] - 1)
+    if image.format == "TIFF" and image.mode == "L":
+        bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
+        return int(2 ** bits[0] - 1) if bits[:1] in ((2,), (4,)) else 255
+    if image.format == "PPM" and image.mode == "L" and start[:2] in (b"P2", b"P5"):
+        return min(pnm_header(path)[2], 255)
+    return 255
 
 
 def _turn_of_tiff(image: Image.Image) -> int:
     turn = image.tag_v2.get(274, 1)  # type: ignore[attr-defined]
     return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
+
+
+def _turn_of_exif(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # damaged metadata beside good pixels
+        return 1
 
 
 def _frames(image: Image.Image, tags: Any) -> int:
@@ -248,9 +301,9 @@ def _tiff_header(path: Path | bytes) -> Header:
 
 
 def pnm_header(path: Path | bytes) -> tuple[int, int, int, int]:
-    """Width, height and maximum of a PPM file, and where its pixels start."""
+    """Width, height and maximum of a PGM or PPM file, and where its pixels start."""
     content = first_bytes(path, 4096)
-    found = re.match(rb"P[36]" + rb"(?:\s+|\s*#[^\n]*\n\s*)(\d+)" * 3 + rb"\s", content)
+    found = re.match(rb"P[2356]" + rb"(?:\s+|\s*#[^\n]*\n\s*)(\d+)" * 3 + rb"\s", content)
     if found is None:
         raise BadImage("damaged: its header has no width, height and maximum")
     return int(found[1]), int(found[2]), int(found[3]), found.end()

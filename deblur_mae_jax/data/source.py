@@ -17,10 +17,14 @@ class BadImage(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """An entry that was left out."""
+    """An entry that was left out.
+
+    damaged: whether it should have been an image, so that it counts for `config.data.max_bad_fraction`.
+    """
 
     name: str
     reason: str
+    damaged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

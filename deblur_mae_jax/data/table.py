@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import re
@@ -10,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from deblur_mae_jax.data import naming
+from deblur_mae_jax.data import cells, naming
 from deblur_mae_jax.data.listing import printable
 from deblur_mae_jax.data.source import Skipped
 from deblur_mae_jax.errors import UserError, unknown
@@ -22,13 +21,11 @@ COLUMNS = {
     "label": ("label", "class", "diagnosis", "pathology", "category", "class_name", "target", "class_label"),
     "split": ("split", "subset", "partition"),
     "group": ("group", "patient", "patient_id", "patientid", "case", "case_id", "subject", "subject_id", "person",
-              "pid", "study_id"),
+              "pid", "study_id", "mrn", "medical_record_number", "patient_number"),
     "mask": ("mask", "mask_path", "mask_file", "segmentation", "seg", "label_map", "annotation", "mask_filename"),
     "modality": ("modality",),
 }  # fmt: skip
 _SYNONYMS = {name for names in COLUMNS.values() for name in names}
-MAX_CELL = 10_000_000
-DELIMITERS = ",;\t|"
 
 
 @dataclasses.dataclass
@@ -57,16 +54,19 @@ def read(path: Path, split: str, chosen: str = "", keys: Sequence[str] = ("path"
     keys: the columns of `COLUMNS` that the CSV must have at least one of.
     Raises `UserError` if the file is not a CSV, or lacks the column with the paths.
     """
-    table = Table([], {}, [], [])
-    cells, header = _cells(path, table)
+    found = cells.read(path)
+    table, header = Table([], {}, found.skipped, found.notes), found.header
     table.columns = _columns(path, header, chosen, keys, table)
+    if "split" not in table.columns and "split" not in _chosen(path, header, chosen):
+        _find_splits(path, found, table)
+    _say_unused(header, keys, table)
     order = [header.index(name) for name in table.columns.values()]
-    for line, row in cells:
+    for line, row in found.rows:
         values = {name: row[i].strip() for name, i in zip(table.columns, order, strict=True)}
         if not any(cell.strip() for cell in row):
             continue
         if all(naming.is_missing(values.get(key, "")) for key in keys):
-            table.skipped.append(Skipped(f"{path.name}, line {line}", f"no {' or '.join(keys)}"))
+            table.skipped.append(Skipped(f"{printable(path.name)}, line {line}", f"no {' or '.join(keys)}"))
             continue
         table.rows.append(values)
     _labels_that_are_masks(table)
@@ -81,134 +81,26 @@ def read(path: Path, split: str, chosen: str = "", keys: Sequence[str] = ("path"
     return table
 
 
-def _text(path: Path, table: Table) -> str:
-    """The text of a file in UTF-8, UTF-16 or Windows-1252."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"config.data.root: cannot read '{path}' as CSV: {error.strerror or error}") from error
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if content.startswith(mark):
-            return content.decode(encoding, errors="replace")
-    head = content[:2000]
-    for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
-        if head[start::2].count(0) > len(head) / 3:
-            return content.decode(encoding, errors="replace")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        if content.count(0) > len(content) / 4:
-            raise UserError(f"config.data.root: cannot read '{path}' as CSV: it is a binary file") from None
-        table.notes.append(f"'{path.name}' is not UTF-8; it is read as Windows-1252 (Latin-1)")
-        return content.decode("cp1252", errors="replace")
-
-
-def _cells(path: Path, table: Table) -> tuple[list[tuple[int, list[str]]], list[str]]:
-    """The rows with their line numbers, and the header. Rows that are damaged are listed as skipped."""
-    text = _text(path, table)
-    lines = re.split("\r\n|\n|\r", text)
-    for number, line in enumerate(lines):
-        if "\0" in line:
-            if number == 0:
-                raise UserError(f"config.data.root: cannot read '{path}' as CSV: its first line holds NUL bytes")
-            table.skipped.append(Skipped(f"{path.name}, line {number + 1}", "the line is damaged: it holds NUL bytes"))
-            lines[number] = ""
-    first = _first_line(lines)
-    if not first:
-        raise UserError(f"config.data.root: '{path}' is empty")
-    delimiter = max(DELIMITERS, key=lambda d: (first.count(d), d == ","))
-    every = _rows(path, lines, delimiter, table)
-    if not every or every[0][0] != lines.index(first) + 1:
-        raise UserError(f"config.data.root: cannot read '{path}' as CSV: its first line cannot be read")
-    (_, header), *rows = every
-    width, kept, short = len(header), [], 0
-    for line, row in rows:
-        if any(cell.strip() for cell in row[width:]):
-            shown = printable(delimiter.join(row))[:60]
-            table.skipped.append(Skipped(f"{path.name}, row '{shown}'", "more cells than columns"))
-            continue
-        short += len(row) < width
-        kept.append((line, [*row[:width], *[""] * (width - len(row))]))
-    if short:
-        table.notes.append(
-            f"{short} rows of '{path.name}' have fewer cells than the header; the missing ones are empty"
-        )
-    return kept, [cell.strip() for cell in header]
-
-
-def _rows(path: Path, lines: list[str], delimiter: str, table: Table) -> list[tuple[int, list[str]]]:
-    """The header and the rows, each with the number of its first line. Empty lines are left out."""
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
-    unbalanced = sum(line.count('"') for line in lines) % 2 == 1
-    if unbalanced:
-        table.notes.append(f"'{path.name}' has an unbalanced quote; quotes are read as ordinary characters")
-    found: list[tuple[int, list[str]]] = []
-    reader = csv.reader(
-        (f"{line}\n" for line in lines), delimiter=delimiter, skipinitialspace=True,
-        quoting=csv.QUOTE_NONE if unbalanced else csv.QUOTE_MINIMAL,
-    )  # fmt: skip
-    apart = 0
-    while True:
-        start = reader.line_num
-        try:
-            row = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            where = f"{path.name}, line {start + 1}"
-            table.skipped.append(Skipped(where, f"cannot be read: {error} (a cell has at most {MAX_CELL} characters)"))
-            continue
-        span = lines[start : reader.line_num]
-        width = len(found[0][1]) if found else 0
-        # A quote that is a ditto mark, or never closed, joins whole rows until the next one that opens a cell.
-        several = len(span) > 1 and width > 1 and all(line.count(delimiter) == width - 1 for line in span)
-        if several and _opens_a_cell(span[-1], delimiter):
-            apart += len(span)
-            plain = csv.reader(span, delimiter=delimiter, skipinitialspace=True, quoting=csv.QUOTE_NONE)
-            found += [(start + n, own) for n, own in enumerate(plain, start=1)]
-        elif any(cell.strip() for cell in row):
-            found.append((start + 1, row))
-    if apart:
-        table.notes.append(
-            f"in {apart} rows of '{path.name}' a quote opens a cell and does not close it; there quotes are read as "
-            "ordinary characters"
-        )
-    return found
-
-
-def _opens_a_cell(line: str, delimiter: str) -> bool:
-    """Whether the first quote of a line stands at the start of a cell."""
-    before = line.partition('"')[0].rstrip(" ")
-    return not before or before.endswith(delimiter)
-
-
-def _first_line(lines: list[str]) -> str:
-    """The header. Comments and Excel's `sep=;` before it are removed from `lines`."""
-    for number, line in enumerate(lines):
-        if line.startswith("#") or re.fullmatch(r"sep=.\s*", line.strip(), re.I):
-            lines[number] = ""
-        elif line.strip():
-            return line
-    return ""
-
-
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
+    """The name of a column in one spelling: `Patient ID` is `patient_id`."""
     return "_".join(name.strip().lower().replace("-", " ").replace("_", " ").split())
 
 
 def _columns(path: Path, header: list[str], chosen: str, keys: Sequence[str], table: Table) -> dict[str, str]:
     """Decide which column of the file is used as what. Raises `UserError`."""
     columns = _chosen(path, header, chosen)
-    counts = Counter(_normal(name) for name in header)
-    twice = next((name for name in header if counts[_normal(name)] > 1 and _normal(name) in _SYNONYMS), None)
+    counts = Counter(normal(name) for name in header)
+    twice = next((name for name in header if counts[normal(name)] > 1 and normal(name) in _SYNONYMS), None)
     if twice is not None and twice not in columns.values():
-        raise UserError(f"config.data.root: '{path}' has {counts[_normal(twice)]} columns called '{twice.lower()}'")
+        raise UserError(f"config.data.root: '{path}' has {counts[normal(twice)]} columns called '{twice.lower()}'")
     by_name: dict[str, list[str]] = {}
     for name in header:
-        by_name.setdefault(_normal(name), []).append(name)
+        by_name.setdefault(normal(name), []).append(name)
     for uid in UIDS:
-        same = [name for name in header if _normal(name).replace("_", "") == uid.lower()]
-        if uid in keys and same and uid not in columns:
+        same = [name for name in header if normal(name).replace("_", "") == uid.lower()]
+        # Beside what names a picture, a column such as `patient_id` says its patient.
+        exact = uid != "PatientID" or "PatientID" in same or not _names_pictures(columns, by_name)
+        if uid in keys and same and uid not in columns and exact:
             columns[uid] = same[0]
     for use, synonyms in COLUMNS.items():
         if use in columns:
@@ -217,11 +109,12 @@ def _columns(path: Path, header: list[str], chosen: str, keys: Sequence[str], ta
         found = [name for name in dict.fromkeys(found) if name not in columns.values()]
         if not found:
             continue
-        if _normal(found[0]) == use or (use == "path" and _normal(found[0]) in synonyms[:4]) or len(found) == 1:
+        if normal(found[0]) == use or (use == "path" and normal(found[0]) in synonyms[:4]) or len(found) == 1:
             columns[use] = found[0]
-            if _normal(found[0]) != use and not (use == "path" and found[0] in synonyms[:4]):
+            if normal(found[0]) != use and not (use == "path" and found[0] in synonyms[:4]):
                 table.notes.append(
-                    f"column '{found[0]}' of '{path.name}' is used as {use} (config.data.columns='{use}=' turns it off)"
+                    f"column '{found[0]}' of '{printable(path.name)}' is used as {use} "
+                    f"(config.data.columns='{use}=' turns it off)"
                 )
             continue
         raise UserError(
@@ -234,13 +127,41 @@ def _columns(path: Path, header: list[str], chosen: str, keys: Sequence[str], ta
             f"{' or '.join(COLUMNS['path'][:4] if tuple(keys) == ('path',) else keys)}; its columns are "
             f"{', '.join(header[:20])}{' ...' if len(header) > 20 else ''}. config.data.columns='path=NAME' names it"
         )
-    others = [name for name in header if name.strip() and name not in columns.values()]
-    if others and "label" not in columns and tuple(keys) == ("path",):
-        table.notes.append(
-            f"columns that are not used, and so not classes: {', '.join(others[:10])}. "
-            "config.data.columns='label=NAME' uses one"
-        )
     return {use: name for use, name in columns.items() if name}
+
+
+def _names_pictures(columns: dict[str, str], by_name: dict[str, list[str]]) -> bool:
+    """Whether a column names pictures, series or studies, so that none is needed that names all those of a patient."""
+    uids = {normal(name).replace("_", "") for name in by_name} & {uid.lower() for uid in UIDS if uid != "PatientID"}
+    named = any(columns.get(use) for use in ("path", *UIDS)) or any(name in by_name for name in COLUMNS["path"])
+    return named or bool(uids)
+
+
+def _find_splits(path: Path, found: cells.Cells, table: Table) -> None:
+    """Use a column of another name as the splits, if its cells are the names of at least two splits."""
+    for i, name in enumerate(found.header):
+        if name in table.columns.values():
+            continue
+        words = {naming.split_name(row[i].strip()) for _, row in found.rows if not naming.is_missing(row[i])}
+        if len(words) > 1 and words <= set(naming.SPLIT_NAMES.values()):
+            table.columns["split"] = name
+            table.notes.append(
+                f"column '{name}' of '{printable(path.name)}' holds the names of splits and is used as split "
+                "(config.data.columns='split=' turns it off)"
+            )
+            return
+
+
+def _say_unused(header: list[str], keys: Sequence[str], table: Table) -> None:
+    """Note the columns that are not used."""
+    others = [name for name in header if name.strip() and name not in table.columns.values()]
+    if not others or tuple(keys) != ("path",):
+        return
+    no_class = "label" not in table.columns
+    table.notes.append(
+        f"columns that are not used{', and so not classes' if no_class else ''}: {', '.join(others[:10])}"
+        + (". config.data.columns='label=NAME' uses one" if no_class else "")
+    )
 
 
 def _chosen(path: Path, header: list[str], chosen: str) -> dict[str, str]:
@@ -252,7 +173,7 @@ def _chosen(path: Path, header: list[str], chosen: str) -> dict[str, str]:
             raise unknown("config.data.columns", use, [*COLUMNS, *UIDS])
         if not equals:
             raise UserError(f"config.data.columns: '{entry.strip()}' must be USE=COLUMN, such as group=patient_id")
-        match = next((h for h in header if h == name or _normal(h) == _normal(name)), None)
+        match = next((h for h in header if h == name or normal(h) == normal(name)), None)
         if name and match is None:
             raise unknown(f"config.data.columns: column of '{path}'", name, header)
         columns[use] = match or ""
@@ -329,6 +250,7 @@ class Finder:
         self.changed: Counter[str] = Counter()
         self.example: dict[str, str] = {}
         self.missing: list[str] = []
+        self.several: list[tuple[str, list[str]]] = []
 
     def path(self, cell: str) -> str:
         """The path of the file that a cell names. A file that does not exist is returned as it is named.
@@ -350,6 +272,9 @@ class Finder:
             found = names.get(key, [])
             if len(found) == 1:
                 return self._changed(how, cell, os.path.join(folder, found[0]))
+            if found:
+                self.several.append((cell, sorted(printable(name) for name in found)))
+                break
         self.missing.append(os.path.normpath(slashed))
         return self.missing[-1]
 
@@ -388,6 +313,12 @@ class Finder:
     def notes(self) -> list[str]:
         """What was understood differently from how it is written."""
         lines = [f"{n} rows: {how}, the first '{self.example[how]}'" for how, n in self.changed.items()]
+        if self.several:
+            cell, files = self.several[0]
+            lines.append(
+                f"{len(self.several)} rows may mean several files, and are left out: the first, '{printable(cell)}', "
+                f"{' or '.join(files[:3])}"
+            )
         if self.missing:
             lines.append(
                 f"{len(self.missing)} files do not exist, the first '{self.missing[0]}'; paths are relative to the "

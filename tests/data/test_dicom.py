@@ -374,6 +374,48 @@ def test_masks_from_a_csv_are_cut_like_their_pictures(tmp_path):
     assert small.masks(0).shape == small.read(0).shape[:2] == (22, 28)
 
 
+@pytest.mark.parametrize("patient", ["patient_id", "Patient ID", "PatientID"])
+@pytest.mark.parametrize("key", ["SOPInstanceUID", "path"])
+def test_a_patient_beside_a_picture_is_its_group(tmp_path, key, patient):
+    rows = []
+    for i in range(6):
+        made.still(tmp_path / "set" / f"{i}.dcm", patient=f"P{i}")
+        values = pydicom.dcmread(tmp_path / "set" / f"{i}.dcm")
+        rows.append(f"{f'{i}.dcm' if key == 'path' else values[key].value},X{i // 3},{'ab'[i % 2]}")
+    (tmp_path / "labels.csv").write_text("\n".join([f"{key},{patient},label", *rows]) + "\n")
+    source = load(tmp_path / "set", data__labels=str(tmp_path / "labels.csv"))
+    assert len(set(source.groups)) == 2 and source.labels == list("ababab")
+
+
+def test_damaged_rows_of_the_labels_are_counted_without_their_cells(tmp_path):
+    for i in range(3):
+        made.still(tmp_path / "set" / f"{i}.dcm", patient=f"P{i}")
+    (tmp_path / "labels.csv").write_text("PatientID,label\nP0,a\nP1,malignant, grade 2\nP2,b\n")
+    text = " ".join(load(tmp_path / "set", data__labels=str(tmp_path / "labels.csv")).notes)
+    assert "left out: 1, the first in line 3: more cells than columns" in text and "grade" not in text
+
+
+def test_optional_numbers_that_are_damaged_lose_no_picture(tmp_path):
+    path = made.still(tmp_path / "a.dcm")
+    values = pydicom.dcmread(path)
+    values.PixelSpacing = [0.3, 0.3]
+    values.FrameTime = 33.3
+    values.save_as(path)
+    path.write_bytes(path.read_bytes().replace(b"0.3\\0.3", b"0,3\\0,3").replace(b"33.3", b"33,3"))
+    source = load(tmp_path)
+    assert len(source) == 1 and "FrameTime of 1 files, PixelSpacing of 1 files" in " ".join(source.notes)
+    source.read(0)
+
+
+def test_colours_that_contradict_the_channels_are_refused(tmp_path):
+    path = made.still(tmp_path / "a.dcm")
+    values = pydicom.dcmread(path)
+    values.PhotometricInterpretation = "RGB"
+    values.save_as(path)
+    with pytest.raises(BadImage, match="SamplesPerPixel is 1, but PhotometricInterpretation 'RGB' has 3"):
+        load(tmp_path).read(0)
+
+
 def test_labels_that_contradict_each_other_are_refused(tmp_path):
     made.still(tmp_path / "set" / "a.dcm")
     (tmp_path / "labels.csv").write_text("PatientID,label\nP1,a\nP1,b\n")

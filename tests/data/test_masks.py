@@ -106,6 +106,53 @@ def test_masks_saved_as_jpeg_are_refused_with_the_cure(tmp_path, quality):
     assert (index.source.masks(0) != (REGIONS > 0)).mean() < 0.02
 
 
+@pytest.mark.parametrize("mapping", ["255=lesion,*=background", "#ff0000=lesion,*=background"])
+def test_a_lossy_mask_with_single_values_is_refused(tmp_path, mapping):
+    """JPEG stores #ff0000 as (254, 0, 0), so that `*` would make background of the lesion."""
+    red = np.stack([(REGIONS > 0) * 255, REGIONS * 0, REGIONS * 0], axis=-1).astype(np.uint8)
+    write(tmp_path, save(red if "#" in mapping else red[..., 0]), suffix=".jpg")
+    with pytest.raises(UserError, match=r"saved as JPEG or in another way that changes values"):
+        divided(tmp_path, data__mask_values=mapping)
+
+
+@pytest.mark.parametrize("kind", ["tiff2", "tiff4", "pgm"])
+def test_masks_that_pillow_spreads_hold_their_own_numbers(tmp_path, kind):
+    values = np.minimum(REGIONS, 2).astype(np.uint8)
+
+    def make(path):
+        if kind == "pgm":
+            path.write_bytes(b"P5 %d %d 2\n" % values.shape[::-1] + values.tobytes())
+        else:
+            bits = int(kind[-1])
+            fields = np.pad(values, ((0, 0), (0, -values.shape[1] % (8 // bits))))
+            packed = np.zeros((fields.shape[0], fields.shape[1] * bits // 8), np.uint8)
+            for i in range(8 // bits):
+                packed |= fields[:, i :: 8 // bits] << (8 - bits * (i + 1))
+            path.write_bytes(tiff_of_bits(packed.tobytes(), values.shape, bits))
+
+    write(tmp_path, make, suffix=".pgm" if kind == "pgm" else ".tif")
+    index, _ = divided(tmp_path)
+    np.testing.assert_array_equal(index.source.masks(0), values)
+
+
+def tiff_of_bits(body, shape, bits):
+    entries = [(256, 4, 1, shape[1]), (257, 4, 1, shape[0]), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1),
+               (273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, shape[0]), (279, 4, 1, len(body))]  # fmt: skip
+    table = b"".join(struct.pack("<HHI", *entry[:3]) + struct.pack("<I", entry[3]) for entry in entries)
+    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(entries)) + table + bytes(4)
+
+
+def test_a_mask_that_ends_in_zeros_is_damaged(tmp_path):
+    def make(path):
+        save((REGIONS > 0).astype(np.uint8) * 255)(path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-20] + bytes(20))
+
+    write(tmp_path, make)
+    with pytest.raises(UserError, match=r"damaged: .* PNG .*; was it copied completely"):
+        divided(tmp_path)
+
+
 def test_soft_edges_are_refused_with_the_cure(tmp_path):
     large = Image.fromarray((REGIONS > 0).astype(np.uint8) * 255)
     soft = np.asarray(large.resize((16, 12), Image.Resampling.BILINEAR).resize((32, 24), Image.Resampling.BILINEAR))

@@ -88,6 +88,24 @@ def test_folders_of_few_numbered_patients_with_masks_are_groups(tmp_path):
     assert set(source.groups) == {f"P{n:02d}" for n in range(5)} and "look like patients" in said(source)
 
 
+def test_classes_below_patients_are_advised_a_csv(tmp_path):
+    for patient in range(4):
+        for i, label in enumerate(("benign", "malignant")):
+            picture(tmp_path / f"P{patient:02d}" / label / "us.png", 10 * patient + i)
+    text = said(load(tmp_path))
+    assert "if they are patients and benign and malignant the classes, a CSV with the column 'label'" in text
+
+
+def test_a_folder_of_augmented_images_is_no_class(tmp_path):
+    for folder in ("original", "augmented"):
+        for i, label in enumerate(("benign", "malignant")):
+            for j in range(3):
+                picture(tmp_path / folder / label / f"{label}{j}.png", 100 * len(folder) + 10 * i + j)
+    source = load(tmp_path)
+    assert set(source.labels) == {"benign", "malignant"} and len(source) == 12
+    assert "'augmented' holds the folders benign, malignant, as the classes are called" in said(source)
+
+
 def test_classes_that_are_numbered_like_patients_are_said(tmp_path):
     for patient in range(5):
         picture(tmp_path / f"P{patient:02d}" / "us.png", patient)

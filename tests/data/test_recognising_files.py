@@ -135,10 +135,15 @@ def test_linked_folders_are_read_once(tmp_path):
     os.symlink("../elsewhere/malignant", tmp_path / "set" / "malignant")
     os.symlink("..", tmp_path / "set" / "benign" / "loop")
     os.symlink("nothing", tmp_path / "set" / "gone.png")
+    os.symlink("ring", tmp_path / "set" / "ring")
+    os.mkfifo(tmp_path / "set" / "pipe")
     source = load(tmp_path / "set")
     assert source.labels == ["benign"] * 3 + ["malignant"] * 3
     reasons = {s.name: s.reason for s in source.skipped}
-    assert reasons == {"benign/loop": "a link to a folder that is read elsewhere", "gone.png": "a link to nothing"}
+    assert reasons == {
+        "benign/loop": "a link to a folder that is read elsewhere", "gone.png": "a link to nothing",
+        "ring": "cannot be reached: Too many levels of symbolic links", "pipe": "no regular file",
+    }  # fmt: skip
     assert "linked folders that are read too: 1" in said(source)
 
 

@@ -5,7 +5,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from deblur_mae_jax.data import dataset, splits
+from deblur_mae_jax.data import dataset, index, splits
+from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.errors import UserError
 
 
@@ -153,7 +154,7 @@ def test_damaged_lines_are_listed_and_the_rest_is_read(images):
     source = load(images, text)
     assert len(source) == 20
     reasons = {s.name: s.reason for s in source.skipped}
-    assert reasons["list.csv, line 22"] == "the line is damaged: it holds NUL bytes"
+    assert reasons["list.csv, line 22"] == "damaged: the line holds NUL bytes"
     assert "more cells than columns" in str(reasons) and "no path" in str(reasons)
 
 
@@ -258,7 +259,53 @@ def test_quotes_that_are_never_closed_join_no_rows(images):
 def test_cells_of_several_lines_are_one_cell(images):
     lines = [f'{path},"large, irregular\nmass, dark",{label(path)}' for path in rows(images)]
     source = load(images, "\n".join(["path,note,label", *lines]) + "\n")
-    assert len(source) == 20 and set(source.labels) == {"benign", "malignant"} and not source.notes
+    assert len(source) == 20 and set(source.labels) == {"benign", "malignant"}
+    assert source.notes[:1] == ["columns that are not used: note"] and not source.skipped
+
+
+def test_a_stray_quote_loses_no_other_row(images):
+    """An inch sign in a cell, or a quote that opens one and is not closed, beside rows that are quoted properly."""
+    for stray in ('3.5" probe', '"convex'):
+        lines = [f'{path},"large, irregular",{label(path)}' for path in rows(images)]
+        first = lines[3].partition(",")[0]
+        lines[3] = f"{first},{stray},{label(first)}"
+        source = load(images, "\n".join(["path,note,label", *lines]) + "\n")
+        assert len(source) == 20 and not source.skipped and set(source.labels) == {"benign", "malignant"}
+    quoted = [f'"{path}","{label(path)}"' for path in rows(images)]
+    quoted[2] = quoted[2].replace('","', '" probe","')
+    assert len(load(images, "\n".join(['"path","label"', *quoted]) + "\n")) == 20
+
+
+@pytest.mark.parametrize("name", ["set", "fold", "phase"])
+def test_a_column_that_holds_splits_is_used_as_split(images, name):
+    words = ["train", "Training", "val", "TEST"]
+    lines = [f"{path},{label(path)},{words[i % 4]}" for i, path in enumerate(rows(images))]
+    source = load(images, "\n".join([f"path,label,{name}", *lines]) + "\n")
+    assert set(source.splits) == {"train", "val", "test"} and f"column '{name}'" in said(source)
+    source = load(images, "\n".join([f"path,label,{name}", *lines]) + "\n", data__columns="split=")
+    assert len(source) == 20 and source.splits is None
+    numbers = [f"{path},{label(path)},{i % 4}" for i, path in enumerate(rows(images))]
+    assert load(images, "\n".join([f"path,label,{name}", *numbers]) + "\n").splits is None
+
+
+def test_a_workbook_is_named(images):
+    (images / "manifest.csv").write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(UserError, match="is an Excel workbook; save it as CSV"):
+        tables.read(images / "manifest.csv", "all")
+
+
+def test_damaged_rows_count_as_images_that_cannot_be_used(images):
+    lines = [f"{path},{label(path)}" + (",3" if i < 5 else "") for i, path in enumerate(rows(images))]
+    with pytest.raises(UserError, match=r"5 of 20 images cannot be used, more than config.data.max_bad_fraction"):
+        index.build(load(images, "\n".join(["path,label", *lines]) + "\n"), max_bad_fraction=0.2)
+
+
+def test_a_name_that_may_be_two_files_is_said(images):
+    first = rows(images)[0]
+    twin = (images / first).with_suffix(".jpg")
+    twin.write_bytes((images / first).read_bytes())
+    lines = [f"{path.removesuffix('.png')},{label(path)}" for path in rows(images)]
+    assert "1 rows may mean several files" in said(load(images, "\n".join(["path,label", *lines]) + "\n"))
 
 
 def test_a_comma_in_the_header_moves_no_cell(images):

@@ -228,6 +228,29 @@ def test_a_jpeg_whose_end_is_zeros_is_refused(tmp_path):
             Decoder()(whole[:place] + bytes(len(whole) - place))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "JPEG2000"])
+def test_any_image_whose_end_is_zeros_is_refused(kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 100)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    whole = buffer.getvalue()
+    assert Decoder()(whole).shape == (80, 100, 1)
+    for share in (0.5, 0.9):
+        place = int(len(whole) * share)
+        with pytest.raises(BadImage, match=r"damaged: "):
+            Decoder()(whole[:place] + bytes(len(whole) - place))
+
+
+def test_a_wrong_checksum_is_damage_and_damaged_metadata_is_not():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((80, 100), 90, np.uint8)).save(buffer, "PNG", exif=b"garbage instead of tags")
+    whole = buffer.getvalue()
+    assert (Decoder()(whole) == 90).all()
+    place = whole.index(b"IDAT") + 12
+    with pytest.raises(BadImage, match="damaged: "):
+        Decoder()(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+
+
 @pytest.mark.parametrize("mode", ["RGB", "P", "CMYK"])
 def test_colours_are_said_in_every_mode(mode):
     red = np.zeros((40, 50, 3), np.uint8)
