@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from deblur_mae_jax.config import copy, flat
-from deblur_mae_jax.data import dataset, privacy, summary, volume_file
+from deblur_mae_jax.data import cells, dataset, privacy, summary, volume_file
+from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.data.decode import EXTENSIONS
 from deblur_mae_jax.data.index import Index, hashes_of_index, known_hashes
 from deblur_mae_jax.data.listing import existing_root, printable
@@ -29,6 +30,7 @@ CHUNK = 256
 TABLES = (".csv", ".tsv", ".txt")
 # A flag of training that notes advise; a prediction reads the patients from a CSV.
 _PATTERN = re.compile(r'config\.data\.group_pattern="[^"]*"')
+_SWITCH = re.compile(r" \(config\.data\.columns='\w+=' turns it off\)")
 
 
 def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
@@ -56,6 +58,8 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
         if path.is_file() and path.suffix.lower() not in TABLES:
             raise UserError(f"--input: '{root}' is no image and no CSV; a DICOM file is read from its folder")
         name = "packed" if (path / INDEX).exists() else "image_folder" if path.is_dir() else "manifest"
+        if name == "manifest" and "data.columns" in values:
+            values["data.columns"] = _columns(path, trained.config.data.columns)
         values |= {"data.name": name, "data.root": str(path), "data.check": "pixels"}
     try:
         index = dataset.build_index(
@@ -70,10 +74,32 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
     more = ["the label maps have the size of the packed images, which may be smaller than the files"] if packed else []
     for note in trained.notes + _trained_on(trained, index) + _other_modality(trained, index) + more:
         progress.print(f"note: {note}")
-    table = summary.rows(index)
+    # What described the training images need not describe these.
+    table = [row for row in summary.rows(index) if not re.match(r"config\.data\.\w+=.* is not used: ", row[1])]
     for line in summary.lines([row for row in table if row[0] not in ("splits", "classes", "patients", "masks")]):
-        progress.print(_PATTERN.sub("a CSV with a column 'group'", line))
+        progress.print(_SWITCH.sub("", _PATTERN.sub("a CSV with a column 'group'", line)))
     return index
+
+
+def _columns(path: Path, trained_with: str) -> str:
+    """`config.data.columns` for a CSV of new images: the columns of the training that it has too.
+
+    A prediction needs only the files: of several columns that may be meant as patients the first is used, and none of
+    several that may be labels or masks.
+    """
+    header = {tables.normal(name): name for name in cells.columns_of(path)}
+    wanted = dict(part.partition("=")[::2] for part in trained_with.split(",") if "=" in part)
+    # A column that the training left out stays out.
+    chosen = {
+        use.strip(): header.get(tables.normal(name), "")
+        for use, name in wanted.items()
+        if not name.strip() or tables.normal(name) in header
+    } | {"split": ""}
+    for use in ("group", "label", "mask"):
+        candidates = [header[name] for name in tables.COLUMNS[use] if name in header]
+        if use not in chosen and len(candidates) > 1 and use not in header:
+            chosen[use] = candidates[0] if use == "group" else ""
+    return ",".join(f"{use}={name}" for use, name in chosen.items())
 
 
 def _alone(root: str, volumes: bool) -> Path | None:

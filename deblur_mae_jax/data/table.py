@@ -59,7 +59,8 @@ def read(path: Path, split: str, chosen: str = "", keys: Sequence[str] = ("path"
     table.columns = _columns(path, header, chosen, keys, table)
     if "split" not in table.columns and "split" not in _chosen(path, header, chosen):
         _find_splits(path, found, table)
-    _say_unused(header, keys, table)
+    if "label" in table.columns or "label" not in _chosen(path, header, chosen):
+        _say_unused(header, keys, table)
     order = [header.index(name) for name in table.columns.values()]
     for line, row in found.rows:
         values = {name: row[i].strip() for name, i in zip(table.columns, order, strict=True)}

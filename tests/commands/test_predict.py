@@ -328,6 +328,16 @@ def test_labels_of_another_spelling_are_known_and_strange_ones_are_said(tmp_path
     assert "1 labels are none of the classes benign, malignant, the first 'cyst'" in capsys.readouterr().err
 
 
+def test_a_csv_that_leaves_open_what_a_prediction_does_not_need_is_read(tmp_path, capsys):
+    pictures(tmp_path / "images")
+    listed = tmp_path / "list.csv"
+    lines = [f"images/{i}.png,P{i},{i},benign,malignant,val" for i in range(4)]
+    listed.write_text("\n".join(["path,patient,case_id,diagnosis,pathology,phase", *lines]) + "\n")
+    found = rows(predict.run(classifier()[0], str(listed), tmp_path / "out.csv"))
+    assert len(found) == 4 and {row["label"] for row in found} == {""}
+    assert "config.data" not in capsys.readouterr().err
+
+
 def test_a_classifier_is_judged_on_new_images_with_labels(tmp_path, capsys):
     pictures(tmp_path / "images")
     listed = tmp_path / "list.csv"
