@@ -333,7 +333,9 @@ def test_a_csv_that_leaves_open_what_a_prediction_does_not_need_is_read(tmp_path
     listed = tmp_path / "list.csv"
     lines = [f"images/{i}.png,P{i},{i},benign,malignant,val" for i in range(4)]
     listed.write_text("\n".join(["path,patient,case_id,diagnosis,pathology,phase", *lines]) + "\n")
-    found = rows(predict.run(classifier()[0], str(listed), tmp_path / "out.csv"))
+    trained = classifier()[0]
+    capsys.readouterr()
+    found = rows(predict.run(trained, str(listed), tmp_path / "out.csv"))
     assert len(found) == 4 and {row["label"] for row in found} == {""}
     assert "config.data" not in capsys.readouterr().err
 
