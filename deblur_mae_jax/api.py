@@ -308,14 +308,14 @@ def degrade(spec: str) -> Callable[..., Any]:
     """
     degradation = parse.degradation(spec, "degrade")
 
-    def stacked(ready: Ready, level: Any, seed: int) -> np.ndarray:
+    def stacked(ready: Ready, level: Any, seed: int, first: int = 0) -> np.ndarray:
         images = jnp.asarray(np.stack(ready), jnp.float32)
         if level is not None:
             assert degradation.at_level is not None
             every = jnp.broadcast_to(jnp.asarray(level, jnp.int32), (len(ready),))
             params = jax.vmap(degradation.at_level)(every)
         else:
-            keys = stream_keys(seed, 0, jnp.arange(len(ready)))["degrade"]
+            keys = stream_keys(seed, 0, first + jnp.arange(len(ready)))["degrade"]
             params = jax.vmap(degradation.draw)(keys)
         return np.asarray(jax.vmap(lambda x, p: degradation.apply(x, p, None))(images, params))
 
@@ -328,7 +328,7 @@ def degrade(spec: str) -> Callable[..., Any]:
         if len({image.shape for image in ready}) == 1:
             return stacked(ready, level, seed)
         levels = [None] * len(ready) if level is None else np.broadcast_to(level, (len(ready),))
-        return [stacked([image], levels[i], seed + i)[0] for i, image in enumerate(ready)]
+        return [stacked([image], levels[i], seed, i)[0] for i, image in enumerate(ready)]
 
     return apply
 

@@ -24,8 +24,9 @@ from deblur_mae_jax.performance import compile_cache, profiling
 from deblur_mae_jax.pretrained import inherit
 from deblur_mae_jax.training import checks, compilation, experiment, stop, train_step
 from deblur_mae_jax.training.experiment import Experiment
-from deblur_mae_jax.training.loop import Loop, NonFiniteLossError, Result
+from deblur_mae_jax.training.loop import Loop
 from deblur_mae_jax.training.progress import Progress
+from deblur_mae_jax.training.result import NonFiniteLossError, Result
 from deblur_mae_jax.workdir import checkpoint, goodput, lock, metric_writer, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
@@ -78,18 +79,20 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, re
         progress.print(f"resuming at step {start} of {run.total_steps}")
     requests.poll()
 
-    # Compile for exactly these shapes.
+    # Compile for exactly these shapes. A run that is over is only judged again.
     batches = run.store.batches(start, max(run.total_steps - start, 1))
     first = next(batches)
-    progress.update("compiling the training step", force=True)
-    with clock.part("compile"):
-        program = compilation.compile_step(run, state, first)
-        checkpoint.meet("the training step is compiled")
-    requests.poll()
-    progress.update(f"compiled in {program.seconds:.1f} s", force=True)
+    program = compilation.NO_STEP
+    if start < run.total_steps:
+        progress.update("compiling the training step", force=True)
+        with clock.part("compile"):
+            program = compilation.compile_step(run, state, first)
+            checkpoint.meet("the training step is compiled")
+        requests.poll()
+        progress.update(f"compiled in {program.seconds:.1f} s", force=True)
     main = jax.process_index() == 0
     if main:
-        _record(run, folder, state, compilation.summary(run, program, state))
+        _record(run, folder, state, compilation.summary(run, program, state) if program.step is not None else None)
 
     # Train, evaluate and save; at the end evaluate the best weights.
     evaluator = lookup.module("evaluators", identity.evaluator, "Evaluator", "evaluator of the task").Evaluator(
@@ -134,10 +137,11 @@ def _list_skipped(run: Experiment, workdir: Workdir) -> None:
         on_failure(item)
 
 
-def _record(run: Experiment, workdir: Workdir, state: Any, cost: dict[str, Any]) -> None:
+def _record(run: Experiment, workdir: Workdir, state: Any, cost: dict[str, Any] | None) -> None:
     """Record the environment, the cost, the parameters and the data set of the run."""
     run_folder.record_environment(workdir)
-    run_folder.write_json(workdir.cost, cost)
+    if cost is not None:
+        run_folder.write_json(workdir.cost, cost)
     overview = parameter_overview.get_parameter_overview(state.params)
     workdir.parameters.write_text(overview + "\n")
     run_folder.write_json(workdir.dataset, run.data_record())

@@ -121,6 +121,9 @@ def test_degrade():
     np.testing.assert_allclose(several[0], levels(pictures[0], level=11)[0])
     assert several[1].shape == (30, pictures.shape[2], 1)
     noise = dm.degrade("noise.gaussian_noise(0.1)")
+    mixed = [pictures[0][:30], pictures[1], pictures[1]]  # the draw belongs to the seed and the place
+    np.testing.assert_array_equal(noise(mixed)[1], noise(np.stack([pictures[0]] * 3))[1])
+    assert not np.array_equal(noise(mixed, seed=1)[1], noise(mixed)[2])
     np.testing.assert_array_equal(noise(pictures, seed=1), noise(pictures, seed=1))
     assert not np.array_equal(noise(pictures, seed=1), noise(pictures, seed=2))
 

@@ -231,13 +231,31 @@ def check(argv: list[str]) -> None:
         except (OSError, AttributeError) as error:
             fail(f"--config: {error}")
         given = {argument.lstrip("-").partition("=")[0] for argument in sys.argv[1:]}
-        if config.optim.steps and "config.optim.epochs" in given and "config.optim.steps" not in given:
-            fail(
-                f"--config.optim.epochs={config.optim.epochs:g}: this config sets the length in steps, "
-                f"config.optim.steps={config.optim.steps}; change that, or add --config.optim.steps=0"
-            )
+        for steps, epochs, what in (("steps", "epochs", "length"), ("warmup_steps", "warmup_epochs", "warm-up")):
+            if config.optim[steps] and f"config.optim.{epochs}" in given:
+                fail(
+                    f"--config.optim.{epochs}={config.optim[epochs]:g}: the {what} is given in steps, "
+                    f"config.optim.{steps}={config.optim[steps]}; change that, or add --config.optim.{steps}=0"
+                )
+    _check_together(values)
     if not values.workdir and not (values.dry_run or values.plan or values.inspect):
         fail("--workdir is not set: name a folder for the run, such as --workdir=runs/first")
+
+
+def _check_together(values: Any) -> None:
+    """Reject flags that the chosen program does not read, or that choose several programs."""
+    unread = [name for name in ("input", "output", "infer") if values[name].value]
+    if values.mode != "predict" and unread:
+        fail(f"--{unread[0]} is for --mode=predict, and this command would train; add that, or leave --{unread[0]} out")
+    chosen = [name for name in ("inspect", "plan", "dry_run", "profile") if values[name].value]
+    if values.mode == "predict" and chosen:
+        fail(f"--{chosen[0]} is not for --mode=predict")
+    if len(chosen) > 1:
+        fail(f"--{chosen[0]} and --{chosen[1]} exclude each other; start the command once with each")
+    if unread := [name for name in ("plan_images", "prices") if values[name].value and not values.plan]:
+        fail(f"--{unread[0]} is for --plan")
+    if values.max_hours < 0:
+        fail(f"--max_hours={values.max_hours:g} must be 0 (never) or greater")
 
 
 def start() -> Any:
@@ -269,7 +287,7 @@ def run_flags(argv: list[str]) -> None:
     from deblur_mae_jax.commands import processes
     from deblur_mae_jax.data.source import BadImage
     from deblur_mae_jax.training import stop
-    from deblur_mae_jax.training.loop import NonFiniteLossError, Result
+    from deblur_mae_jax.training.result import NonFiniteLossError, Result
 
     values = flags.FLAGS
     if values.profile:
@@ -314,6 +332,8 @@ def run_flags(argv: list[str]) -> None:
     else:
         if isinstance(result, Result) and result.checkpoint is None and not values.dry_run:
             fail("the last checkpoint could not be saved; see the messages above", status=4)
+        if isinstance(result, Result) and result.unwritten:
+            fail(f"{' and '.join(result.unwritten)} could not be written; see the messages above", status=4)
         if isinstance(result, Result) and result.stopped_by:
             sys.exit(128 + result.stopped_by)  # a scheduler takes 0 for finished
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,6 +159,10 @@ def _need_own_table(path: Path) -> None:
         header = file.readline()
     if header and not header.startswith(b"image,group,split,label,predicted"):
         raise UserError(f"--output: '{path}' exists and is not a table of predictions; name another file")
+    with open(path, newline="", encoding="utf-8", errors="replace") as table:
+        splits = {row.get("split") for row in csv.DictReader(table)}
+    if splits - {"new"}:
+        raise UserError(f"--output: '{path}' holds the predictions by which a run was judged; name another file")
 
 
 def _table(

@@ -31,6 +31,7 @@ from deblur_mae_jax.workdir import lock, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
 KINDS = ("knn", "logistic")
+POOLS = ("mean", "cls")
 
 
 def candidates(kind: str, config: ConfigDict, train: int) -> dict[str, Any]:
@@ -65,6 +66,8 @@ def _probe(config: ConfigDict, folder: Workdir) -> dict[str, Any]:
     if jax.process_count() > 1:
         raise UserError("a probe runs on one process")
     _check_choices(config)
+    if config.probe.pool != "mean" and trained.network.kind != "reconstruct":
+        lines.append(f"config.probe.pool={config.probe.pool} is not used: the features are the input of the head")
     run_folder.claim(folder, config)
     inherit.keep_copy(folder, trained)
     index, labels = supervision.prepare(
@@ -102,6 +105,8 @@ def _probe(config: ConfigDict, folder: Workdir) -> dict[str, Any]:
 
 def _check_choices(config: ConfigDict) -> None:
     """Raise `UserError` for values of `config.probe` that no classifier can have."""
+    if config.probe.pool not in POOLS:
+        raise unknown("config.probe.pool", config.probe.pool, POOLS)
     name = "neighbours" if config.probe.kind == "knn" else "strengths"
     values = tuple(config.probe[name])
     if not values or not all(value > 0 for value in values):

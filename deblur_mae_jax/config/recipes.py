@@ -18,7 +18,7 @@ from deblur_mae_jax.config.values import (
     UPSTREAM,
     VALUES,
 )  # fmt: skip
-from deblur_mae_jax.errors import unknown
+from deblur_mae_jax.errors import UserError, unknown
 
 
 def pretraining(preset: str = "paper") -> ConfigDict:
@@ -239,10 +239,13 @@ def pick(arguments: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
     Returns one word from each group of `choices`; the first word of a group is its default.
     """
     picked = [group[0] for group in choices]
+    given: dict[int, str] = {}
     for word in filter(None, (word.strip() for word in arguments.split(","))):
         group = next((i for i, group in enumerate(choices) if word in group), None)
         if group is None:
             raise unknown("--config", word, [name for group in choices for name in group])
+        if given.setdefault(group, word) != word:
+            raise UserError(f"--config: '{given[group]}' and '{word}' exclude each other; name one of them")
         picked[group] = word
     return tuple(picked)
 

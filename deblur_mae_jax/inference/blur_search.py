@@ -347,11 +347,14 @@ def assign(
     count: int,
     seed: int,
     run_search: Callable[[int], Table],
+    pixels: Sequence[np.ndarray] | None = None,
 ) -> tuple[np.ndarray | None, Table | None]:
     """Return the level of every image `(count,)`, or `None` if the training step finds or draws it.
 
     Setting "none" is level 1. In the paper its sigma of 0.1 does not blur; in other ranges it may. Setting "random"
-    draws one level per image, once.
+    draws one level per image, once: by its place in the set, or by its pixels if they are given.
+
+    pixels: new images, of which a prediction sees a few at a time, in any order.
     """
     if setting.kind == "search":
         table = run_search(setting.step)
@@ -360,6 +363,10 @@ def assign(
         return np.ones(count, np.int32), None
     if setting.kind == "fixed":
         return np.full(count, level_of(setting.value, degradation), np.int32), None
+    if setting.kind == "random" and pixels is not None:
+        codes = [int(pixel_hash(image), 16) % (1 << 40) for image in pixels]
+        draws = [np.random.Generator(np.random.Philox(key=[seed, (1 << 41) + code])) for code in codes]
+        return np.array([g.integers(1, degradation.num_levels + 1) for g in draws], np.int32), None
     if setting.kind == "random":
         generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 41]))
         return generator.integers(1, degradation.num_levels + 1, count, dtype=np.int32), None

@@ -81,6 +81,7 @@ def of_run(trained: TrainedNetwork, ready: Ready, canvas: tuple[int, ...] | None
         len(ready),
         trained.config.seed,
         lambda step: search(trained, ready, step, high_pass=trained.config.search.high_pass, canvas=canvas),
+        ready,
     )
     return levels
 

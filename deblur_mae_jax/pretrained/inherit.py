@@ -57,8 +57,12 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
     before = fields.flat(config)
     taken = [f"{name}={value}" for name, value in offered.items()
              if before.get(name, "") is None and value != defaults.get(name)]  # fmt: skip
-    other = [f"{name}={before[name]} (the checkpoint has {offered[name]})" for name in defaults
-             if before.get(name) is not None and before[name] != _plain(offered[name])]  # fmt: skip
+    changed = [n for n in defaults if before.get(n) is not None and before[n] != _plain(offered[n])]
+    other = [f"{name}={before[name]} (the checkpoint has {offered[name]})" for name in changed]
+    if source is not None and changed and not identity.kind:
+        # How a file becomes 8 bits is a matter of this run alone.
+        stated = {name: before[name] for name in changed if name != "data.bits16"}
+        source = _as_stated(config.init_from, stated, other) if stated else source
     config = _filled(config, offered)
     if source is None:
         return config, None, [_from_scratch(config, axes)]
@@ -76,6 +80,23 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
     if other:
         lines.append(f"overridden: {', '.join(other)}")
     return config, source, lines
+
+
+def _as_stated(path: str, stated: dict[str, Any], other: list[str]) -> TrainedNetwork:
+    """The network of a weight file with what the user states of it, for a run that uses it as it is.
+
+    Raises `UserError` for a run of ours, which records how its network was trained.
+    """
+    known = {name.rpartition(".")[2]: value for name, value in stated.items()}
+    try:
+        return trained_network.load(path, known=known)
+    except UserError as error:
+        if "which records" not in str(error):
+            raise
+        raise UserError(
+            f"config.init_from: '{path}' is a run, and its network is used as it was trained: {', '.join(other)} "
+            "cannot be changed here"
+        ) from error
 
 
 def _refuse_other_weights(init_from: str, workdir: Workdir, copy: TrainedNetwork) -> None:

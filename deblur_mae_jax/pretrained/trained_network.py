@@ -156,7 +156,18 @@ def _from_run(path: Path) -> TrainedNetwork:
         classes, values = record["class_names"], record.get("mask_values") or []
     network = networks.build(config, len(classes))
     params = load_params(workdir, lambda: jax.eval_shape(network.init))
-    return TrainedNetwork(workdir.path, config, network, params, classes, values)
+    return TrainedNetwork(workdir.path, config, network, params, classes, values, notes=_unfinished(workdir))
+
+
+def _unfinished(workdir: Workdir) -> list[str]:
+    """A note if a run has not ended, so that its weights may be those of an early step."""
+    try:
+        result = json.loads(workdir.result.read_text())
+        if result.get("finished"):
+            return []
+        return [f"the run '{workdir.path}' is not finished: it was stopped at step {result['step']}"]
+    except (OSError, ValueError, KeyError, AttributeError):
+        return [f"the run '{workdir.path}' is not finished: it holds no {workdir.result.name}"]
 
 
 def _with_known(values: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:

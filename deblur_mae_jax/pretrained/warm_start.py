@@ -6,6 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
+import numpy as np
 from flax import traverse_util
 
 from deblur_mae_jax.errors import UserError, unknown
@@ -58,6 +59,8 @@ def fit(
         raise unknown("config.init_parts", parts, PARTS)
     rules = network.rules
     weights, model, own, outer = _encoder_of(source, network)
+    if strict:
+        _require_same_heads(source, model, network, parts)
     weights, converted = _same_channels(weights, source, network, own)
     needed = traverse_util.flatten_dict(shapes, sep="/")
     before = {top(name) for name in weights}
@@ -86,6 +89,7 @@ def fit(
     rows = [
         ("taken", _listed(used)),
         ("converted", converted),
+        ("normalised", _other_normalisation(source, network)),
         ("resized", resized),
         ("left out", _listed((before | outer) - used | {top(k) for k in weights if k not in taken})),
         ("new", _listed(fresh)),
@@ -94,6 +98,38 @@ def fit(
         traverse_util.unflatten_dict(taken, sep="/"),
         sorted(fresh),
         [row for row in rows if row[1]],
+    )
+
+
+def _require_same_heads(source: TrainedNetwork, model: Any, network: Network, parts: str) -> None:
+    """Raise `UserError` if blocks have another number of attention heads, which changes no shape.
+
+    model: the network of `source`, or the encoder in it.
+    """
+    fields = {"encoder": ("num_heads",), "decoder": ("decoder_num_heads",)}
+    names = (*fields["encoder"], *fields["decoder"]) if parts == "both" else fields[parts]
+    for name in names:
+        theirs, ours = vars(model).get(name), vars(network.model).get(name)
+        if theirs is not None and ours is not None and theirs != ours:
+            raise UserError(
+                f"config.init_from: '{source.place or source.path}' has {theirs} attention heads, and this network "
+                f"{ours}: with them the same weights compute something else. Set config.model.{name}={theirs}; "
+                "--config.init_strict=False takes the weights in spite of it"
+            )
+
+
+def _other_normalisation(source: TrainedNetwork, network: Network) -> str:
+    """In words, that images were normalised in another way when the weights were trained; "" if they were not."""
+    if network.axes != 2 or source.network.axes != 2:
+        return ""
+    before, after = source.network.inputs, network.inputs
+    theirs, ours = (np.array([one.mean, one.std], float) for one in (before, after))
+    if theirs.shape != ours.shape or np.allclose(theirs, ours, atol=1e-3):
+        return ""
+    return (
+        f"differently: the weights saw images with mean {theirs[0].round(3).tolist()} and std "
+        f"{theirs[1].round(3).tolist()}, this run uses {ours[0].round(3).tolist()} and {ours[1].round(3).tolist()} "
+        "(config.data.mean, config.data.std)"
     )
 
 

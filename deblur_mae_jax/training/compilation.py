@@ -27,6 +27,9 @@ class Program:
     bytes: int
 
 
+NO_STEP = Program(None, 0.0, None, 0)  # of a run that has no step left
+
+
 def compile_step(run: Experiment, state: Any, batch: Any) -> Program:
     """Compile the training step for exactly these shapes, so that nothing is compiled later in the loop."""
     started = time.monotonic()

@@ -20,7 +20,7 @@ from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.data.nifti import MODALITIES
 from deblur_mae_jax.data.order import Order
 from deblur_mae_jax.data.source import Skipped
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.input_pipeline import stores
 from deblur_mae_jax.network import Identity, Network
 from deblur_mae_jax.pretrained import warm_start
@@ -119,7 +119,7 @@ def build(
     progress: called while the images are checked and during a blur search.
     """
     # Images
-    identity, mesh = checks.check(config), sharding.make_mesh(replica=config.sharding.replica)
+    identity, mesh = _checked(config, source), sharding.make_mesh(replica=config.sharding.replica)
     division = Division(mesh, config.sharding.params, config.sharding.min_mib * 2**20)
     images = _images(config, identity, workdir, source, mesh, progress)
 
@@ -165,6 +165,21 @@ def build(
         choose_level=choose, notes=[*lines, *table, *divided, *schedule.notes(config.optim, length)],
         skipped=list(images.index.skipped), starts_trained=trained, encoded=encoded,
     )  # fmt: skip
+
+
+def _checked(config: ConfigDict, source: TrainedNetwork | None) -> Identity:
+    """Check the config, and build what follows from it alone, before any image is read or searched.
+
+    Raises `UserError`.
+    """
+    identity = checks.check(config)
+    network = networks.build(config, 2 if identity.supervised else 0)
+    learning_rate = schedule.make(config.optim, schedule.Lengths(1, 1.0, 0.0, 1.0))
+    optimizer.make(config.optim, learning_rate, network.model, network.rules, network.task.trains)
+    if config.data.store not in stores.STORES:
+        raise unknown("config.data.store", config.data.store, stores.STORES)
+    _start(config, network, source, None)
+    return identity
 
 
 @dataclasses.dataclass

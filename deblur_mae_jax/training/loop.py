@@ -24,39 +24,12 @@ from deblur_mae_jax.training.evaluator import Conclusion, Evaluator
 from deblur_mae_jax.training.experiment import Experiment
 from deblur_mae_jax.training.meter import Throughput
 from deblur_mae_jax.training.progress import Progress, duration
+from deblur_mae_jax.training.result import NonFiniteLossError, Result
 from deblur_mae_jax.training.stop import Stop, Stopped
 from deblur_mae_jax.training.train_step import TrainState, fingerprint
 from deblur_mae_jax.training.watchdog import Watchdog
 from deblur_mae_jax.workdir import checkpoint, goodput, metric_writer, run_folder, weights
 from deblur_mae_jax.workdir.run_folder import BEST, Workdir
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient was not finite. The message names the folder with the saved step."""
-
-
-@dataclasses.dataclass
-class Result:
-    """The result of a run.
-
-    step: number of the last step.
-    finished: whether all steps were taken or early stopping ended the run.
-    report: path of the report page.
-    checkpoint: path of the checkpoint of the last step; None if it could not be saved.
-    params_fingerprint: hash of every bit of the parameters.
-    params: parameters after the last step.
-    measures: measures of the final evaluation, or of the last one if the run was interrupted.
-    stopped_by: the signal that asked to stop; 0 if the run is finished.
-    """
-
-    step: int
-    finished: bool
-    report: Path
-    checkpoint: Path | None
-    params_fingerprint: str
-    params: Any
-    measures: dict[str, float] = dataclasses.field(default_factory=dict)
-    stopped_by: int = 0
 
 
 @jax.jit
@@ -94,6 +67,7 @@ class Loop:
         self.peak = chips.peak_flops(jax.devices()[0].device_kind)
         self.latest: dict[str, float] = {}
         self.judged: int | None = None  # the step that was evaluated last
+        self.unwritten: list[str] = []
         self.watchdog = Watchdog(self.run.config.hang_minutes)
         self._slowest = {"evaluate": 0.0, "save": 0.0}
         self.stop.alive = self.watchdog.again
@@ -297,7 +271,9 @@ class Loop:
             checkpoint.on_all(functools.partial(weights.save_tree, self.workdir.best(step), params))
             self.best = {"step": step, "score": score}
         except Exception as error:  # a full disk or a lost mount can raise many kinds of errors
-            self.progress.print(f"the best weights, of step {step}, could not be saved: {one_line(error)}")
+            said = f"the best weights, of step {step}, could not be saved: {one_line(error)}"
+            self.run.notes.append(said)  # for the report, which judges older weights
+            self.progress.print(said)
 
     def save(self, step: int, state: TrainState) -> bool:
         """Save the state. Returns whether it is kept."""
@@ -335,6 +311,7 @@ class Loop:
         try:
             yield
         except OSError as error:
+            self.unwritten.append(what)
             self.progress.print(f"{what} could not be written: {error.strerror or error}")
 
     def stop_non_finite(self, step: int, values: dict[str, float], state: TrainState) -> None:
@@ -383,6 +360,7 @@ class Loop:
         conclusion = Conclusion(self.latest, "", self.workdir.report)
         self.clock.enter("evaluate")
         self.clock.write()
+        self.unwritten.clear()
         # Another process may be frozen; the report of one process may take as long as it needs.
         watched = self.watchdog.longer("to finish") if jax.process_count() > 1 else contextlib.nullcontext()
         with self.survive_full_disk("the report"), watched:
@@ -392,13 +370,14 @@ class Loop:
         if self.main:
             with self.survive_full_disk("the result"):
                 rounded = {k: round(v, 6) for k, v in measures.items()}
-                ended = {"step": step, "finished": finished, "params_fingerprint": code}
+                ended = {"step": step, "finished": finished and not self.unwritten, "params_fingerprint": code}
                 run_folder.write_json(self.workdir.result, ended | rounded)
                 self.writer.flush()
             self.workdir.send()
             self.conclude(step, finished, code, conclusion, path)
         number = 0 if finished else self.stop.number
-        return Result(step, finished, self.workdir.page, path, code, state.params, measures, number)
+        lost = tuple(self.unwritten)
+        return Result(step, finished, self.workdir.page, path, code, state.params, measures, number, lost)
 
     def conclude(self, step: int, finished: bool, code: str, conclusion: Conclusion, path: Path | None) -> None:
         """Print how the run ended and where its files are."""
@@ -415,6 +394,8 @@ class Loop:
             f"checkpoint  {self.workdir.shown(path) if path is not None else 'could not be saved'}",
             f"time        {goodput.line(self.clock.starts)}",
         ]
+        if self.unwritten:
+            lines.append(f"not written: {', '.join(self.unwritten)}; run the same command again to write it")
         lines += [] if finished else ["run the same command again to resume"]
         for line in lines:
             self.progress.print(line)

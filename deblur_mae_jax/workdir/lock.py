@@ -37,8 +37,10 @@ def hold(workdir: Workdir) -> Iterator[None]:
         if workdir.mirror is not None:
             workdir.mirror.pull()
         privacy.use(workdir.path)
-        yield
-        privacy.use(None)
+        try:
+            yield
+        finally:
+            privacy.use(None)
         return
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)

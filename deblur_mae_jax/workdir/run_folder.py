@@ -215,11 +215,25 @@ def claim(workdir: Workdir, config: ConfigDict) -> None:
                 f"--workdir: '{workdir.shown()}' belongs to a run with another config ({lines}). "
                 f"Use another workdir, or the same config to resume that run{more if longer else ''}"
             )
+    if path.exists() and not workdir.is_started() and _is_of_another(path):
+        raise UserError(
+            f"--workdir: '{workdir.shown()}' holds a config.json that no run has written, such as that of a downloaded "
+            "model; name another folder"
+        )
     if jax.process_index() == 0:
         try:
             write_json(path, new)
         except OSError as error:
             raise UserError(f"--workdir: cannot write to '{workdir.path}': {error.strerror or error}") from error
+
+
+def _is_of_another(path: Path) -> bool:
+    """Whether a `config.json` is that of another program."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):  # of a start that was killed
+        return False
+    return isinstance(values, dict) and bool(values) and "task.name" not in values
 
 
 def check_data(workdir: Workdir, fingerprint: str, num_images: int, earlier: str = "") -> None:

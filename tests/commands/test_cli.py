@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import tiny
+from absl import flags as absl_flags
 
 from deblur_mae_jax.commands import cli
 
@@ -32,11 +33,11 @@ ROOT = tiny.ROOT
             ["--config=configs/finetune.py:mine"],
             ["--config: unknown name 'mine'. Choices: folder, ovary"],
         ),
-        (["--config.data.name=image_folder", "--config.data.root=/no/such"], ["'/no/such'"]),
         (["extra"], ["unexpected argument 'extra'"]),
         (["--config=configs/quickstart.py:foo"], ["quickstart.py:foo: this config takes no word after the colon"]),
         (["--config.data=phantoms"], ["config.data=phantoms: config.data is a group of fields"]),
-        (["--config.optim.epochs=5"], ["--config.optim.epochs=5: this config sets the length in steps", "steps=0"]),
+        (["--config.optim.epochs=5"], ["--config.optim.epochs=5: the length is given in steps", "steps=0"]),
+        (["--config=configs/finetune.py:small,upstream"], ["'small' and 'upstream' exclude each other"]),
         (["--workdir="], ["--workdir is not set"]),
         (["--mode=predict", "--input=images"], ["--config is not for --mode=predict", "--workdir"]),
     ],
@@ -51,6 +52,33 @@ def test_the_command_line_fails_in_one_line(tmp_path, flags, parts):
     assert "Traceback" not in done.stderr
     error = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and all(part in error[0] for part in parts), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"output": "new.csv"}, "--output is for --mode=predict, and this command would train"),
+        ({"infer": "flips=True"}, "--infer is for --mode=predict"),
+        ({"mode": "predict", "plan": True}, "--plan is not for --mode=predict"),
+        ({"inspect": True, "plan": True}, "--inspect and --plan exclude each other"),
+        ({"plan_images": 5}, "--plan_images is for --plan"),
+        ({"max_hours": -1.0}, "--max_hours=-1 must be 0 (never) or greater"),
+    ],
+)
+def test_a_flag_that_would_not_be_read_is_refused(given, message, capsys):
+    names = ("input", "output", "infer", "inspect", "plan", "dry_run", "profile", "plan_images", "prices")
+    values = absl_flags.FlagValues()
+    for name in names:
+        absl_flags.DEFINE_string(name, None, "", flag_values=values)
+    absl_flags.DEFINE_string("mode", "run", "", flag_values=values)
+    absl_flags.DEFINE_float("max_hours", 0.0, "", flag_values=values)
+    values.mark_as_parsed()
+    cli._check_together(values)
+    for name, value in given.items():
+        values[name].value = value
+    with pytest.raises(SystemExit):
+        cli._check_together(values)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("old", sorted(cli.RENAMED))

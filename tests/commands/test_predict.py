@@ -17,6 +17,7 @@ import deblur_mae_jax as dm
 from deblur_mae_jax.commands import new_images, predict
 from deblur_mae_jax.data import grid, privacy
 from deblur_mae_jax.errors import NotSaved, UserError
+from deblur_mae_jax.inference import levels as levels_of_images
 from deblur_mae_jax.pretrained import trained_network
 
 
@@ -229,6 +230,35 @@ def test_an_image_is_predicted_alike_whatever_lies_before_it(kind, tmp_path):
         apart = [dm.segment(network, images, batch_size=size) for size in (3, 2)]
         for one, other in zip(*apart, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_a_random_level_belongs_to_the_image(tmp_path):
+    network = stirred("finetune", search__setting="random", task__degrade="blur.gaussian_levels(max_sigma=1.1)")
+    images = [np.asarray(Image.open(path)) for path in sorted(pictures(tmp_path / "images", 8).iterdir())]
+    levels = levels_of_images.of_run(network, [image[..., None] for image in images])
+    assert len(set(levels.tolist())) > 2
+    again = levels_of_images.of_run(network, [image[..., None] for image in images[::-1][:5]])
+    assert again.tolist() == levels[::-1][:5].tolist()
+
+
+def test_the_predictions_that_judged_a_run_are_not_replaced(tmp_path):
+    folder = classifier()[0]
+    pictures(tmp_path / "images")
+    before = (folder / "predictions.csv").read_bytes()
+    with pytest.raises(UserError, match="holds the predictions by which a run was judged"):
+        predict.run(folder, str(tmp_path / "images"), folder / "predictions.csv")
+    assert (folder / "predictions.csv").read_bytes() == before
+
+
+def test_a_run_that_is_not_finished_is_said(tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(classifier()[0], copied)
+    assert not trained_network.load(copied).notes
+    result = json.loads((copied / "result.json").read_text())
+    (copied / "result.json").write_text(json.dumps(result | {"finished": False}))
+    assert f"is not finished: it was stopped at step {result['step']}" in trained_network.load(copied).notes[0]
+    (copied / "result.json").unlink()
+    assert "it holds no result.json" in trained_network.load(copied).notes[0]
 
 
 def test_a_label_map_has_the_pixels_of_the_file(segmenter, tmp_path):

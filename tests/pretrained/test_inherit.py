@@ -83,6 +83,42 @@ def test_the_degradation_and_the_sizes_are_inherited_and_said():
     assert said[1].startswith("overridden: task.degrade=none (the checkpoint has blur.gaussian_levels")
 
 
+def test_a_probe_applies_what_is_stated_of_a_weight_file_and_changes_no_run(tmp_path):
+    """It uses the network as it is, so that a value that it does not apply must not be printed as overridden."""
+    with pytest.raises(UserError, match=r"is a run, and its network is used as it was trained: data.mean=\[0.05\]"):
+        inherit.resolve(tiny.config("knn_probe", init_from=str(pretraining()), data__mean=(0.05,)))
+    file = tmp_path / "weights.safetensors"
+    trained_network.save_file(file, trained_network.load(pretraining()))
+    config = tiny.config("knn_probe", init_from=str(file), data__mean=(0.05,), task__degrade="none")
+    _, source, _ = inherit.resolve(config)
+    assert tuple(source.config.data.mean) == (0.05,) and source.config.task.degrade == "none"
+    assert source.network.inputs.degradation.num_levels == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"optim__schedule": "cosin"}, {"optim__name": "sgd"}, {"model__pool": "max"}, {"data__store": "disk"}]
+)
+def test_mistakes_are_found_before_any_image_is_read(tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(supervision, "prepare", lambda *_: pytest.fail("images are read"))
+    with pytest.raises(UserError, match=r"config\.") as found:
+        go(tmp_path, **wrong)
+    assert str(next(iter(wrong.values()))) in str(found.value)
+
+
+def test_weights_of_other_heads_are_refused_and_another_normalisation_is_said():
+    source = trained_network.load(pretraining())
+    config = fields.copy(source.config, {"model.num_heads": 2 if source.network.model.num_heads != 2 else 4})
+    other = networks.build(config)
+    shapes = jax.eval_shape(other.init)
+    with pytest.raises(UserError, match=r"attention heads, and this network .* Set config.model.num_heads="):
+        warm_start.fit(source, shapes, other)
+    assert warm_start.fit(source, shapes, other, strict=False).params
+    darker = networks.build(fields.copy(source.config, {"data.mean": (0.05,), "data.std": (0.9,)}))
+    rows = dict(warm_start.fit(source, shapes, darker).rows)
+    assert rows["normalised"].startswith("differently: the weights saw")
+    assert "normalised" not in dict(warm_start.fit(source, shapes, source.network).rows)
+
+
 def test_a_gray_target_can_be_chosen_in_a_run_that_inherits():
     config, _, said = inherit.resolve(tiny.config("finetune", **fine(data__gray_target=True)))
     assert config.data.gray_target is True

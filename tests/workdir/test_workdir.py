@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from deblur_mae_jax.config import fields_of, flat, upgrade
 from deblur_mae_jax.data import loader
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import StoreError, UserError
-from deblur_mae_jax.evaluators import classification
+from deblur_mae_jax.evaluators import classification, pretraining
 from deblur_mae_jax.training import loop
 from deblur_mae_jax.training.evaluator import Judgement
 from deblur_mae_jax.workdir import checkpoint, lock, metric_writer, run_folder, weights
@@ -398,6 +399,37 @@ def test_a_full_disk_does_not_hide_that_the_loss_is_not_finite(tmp_path, monkeyp
     monkeypatch.setattr(loop.Loop, "capture", full)
     with pytest.raises(train.NonFiniteLossError, match=r"the loss is .* could not be saved for a replay: .*No space"):
         run(tmp_path, optim__steps=40, optim__base_lr=1e32, optim__warmup_epochs=0.0)
+
+
+def test_results_that_do_not_fit_on_the_disk_are_not_called_finished(tmp_path, monkeypatch, capsys):
+    """The state is saved, so that the same command writes them once there is room."""
+    with monkeypatch.context() as patched:
+        patched.setattr(pretraining.Evaluator, "finish", full)
+        first = run(tmp_path, optim__steps=2)
+    assert first.unwritten == ("the report",) and "the report could not be written: No space" in capsys.readouterr().err
+    assert not json.loads((tmp_path / "result.json").read_text())["finished"]
+    again = run(tmp_path, optim__steps=2)
+    assert again.unwritten == () and json.loads((tmp_path / "result.json").read_text())["finished"]
+    assert again.params_fingerprint == first.params_fingerprint
+    assert "compiled in" not in capsys.readouterr().err  # no step is left
+
+
+def test_best_weights_that_do_not_fit_are_said_in_the_report(tmp_path, monkeypatch):
+    config = tiny.resolved("from_scratch", optim__epochs=1.0)
+    monkeypatch.setattr(weights, "save_tree", full)
+    progress, notes = SimpleNamespace(print=lambda text: None), list[str]()
+    part = SimpleNamespace(best=None, workdir=Workdir(tmp_path), progress=progress, run=SimpleNamespace(notes=notes))
+    loop.Loop.keep_best(part, 3, 0.5, config)
+    assert (
+        part.best is None and "the best weights, of step 3, could not be saved: " in notes[0] and "No space" in notes[0]
+    )
+
+
+def test_the_folder_of_a_model_is_no_workdir(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(UserError, match=r"holds a config.json that no run has written"):
+        run_folder.claim(Workdir(tmp_path), tiny.resolved("quickstart"))
+    assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "vit"}
 
 
 @pytest.mark.parametrize(
