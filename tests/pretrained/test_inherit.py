@@ -89,10 +89,10 @@ def test_a_probe_applies_what_is_stated_of_a_weight_file_and_changes_no_run(tmp_
         inherit.resolve(tiny.config("knn_probe", init_from=str(pretraining()), data__mean=(0.05,)))
     file = tmp_path / "weights.safetensors"
     trained_network.save_file(file, trained_network.load(pretraining()))
-    config = tiny.config("knn_probe", init_from=str(file), data__mean=(0.05,), task__degrade="none")
+    config = tiny.config("knn_probe", init_from=str(file), data__mean=(0.05,), task__blur_site="native")
     _, source, _ = inherit.resolve(config)
-    assert tuple(source.config.data.mean) == (0.05,) and source.config.task.degrade == "none"
-    assert source.network.inputs.degradation.num_levels == 0
+    assert tuple(source.config.data.mean) == (0.05,) and source.config.task.blur_site == "native"
+    assert source.network.inputs.mean == (0.05,)
 
 
 @pytest.mark.parametrize(

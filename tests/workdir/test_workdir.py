@@ -418,7 +418,8 @@ def test_best_weights_that_do_not_fit_are_said_in_the_report(tmp_path, monkeypat
     config = tiny.resolved("from_scratch", optim__epochs=1.0)
     monkeypatch.setattr(weights, "save_tree", full)
     progress, notes = SimpleNamespace(print=lambda text: None), list[str]()
-    part = SimpleNamespace(best=None, workdir=Workdir(tmp_path), progress=progress, run=SimpleNamespace(notes=notes))
+    run_ = SimpleNamespace(notes=notes)
+    part = SimpleNamespace(best=None, workdir=Workdir(tmp_path), progress=progress, run=run_)
     loop.Loop.keep_best(part, 3, 0.5, config)
     assert (
         part.best is None and "the best weights, of step 3, could not be saved: " in notes[0] and "No space" in notes[0]
