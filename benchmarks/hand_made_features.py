@@ -100,7 +100,8 @@ def main():
     parser.add_argument("--root", required=True, help="CSV or folder of the study's labelled images")
     parser.add_argument("--study", required=True, help="folder of a finished study")
     a = parser.parse_args()
-    networks, facts = study.kept(Path(a.study).expanduser())
+    folder = Path(a.study).expanduser()
+    networks, facts = study.kept(folder)
     networks = [n for n in networks if n.method != NAME]
     like = {n.fold: n for n in networks}
     rows = [row_of(a.root.replace("{fold}", str(fold)), like[fold]) for fold in sorted(like)]
@@ -108,8 +109,8 @@ def main():
     leakage = any(about["leakage"] for name, about in facts["methods"].items() if name != NAME)
     facts["methods"][NAME] = {"state": "run", "leakage": leakage, "paper": {}, "fixed": True}
     networks += rows
-    study.keep(networks, facts, Path(a.study))
-    print(study.write(networks, facts, Path(a.study)))
+    study.keep(networks, facts, folder)
+    print(study.write(networks, facts, folder))
 
 
 if __name__ == "__main__":

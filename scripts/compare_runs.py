@@ -90,7 +90,8 @@ def compare(arguments):
                 print(f"  {name:18s} {row[name]:+.4f}{unit} ({_interval(low, high, over)}){missed}")
             p, holm = row["wilcoxon"], row["wilcoxon_holm"]
             detectable = _smallest(row["smallest"], ".3f").replace("detectable", "detectable mean difference")
-            print(f"  Wilcoxon, Dice     p {p:.3g}, Holm {holm:.3g}  {detectable}".rstrip())
+            found = f"p {p:.3g}, Holm {holm:.3g}" if p == p else "no test: too few patients"
+            print(f"  Wilcoxon, Dice     {found}  {detectable}".rstrip())
             continue
         unit = f"per {row['unit'].partition(',')[0]}"
         if "auroc" in row:

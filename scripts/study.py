@@ -114,8 +114,8 @@ def rebuild(arguments):
         facts["ensembles"] = list(facts["methods"])
     if pair and pair not in facts.get("averaged", []):
         facts["averaged"] = [*facts.get("averaged", []), pair]
+    every = ensembles.add(networks, facts)[1]["methods"]  # also refuses an average that is not possible, unkept
     if arguments.reference:
-        every = ensembles.add(networks, facts)[1]["methods"]  # the rows that --ensembles and --average add, too
         if arguments.reference not in every:
             raise unknown("--reference", arguments.reference, every)
         facts["reference"] = arguments.reference

@@ -232,6 +232,7 @@ def test_a_wrong_average_is_named(tmp_path, names, message):
     kept_study(tmp_path)
     with pytest.raises(UserError, match=message):
         study.rebuild(study.parse([f"--rebuild={tmp_path}", f"--average={names}"]))
+    assert not table.kept(tmp_path)[1].get("averaged")  # what cannot be written is not kept
 
 
 def test_a_later_command_adds_to_the_ensembles(tmp_path):

@@ -61,10 +61,10 @@ def f1_weighted(labels: np.ndarray, p: np.ndarray) -> float:
 
 
 def f1_binary(labels: np.ndarray, p: np.ndarray) -> float:
-    """F1 of the last class; NaN for more than two classes."""
+    """F1 of the last of two classes; NaN for more classes, and if no image has the last one or is taken for it."""
     if p.shape[1] != 2:
         return float("nan")
-    return float(metrics.f1_score(labels, p.argmax(1), pos_label=1, zero_division=0))
+    return float(metrics.f1_score(labels, p.argmax(1), pos_label=1, zero_division=np.nan))
 
 
 def _one_against_rest(labels: np.ndarray, p: np.ndarray, score: Callable[[np.ndarray, np.ndarray], float]) -> float:

@@ -9,8 +9,8 @@ at a time.
 
 Where every pre-training has fine-tunings with the same seeds, a seed that is a lucky one for all of them is a
 variance of its own (a two-way analysis of variance of pre-trainings and seeds). It is a part of the variance of a
-mean. It cancels in the difference of two methods that use the same seeds, which may make that interval too wide, but
-not too narrow.
+mean. It cancels in the difference of two methods that use the same seeds if it is the same for both, which may make
+that interval too wide; where it differs between them, the interval is too narrow.
 
 In a cross-validation every test patient is a training patient of the other folds, so the networks' errors depend on
 one another and the jackknife is too small (Bates, Hastie and Tibshirani 2024). With k folds it is multiplied by

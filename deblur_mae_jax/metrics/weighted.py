@@ -48,11 +48,11 @@ def f1_macro(labels: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarr
 
 
 def f1_binary(labels: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """F1 of the last of two classes; NaN for more classes."""
+    """F1 of the last of two classes; NaN for more classes, and if no image has the last one or is taken for it."""
     if p.shape[1] != 2:
         return np.full(len(weights), np.nan)
     true, predicted, both = _per_class(labels, p, weights)
-    return _ratio(2 * both, true + predicted, 0)[:, 1]
+    return _ratio(2 * both, true + predicted, np.nan)[:, 1]
 
 
 def _curve(is_class: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,16 +6,19 @@ import warnings
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from sklearn import metrics
 from sklearn.decomposition import PCA
 
 from deblur_mae_jax.metrics import classification
+from deblur_mae_jax.reports import class_names
 from deblur_mae_jax.reports.predictions import Predictions
 
 GRID = np.linspace(0, 1, 101)
 BAND_DRAWS = 200
 MIN_IN_BIN = 3
+MOST_CELLS = 25  # numbers in the cells of a larger confusion matrix could not be read
 
 
 def curves_of(labels: np.ndarray, p: np.ndarray, kind: str, weights: np.ndarray) -> np.ndarray:
@@ -85,7 +88,7 @@ def judgement(p: Predictions, temperature: float | None) -> Figure:
         axis.plot(GRID, line)
         axis.set(xlim=(0, 1), ylim=(0, 1.02))
     roc.plot([0, 1], [0, 1], ls="--", color="gray", lw=0.8)
-    title = several or f"positive: {p.classes[-1]}"
+    title = several or f"positive: {class_names.shown(p.classes)[-1]}"
     roc.set(title=f"ROC ({title})", xlabel="1 - specificity", ylabel="sensitivity")
     pr.set(title=f"precision and recall ({title})", xlabel="recall", ylabel="precision")
     roc.legend(fontsize=8, loc="lower right")
@@ -93,15 +96,16 @@ def judgement(p: Predictions, temperature: float | None) -> Figure:
     table = metrics.confusion_matrix(p.labels, p.probabilities.argmax(1), labels=range(len(p.classes)))
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     confusion.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i in range(len(table)):
-        for j in range(len(table)):
-            color = "white" if share[i, j] > 0.6 else "black"
-            confusion.text(j, i, str(table[i, j]), ha="center", va="center", color=color, fontsize=8)
-    names = [c if len(c) < 14 else c[:12] + "…" for c in p.classes]
-    confusion.set(title="confusion (images)", xlabel="predicted", ylabel="true")
+    filled = np.argwhere(table > 0) if len(table) > class_names.NUMBERED else np.ndindex(table.shape)
+    for i, j in filled if len(table) <= MOST_CELLS else ():
+        color = "white" if share[i, j] > 0.6 else "black"
+        confusion.text(j, i, str(table[i, j]), ha="center", va="center", color=color, fontsize=8)
+    names, every = class_names.shown(p.classes), max(1, -(-len(p.classes) // MOST_CELLS))
+    numbered = class_names.note(p.classes)
+    confusion.set(title=f"confusion (images{'; ' if numbered else ''}{numbered})", xlabel="predicted", ylabel="true")
     turn = 90 if len(names) > 3 else 0
-    confusion.set_xticks(range(len(names)), names, rotation=turn, fontsize=8)
-    confusion.set_yticks(range(len(names)), names, fontsize=8)
+    confusion.set_xticks(range(0, len(names), every), names[::every], rotation=turn, fontsize=8)
+    confusion.set_yticks(range(0, len(names), every), names[::every], fontsize=8)
 
     versions = [("as predicted", p.probabilities, "tab:blue")]
     if temperature is not None:
@@ -134,29 +138,37 @@ def embedding_and_blur(p: Predictions, drawn: np.ndarray, features: np.ndarray) 
     blurred = bool(np.isfinite(p.sigma).any())
     figure, axes = _grid(2 if blurred else 1, columns=2 if blurred else 1, height=3.9)
     labels = p.labels[drawn]
+    beside: dict[str, Any] = {"bbox_to_anchor": (1.0, 1.0), "loc": "upper left"} if len(p.classes) > 4 else {}
     if len(features) > 2 and features.shape[1] > 1:
         components = PCA(2).fit(features)
         points, share = components.transform(features), components.explained_variance_ratio_
         some = f" of {len(drawn):,} random images" if len(drawn) < len(p.labels) else ""
-        for i, name in enumerate(p.classes):
+        names = class_names.shown(p.classes)
+        colours = colormaps["tab10" if len(names) <= 10 else "tab20" if len(names) <= 20 else "turbo"]
+        for i, name in enumerate(names):
             inside = labels == i
-            axes[0].scatter(*points[inside].T, s=9, alpha=0.7, label=name)
+            colour = colours(i) if len(names) <= 20 else colours(i / (len(names) - 1))
+            axes[0].scatter(*points[inside].T, s=9, alpha=0.7, label=name, color=colour)
         axes[0].set(
             title=f"features{some}, first two components ({share.sum():.0%} of the variance)",
             xticks=[], yticks=[],
         )  # fmt: skip
-        axes[0].legend(fontsize=8)
+        if len(names) <= 20:
+            axes[0].legend(fontsize=8, **beside)
     if blurred:
         values = np.unique(p.sigma[np.isfinite(p.sigma)])
-        width = 0.8 / len(p.classes)
-        for i, name in enumerate(p.classes):
-            sigmas = p.sigma[p.labels == i]
+        groups = {name: p.labels == i for i, name in enumerate(class_names.shown(p.classes))}
+        if len(groups) > class_names.NUMBERED:
+            groups = {"all classes": np.ones(len(p.labels), bool)}
+        width = 0.8 / len(groups)
+        for i, (name, inside) in enumerate(groups.items()):
+            sigmas = p.sigma[inside]
             share = [(np.isclose(sigmas, v)).mean() if len(sigmas) else 0.0 for v in values]
-            axes[1].bar(np.arange(len(values)) + (i - (len(p.classes) - 1) / 2) * width, share,
+            axes[1].bar(np.arange(len(values)) + (i - (len(groups) - 1) / 2) * width, share,
                         width, label=name)  # fmt: skip
         axes[1].set_xticks(range(len(values)), [f"{v:g}" for v in values])
         axes[1].set(title="blur of the images", xlabel="sigma", ylabel="share of the class")
-        axes[1].legend(fontsize=8)
+        axes[1].legend(fontsize=8, **beside)
     return figure
 
 

@@ -120,6 +120,18 @@ def same_patients(first: Table, second: Table, names: tuple[str, str]) -> tuple[
     return dataclasses.replace(first, groups=groups), dataclasses.replace(second, groups=groups)
 
 
+def require_same_rule(runs: list[Run]) -> None:
+    """Raise `UserError` if segmentations count labels that are absent differently."""
+    first = runs[0]
+    for run in runs[1:]:
+        ours, theirs = (one.numbers.get("empty", "skip") for one in (first, run))
+        if ours != theirs:
+            raise UserError(
+                f"{first.name} and {run.name} count absent labels differently (config.report.empty={ours} and "
+                f"{theirs}): judge both with the same setting"
+            )
+
+
 def pairs(runs: list[Run]) -> list[dict[str, Any]]:
     """Every pair of runs on the same test images, p-values adjusted by Holm's method over the pairs.
 
@@ -132,13 +144,7 @@ def pairs(runs: list[Run]) -> list[dict[str, Any]]:
     if len(kinds) > 1:
         raise UserError("classifiers and segmentations cannot be compared")
     if kinds == {True}:
-        for a, b in itertools.combinations(runs, 2):
-            counted = [run.numbers.get("empty", "skip") for run in (a, b)]
-            if counted[0] != counted[1]:
-                raise UserError(
-                    f"{a.name} and {b.name} count absent labels differently (config.report.empty={counted[0]} and "
-                    f"{counted[1]}): judge both with the same setting"
-                )
+        require_same_rule(runs)
         rows = [compare_cases(a.judged, b.judged, (a.name, b.name)) for a, b in itertools.combinations(runs, 2)]
         adjusted = statistics.holm([row["wilcoxon"] for row in rows])
         return [row | {"wilcoxon_holm": p} for row, p in zip(rows, adjusted, strict=True)]
@@ -246,8 +252,9 @@ def compare_cases(a: Cases, b: Cases, names: tuple[str, str]) -> dict[str, Any]:
     counts = np.bincount(which[finite], minlength=len(patients))
     means = np.bincount(which[finite], difference[finite], len(patients))[counts > 0] / counts[counts > 0]
     moved = means[means != 0]
-    row["wilcoxon"] = float(stats.wilcoxon(moved).pvalue) if len(moved) else 1.0
-    spread = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else float("nan")
+    enough = len(means) >= statistics.MIN_PATIENTS
+    row["wilcoxon"] = float("nan") if not enough else float(stats.wilcoxon(moved).pvalue) if len(moved) else 1.0
+    spread = means.std(ddof=1) / np.sqrt(len(means)) if enough else float("nan")
     row["smallest"] = statistics.smallest(float(spread))
     return row
 
@@ -257,6 +264,8 @@ def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> tuple[fl
     if len(a) != len(b) or len(a) < 2:
         raise UserError(f"two methods over the same folds are needed, got {len(a)} and {len(b)} runs")
     by_mask = all(run.segments for run in [*a, *b])
+    if by_mask:
+        require_same_rule([*a, *b])
     measures: Any = segmentation.MEASURES if by_mask else classification.METRICS
     if metric not in measures:
         raise unknown("--metric", metric, measures)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from deblur_mae_jax.data.audit import Leaks
+from deblur_mae_jax.errors import counted
 from deblur_mae_jax.workdir import goodput, run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
@@ -56,7 +57,7 @@ def gallery(images: list[np.ndarray], labels: list[str], columns: int, tile: int
     font = ImageFont.load_default(size=13)
     rows = -(-len(images) // columns)
     tiles = [_tile(image, tile) for image in images]
-    wide = max(image.width for image in tiles)
+    wide = max(*(image.width for image in tiles), *(round(font.getlength(label)) for label in labels))
     out = Image.new("RGB", (columns * (wide + GAP) + GAP, rows * (tile + 26) + GAP), "white")
     draw = ImageDraw.Draw(out)
     for number, (image, label) in enumerate(zip(tiles, labels, strict=True)):
@@ -284,16 +285,22 @@ def cell(entry: dict[str, Any]) -> str:
     """`0.812 (0.771 to 0.850)`, or a dash."""
     if entry.get("value") is None:
         return "-"
-    text = f"{entry['value']:.3f}"
+    text = three_digits(entry["value"])
     if entry.get("low") is not None:
-        text += f" ({entry['low']:.3f} to {entry['high']:.3f})"
+        text += f" ({three_digits(entry['low'])} to {three_digits(entry['high'])})"
     return text
+
+
+def three_digits(value: float) -> str:
+    """`0.812`; a value that is nearly 1 is not rounded to it."""
+    text = f"{value:.3f}"
+    return "> 0.999" if text == "1.000" and value < 1 else text
 
 
 def of_patients(split: dict[str, Any]) -> str:
     """The number of patients of the images, as text."""
     if split["patients_known"]:
-        return f"of {split['patients']} patients"
+        return f"of {counted(split['patients'], 'patient')}"
     return "(patients unknown: every image counts as one patient)"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from deblur_mae_jax.metrics import segmentation
+from deblur_mae_jax.reports import class_names
 from deblur_mae_jax.reports.cases import Cases
 
 PLANES = ("sagittal", "coronal", "axial")
@@ -26,20 +27,29 @@ class Shown:
     spacing: tuple[float, ...]
 
 
+MANY_LABELS = 6  # each measure of more labels has a row of its own
+
+
 def box_plots(table: Cases) -> Figure:
     """Box plots of every measure per label; whiskers reach 1.5 times the quartile distance, points are all cases."""
     names = list(segmentation.MEASURES)
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    labels = class_names.shown(table.labels)
+    columns_ = 1 if len(labels) > MANY_LABELS else 3
+    rows = -(-len(names) // columns_)
+    figure = Figure(figsize=(11, (2.4 if columns_ == 1 else 3.2) * rows), layout="constrained")
     jitter = np.random.default_rng(0)
-    for axis, name in zip(figure.subplots(1, len(names)), names, strict=True):
+    axes = np.atleast_1d(figure.subplots(rows, columns_)).ravel()
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes[: len(names)], names, strict=True):
         columns = [v[np.isfinite(v)] for v in table.values[name].T]
-        axis.boxplot(columns, tick_labels=table.labels, widths=0.5, showfliers=False)
+        axis.boxplot(columns, tick_labels=labels, widths=0.5, showfliers=False)
         for number, values in enumerate(columns, start=1):
             x = number + jitter.uniform(-0.15, 0.15, len(values))
             axis.plot(x, values, ".", ms=3, alpha=0.5, color="tab:blue")
-        unit = "" if segmentation.HIGHER_IS_BETTER[name] else f" ({table.unit})"
-        axis.set_title(segmentation.MEASURES[name] + unit, fontsize=10)
-        axis.tick_params(axis="x", labelrotation=30 if len(table.labels) > 2 else 0)
+        axis.set_title(segmentation.MEASURES[name], fontsize=10)
+        axis.set_ylabel("" if segmentation.HIGHER_IS_BETTER[name] else table.unit)
+        axis.tick_params(axis="x", labelrotation=30 if len(labels) > 2 else 0)
         axis.grid(alpha=0.3, axis="y")
         if segmentation.HIGHER_IS_BETTER[name]:
             axis.set_ylim(-0.02, 1.02)

@@ -297,8 +297,10 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
             )
         for measure, (lacking, total) in row.get("undefined", {}).items():
             text += (
-                f" {row['method']}: {measure} is not defined in {lacking} of {total} cases, because the prediction or "
-                "the truth is empty. Its mean leaves these cases out, which favours a method that misses structures."
+                f" {row['method']}: {measure} is not defined in {lacking} of {total} cases, because "
+                + ("the truth lacks the label" if measure == "dice" else "the prediction or the truth is empty")
+                + ". Its mean leaves these cases out"
+                + (", which favours a method that misses structures." if measure != "dice" else ".")
             )
         if "missed" in row:
             text += (

@@ -30,7 +30,11 @@ def figure(found: list[dict[str, Any]], single: dict[str, list[float]], referenc
     measure = measure_of(found)
     shown = sorted((row for row in found if measure in row), key=lambda row: row[measure]["mean"])
     compared = any(f"{measure}_difference" in row for row in shown)
-    out = Figure(figsize=(9 if compared else 6, 1.2 + 0.36 * len(shown)), layout="constrained")
+    names = [row["method"] + (", the reference" if row["method"] == reference else "") for row in shown]
+    names = [textwrap.fill(name, WIDTH) for name in names]
+    lines = max((name.count("\n") + 1 for name in names), default=1)
+    height = 1.2 + max(0.36, 0.17 * lines + 0.04) * len(shown)
+    out = Figure(figsize=(9 if compared else 6, height), layout="constrained")
     axes = out.subplots(1, 2 if compared else 1, sharey=True, squeeze=False)[0]
     for place, row in enumerate(shown):
         own = row["method"] == reference
@@ -41,8 +45,7 @@ def figure(found: list[dict[str, Any]], single: dict[str, list[float]], referenc
         difference = row.get(f"{measure}_difference")
         if difference is not None:
             _bar(axes[1], place, difference["value"], difference, colour)
-    names = [row["method"] + (", the reference" if row["method"] == reference else "") for row in shown]
-    axes[0].set_yticks(range(len(shown)), [textwrap.fill(name, WIDTH) for name in names])
+    axes[0].set_yticks(range(len(shown)), names, fontsize=9)
     axes[0].set_xlabel(f"{MEASURES[measure]}\nmean and 95 % interval; dots: single networks", fontsize=9)
     if compared:
         axes[1].axvline(0, color=_LINE, linewidth=1)

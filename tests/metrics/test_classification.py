@@ -236,6 +236,34 @@ def test_holm_keeps_what_is_not_known():
     np.testing.assert_allclose(got, [0.03, np.nan, 0.06, 0.06])
 
 
+def test_the_interval_of_an_accuracy_difference_agrees_with_its_test():
+    """An interval of a normal distribution excluded zero where the exact test found nothing (p = 0.125)."""
+    labels = np.zeros(40, int)
+    for discordant, outside in ((4, False), (12, True)):
+        worse = (np.arange(40) < discordant).astype(int)
+        found = statistics.mcnemar(labels, labels, worse)
+        low, high = found.interval
+        assert low <= found.difference <= high and (low > 0) == outside == (found.p < 0.05)
+        np.testing.assert_allclose(statistics.mcnemar(labels, worse, labels).interval, (-high, -low))
+
+
+def test_the_interval_of_an_accuracy_difference_covers():
+    """In 2,000 draws, of few discordant pairs, where that of a normal distribution covers 88 %."""
+    rng = np.random.default_rng(0)
+    chances = np.array([0.85, 0.08, 0.01, 0.06])  # both right, only a, only b, neither
+    tables = rng.multinomial(40, chances, 2000).reshape(-1, 2, 2)
+    bounds = np.array([statistics._paired_score(each) for each in tables])
+    inside = (bounds[:, 0] <= 0.07) & (bounds[:, 1] >= 0.07)
+    assert 0.93 < inside.mean() < 0.99
+
+
+def test_no_positive_image_and_no_positive_prediction_has_no_f1():
+    labels, sure = np.zeros(4, int), two_columns(np.full(4, 0.1))
+    assert np.isnan(classification.f1_binary(labels, sure))
+    assert np.isnan(weighted.f1_binary(labels, sure, np.ones((1, 4)))).all()
+    assert classification.f1_binary(labels, two_columns(np.array([0.1, 0.9, 0.1, 0.1]))) == 0
+
+
 def test_the_interval_over_folds_is_wider_than_over_independent_runs():
     values = [0.8, 0.82, 0.79, 0.83, 0.81]
     mean, sd, folds = statistics.over_folds(values, 60, 20)

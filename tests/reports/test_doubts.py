@@ -11,7 +11,7 @@ from tiny_runs import new_folder
 
 from deblur_mae_jax import train
 from deblur_mae_jax.metrics import segmentation as measures
-from deblur_mae_jax.reports import classification, segmentation
+from deblur_mae_jax.reports import classification, page, segmentation
 from deblur_mae_jax.reports.predictions import Predictions
 from deblur_mae_jax.training.evaluator import conclusion
 
@@ -50,6 +50,20 @@ ALIKE = table([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]], [0, 1, 1])
 def test_what_is_said(judged, curves, metric, words):
     said = classification.doubts(judged, curves, metric)
     assert (not said) if not words else (words in said[0] and "configs/finetune.py:small" in said[0])
+
+
+def test_a_guess_among_classes_that_are_not_judged_is_not_below_chance():
+    entry = {"value": 0.133, "low": 0.102, "high": 0.17}
+    judged = {"per_image": {"balanced_accuracy": entry}, "per_class": {f"c{i}": 20 * (i < 2) for i in range(8)},
+              "images": 40, "patients": 1, "patients_known": True}  # fmt: skip
+    said = classification._against_chance({"splits": {"test": judged}, "judged_on": "test"})
+    assert "does not differ significantly from chance (0.500; 0.125 for a guess among all 8 classes)" in said
+    assert "of 1 patient." in said
+
+
+def test_a_number_that_is_nearly_one_is_not_called_one():
+    assert page.cell({"value": 0.99978, "low": 0.999, "high": 1.0}) == "> 0.999 (0.999 to 1.000)"
+    assert page.cell({"value": 0.5}) == "0.500" and page.cell({"value": None}) == "-"
 
 
 @pytest.mark.parametrize(
