@@ -1,6 +1,7 @@
 """Set up before JAX is imported: CPU, one compilation cache for all workers of a session."""
 
 import gc
+import io
 import os
 import sys
 import tempfile
@@ -27,6 +28,27 @@ if "xla_cpu_use_fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 # Compiled programs stay in memory; looking through them for garbage every few hundred objects took 40 % of the time.
 gc.set_threshold(100_000, 50, 50)
+
+
+@pytest.fixture(scope="session")
+def canned_png() -> bytes:
+    """A picture that pages embed in place of their figures."""
+    import numpy as np
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def figures_are_not_rendered(request, monkeypatch, canned_png):
+    """Fast tests build figures and do not render them, which takes a third of a tiny run; those of reports do."""
+    if "reports" in request.path.parts or "slow" in request.keywords:
+        return
+    from deblur_mae_jax.reports import page
+
+    monkeypatch.setattr(page, "png", lambda figure: canned_png)
 
 
 @pytest.fixture(scope="session")

@@ -74,11 +74,6 @@ def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
             f"config.init_from was trained with '{trained.config.task.degrade}'. Choices: search(step), "
             "with a network trained with levels of blur (D2MAE)"
         )
-    if config.task.degrade != trained.config.task.degrade:
-        raise UserError(
-            f"config.task.degrade='{config.task.degrade}': a search uses the degradation that the network of "
-            f"config.init_from was trained with, '{trained.config.task.degrade}'"
-        )
     sharding.require_same(config=flat(config), commit=run_folder.git_state() if jax.process_count() > 1 else None)
     run_folder.claim(folder, config)
     for line in lines:
