@@ -179,7 +179,7 @@ def test_a_level_must_mean_the_same_to_the_network_that_searches(tmp_path):
     other = "blur.gaussian_levels(max_sigma=1.1, step=0.1, kernel='opencv_float')"
     with pytest.raises(UserError, match="has other levels than the network"):
         go(tmp_path, task__degrade=other)
-    with pytest.raises(UserError, match="is a run, and its network is used as it was trained: task.degrade"):
+    with pytest.raises(UserError, match=r"is a run, and its network is used as it was trained: task.degrade"):
         go(tmp_path, "blur_search", task__degrade=other)
 
 
