@@ -40,7 +40,7 @@ The same once more, from the same pre-trainings, with the classes drawn equally 
 because hand-made features weigh all classes equally and the networks above do not. Written down before the first of
 these fine-tunings, with the results above known: nothing else changes, and two comparisons with hand-made features
 count, AUROC and macro F1 of the mean of both ensembles. As this is the second look at these patients, each is called
-clear if its 97.5 % interval leaves out zero.
+clear if its 97.5 % interval leaves out zero. (Neither did: docs/results.md.)
 """
 
 from deblur_mae_jax.config.values import SMALL, SMALL_RESNET, SMALL_SIMCLR
