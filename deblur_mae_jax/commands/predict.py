@@ -45,9 +45,11 @@ def run(run_folder: str | Path, images: str, output: str | Path = "", infer: str
     places = [str(mirror.opened(folder, "--workdir")) for folder in folders]
     first = Path(places[0])
     is_file = files.is_weights(first)
-    config = trained_network.load(first, "--workdir").config if is_file else (
-        trained_network.read_config(first)
-    )  # fmt: skip
+    try:
+        config = trained_network.load(first, "--workdir").config if is_file else trained_network.read_config(first)
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith("--workdir") else f"--workdir: {text}") from error
     if config.task.name == "probe":
         raise UserError(
             f"--workdir: '{first}' is a probe, which keeps no network. Train a head by configs/linear_probe.py"

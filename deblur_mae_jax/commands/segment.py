@@ -64,6 +64,12 @@ def load_members(folders: list[str]) -> list[TrainedNetwork]:
         same &= member.mask_values == first.mask_values
         values, expected = flat(member.config), flat(first.config)
         same &= all(values.get(name) == expected.get(name) for name in PREPARATION)
+        searchers = [one.searcher.weights_hash if one.searcher is not None else "" for one in (member, first)]
+        if same and member is not first and searchers[0] != searchers[1]:
+            raise UserError(
+                f"--workdir: '{folder}' and '{folders[0]}' search the blur of an image with different networks, so one "
+                "level does not fit both; predict with each and join the label maps"
+            )
         if not same:
             raise UserError(
                 f"--workdir: '{folder}' differs in labels, network or preprocessing from "

@@ -1,4 +1,4 @@
-"""Read a CSV file that lists images, as people and table programs write it."""
+"""What the columns and rows of a CSV mean that lists images, as people and table programs write it."""
 
 from __future__ import annotations
 

@@ -151,21 +151,6 @@ def student(value: float, variance: float, degrees: float, share: bool = False) 
     return Interval(float(special.expit(middle - half)), float(special.expit(middle + half)))
 
 
-def over_folds(values: Sequence[float], n_train: float, n_test: float) -> tuple[float, float, Interval]:
-    """Mean, standard deviation and Student interval of the mean over the folds of a cross-validation.
-
-    The training sets of folds overlap. The variance follows Nadeau and Bengio (2003): (1 / k + n_test / n_train) s^2,
-    with the numbers of training and test images of a fold.
-    """
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return float(x.mean()), float("nan"), Interval(np.nan, np.nan)
-    ratio = n_test / n_train
-    sd = float(x.std(ddof=1))
-    half = stats.t.ppf((1 + LEVEL) / 2, len(x) - 1) * sd * np.sqrt(1 / len(x) + ratio)
-    return float(x.mean()), sd, Interval(float(x.mean() - half), float(x.mean() + half))
-
-
 def corrected_t_test(a: Sequence[float], b: Sequence[float], n_train: float, n_test: float) -> tuple[float, float]:
     """(t, two-sided p) of the corrected resampled t-test over folds (Nadeau and Bengio 2003)."""
     difference = np.asarray(a, float) - np.asarray(b, float)

@@ -161,9 +161,11 @@ def _config_beside(folder: Path, path: Path) -> dict[str, Any]:
         except (OSError, ValueError):
             continue
         config |= content if isinstance(content, dict) else {}
-    activation = config.get("hidden_act", "gelu")
-    if activation != "gelu":
-        raise UserError(f"'{folder / 'config.json'}': hidden_act={activation}; the networks here have the exact gelu")
+    named = {"hidden_act": config.get("hidden_act", "gelu")}
+    named["act_layer"] = (config.get("model_args") or {}).get("act_layer", "gelu")
+    for field, activation in named.items():
+        if activation != "gelu":
+            raise UserError(f"'{folder / 'config.json'}': {field}={activation}; the networks here have the exact gelu")
     return config
 
 

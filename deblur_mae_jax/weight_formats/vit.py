@@ -243,8 +243,9 @@ def depth_of(state: State, stem: str) -> int:
 def _heads(
     config: dict[str, Any], name: str, usual: dict[int, int], width: int, head: int, notes: list[str]
 ) -> int:  # fmt: skip
-    if isinstance(config.get(name), int):
-        return config[name]
+    for place in (config, config.get("model_args") or {}):  # Hugging Face's, timm's
+        if isinstance(place.get(name), int):
+            return place[name]
     part, guess = "decoder" if name.startswith("decoder") else "encoder", usual.get(width, max(1, width // head))
     notes.append(
         f"the file does not record the attention heads of the {part}; we assume {guess} for its width of {width}"
@@ -258,8 +259,8 @@ def _heads(
 def normalisation(config: dict[str, Any], chans: int, notes: list[str]) -> dict[str, Any]:
     """The normalisation in a Hugging Face preprocessor or timm's config; ImageNet's if there is none."""
     timm = config.get("pretrained_cfg") or {}
-    mean = config.get("image_mean") or timm.get("mean")
-    std = config.get("image_std") or timm.get("std")
+    mean = config.get("image_mean") or timm.get("mean") or config.get("mean")  # the last: timm's older files
+    std = config.get("image_std") or timm.get("std") or config.get("std")
     if config.get("do_normalize") is not False and mean and std and len(mean) in (1, chans) and len(std) in (1, chans):
         return {"data.mean": tuple(mean), "data.std": tuple(std)}
     if config.get("do_normalize") is False:

@@ -1,4 +1,4 @@
-"""Save and restore a run. This is the only module that uses Orbax."""
+"""Save and restore a run. Beside `weights.py` this is the only module that uses Orbax."""
 
 from __future__ import annotations
 

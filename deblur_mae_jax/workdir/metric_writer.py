@@ -1,4 +1,4 @@
-"""Log the numbers of a run: always to `metrics.jsonl`, and to TensorBoard if it is installed."""
+"""Log the numbers of a run: always to `metrics.jsonl`, and to TensorBoard."""
 
 from __future__ import annotations
 

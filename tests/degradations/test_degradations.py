@@ -347,9 +347,13 @@ def test_a_wrong_degradation_is_one_clear_line(text, parts):
     assert "\n" not in message and all(part in message for part in parts)
 
 
-def test_parsing_runs_no_code():
+def test_parsing_runs_no_code(tmp_path):
+    mark = tmp_path / "it_ran"
     with pytest.raises(lookup.UserError):
-        parse.degradation("__import__('os').system('true')")
+        parse.degradation(f"__import__('os').system('touch {mark}')")
+    with pytest.raises(lookup.UserError):
+        parse.degradation(f"blur.gaussian(sigma=__import__('os').system('touch {mark}'))")
+    assert not mark.exists()
 
 
 def test_opencv_here_agrees_with_the_stored_arrays(golden):

@@ -264,16 +264,6 @@ def test_no_positive_image_and_no_positive_prediction_has_no_f1():
     assert classification.f1_binary(labels, two_columns(np.array([0.1, 0.9, 0.1, 0.1]))) == 0
 
 
-def test_the_interval_over_folds_is_wider_than_over_independent_runs():
-    values = [0.8, 0.82, 0.79, 0.83, 0.81]
-    mean, sd, folds = statistics.over_folds(values, 60, 20)
-    assert mean == pytest.approx(0.81) and sd == pytest.approx(np.std(values, ddof=1))
-    low, high = stats.t.interval(0.95, 4, mean, sd / np.sqrt(5))
-    wider = (folds.high - folds.low) / (high - low)
-    assert wider == pytest.approx(np.sqrt((1 / 5 + 1 / 3) / (1 / 5)))
-    assert np.isnan(statistics.over_folds([0.5], 60, 20)[1])
-
-
 @given(st.integers(0, 10_000))
 def test_the_table_survives_its_file(seed):
     import tempfile
