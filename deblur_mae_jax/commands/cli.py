@@ -109,6 +109,17 @@ def fail(message: object, status: int = 2) -> None:
     sys.exit(status)
 
 
+def joined(arguments: list[str]) -> list[str]:
+    """The arguments, with `--config FILE` as `--config=FILE`."""
+    out: list[str] = []
+    for argument in arguments:
+        if out and out[-1].lstrip("-") == "config" and out[-1].startswith("-"):
+            out[-1] += f"={argument}"
+        else:
+            out.append(argument)
+    return out
+
+
 def located(argument: str) -> str:
     """Replace the file of a `--config=` argument with the path of an existing config.
 
@@ -341,6 +352,6 @@ def run_flags(argv: list[str]) -> None:
 def main() -> None:
     """Entry point of the program, also of the console command `deblur-mae`."""
     tuning.start_well()  # must run before anything allocates memory or starts JAX
-    sys.argv[1:] = [located(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [located(argument) for argument in joined(sys.argv[1:])]
     define_flags()
     app.run(run_flags, flags_parser=parse)

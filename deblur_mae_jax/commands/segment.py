@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import api, sharding
+from deblur_mae_jax import network as networks
 from deblur_mae_jax.commands import new_images
 from deblur_mae_jax.commands.unfinished import Unfinished, key_of
 from deblur_mae_jax.config import DECODING, flat
@@ -36,6 +37,9 @@ PREPARATION = (
 )  # fmt: skip
 
 
+WINDOWS = ("overlap", "blending")  # fields of config.infer that say how windows over a volume are joined
+
+
 def infer_fields(config: ConfigDict, text: str) -> ConfigDict:
     """Override fields of `config.infer` with those of `text`, such as "flips=True,overlap=0.7"."""
     infer = ConfigDict(config.infer.to_dict())
@@ -43,6 +47,8 @@ def infer_fields(config: ConfigDict, text: str) -> ConfigDict:
         name, _, value = (piece.strip() for piece in setting.partition("="))
         if name not in infer:
             raise unknown("--infer", name, infer.keys())
+        if name in WINDOWS and networks.identify(config).axes == 2:
+            raise UserError(f"--infer: {name} is for volumes; an image is predicted at once")
         try:
             infer[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError):

@@ -195,7 +195,14 @@ def _from_file(path: Path, field: str, known: dict[str, Any]) -> TrainedNetwork:
         params = names.params_from_state_dict(weights.state, shapes, tables)
         notes = [*weights.notes, *notes, *_other_tables(weights.state, tables)]
     except UserError as error:
-        raise UserError(f"{field}: '{path}': {error}") from error
+        hint = (
+            ". Which levels its blur token means is in certificate.json, or in the header of a safetensors file: keep "
+            "it beside the file, or use dm.load(FILE, conditioning='token', "
+            "degrade='blur.gaussian_levels(max_sigma=1.1)')"
+            if "blur_token" in str(error)
+            else ""
+        )
+        raise UserError(f"{field}: '{path}': {error}{hint}") from error
     except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{field}: '{path}': {files.misfit(error)}") from error
     ours = "config" in weights.header

@@ -90,6 +90,12 @@ def test_every_config_name_of_version_0_1_still_works(old, capsys, monkeypatch):
     assert config.task.name
 
 
+def test_a_config_may_follow_after_a_space():
+    assert cli.joined(["--config", "configs/x.py", "--workdir=run"]) == ["--config=configs/x.py", "--workdir=run"]
+    for same in (["--config=configs/x.py"], ["--config"], ["--mode", "run"]):
+        assert cli.joined(same) == same
+
+
 def test_a_misspelt_config_is_named(capsys, monkeypatch):
     monkeypatch.chdir(tiny.ROOT)
     with pytest.raises(SystemExit):
