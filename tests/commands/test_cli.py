@@ -1,13 +1,20 @@
 """The command line: clear errors, names of version 0.1, configs of the installed package."""
 
+import dataclasses
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 import tiny
 from absl import flags as absl_flags
 
-from deblur_mae_jax.commands import cli
+from deblur_mae_jax.commands import cli, processes
+from deblur_mae_jax.data.source import BadImage
+from deblur_mae_jax.errors import NotSaved, StoreError, UserError
+from deblur_mae_jax.training.result import NonFiniteLossError, Result
 
 ROOT = tiny.ROOT
 
@@ -88,6 +95,53 @@ def test_every_config_name_of_version_0_1_still_works(old, capsys, monkeypatch):
     assert flag == "--config" and f"configs/{old}.py is now {value}" in capsys.readouterr().err
     config = tiny.load(value.removeprefix("configs/").replace(".py", ""))
     assert config.task.name
+
+
+def result(**more):
+    return Result(2, True, Path("report"), Path("checkpoint"), "", None, **more)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "words"),
+    [
+        (lambda: result(), None, ""),
+        (lambda: result(stopped_by=15), 143, ""),
+        (lambda: result(unwritten=("the report",)), 4, "the report could not be written"),
+        (lambda: dataclasses.replace(result(), checkpoint=None), 4, "the last checkpoint could not be saved"),
+        (UserError("config.x"), 2, "config.x"),
+        (StoreError("gone"), 75, "gone"),
+        (NotSaved("not copied"), 4, "not copied"),
+        (NonFiniteLossError("the loss is nan"), 3, "the loss is nan"),
+        (BadImage("none can be read"), 75, "Start the same command again"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 5 GB"),
+            5,
+            "out of device memory at config.optim.batch_size=8",
+        ),
+    ],
+)
+def test_the_exit_code_says_how_a_run_ended(monkeypatch, capsys, outcome, code, words):
+    def start():
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome()
+
+    optim = SimpleNamespace(batch_size=8)
+    values = SimpleNamespace(
+        mode="run", profile=False, plan=False, dry_run=False, inspect=False, max_hours=0.0, output="", workdir="run",
+        distributed="off", coordinator=None, num_processes=None, process_id=None, config=SimpleNamespace(optim=optim),
+    )  # fmt: skip
+    monkeypatch.setattr(cli.flags, "FLAGS", values)
+    monkeypatch.setattr(cli, "check", lambda argv: None)
+    monkeypatch.setattr(cli, "start", start)
+    monkeypatch.setattr(processes, "initialize", lambda *_: None)
+    if code is None:
+        cli.run_flags([])
+    else:
+        with pytest.raises(SystemExit) as ended:
+            cli.run_flags([])
+        assert ended.value.code == code
+    assert words in capsys.readouterr().err
 
 
 def test_a_config_may_follow_after_a_space():
