@@ -39,5 +39,5 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
         default = None if isinstance(field.default, type) else field.default
         value = values.get(name, list(default) if isinstance(default, tuple) else default)
         out[name] = None if isinstance(field.default, type) and not value else value
-    # Keep further settings of a model from a weight file, such as its mlp_ratio.
+    # Keep further settings of a model from a weight file.
     return out | {k: v for k, v in values.items() if k.startswith("model.") and k not in out}

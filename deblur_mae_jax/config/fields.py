@@ -116,6 +116,7 @@ VIT: Group = {
     "embed_dim": Field(int, "Width of the encoder. Unset: that of the variant."),
     "depth": Field(int, "Blocks of the encoder. Unset: that of the variant."),
     "num_heads": Field(int, "Attention heads of the encoder. Unset: that of the variant."),
+    "mlp_ratio": Field(4.0, "Hidden width of an MLP, in widths of the network."),
     "conditioning": Field("none", "How the network is given the blur level: none | addition | token."),
     "level_code": Field("learned", "Code of the blur level: learned | sinusoid | table | mlp."),
     "attention": Field("auto", "Implementation of attention: auto | xla | cudnn | triton | by_image."),
@@ -127,7 +128,7 @@ CONVVIT: Group = {
     "patch_size": Field(16, "Side of a patch, pixels: 16."),
     "stem_dims": Field(tuple, "Widths of the two convolutional stages. Unset: those of the variant."),
     "stem_depths": Field(tuple, "Blocks of the two convolutional stages. Unset: those of the variant."),
-    **{name: VIT[name] for name in ("in_chans", "embed_dim", "depth", "num_heads", "conditioning", "level_code", "attention")},
+    **{name: VIT[name] for name in ("in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "conditioning", "level_code", "attention")},
     **COMPUTE,
 }  # fmt: skip
 VIT_DECODER: Group = {

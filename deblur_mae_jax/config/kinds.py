@@ -167,13 +167,13 @@ GROUPS["blur_search"] = {**GROUPS["finetuning"], "task": (TASK, DEGRADE, BLUR_SI
 # for a run without such a network, if they differ from the fields' defaults.
 INHERITED_BY_IMAGES = (
     "image_size", "task.degrade", "task.blur_site", "model.variant", "model.patch_size", "model.in_chans",
-    "model.embed_dim", "model.depth", "model.num_heads", "model.conditioning", "model.level_code", "data.mean",
-    "data.std", "data.max_side", "data.bits16", "data.gray_target",
+    "model.embed_dim", "model.depth", "model.num_heads", "model.mlp_ratio", "model.conditioning", "model.level_code",
+    "data.mean", "data.std", "data.max_side", "data.bits16", "data.gray_target",
 )  # fmt: skip
 INHERITED_BY_CONVVIT = (
     "image_size", "task.degrade", "task.blur_site", "model.variant", "model.stem_dims", "model.stem_depths",
-    "model.in_chans", "model.embed_dim", "model.depth", "model.num_heads", "model.conditioning", "model.level_code",
-    "data.mean", "data.std", "data.max_side", "data.bits16", "data.gray_target",
+    "model.in_chans", "model.embed_dim", "model.depth", "model.num_heads", "model.mlp_ratio", "model.conditioning",
+    "model.level_code", "data.mean", "data.std", "data.max_side", "data.bits16", "data.gray_target",
 )  # fmt: skip
 INHERITED_BY_BACKBONES = (
     "image_size", "task.degrade", "task.blur_site", "model.in_chans", "data.mean", "data.std", "data.max_side",

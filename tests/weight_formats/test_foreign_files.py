@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
+from deblur_mae_jax import network as networks
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.pretrained import inherit, trained_network
+from deblur_mae_jax.pretrained import inherit, trained_network, warm_start
 from deblur_mae_jax.weight_formats import files, vit
 from deblur_mae_jax.workdir.run_folder import Workdir
 
@@ -122,6 +124,23 @@ def test_another_activation_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_act": "relu"}))
     with pytest.raises(UserError, match=r"config\.json': hidden_act=relu; the networks here have the exact gelu"):
         trained_network.load(tmp_path)
+
+
+def test_another_width_of_the_mlps_is_taken_along(tmp_path):
+    """It was read, and then every MLP of the fine-tuned network had another shape."""
+    state = encoder()
+    for name in list(state):
+        if ".mlp.fc1." in name:
+            state[name] = state[name][: len(state[name]) // 2]
+        elif ".mlp.fc2.weight" in name:
+            state[name] = state[name][:, : state[name].shape[1] // 2]
+    path = saved(tmp_path / "narrow.safetensors", state)
+    start = tiny.config("finetune", init_from=str(path), task__degrade="none", model__conditioning="none")
+    config, source, _ = inherit.resolve(start)
+    assert config.model.mlp_ratio == 2
+    network = networks.build(config, 2)
+    taken = warm_start.fit(source, jax.eval_shape(network.init), network)
+    assert not any(name.startswith("blocks") for name in taken.new), taken.new
 
 
 @pytest.mark.parametrize(("epsilon", "told"), [(1e-6, False), (1e-12, True)])
