@@ -243,7 +243,7 @@ def check(argv: list[str]) -> None:
             fail(f"--config: {error}")
         given = {argument.lstrip("-").partition("=")[0] for argument in sys.argv[1:]}
         for steps, epochs, what in (("steps", "epochs", "length"), ("warmup_steps", "warmup_epochs", "warm-up")):
-            if config.optim[steps] and f"config.optim.{epochs}" in given:
+            if config.optim[steps] and f"config.optim.{epochs}" in given and f"config.optim.{steps}" not in given:
                 fail(
                     f"--config.optim.{epochs}={config.optim[epochs]:g}: the {what} is given in steps, "
                     f"config.optim.{steps}={config.optim[steps]}; change that, or add --config.optim.{steps}=0"
