@@ -31,7 +31,9 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
         return values
     own_model = VALUES[kind].get("model.name", VIT["name"].default)
     if all(name in values for name in fields_of(kind) if not name.startswith("model.")):
-        return values  # written by this version; further fields are the user's own
+        # Written by this version, or before the field `mlp_ratio`; further fields are the user's own.
+        wide = "model.mlp_ratio" in fields_of(kind) and values.get("model.name") == own_model
+        return {"model.mlp_ratio": VIT["mlp_ratio"].default} | values if wide else values
     out = {}
     for name, field in fields_of(kind).items():
         if name.startswith("model.") and values.get("model.name") != own_model:
