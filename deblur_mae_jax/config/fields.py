@@ -336,7 +336,7 @@ OPTIM: Group = {
     "accum_steps": Field(1, "Parts of a batch whose gradients are accumulated. Mixup, cutmix and contrastive losses see one part at a time."),
     "epochs": Field(800.0, "Length of the run, epochs."),
     "steps": Field(0, "Length of the run, steps. If set, it replaces `epochs`, and the warm-up is at most a tenth of it."),
-    "warmup_epochs": Field(40.0, "Length of the warm-up, epochs."),
+    "warmup_epochs": Field(40.0, "Length of the warm-up, epochs; with `steps` at most a tenth of the run."),
     "warmup_steps": Field(0, "Length of the warm-up, steps, instead of `warmup_epochs`; with `steps` at most a tenth of the run. 0: `warmup_epochs`."),
     "base_lr": Field(1.5e-4, "Learning rate at batch 256; see `scale_lr`."),
     "scale_lr": Field(True, "Multiply `base_lr` by batch_size / 256."),

@@ -55,13 +55,13 @@ def lengths(optim: ConfigDict, per_epoch: float) -> Lengths:
 
 
 def notes(optim: ConfigDict, length: Lengths) -> list[str]:
-    """A line if the warm-up that the config asks for was cut."""
+    """A line if the warm-up that the config asks for in steps was cut; one in epochs is that of a longer run."""
     steps = round(length.warmup_epochs * length.per_epoch)
-    asked = optim.warmup_steps or round(optim.warmup_epochs * length.per_epoch)
-    if steps >= asked:
+    if steps >= optim.warmup_steps:
         return []
-    field = f"warmup_steps={optim.warmup_steps}" if optim.warmup_steps else f"warmup_epochs={optim.warmup_epochs:g}"
-    return [f"the warm-up is {steps} steps, a tenth of the run, instead of config.optim.{field} ({asked} steps)"]
+    return [
+        f"the warm-up is {steps} steps, a tenth of the run, instead of config.optim.warmup_steps={optim.warmup_steps}"
+    ]
 
 
 def make(optim: ConfigDict, length: Lengths) -> Schedule:
