@@ -311,6 +311,7 @@ def test_a_method_whose_images_changed_between_two_runs_does_not_cost_the_others
     assert "better, sharper has no measures: " in table.write(networks, facts, tmp_path)
 
 
+@pytest.mark.slow
 def test_methods_of_the_same_pretrainings_are_compared_within_each(tmp_path):
     networks, facts = kept_study(tmp_path)
     networks = [dataclasses.replace(n, training=str(n.seed)) for n in networks]
