@@ -343,10 +343,10 @@ def run_flags(argv: list[str]) -> None:
     else:
         if isinstance(result, Result) and result.checkpoint is None and not values.dry_run:
             fail("the last checkpoint could not be saved; see the messages above", status=4)
-        if isinstance(result, Result) and result.unwritten:
-            fail(f"{' and '.join(result.unwritten)} could not be written; see the messages above", status=4)
         if isinstance(result, Result) and result.stopped_by:
             sys.exit(128 + result.stopped_by)  # a scheduler takes 0 for finished
+        if isinstance(result, Result) and result.unwritten:
+            fail(f"{' and '.join(result.unwritten)} could not be written; see the messages above", status=4)
 
 
 def main() -> None:

@@ -106,6 +106,7 @@ def result(**more):
     [
         (lambda: result(), None, ""),
         (lambda: result(stopped_by=15), 143, ""),
+        (lambda: result(stopped_by=15, unwritten=("the report",)), 143, ""),  # the run has to go on
         (lambda: result(unwritten=("the report",)), 4, "the report could not be written"),
         (lambda: dataclasses.replace(result(), checkpoint=None), 4, "the last checkpoint could not be saved"),
         (UserError("config.x"), 2, "config.x"),
