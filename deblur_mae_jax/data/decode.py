@@ -49,6 +49,7 @@ GRAY_DIFFERENCE, GRAY_SHARE = 8, 0.995
 COLOUR = "colour, such as Doppler, is read as its luma: {} % of the pixels have colour"
 COLOUR_SHARES = {5: "up to 5", 20: "5 to 20", 100: "20 to 100"}
 COLOURED = ("RGB", "P", "PA", "CMYK", "YCbCr")
+NO_ORIENTATION = "its orientation (EXIF) is damaged; it is read as stored"
 ONE_FRAME = "several frames or pages, of which only the first is read"
 
 
@@ -86,6 +87,8 @@ class Decoder:
             self._checked(header)
             if header.frames > 1:
                 notes.append(ONE_FRAME)
+            if header.turn_unknown:
+                notes.append(NO_ORIENTATION)
             try:
                 plain = opened is not None and not header.deep
                 image = self._plain(opened, header, notes) if plain else self._deep(path, header, notes)

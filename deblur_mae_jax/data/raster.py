@@ -63,6 +63,7 @@ class Header:
     deep: whether the pixels must be read by `deep_images.read`, because Pillow loses some of them.
     applied: whether Pillow turns the pixels by itself, as it does for TIFF.
     white_is_small: whether small values are white, as TIFF's tag 262 may say.
+    turn_unknown: whether the orientation is damaged, and taken as upright.
     """
 
     width: int
@@ -73,6 +74,7 @@ class Header:
     deep: bool
     applied: bool = False
     white_is_small: bool = False
+    turn_unknown: bool = False
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -159,16 +161,16 @@ def _header_of(image: Image.Image, path: Path | bytes) -> Header:
         turn = _turn_of_tiff(image)
     else:
         turn = _turn_of_exif(image)
-    turn = turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
     return Header(
         width,
         height,
-        turn,
+        turn if isinstance(turn, int) and 1 <= turn <= 8 else 1,
         _frames(image, tags),
         _is_lossy(image, tags, path),
         _is_deep(image, tags, path),
         applied=tags is not None,
         white_is_small=tags is not None and tags.get(262) == 0,
+        turn_unknown=turn is None,
     )
 
 
@@ -247,10 +249,11 @@ def _turn_of_tiff(image: Image.Image) -> int:
 
 
 def _turn_of_exif(image: Image.Image) -> Any:
+    """The orientation; `None` if it cannot be read."""
     try:
         return image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # damaged metadata beside good pixels
-        return 1
+        return None
 
 
 def _frames(image: Image.Image, tags: Any) -> int:

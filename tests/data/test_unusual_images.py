@@ -245,7 +245,8 @@ def test_a_wrong_checksum_is_damage_and_damaged_metadata_is_not():
     buffer = io.BytesIO()
     Image.fromarray(np.full((80, 100), 90, np.uint8)).save(buffer, "PNG", exif=b"garbage instead of tags")
     whole = buffer.getvalue()
-    assert (Decoder()(whole) == 90).all()
+    pixels, notes = Decoder().decode(whole)
+    assert (pixels == 90).all() and notes == ["its orientation (EXIF) is damaged; it is read as stored"]
     place = whole.index(b"IDAT") + 12
     with pytest.raises(BadImage, match="damaged: "):
         Decoder()(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
