@@ -118,7 +118,7 @@ def changed(name, **overrides):
     if segments:
         out |= {"model.decoder_width": 8} if load(name).model.decoder == "upernet" else {}
         out |= {"image_size": 32 if kind in ("vit", "beit") else 64}
-        out = {k: v for k, v in out.items() if k in fields.flat(load(name))}
+    out = {k: v for k, v in out.items() if k in fields.flat(load(name))}
     if own.get("init_from"):
         out = {k: v for k, v in out.items() if not k.startswith(("image_size", "model."))}
     return out | own

@@ -242,8 +242,10 @@ def check(argv: list[str]) -> None:
         except (OSError, AttributeError) as error:
             fail(f"--config: {error}")
         given = {argument.lstrip("-").partition("=")[0] for argument in sys.argv[1:]}
+        fields = config.to_dict()
         for steps, epochs, what in (("steps", "epochs", "length"), ("warmup_steps", "warmup_epochs", "warm-up")):
-            if config.optim[steps] and f"config.optim.{epochs}" in given and f"config.optim.{steps}" not in given:
+            in_steps = fields.get("optim", {}).get(steps)  # a probe trains nothing
+            if in_steps and f"config.optim.{epochs}" in given and f"config.optim.{steps}" not in given:
                 fail(
                     f"--config.optim.{epochs}={config.optim[epochs]:g}: the {what} is given in steps, "
                     f"config.optim.{steps}={config.optim[steps]}; change that, or add --config.optim.{steps}=0"
@@ -331,12 +333,14 @@ def run_flags(argv: list[str]) -> None:
         if "RESOURCE_EXHAUSTED" not in str(error) or values.mode == "predict":
             processes.end_of_crash(error)
             raise
-        fail(
-            f"out of device memory at config.optim.batch_size={values.config.optim.batch_size}: use a larger "
-            "config.optim.accum_steps, config.model.remat=True or config.data.store=streaming. "
-            f"{one_line(error)}",
-            status=5,
+        optim = values.config.to_dict().get("optim")
+        help = (
+            f" at config.optim.batch_size={optim['batch_size']}: use a larger config.optim.accum_steps, "
+            "config.model.remat=True or config.data.store=streaming"
+            if optim
+            else ": use a smaller config.search.batch_size"
         )
+        fail(f"out of device memory{help}. {one_line(error)}", status=5)
     except Exception as error:
         processes.end_of_crash(error)
         raise

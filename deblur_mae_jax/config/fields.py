@@ -24,8 +24,10 @@ RUN: Group = {
     "seed": Field(0, "Seed of every random number of the run."),
     "image_size": Field(224, "Side of the network's input: pixels, or voxels of a cube. One number per axis for other shapes: (160, 256) is (height, width); a volume's axes are those of `data.spacing`, as in (96, 96, 32).", object),
     "compilation_cache": Field("auto", 'Folder that keeps compiled programs between runs. "auto": the user\'s cache folder. "": none.'),
-    "hang_minutes": Field(10.0, "Minutes after which a training step that does not end ends the run, with exit code 124 and the stack of every thread. At least 20 typical steps. 0: never."),
     "init_from": Field("", 'Weights to start from: the workdir of a run, or a weight file of this library, MAE, DeblurringMIM, ConvMAE, MoCo v3, SimMIM, BEiT, USFM, timm, torchvision, Hugging Face, MONAI or DAE. "": from scratch.'),
+}  # fmt: skip
+TRAINING: Group = {
+    "hang_minutes": Field(10.0, "Minutes after which a training step that does not end ends the run, with exit code 124 and the stack of every thread. At least 20 typical steps. 0: never."),
     "init_strict": Field(True, "Refuse weights that do not fit the network. False: take what fits."),
     "init_parts": Field("both", "Parts of `init_from` to take: both | encoder | decoder."),
 }  # fmt: skip
@@ -232,21 +234,19 @@ SOURCE: Group = {
     "num_images": Field(600, "Number of phantoms."),
     "side": Field(160, "Height of a phantom, pixels; side of a phantom volume, voxels."),
     "phantom_seed": Field(0, "Seed of the phantoms."),
-    "store": Field("auto", "Where the images stay: resident (device memory) | streaming (read again in every epoch) | auto."),
     "num_threads": Field(4, "Threads that read images."),
-    "num_workers": Field(0, "Processes that read ahead for the streaming store. 0: threads read."),
     "check": Field("pixels", "What is checked before training: pixels (decode every file) | header."),
     "max_bad_fraction": Field(0.2, "Stop when a larger share of the files cannot be used."),
     "max_pixels": Field(50_000_000, "Refuse larger images: pixels, or voxels of a volume."),
+}  # fmt: skip
+STORE: Group = {
+    "store": Field("auto", "Where the images stay: resident (device memory) | streaming (read again in every epoch) | auto."),
+    "num_workers": Field(0, "Processes that read ahead for the streaming store. 0: threads read."),
 }  # fmt: skip
 IMAGES: Group = {
     "tfds_name": Field("", "Name of a TensorFlow Datasets set, with data.name=tfds_source."),
     "mean": Field((), "Mean of the 0..1 gray scale, one value per channel. (): ImageNet's, averaged over the colours for one channel."),
     "std": Field((), "Standard deviation of the 0..1 gray scale; like `mean`."),
-    "crop_scale": Field((0.2, 1.0), "Range of the area of a random crop, as a share of the image."),
-    "crop_ratio": Field((3 / 4, 4 / 3), "Range of the width / height of a random crop, relative to that of `image_size`."),
-    "crop_rejection": Field(True, "Draw crops that do not fit the image again. False: cut them to the image (linear probe)."),
-    "flip": Field(True, "Flip left and right at random."),
     "gray_target": Field(False, "With three channels: make the target gray too."),
     "frames": Field("uniform(8)", "Frames of a DICOM clip: uniform(8) | every(1.0 s) | all | first | middle."),
     "crop": Field("auto", "Part of a DICOM ultrasound picture: auto (its regions, else the fan) | regions | none."),
@@ -254,6 +254,12 @@ IMAGES: Group = {
     "max_side": Field(1024, "Shrink larger images to this when they are read, pixels; a blur at native resolution comes after it. 0: never."),
     "min_side": Field(16, "Leave smaller images out, pixels."),
     "bits16": Field("minmax", "How 16-bit gray levels become 8-bit: minmax (the image's own range) | full."),
+}  # fmt: skip
+CROPS: Group = {
+    "crop_scale": Field((0.2, 1.0), "Range of the area of a random crop, as a share of the image."),
+    "crop_ratio": Field((3 / 4, 4 / 3), "Range of the width / height of a random crop, relative to that of `image_size`."),
+    "crop_rejection": Field(True, "Draw crops that do not fit the image again. False: cut them to the image (linear probe)."),
+    "flip": Field(True, "Flip left and right at random."),
 }  # fmt: skip
 VOLUMES: Group = {
     "spacing": Field(
@@ -315,8 +321,10 @@ SEARCH: Group = {
 }  # fmt: skip
 SELECT: Group = {
     "metric": Field("accuracy", "Measure on the validation images that selects the best weights."),
-    "patience_epochs": Field(0.0, "Stop so many epochs after the best. 0: never."),
 }
+PATIENCE: Group = {
+    "patience_epochs": Field(0.0, "Stop so many epochs after the best. 0: never."),
+}  # fmt: skip
 INFER: Group = {
     "overlap": Field(0.5, "Overlap of neighbouring windows, as a share of their side."),
     "blending": Field("gaussian", "Weights of overlapping windows: gaussian | constant."),

@@ -18,7 +18,9 @@ from deblur_mae_jax.config.fields import (
     CHECKPOINT,
     CLASSES,
     CLASSIFY,
+    COMPUTE,
     CONVVIT,
+    CROPS,
     DEGRADE,
     DENOISER,
     DIFFMAE,
@@ -36,6 +38,7 @@ from deblur_mae_jax.config.fields import (
     MODALITIES,
     MONITOR,
     OPTIM,
+    PATIENCE,
     PRETEXT,
     PROBE,
     PROJECTION,
@@ -54,11 +57,13 @@ from deblur_mae_jax.config.fields import (
     SIMCLR,
     SOURCE,
     SPLITS,
+    STORE,
     SWIN,
     SWIN_OUTPUT,
     SWIN_RECONSTRUCTION,
     SWIN_SSL,
     TASK,
+    TRAINING,
     TRUNK,
     VIT,
     VIT_DECODER,
@@ -71,25 +76,31 @@ from deblur_mae_jax.config.fields import (
 )  # fmt: skip
 
 Groups = dict[str, tuple[Group, ...]]
-_COMMON: Groups = {"": (RUN,), "optim": (OPTIM,), "sharding": (SHARDING,), "checkpoint": (CHECKPOINT,), "log": (LOG,)}
+_COMMON: Groups = {
+    "": (RUN, TRAINING),
+    "optim": (OPTIM,),
+    "sharding": (SHARDING,),
+    "checkpoint": (CHECKPOINT,),
+    "log": (LOG,),
+}
 _VIT_LABELS: Groups = {
     **_COMMON,
     "search": (SEARCH,),
-    "select": (SELECT,),
+    "select": (SELECT, PATIENCE),
 }
 GROUPS: dict[str, Groups] = {
     "pretraining": {
         **_COMMON,
         "task": (TASK, DEGRADE, BLUR_SITE, MASKED_RECON),
         "model": (VIT, VIT_DECODER),
-        "data": (SOURCE, IMAGES),
+        "data": (SOURCE, STORE, IMAGES, CROPS),
         "report": (REPORT, REPORT_RECONSTRUCTION, MONITOR),
     },
     "finetuning": {
         **_VIT_LABELS,
         "task": (TASK, DEGRADE, BLUR_SITE, CLASSIFY),
         "model": (VIT, VIT_HEAD),
-        "data": (SOURCE, IMAGES, SPLITS, CLASSES),
+        "data": (SOURCE, STORE, IMAGES, CROPS, SPLITS, CLASSES),
         "augment": (AUGMENT_CLASSES,),
         "report": (REPORT, REPORT_LABELS),
     },
@@ -97,7 +108,7 @@ GROUPS: dict[str, Groups] = {
         **_VIT_LABELS,
         "task": (TASK, DEGRADE, BLUR_SITE, SEGMENT),
         "model": (VIT, VIT_UNETR),
-        "data": (SOURCE, IMAGES, SPLITS, LABEL_MAPS),
+        "data": (SOURCE, STORE, IMAGES, CROPS, SPLITS, LABEL_MAPS),
         "augment": (AUGMENT_INTENSITY,),
         "infer": (INFER,),
         "report": (REPORT, REPORT_LABELS, REPORT_SEGMENTATION),
@@ -106,24 +117,24 @@ GROUPS: dict[str, Groups] = {
         **_COMMON,
         "task": (TASK, DEGRADE, DISRUPTED_RECON),
         "model": (SWIN, SWIN_OUTPUT, SWIN_RECONSTRUCTION),
-        "data": (SOURCE, VOLUMES, MODALITIES),
+        "data": (SOURCE, STORE, VOLUMES, MODALITIES),
         "report": (REPORT, REPORT_RECONSTRUCTION),
     },
     "pretext": {
         **_COMMON,
         "task": (TASK, DEGRADE, PRETEXT),
         "model": (SWIN, SWIN_SSL),
-        "data": (SOURCE, VOLUMES, MODALITIES),
+        "data": (SOURCE, STORE, VOLUMES, MODALITIES),
         "report": (REPORT, REPORT_RECONSTRUCTION),
     },
     "volume_segmentation": {
         **_COMMON,
         "task": (TASK, DEGRADE, SEGMENT),
         "model": (SWIN, SWIN_OUTPUT),
-        "data": (SOURCE, VOLUMES, SPLITS, LABEL_MAPS, FOREGROUND),
+        "data": (SOURCE, STORE, VOLUMES, SPLITS, LABEL_MAPS, FOREGROUND),
         "augment": (AUGMENT_INTENSITY, AUGMENT_VOLUMES),
         "infer": (INFER,),
-        "select": (SELECT,),
+        "select": (SELECT, PATIENCE),
         "report": (REPORT, REPORT_LABELS, REPORT_SEGMENTATION),
     },
 }
@@ -147,7 +158,7 @@ for _encoder, _fields in ENCODERS.items():
     }  # fmt: skip
 _CONTRAST: Groups = {
     **_COMMON,
-    "data": (SOURCE, IMAGES),
+    "data": (SOURCE, STORE, IMAGES, CROPS),
     "augment": (AUGMENT_VIEWS,),
     "report": (REPORT, REPORT_RECONSTRUCTION, MONITOR),
 }
@@ -160,8 +171,17 @@ GROUPS["dino_v2"] = {
     **_CONTRAST, "augment": (AUGMENT_VIEWS, AUGMENT_LOCAL), "task": (TASK, DEGRADE, BLUR_SITE, DINO),
     "model": (VIT, PROTOTYPES),
 }  # fmt: skip
-GROUPS["probe"] = {**GROUPS["finetuning"], "task": (TASK, DEGRADE, BLUR_SITE), "probe": (PROBE,)}
-GROUPS["blur_search"] = {**GROUPS["finetuning"], "task": (TASK, DEGRADE, BLUR_SITE)}
+# Runs that use a trained network as it is: no optimiser, crops or checkpoints, whose fields would change nothing.
+_AS_IT_IS: Groups = {
+    "": (RUN,), "task": (TASK, DEGRADE, BLUR_SITE),
+    "model": ({name: field for name, field in VIT.items() if name not in {"attention", *COMPUTE}},),
+    "data": (SOURCE, IMAGES), "search": (SEARCH,),
+}  # fmt: skip
+GROUPS["probe"] = {
+    **_AS_IT_IS, "data": (SOURCE, IMAGES, SPLITS, CLASSES), "select": (SELECT,), "report": (REPORT_LABELS,),
+    "probe": (PROBE,),
+}  # fmt: skip
+GROUPS["blur_search"] = _AS_IT_IS
 
 # Fields that a run inherits from the network in `init_from` unless the user sets them. `FROM_SCRATCH` has the values
 # for a run without such a network, if they differ from the fields' defaults.

@@ -120,8 +120,8 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "backbones": {"task.name": "classify", **_LABELS, "optim.layer_decay": 1.0},
     "swin2d": {"task.name": "classify", "model.name": "swin2d", **_LABELS, "optim.layer_decay": 1.0},
-    "probe": {"task.name": "probe", "model.name": "vit", **_LABELS},
-    "blur_search": {"task.name": "blur_search", "model.name": "vit", **_LABELS},
+    "probe": {"task.name": "probe", "model.name": "vit", "data.split": "train"},
+    "blur_search": {"task.name": "blur_search", "model.name": "vit"},
     "moco_v3_vit": {
         "task.name": "moco_v3",
         "model.name": "siamese_vit",

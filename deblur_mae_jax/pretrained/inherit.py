@@ -18,6 +18,7 @@ from deblur_mae_jax.data.index import hashes_of_index
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.pretrained import trained_network
 from deblur_mae_jax.pretrained.trained_network import TrainedNetwork
+from deblur_mae_jax.weight_formats import files
 from deblur_mae_jax.workdir import run_folder
 from deblur_mae_jax.workdir.run_folder import Workdir
 
@@ -62,7 +63,14 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
     if source is not None and changed and not identity.kind:
         # How a file becomes 8 bits is a matter of this run alone.
         stated = {name: before[name] for name in changed if name != "data.bits16"}
-        source = _as_stated(config.init_from, stated, other) if stated else source
+        if stated and not files.is_weights(source.path):
+            raise UserError(
+                f"config.init_from: '{config.init_from}' is a run, and its network is used as it was trained: "
+                f"{', '.join(other)} cannot be changed here"
+            )
+        if stated:  # the file does not record how its network was trained, and the user says so
+            known = {name.rpartition(".")[2]: value for name, value in stated.items()}
+            source = trained_network.load(config.init_from, known=known)
     config = _filled(config, offered)
     if source is None:
         return config, None, [_from_scratch(config, axes)]
@@ -80,23 +88,6 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
     if other:
         lines.append(f"overridden: {', '.join(other)}")
     return config, source, lines
-
-
-def _as_stated(path: str, stated: dict[str, Any], other: list[str]) -> TrainedNetwork:
-    """The network of a weight file with what the user states of it, for a run that uses it as it is.
-
-    Raises `UserError` for a run of ours, which records how its network was trained.
-    """
-    known = {name.rpartition(".")[2]: value for name, value in stated.items()}
-    try:
-        return trained_network.load(path, known=known)
-    except UserError as error:
-        if "which records" not in str(error):
-            raise
-        raise UserError(
-            f"config.init_from: '{path}' is a run, and its network is used as it was trained: {', '.join(other)} "
-            "cannot be changed here"
-        ) from error
 
 
 def _refuse_other_weights(init_from: str, workdir: Workdir, copy: TrainedNetwork) -> None:
