@@ -31,6 +31,9 @@ from deblur_mae_jax.workdir.run_folder import Workdir
 # Without a name, the first of these formats that has a place for the network, and then any other.
 PREFERRED = ("timm", "monai", "d2mae")
 NOT_MEASURED = "not measured"
+# Ends of names that mean a file of another format. A folder's name may hold a dot too, as in "vit-0.2".
+_OTHER_FILES = {".pt", ".bin", ".ckpt", ".onnx", ".npz", ".npy", ".h5", ".hdf5", ".msgpack", ".pkl", ".json", ".zip",
+                ".tar", ".gz", ".tgz", ".csv", ".txt"}  # fmt: skip
 # Fields of a config that hold paths.
 _PRIVATE = ("data.root", "data.tfds_name", "data.labels", "data.decoded", "report.monitor_root", "init_from",
             "compilation_cache", "search.cache")  # fmt: skip
@@ -183,7 +186,7 @@ def _target(path: Path, module: Any) -> tuple[Path, str]:
     usual = d2mae.WEIGHTS if module is d2mae else contract.WEIGHTS
     if path.suffix in (".safetensors", ".pth"):
         folder, name = path.parent, path.name
-    elif path.suffix and not path.is_dir():
+    elif path.suffix.lower() in _OTHER_FILES and not path.is_dir():
         raise UserError(f"--output: '{path}' must be a folder, or a file that ends in .safetensors or .pth")
     else:
         folder, name = path, usual

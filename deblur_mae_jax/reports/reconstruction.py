@@ -130,7 +130,8 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     if any(_degraded(line) for line in lines):
         curve(right, lines, "psnr_degraded", ls="--", color="gray")
     curve(right, lines, "psnr_restored", marker="o", ms=3, color="tab:red")
-    right.set(title="PSNR (dB), nothing masked", xlabel="step")
+    drawn = any(line.get("psnr_sampled") is not None for line in lines)  # a generative network restores from a part
+    right.set(title=f"PSNR (dB), {DRAWN['restored'] if drawn else COLUMNS['restored']}", xlabel="step")
     finish(left, middle, right)
     return drawing
 

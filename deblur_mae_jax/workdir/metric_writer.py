@@ -34,13 +34,16 @@ class Writer:
             self._open_tensorboard(workdir.tensorboard, resume_step)
 
     def _drop_after(self, step: int) -> None:
-        """Delete the lines after the restored step, because they will be written again."""
+        """Delete the lines after the restored step, because they will be written again.
+
+        A run that starts with step 0 writes that of step 0 again too.
+        """
         if not self.path.exists():
             return
         lines, before = [], self.path.read_text()
         for line in before.splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                if step > 0 and json.loads(line)["step"] <= step:
                     lines.append(line)
             except (ValueError, KeyError):
                 continue  # a truncated line, left by a killed process

@@ -66,15 +66,17 @@ def test_durations(seconds, text):
 
 def test_metrics_forget_what_a_resumed_run_writes_again(tmp_path):
     writer = metric_writer.Writer(Workdir(tmp_path))
-    for step in (1, 2, 3):
-        writer.write_scalars(step, {"loss": 1 / step, "odd": float("nan")})
+    for step in (0, 1, 2, 3):
+        writer.write_scalars(step, {"loss": 1.0 - step, "odd": float("nan")})
     writer.write_images(1, {"picture": np.zeros((8, 8, 3), np.uint8)})
     writer.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')  # cut short by a kill
     metric_writer.Writer(Workdir(tmp_path), resume_step=2, tensorboard=False).close()
-    assert [line["step"] for line in metric_writer.read(Workdir(tmp_path))] == [1, 2]
+    assert [line["step"] for line in metric_writer.read(Workdir(tmp_path))] == [0, 1, 2]
     assert metric_writer.read(Workdir(tmp_path))[0]["odd"] is None
+    metric_writer.Writer(Workdir(tmp_path), resume_step=0, tensorboard=False).close()
+    assert not metric_writer.read(Workdir(tmp_path)), "a run that starts anew judges its step 0 again"
 
 
 def test_tensorboard_can_read_the_files(tmp_path):
