@@ -63,14 +63,7 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
     if source is not None and changed and not identity.kind:
         # How a file becomes 8 bits is a matter of this run alone.
         stated = {name: before[name] for name in changed if name != "data.bits16"}
-        if stated and not files.is_weights(source.path):
-            raise UserError(
-                f"config.init_from: '{config.init_from}' is a run, and its network is used as it was trained: "
-                f"{', '.join(other)} cannot be changed here"
-            )
-        if stated:  # the file does not record how its network was trained, and the user says so
-            known = {name.rpartition(".")[2]: value for name, value in stated.items()}
-            source = trained_network.load(config.init_from, known=known)
+        source = _as_stated(source, config.init_from, stated, other) if stated else source
     config = _filled(config, offered)
     if source is None:
         return config, None, [_from_scratch(config, axes)]
@@ -88,6 +81,19 @@ def resolve(config: ConfigDict, workdir: Workdir | None = None) -> tuple[ConfigD
     if other:
         lines.append(f"overridden: {', '.join(other)}")
     return config, source, lines
+
+
+def _as_stated(source: TrainedNetwork, path: str, stated: dict[str, Any], other: list[str]) -> TrainedNetwork:
+    """The network of the weight file at `path` with what the user states of it, for a run that uses it as it is.
+
+    Raises `UserError` for a run of ours, which records how its network was trained.
+    """
+    if not files.is_weights(source.path):
+        raise UserError(
+            f"config.init_from: '{path}' is a run, and its network is used as it was trained: {', '.join(other)} "
+            "cannot be changed here"
+        )
+    return trained_network.load(path, known={name.rpartition(".")[2]: value for name, value in stated.items()})
 
 
 def _refuse_other_weights(init_from: str, workdir: Workdir, copy: TrainedNetwork) -> None:
