@@ -33,6 +33,7 @@ AXES = 2  # of its images; with a network for volumes, `data.name=dicom` reads s
 READS = ("columns", "labels")  # fields of config.data that say what the images are
 
 CROPS = ("auto", "regions", "none")
+ALLOWED = "used by config.data.allow_burned_in"
 BURNED_IN = (
     "the header says that text is burned in (BurnedInAnnotation YES), and no ultrasound region cuts it away: allow it "
     "with --config.data.allow_burned_in=True"
@@ -236,7 +237,7 @@ def _said(data, headers: list[Header], used: Iterable[Header], labels: Labels | 
     lines = list(labels.notes()) if labels is not None else []
     burned = sum(header.burned_in for header in used)
     if burned:
-        how = "used by config.data.allow_burned_in" if data.allow_burned_in else "cropped to their regions"
+        how = ALLOWED if data.allow_burned_in else "cropped to their regions"
         lines.append(f"files whose header says that text is burned in: {burned} ({how})")
     untimed = sum(header.frames > 1 and not header.frame_seconds for header in headers)
     if untimed and data.frames.startswith("every"):

@@ -137,6 +137,12 @@ def dataset(path: str) -> Any:
         raise BadImage(f"damaged: its header cannot be read ({type(error).__name__})") from error
 
 
+def syntax_of(values: Any) -> str:
+    """The name of the transfer syntax of a file."""
+    syntax = getattr(getattr(values, "file_meta", None), "TransferSyntaxUID", None)
+    return syntax.name if syntax is not None and hasattr(syntax, "name") else "not stated"
+
+
 def _refuse_bomb(path: str) -> None:
     """Refuse a deflated file that grows beyond all sizes, which pydicom would inflate at once. Raises `BadImage`."""
     with open(path, "rb") as file:
@@ -185,24 +191,26 @@ def _header(path: str, values: Any) -> Header:
         raise BadImage(f"{NO_PICTURE_MODALITIES[modality]}, which holds no picture")
     if not values.get("Rows") or not values.get("Columns"):
         raise BadImage("it holds no picture (no Rows and Columns)")
-    syntax = getattr(meta, "TransferSyntaxUID", None)
     frames = int(values.get("NumberOfFrames", 1) or 1)
     if frames > MOST_FRAMES:  # a damaged number
         raise BadImage(f"damaged: it states {frames:,} frames")
     try:
-        regions, spacing, unused = _regions(values)
+        regions, scales, unused = _regions(values)
     except Exception as error:  # without them, text beside the tissue would stay in the picture
         raise BadImage("damaged: its SequenceOfUltrasoundRegions cannot be understood") from error
     unread: list[str] = []
-    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+    spacing = tuple[float, ...](scales[0] if scales else ())
+    if not np.allclose(scales or 1.0, spacing or 1.0, rtol=0.01):
+        spacing = ()
+        unread.append("PhysicalDeltaX and PhysicalDeltaY (regions of different scales)")
+    for name in () if scales else ("PixelSpacing", "ImagerPixelSpacing"):
         sizes: tuple[float, ...] = _optional(name, unread, functools.partial(_sizes, values, name), ())
         if not spacing and len(sizes) == 2 and all(0 < s < 1e4 for s in sizes):
             spacing = sizes
     seconds = _optional("FrameTime", unread, lambda: _frame_seconds(values), 0.0)
     return Header(
         path, text("SOPInstanceUID"), text("SeriesInstanceUID"), text("StudyInstanceUID"), _patient(values),
-        modality or "unknown", text("Manufacturer"), text("ManufacturerModelName"),
-        syntax.name if syntax is not None and hasattr(syntax, "name") else "not stated",
+        modality or "unknown", text("Manufacturer"), text("ManufacturerModelName"), syntax_of(values),
         text("PhotometricInterpretation"), int(values.Rows), int(values.Columns), frames,
         seconds, text("BurnedInAnnotation").upper() == "YES", regions, spacing, unused, tuple(unread),
     )  # fmt: skip
@@ -236,11 +244,11 @@ def _patient(values: Any) -> str:
     return f"{patient}|{issuer}" if patient else ""
 
 
-def _regions(values: Any) -> tuple[tuple[tuple[int, int, int, int], ...], tuple[float, ...], int]:
-    """Boxes of the 2-D tissue regions, the pixel size (row, column) in mm of the first that states it in cm, and the
+def _regions(values: Any) -> tuple[tuple[tuple[int, int, int, int], ...], list[tuple[float, float]], int]:
+    """Boxes of the 2-D tissue regions, the pixel sizes (row, column) in mm of those that state them in cm, and the
     number of regions that cannot be used.
     """
-    boxes, spacing, unused = [], tuple[float, ...](), 0
+    boxes, sizes, unused = [], list[tuple[float, float]](), 0
     width, height = int(values.Columns), int(values.Rows)
     for region in values.get("SequenceOfUltrasoundRegions", None) or ():
         if int(region.get("RegionSpatialFormat", 0) or 0) != 1 or int(region.get("RegionDataType", 1) or 1) != 1:
@@ -258,9 +266,9 @@ def _regions(values: Any) -> tuple[tuple[tuple[int, int, int, int], ...], tuple[
         boxes.append((x0, y0, x1, y1))
         units = [region.get(f"PhysicalUnits{axis}Direction", None) or 0 for axis in "XY"]
         deltas = [abs(float(region.get(f"PhysicalDelta{axis}", None) or 0)) for axis in "YX"]
-        if not spacing and units == [3, 3] and all(0 < delta < 100 for delta in deltas):
-            spacing = (10 * deltas[0], 10 * deltas[1])
-    return tuple(boxes), spacing, unused
+        if units == [3, 3] and all(0 < delta < 100 for delta in deltas):
+            sizes.append((10 * deltas[0], 10 * deltas[1]))
+    return tuple(boxes), sizes, unused
 
 
 def chosen_frames(text: str, header: Header | None) -> list[int]:

@@ -71,17 +71,44 @@ class Labels:
 
     def row(self, header: Any, path: str) -> dict[str, str] | None:
         """The row of a picture; {} without one, and `None` if it belongs to a split that is not used."""
-        found: dict[str, str] = {}
+        values = {key: [getattr(header, name)] for key, name in KEYS.items()}
+        return self._row({**values, "path": [os.path.realpath(path)]})
+
+    def row_of_volume(self, volume: Any, paths: list[str]) -> dict[str, str] | None:
+        """The same of a volume, which may be named by any of its slices, or by the folder of all of them.
+
+        volume: with `uid`, `study`, `patient` and `slices`, each with its `sop`.
+        paths: the files of the slices.
+        """
+        files = {os.path.realpath(path) for path in paths}
+        folders = {os.path.dirname(path) for path in files}
+        return self._row({
+            "SOPInstanceUID": [part.sop for part in volume.slices], "SeriesInstanceUID": [volume.uid],
+            "StudyInstanceUID": [volume.study], "PatientID": [volume.patient],
+            "path": sorted(files) + (sorted(folders) if len(folders) == 1 else []),
+        })  # fmt: skip
+
+    def _row(self, values: dict[str, list[str]]) -> dict[str, str] | None:
+        """The row of a picture or volume.
+
+        values: what each column may hold in it.
+        """
+        rows: list[dict[str, str]] = []
         for key in self.keys:
-            value = os.path.realpath(path) if key == "path" else getattr(header, KEYS[key]).strip()
-            value = value.rpartition("|")[0] if key == "PatientID" else value
-            found = self._rows[key].get(value, {})
-            if found:
+            wanted = [value.rpartition("|")[0] if key == "PatientID" else value.strip() for value in values[key]]
+            rows = [self._rows[key][value] for value in dict.fromkeys(wanted) if value in self._rows[key]]
+            if rows:
                 break
-        if not found:
+        if not rows:
             self._missing += 1
             return None if self.wanted else {}
-        self._matched.add(self._key_of[id(found)])
+        found = rows[0]
+        if any(row.get(c) != found.get(c) for row in rows for c in ("label", "split", "group", "mask")):
+            raise UserError(
+                f"config.data.labels: '{self.path}' has different contents for the slices of one volume; name "
+                "volumes by their SeriesInstanceUID"
+            )
+        self._matched |= {self._key_of[id(row)] for row in rows}
         if self.wanted and found["split"] not in self.wanted:
             name = found["split"] or "no split"
             self.unused[name] = self.unused.get(name, 0) + 1

@@ -24,10 +24,12 @@ DECODERS = {
 }  # fmt: skip
 JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 JPEG_BASELINE = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 YBR_NAMED_RGB = "the header says RGB, but the JPEG stream holds YCbCr; it is converted"
 WHOLE = "no region is stated and no fan is found, so the whole picture is read, with any text beside the image"
 LOSSY = "lossily compressed"
+NOT_SQUARE = "its pixels are not square (PixelAspectRatio), and are read as if they were"
 # Photometric interpretations that are read, and their samples per pixel.
 PHOTOMETRIC = {
     "MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_ICT": 3,
@@ -124,7 +126,10 @@ def stored(path: str, frame: int, values: Any) -> np.ndarray:
 
     syntax = str(getattr(getattr(values, "file_meta", None), "TransferSyntaxUID", ""))
     if syntax in LOSSLESS_JPEG:
-        pixels = _lossless_jpeg(path, frame, values)
+        pixels = _by_imagecodecs("jpegsof3_decode", path, frame, values)
+    elif syntax == JPEG_EXTENDED and int(values.get("BitsAllocated", 8) or 8) > 8:
+        raster.require_end_of_jpeg(_stream(path, frame))
+        pixels = _by_imagecodecs("jpeg_decode", path, frame, values)
     else:
         if syntax in JPEG_BASELINE:
             raster.require_end_of_jpeg(_stream(path, frame))
@@ -167,11 +172,12 @@ def _stream(path: str, frame: int) -> bytes:
     return get_frame(whole.PixelData, frame, number_of_frames=int(whole.get("NumberOfFrames", 1) or 1))
 
 
-def _lossless_jpeg(path: str, frame: int, values: Any) -> np.ndarray:
+def _by_imagecodecs(decoder: str, path: str, frame: int, values: Any) -> np.ndarray:
+    """A frame by a decoder of imagecodecs: lossless JPEG, and JPEG of 12 bits."""
     import imagecodecs
     from pydicom.pixels import convert_color_space
 
-    pixels = np.asarray(imagecodecs.jpegsof3_decode(_stream(path, frame)))
+    pixels = np.asarray(getattr(imagecodecs, decoder)(_stream(path, frame)))
     if pixels.shape[:2] != (values.Rows, values.Columns):
         raise BadImage(f"damaged: its frame has the shape {pixels.shape}")
     if values.get("PixelRepresentation", 0) == 1:
@@ -211,21 +217,32 @@ def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarr
         lossy = str(values.get("LossyImageCompression", "")) == "01"
     except (BadImage, UserError):
         raise
-    except MemoryError as error:
-        raise BadImage("not enough memory to decode it") from error
     except Exception as error:  # decoders raise many kinds on damaged data
-        text = raster.reason(error)
-        missing = "missing dependencies" in text or "is missing" in text
-        if isinstance(error, NotImplementedError):
-            raise BadImage(f"its compression ({header.syntax}) cannot be read") from error
-        if missing:
-            raise BadImage(f"its compression ({header.syntax}) needs another decoder: {dicom_file.EXTRA}") from error
-        raise BadImage(_reason(values) or f"damaged: its pixels cannot be decoded ({type(error).__name__})") from error
+        raise not_decoded(error, values) from error
+    aspect = [str(number) for number in values.get("PixelAspectRatio", None) or ()]
+    if len(set(aspect)) > 1 and not header.spacing:
+        notes.append(NOT_SQUARE)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise BadImage(f"its frames have the shape {pixels.shape}; expected gray or RGB")
     if lossy:
         notes.append(LOSSY)
     return values, pixels
+
+
+def not_decoded(error: Exception, values: Any) -> BadImage:
+    """What to say of a frame whose pixels cannot be decoded.
+
+    values: the header of its file.
+    """
+    if isinstance(error, MemoryError):
+        return BadImage("not enough memory to decode it")
+    text = raster.reason(error)
+    syntax = dicom_file.syntax_of(values)
+    if isinstance(error, NotImplementedError):
+        return BadImage(f"its compression ({syntax}) cannot be read")
+    if "missing dependencies" in text or "is missing" in text:
+        return BadImage(f"its compression ({syntax}) needs another decoder: {dicom_file.EXTRA}")
+    return BadImage(_reason(values) or f"damaged: its pixels cannot be decoded ({type(error).__name__})")
 
 
 def _reason(values: Any) -> str:
@@ -256,9 +273,14 @@ def _contradiction(values: Any) -> str:
     return ""
 
 
-def _words(content: Any) -> np.ndarray:
-    """16-bit numbers, which pydicom gives as bytes or as a list."""
-    return np.frombuffer(content[: len(content) // 2 * 2], "<u2") if isinstance(content, bytes) else np.asarray(content)
+def _words(content: Any, order: str) -> np.ndarray:
+    """16-bit numbers, which pydicom gives as bytes or as a list.
+
+    order: of the bytes, "<" or ">".
+    """
+    if not isinstance(content, bytes):
+        return np.asarray(content)
+    return np.frombuffer(content[: len(content) // 2 * 2], f"{order}u2")
 
 
 def _by_palette(pixels: np.ndarray, values: Any) -> np.ndarray:
@@ -268,8 +290,9 @@ def _by_palette(pixels: np.ndarray, values: Any) -> np.ndarray:
     colours = ("Red", "Green", "Blue")
     described = [values.get(f"{colour}PaletteColorLookupTableDescriptor") for colour in colours]
     discrete = all(f"{colour}PaletteColorLookupTableData" in values for colour in colours)
-    if discrete and all(d is not None and int(d[2]) == 8 and not 0 < int(d[0]) <= 256 for d in described):
-        # pydicom counts the numbers of a palette of 8 bits with 8 bits.
+    big_endian = dicom_windows.byte_order(values) == ">"
+    if discrete and all(d and int(d[2]) == 8 and (big_endian or not 0 < int(d[0]) <= 256) for d in described):
+        # pydicom counts the numbers of a palette of 8 bits with 8 bits, and takes every file for little-endian.
         tables = [dicom_windows.table(values, f"{c}PaletteColorLookupTable{{}}") for c in colours]
         return np.stack([dicom_windows.looked_up(pixels, *t[:2]) for t in tables], axis=-1).astype(np.uint8)
     return _palette_bits(np.asarray(apply_color_lut(pixels, values)), values)
@@ -280,7 +303,7 @@ def _palette_bits(pixels: np.ndarray, values: Any) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels
     names = [f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
-    tables = [_words(values[name].value) for name in names if name in values]
+    tables = [_words(values[name].value, dicom_windows.byte_order(values)) for name in names if name in values]
     small = len(tables) == 3 and all((table < 256).all() for table in tables)
     return (pixels if small else pixels >> 8).astype(np.uint8)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from deblur_mae_jax.data import dicom_file, dicom_pixels, dicom_windows
 from deblur_mae_jax.data.image_files import stamp_of
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.data.volume_file import VolumeFile
+from deblur_mae_jax.errors import UserError
 
 MIN_SLICES = 8
 # Largest difference of a step between slices from the median step, as a share of it.
@@ -29,7 +30,10 @@ SAME_PLACE = 0.01  # mm
 # Largest difference of direction cosines, and of pixel sizes as a share, within a volume.
 SAME_DIRECTION, SAME_SIZE = 2e-3, 1e-3
 # What tells repeated acquisitions of one place apart. The first of them say that the contrast differs.
-CONTRAST = ("EchoNumbers", "EchoTime", "InversionTime", "DiffusionBValue", "TemporalPositionIdentifier", "StackID")
+CONTRAST = (
+    "EchoNumbers", "EchoTime", "InversionTime", "DiffusionBValue", "TemporalPositionIdentifier", "StackID", "ImageType",
+    "ComplexImageComponent", "ConvolutionKernel",
+)  # fmt: skip
 TELLS = (*CONTRAST, "AcquisitionNumber", "TriggerTime", "AcquisitionTime")
 # Where enhanced files keep them: the group of a frame, and the name of the field there.
 IN_GROUPS = {
@@ -37,10 +41,15 @@ IN_GROUPS = {
     "StackID": ("FrameContentSequence", "StackID"),
     "TemporalPositionIdentifier": ("FrameContentSequence", "TemporalPositionIndex"),
     "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
+    "ComplexImageComponent": ("MRImageFrameTypeSequence", "ComplexImageComponent"),
+    "ConvolutionKernel": ("CTReconstructionSequence", "ConvolutionKernel"),
 }  # fmt: skip
 UNEVEN = "slices are read as evenly spaced; one of them is then {:.2g} mm away from its position"
 PADDED = "voxels with PixelPaddingValue, which are no measurements, are read as {}"
-ALTERNATE = "slices of {} acquisitions are put together to one volume, by their positions"
+JOINED = "slices of {} acquisitions are put together to one volume, by their positions"
+INVERTED = "MR stored for an inverted display (MONOCHROME1): its brightness is turned round"
+# What RescaleType says of Hounsfield units; US is "unspecified".
+HOUNSFIELD = ("", "HU", "US", "HU_MOD")
 MODALITIES = {"CT": "ct", "MR": "mr"}
 
 
@@ -51,10 +60,12 @@ class Slice:
     position, orientation: of the patient (LPS), mm.
     spacing: (row, column), mm.
     slope, intercept: from stored values to Hounsfield units, or to MR intensities.
+    units: whether the file states the intercept.
     part: the values of `TELLS`, "" for those that are not stated.
     """
 
     path: str
+    sop: str
     frame: int
     position: tuple[float, ...]
     orientation: tuple[float, ...]
@@ -62,6 +73,7 @@ class Slice:
     shape: tuple[int, int]
     slope: float
     intercept: float
+    units: bool
     part: tuple[str, ...]
 
 
@@ -124,17 +136,27 @@ class Series:
         for one in self.slices:
             try:
                 stored = dicom_pixels.stored(one.path, one.frame, headers[one.path])
+                outside = dicom_windows.padding(stored, headers[one.path])
+            except (BadImage, UserError):
+                raise
             except Exception as error:  # decoders raise many kinds on damaged data
-                raise BadImage(f"damaged: a slice cannot be decoded ({type(error).__name__})") from error
+                raise dicom_pixels.not_decoded(error, headers[one.path]) from error
             if stored.shape != one.shape:
                 raise BadImage(f"damaged: a slice has the shape {stored.shape}, its header says {one.shape}")
             planes.append(stored.T * np.float32(one.slope) + np.float32(one.intercept))
-            padded.append(dicom_windows.padding(stored, headers[one.path]).T)
-        first = next(iter(headers.values()))
-        transform = dicom_windows.group(first, self.slices[0].frame, "PixelValueTransformationSequence")
-        if self.modality == "ct" and transform.get("RescaleIntercept", None) is None:
+            padded.append(outside.T)
+        if self.modality == "ct" and not self.slices[0].units:
             notes.append(dicom_windows.NO_INTERCEPT)
-        return self._without_padding(np.stack(planes, axis=-1), np.stack(padded, axis=-1), notes)
+        if any(str(header.get("LossyImageCompression", "")) == "01" for header in headers.values()):
+            notes.append(dicom_pixels.LOSSY)
+        values, outside = np.stack(planes, axis=-1), np.stack(padded, axis=-1)
+        kinds = {str(header.get("PhotometricInterpretation", "")) == "MONOCHROME1" for header in headers.values()}
+        if self.modality == "mr" and True in kinds:
+            if len(kinds) > 1:
+                raise BadImage("some of its slices are stored for an inverted display (MONOCHROME1), and some are not")
+            notes.append(INVERTED)
+            values = values.max() - values  # from 0 up, as MR values are
+        return self._without_padding(values, outside, notes)
 
     def _without_padding(self, values: np.ndarray, padded: np.ndarray, notes: list[str]) -> np.ndarray:
         """The voxels, with the smallest measured value (CT) or 0 (MR) where nothing was measured."""
@@ -169,6 +191,8 @@ def slices_of(header: dicom_file.Header) -> list[Slice]:
             raise BadImage("a derived picture, such as a saved screen or a projection")
         if values.get("SamplesPerPixel", 1) != 1:
             raise BadImage("a colour picture in a series")
+        if header.photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+            raise BadImage(f"PhotometricInterpretation '{header.photometric}': its numbers are no measurements")
         if "PerFrameFunctionalGroupsSequence" in values:
             return _enhanced(header, values)
         if header.frames > 1:
@@ -186,7 +210,10 @@ def slices_of(header: dicom_file.Header) -> list[Slice]:
 
 def _enhanced(header: dicom_file.Header, values: Any) -> list[Slice]:
     """The frames of an enhanced multi-frame file, whose geometry is in functional groups."""
-    return [_slice(header, number, values) for number in range(len(values.PerFrameFunctionalGroupsSequence))]
+    groups = len(values.PerFrameFunctionalGroupsSequence)
+    if groups != header.frames:
+        raise BadImage(f"damaged: {header.frames} frames, and positions of {groups} (PerFrameFunctionalGroupsSequence)")
+    return [_slice(header, number, values) for number in range(groups)]
 
 
 def _slice(header: dicom_file.Header, frame: int, values: Any) -> Slice:
@@ -195,7 +222,9 @@ def _slice(header: dicom_file.Header, frame: int, values: Any) -> Slice:
     position = numbers(group("PlanePositionSequence"), "ImagePositionPatient")
     orientation = numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient")
     spacing = numbers(group("PixelMeasuresSequence"), "PixelSpacing")
-    if not np.isfinite([*position, *orientation, *spacing]).all() or min(spacing) <= 0 or len(spacing) != 2:
+    if (len(position), len(orientation), len(spacing)) != (3, 6, 2):
+        raise BadImage("damaged: its position, orientation or pixel size has another number of values than 3, 6 and 2")
+    if not np.isfinite([*position, *orientation, *spacing]).all() or min(spacing) <= 0:
         raise BadImage("damaged: its position, orientation or pixel size is no number, or not above 0")
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     if abs(np.linalg.norm(row) - 1) > 0.01 or abs(np.linalg.norm(column) - 1) > 0.01 or abs(row @ column) > 0.01:
@@ -204,20 +233,31 @@ def _slice(header: dicom_file.Header, frame: int, values: Any) -> Slice:
     if transform.get("ModalityLUTSequence", None):
         raise BadImage("its values need a modality lookup table, which is not used for volumes")
     slope, intercept = dicom_windows.rescale(transform)
+    units = str(transform.get("RescaleType", "") or "").strip().upper()
+    if header.modality == "CT" and units not in HOUNSFIELD:
+        raise BadImage(f"RescaleType is '{units[:16]}': its values are no Hounsfield units")
 
     def tell(name: str) -> str:
         sequence, field = IN_GROUPS.get(name, ("", name))
         own = group(sequence) if sequence else values
-        return str(own.get(name if own is values else field, "") or "")
+        value = own.get(name if own is values else field, "") or ""
+        # The first two values, such as ORIGINAL and PRIMARY, tell nothing of the contrast.
+        return "/".join(str(word) for word in value[2:]) if name == "ImageType" else str(value)
 
+    stated = transform.get("RescaleIntercept", None) not in (None, "")
     return Slice(
-        header.path, frame, position, orientation, spacing, (header.rows, header.columns), slope, intercept,
-        tuple(tell(name) for name in TELLS),
+        header.path, header.sop, frame, position, orientation, spacing, (header.rows, header.columns), slope,
+        intercept, stated, tuple(tell(name) for name in TELLS),
     )  # fmt: skip
 
 
-def build(headers: Iterable[dicom_file.Header]) -> tuple[list[Series], list[LeftOut]]:
-    """Group slices to volumes. Returns the volumes, and what is left out with the reason."""
+def build(
+    headers: Iterable[dicom_file.Header], patients: Mapping[str, str] | None = None
+) -> tuple[list[Series], list[LeftOut]]:
+    """Group slices to volumes. Returns the volumes, and what is left out with the reason.
+
+    patients: the patient of every file by its path, if spellings of the PatientID differ.
+    """
     grouped: dict[tuple, list[tuple[dicom_file.Header, Slice]]] = defaultdict(list)
     left_out = []
     for header in headers:
@@ -227,7 +267,8 @@ def build(headers: Iterable[dicom_file.Header]) -> tuple[list[Series], list[Left
             continue
         try:
             for one in slices_of(header):
-                grouped[header.study, header.series, header.patient, one.shape].append((header, one))
+                patient = header.patient if patients is None else patients[header.path]
+                grouped[header.study, header.series, patient, one.shape].append((header, one))
         except BadImage as error:
             left_out.append(LeftOut(header.path, header.series, str(error)))
     out = []
@@ -238,7 +279,8 @@ def build(headers: Iterable[dicom_file.Header]) -> tuple[list[Series], list[Left
             try:
                 ordered = _ordered(part)
                 numbers = {one.part[TELLS.index("AcquisitionNumber")] for one in part}
-                notes = [ALTERNATE.format(len(numbers))] if len(numbers) > 1 and _alternate(ordered) else []
+                # A number of its own for every slice is a counter.
+                notes = [JOINED.format(len(numbers))] if 1 < len(numbers) < len(part) else []
                 notes += _uneven(ordered)
                 kind = MODALITIES[header.modality]
                 out.append(Series(header.series, header.study, header.patient, kind, tuple(ordered), tuple(notes)))
@@ -289,12 +331,6 @@ def _unique(slices: list[Slice]) -> bool:
     return len({tuple(round(v / SAME_PLACE) for v in one.position) for one in slices}) == len(slices)
 
 
-def _alternate(ordered: list[Slice]) -> bool:
-    """Whether the acquisitions of slices in order are mixed, not one after the other."""
-    numbers = [one.part[TELLS.index("AcquisitionNumber")] for one in ordered]
-    return len(list(itertools.groupby(numbers))) > len(set(numbers))
-
-
 def _beside(along: np.ndarray) -> float:
     """The largest distance of a sorted place from where it would be if all were equally far apart."""
     return float(np.abs(along - np.linspace(along[0], along[-1], len(along))).max())
@@ -316,6 +352,11 @@ def _ordered(slices: list[Slice]) -> list[Slice]:
     """The slices along their normal. Raises `BadImage` for too few, gaps, repeated places and a tilted gantry."""
     if len(slices) < MIN_SLICES:
         raise BadImage(f"{len(slices)} slices; a volume needs {MIN_SLICES}")
+    stated = sum(one.units for one in slices)
+    if 0 < stated < len(slices):
+        raise BadImage(
+            f"{len(slices) - stated} of {len(slices)} slices do not state RescaleIntercept, which the others do"
+        )
     first = slices[0]
     normal = np.cross(first.orientation[:3], first.orientation[3:])
     along = _along(slices)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import dicom, dicom_file, dicom_patients, dicom_series, privacy, volume_file
+from deblur_mae_jax.data import dicom, dicom_file, dicom_patients, dicom_series, dicom_windows, privacy, volume_file
 from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.data.dicom_labels import Labels
 from deblur_mae_jax.data.dicom_series import Series
@@ -52,12 +52,13 @@ class Segmentation:
             volume = highdicom.seg.segread(self.path).get_volume(combine_segments=True)
             array, affine = np.asarray(volume.array), np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(volume.affine)
         except Exception as error:  # overlapping segments, damaged frames, missing geometry
-            raise BadImage(f"its segmentation cannot be read: {type(error).__name__}") from error
+            raise BadImage(f"its segmentation cannot be read: {_why_unread(self.path, error)}") from error
         out = np.zeros(like.shape, np.uint8)
         where = np.argwhere(array)
         if not len(where):
             return out
         to_series = np.linalg.inv(like.affine) @ affine
+        _require_same_size(to_series, like, _slice_size(self.path))
         places = where @ to_series[:3, :3].T + to_series[:3, 3]
         nearest = np.rint(places).astype(int)
         outside = (nearest < 0) | (nearest >= np.array(like.shape))
@@ -67,6 +68,42 @@ class Segmentation:
             raise BadImage(f"its segmentation has segment {int(array.max())}; the largest that is read is 255")
         out[tuple(nearest.T)] = array[tuple(where.T)]
         return out
+
+
+def _why_unread(path: str, error: Exception) -> str:
+    """Why a segmentation cannot be placed on its series."""
+    if str(dicom_file.dataset(path).get("SegmentationType", "")).startswith("FRACTIONAL"):
+        return "it is fractional, and only binary ones and label maps are read"
+    if "overlap" in str(error).lower():
+        return "its segments overlap"
+    return f"its frames are not evenly spaced, or damaged ({type(error).__name__})"
+
+
+def _slice_size(path: str) -> float:
+    """What a segmentation states of the distance of its frames, or their thickness, mm; 0 if it is silent."""
+    values = dicom_windows.group(dicom_file.dataset(path), 0, "PixelMeasuresSequence")
+    return float(values.get("SpacingBetweenSlices", None) or values.get("SliceThickness", None) or 0)
+
+
+def _require_same_size(to_series: np.ndarray, like: VolumeFile, slice_size: float) -> None:
+    """Raise `BadImage` if the voxels of a segmentation have another size than those of its series.
+
+    Each would set one voxel of the series, and leave those between them empty.
+
+    to_series: from voxels of the segmentation (frame, row, column) to voxels of the series.
+    slice_size: stated distance of the frames, mm. A file may leave out empty frames, so that the others are further
+        apart.
+    """
+    steps = np.linalg.norm(to_series[:3, :3], axis=0)
+    step = like.zooms[2]
+    if slice_size and abs(slice_size - step) <= 0.1 * step:
+        steps[0] = 1.0
+    if np.abs(steps - 1).max() > 0.05:
+        own = like.zooms[::-1] * steps
+        listed = lambda sizes: " x ".join(f"{size:.3g}" for size in sizes)
+        raise BadImage(
+            f"its segmentation has voxels of {listed(own)} mm, its series of {listed(like.zooms[::-1])} mm: resample it"
+        )
 
 
 def need_highdicom() -> Any:
@@ -94,24 +131,28 @@ def source(data, channels: int) -> Source:
     root = dicom.need_root(data)
     segmentations: list[str] = []
     headers, _, skipped = dicom.read_headers(root, int(data.num_threads), segmentations)
-    series, left_out = dicom_series.build(headers)
+    notes: list[str] = []
+    groups = dict(zip((h.path for h in headers), dicom_patients.patients(headers, notes), strict=True))
+    headers = _without_text(headers, bool(data.allow_burned_in), skipped, notes)
+    series, left_out = dicom_series.build(headers, groups)
     skipped += _by_series(left_out)
     if not series:
         what = f"; the first is left out: {skipped[0].reason}" if skipped else ""
         kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(h.modality for h in headers).most_common())
         seen = f" ({kinds} files)" if kinds else ""
         raise UserError(f"config.data.root: no CT or MR series in '{root}'{seen} is a volume{what}")
-    notes: list[str] = []
-    groups = dict(zip((h.path for h in headers), dicom_patients.patients(headers, notes), strict=True))
     labels = Labels.of(data.labels, data.columns, data.split, root) if data.labels else None
     finder = tables.Finder(Path(data.labels).expanduser().parent, volume_file.SUFFIXES) if data.labels else None
-    by_series = _segmentations(segmentations, root, {one.uid for one in series}, skipped, notes)
+    by_series = _segmentations(segmentations, root, series, skipped, notes)
     kept: list[tuple[Series, dict[str, str], tuple[Any, ...]]] = []
     for one in sorted(series, key=lambda s: s.path):
-        row = labels.row(_identifiers(one), one.path) if labels is not None else {}
+        row = labels.row_of_volume(one, [part.path for part in one.slices]) if labels is not None else {}
         if row is None:
             continue  # of another split
-        masks: tuple[Any, ...] = tuple(Segmentation(path, one) for path in by_series.get(one.uid, ()))
+        own = {part.sop for part in one.slices}
+        masks: tuple[Any, ...] = tuple(
+            Segmentation(path, one) for path, shown in by_series.get(one.uid, {}).items() if not shown or shown & own
+        )
         if row.get("mask") and finder is not None:
             masks = tuple(finder.path(part.strip()) for part in row["mask"].split(";") if part.strip())
         kept.append((one, row, masks))
@@ -134,35 +175,29 @@ def source(data, channels: int) -> Source:
     )
 
 
+def _without_text(
+    headers: list[dicom_file.Header], allowed: bool, skipped: list[Skipped], notes: list[str]
+) -> list[dicom_file.Header]:
+    """The headers without those of series that hold slices with text in their pixels, unless the user allows them."""
+    burned = [header for header in headers if header.burned_in]
+    if burned and allowed:
+        notes.append(f"slices whose header says that text is burned in: {len(burned)} ({dicom.ALLOWED})")
+        return headers
+    skipped += _by_series([dicom_series.LeftOut(h.path, h.series, dicom.BURNED_IN) for h in burned])
+    marked = {(header.study, header.series) for header in burned}
+    return [header for header in headers if (header.study, header.series) not in marked]
+
+
 def _groups(kept: list[tuple[Series, dict[str, str], tuple[Any, ...]]], groups: dict[str, str]) -> list[str]:
     """The patient of every volume: of the CSV if it has one, else of the header."""
     named = dicom_patients.numbered([("group", row.get("group", "")) for _, row, _ in kept])
     return [name if row.get("group") else groups[one.path] for name, (one, row, _) in zip(named, kept, strict=True)]
 
 
-@dataclasses.dataclass(frozen=True)
-class _identifiers:  # the fields of a header by which a CSV finds it
-    one: Series
-
-    sop = ""
-
-    @property
-    def series(self) -> str:
-        return self.one.uid
-
-    @property
-    def study(self) -> str:
-        return self.one.study
-
-    @property
-    def patient(self) -> str:
-        return self.one.patient
-
-
 def _first_place(one: Series) -> tuple[str, ...]:
     """What tells the volumes of one series apart."""
     first = one.slices[0]
-    return (repr(first.orientation), repr(first.shape), repr(first.part))
+    return (one.patient, repr(first.orientation), repr(first.shape), repr(first.part))
 
 
 OTHER_NUMBER = (
@@ -183,13 +218,16 @@ def _by_series(left_out: list[dicom_series.LeftOut]) -> list[Skipped]:
 
 
 def _segmentations(
-    paths: list[str], root: Path, series: set[str], skipped: list[Skipped], notes: list[str]
-) -> dict[str, list[str]]:
-    """Segmentation files by the series that they segment. Those that cannot be used are added to `skipped`.
+    paths: list[str], root: Path, volumes: list[Series], skipped: list[Skipped], notes: list[str]
+) -> dict[str, dict[str, set[str]]]:
+    """Segmentation files by the UID of the series that they segment, each with the slices that it names.
 
-    series: UIDs of the series that are volumes.
+    Those that cannot be used are added to `skipped`. A file that names no slices is of the whole series.
+
+    volumes: the series that are volumes.
     """
-    out: dict[str, list[str]] = defaultdict(list)
+    series, slices = {one.uid for one in volumes}, {part.sop for one in volumes for part in one.slices}
+    out: dict[str, dict[str, set[str]]] = defaultdict(dict)
     names: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
 
     def leave_out(path: str, reason: str) -> None:
@@ -198,17 +236,17 @@ def _segmentations(
     for path in paths:
         try:
             values = dicom_file.dataset(path)
-            references = values.get("ReferencedSeriesSequence", None) or ()
-            uids = {str(reference.get("SeriesInstanceUID", "")) for reference in references}
+            shown = _referenced(values)
             segments = [(int(s.SegmentNumber), str(s.get("SegmentLabel", ""))) for s in values.SegmentSequence]
         except Exception as error:  # headers are damaged in as many ways as there are files
             kind = type(error).__name__
             leave_out(path, f"a segmentation whose header cannot be read ({kind}); its series has no mask")
             continue
-        if not uids & series:
-            leave_out(path, f"a segmentation of {'a series that is no volume here' if uids else 'no stated series'}")
-        for uid in uids & series:
-            out[uid].append(path)
+        used = {uid: own for uid, own in shown.items() if uid in series and (not own or own & slices)}
+        if not used:
+            leave_out(path, f"a segmentation of {'a series that is no volume here' if shown else 'no stated series'}")
+        for uid, own in used.items():
+            out[uid][path] = own
             for number, label in segments:
                 names[uid][number].add(label)
     for uid, numbers in names.items():
@@ -220,8 +258,19 @@ def _segmentations(
     return out
 
 
+def _referenced(values: Any) -> dict[str, set[str]]:
+    """The series that a segmentation names, each with its slices; an empty set if it names none of them."""
+    return {
+        str(series.get("SeriesInstanceUID", "")): {
+            str(instance.get("ReferencedSOPInstanceUID", ""))
+            for instance in series.get("ReferencedInstanceSequence", None) or ()
+        }
+        for series in values.get("ReferencedSeriesSequence", None) or ()
+    }
+
+
 def _leave_out_other_numberings(
-    masks: dict[str, list[str]], names: dict[str, dict[int, set[str]]], leave_out: Callable[[str, str], None]
+    masks: dict[str, dict[str, set[str]]], names: dict[str, dict[int, set[str]]], leave_out: Callable[[str, str], None]
 ) -> list[str]:
     """Leave out the segmentations that give a label another number than most do. Returns notes.
 

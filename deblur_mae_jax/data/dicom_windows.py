@@ -155,11 +155,20 @@ def table(item: Any, name: str) -> tuple[np.ndarray, int, int]:
     data = item[name.format("Data")].value
     if isinstance(data, bytes):
         wide = bits > 8 or len(data) >= 2 * count  # entries of 8 bits may be stored in words
-        data = np.frombuffer(data[: len(data) // (1 + wide) * (1 + wide)], "<u2" if wide else "u1")
+        kind = f"{byte_order(item)}u2" if wide else "u1"
+        data = np.frombuffer(data[: len(data) // (1 + wide) * (1 + wide)], kind)
+        if not wide and byte_order(item) == ">":  # words of two entries, the first one in the lower byte
+            data = data[: len(data) // 2 * 2].reshape(-1, 2)[:, ::-1].ravel()
     entries = np.asarray(data).astype(np.int64)[:count]
     if not entries.size:
         raise BadImage("its lookup table is empty")
     return entries, first, bits
+
+
+def byte_order(values: Any) -> str:
+    """The order of the bytes of 16-bit words in a file: "<", or ">" for a big-endian one."""
+    little = getattr(values, "original_encoding", (None, True))[1]
+    return ">" if little is False else "<"
 
 
 def looked_up(values: np.ndarray, entries: np.ndarray, first: int) -> np.ndarray:
@@ -176,5 +185,8 @@ def padding(stored: np.ndarray, values: Any) -> np.ndarray:
     word = 2 ** (8 * stored.dtype.itemsize) - 1  # the value may be stored as signed or as unsigned
     first, last = sorted((int(low), int(low if high in (None, "") else high)))
     if first == last:
+        own = 2 ** int(values.get("BitsStored", 0) or 8 * stored.dtype.itemsize) - 1
+        if int(values.get("PixelRepresentation", 0) or 0) == 0 and own < (first & word):
+            word = own  # the bits of the value above BitsStored are cut off like those of the pixels
         return (stored.astype(np.int64) & word) == (first & word)
     return (stored >= first) & (stored <= last)

@@ -126,3 +126,69 @@ def test_a_jpeg_frame_that_ends_early_is_refused(tmp_path):
     values.save_as(path)
     with pytest.raises(BadImage, match="the JPEG ends early"):
         gray(path, crop="none")
+
+
+def big_endian(values, path, words):
+    """Write a file in Explicit VR Big Endian; `words`: 16-bit pixels, or two of 8 bits in a word."""
+    values.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+    values.PixelData = words.astype(">u2").tobytes()
+    values["PixelData"].VR = "OW"
+    pydicom.dcmwrite(path, values, implicit_vr=False, little_endian=False, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_palettes_of_big_endian_files(tmp_path, bits):
+    numbers = made.picture()
+    entries = {"Red": np.arange(256), "Green": np.arange(256)[::-1], "Blue": np.full(256, 30)}
+    values = made.with_pixels(made.base(), numbers[None], photometric="PALETTE COLOR")
+    for colour, table in entries.items():
+        # Entries of 8 bits are words of two, the first one in the lower byte.
+        words = table * 257 if bits == 16 else table[::2] + 256 * table[1::2]
+        setattr(values, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, bits])
+        setattr(values, f"{colour}PaletteColorLookupTableData", words.astype(">u2").tobytes())
+    pairs = numbers.ravel()[::2] + 256 * numbers.ravel()[1::2].astype(int)
+    path = big_endian(values, tmp_path / "a.dcm", pairs)
+    wanted = np.stack([table[numbers] for table in entries.values()], axis=-1)
+    np.testing.assert_array_equal(read(path, channels=3, crop="none")[0], wanted)
+
+
+def test_a_lookup_table_of_a_big_endian_file(tmp_path):
+    stored = np.arange(2400).reshape(40, 60)
+    values = made.with_pixels(made.base(made.CT, modality="CT"), stored[None].astype(np.uint16), bits=12)
+    item = Dataset()
+    item.LUTDescriptor = [4096, 0, 12]
+    item.add_new(0x00283006, "OW", (4095 - np.arange(4096)).astype(">u2").tobytes())
+    values.VOILUTSequence = [item]
+    path = big_endian(values, tmp_path / "a.dcm", stored)
+    np.testing.assert_array_equal(gray(path), np.rint((4095 - stored) / 4095 * 255))
+
+
+def test_jpeg_of_12_bits(tmp_path):
+    import imagecodecs
+
+    ramp = np.linspace(0, 4000, 2400).reshape(40, 60).astype(np.uint16)
+    values = made.with_pixels(made.base(made.CT, modality="CT"), ramp[None], bits=12)
+    values.PixelData = encapsulate([bytes(imagecodecs.jpeg_encode(ramp, level=95, bitspersample=12))])
+    values["PixelData"].is_undefined_length = True
+    values.file_meta.TransferSyntaxUID = pydicom.uid.UID("1.2.840.10008.1.2.4.51")
+    path = made.save(values, tmp_path / "a.dcm")
+    assert np.abs(gray(path, window="0,4000").astype(int) - np.rint(ramp / 4000 * 255)).max() <= 1
+
+
+def test_padding_with_bits_above_those_that_are_stored(tmp_path):
+    stored = np.full((40, 60), 1000, np.uint16)
+    stored[:10] = 63536 & 4095
+    path = made.still(tmp_path / "a.dcm", stored, sop_class=made.CT, modality="CT", bits=12, PixelPaddingValue=63536)
+    assert (gray(path, window="0,4000")[:10] == 0).all()
+
+
+def test_regions_of_different_scales_give_no_size(tmp_path):
+    regions = [made.region(0, 0, 29, 39, delta=0.01), made.region(30, 0, 59, 39, delta=0.03)]
+    header = dicom_file.header(str(made.still(tmp_path / "a.dcm", SequenceOfUltrasoundRegions=regions)))
+    assert header.spacing == () and "different scales" in header.unread[0]
+
+
+def test_pixels_that_are_not_square_are_noted(tmp_path):
+    path = made.still(tmp_path / "a.dcm", PixelAspectRatio=[2, 1])
+    assert any("PixelAspectRatio" in note for note in read(path)[1])
