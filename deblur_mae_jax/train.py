@@ -63,7 +63,6 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, re
     # Build its images, network, optimiser and training step.
     run = experiment.build(config, None if dry_run else folder, source, progress.counters())
     run.notes[:0] = notes
-    sharding.require_same(data=run.index.fingerprint)
     requests.poll()
     _introduce(run, progress)
     if dry_run:
@@ -126,11 +125,12 @@ def _list_skipped(run: Experiment, workdir: Workdir) -> None:
     """Write `skipped.csv`, and add every file that becomes unreadable during training."""
     if jax.process_index() != 0:
         return
-    data_index.write_skipped(workdir.skipped, run.skipped)
+    with run_folder.writing(workdir):
+        data_index.write_skipped(workdir.skipped, run.skipped)
 
     def on_failure(item: data_index.Skipped) -> None:
         run.skipped.append(item)
-        data_index.write_skipped(workdir.skipped, run.skipped)
+        data_index.add_skipped(workdir.skipped, item)
 
     run.loader.on_failure = on_failure
     for item in run.loader.failed:
@@ -139,9 +139,10 @@ def _list_skipped(run: Experiment, workdir: Workdir) -> None:
 
 def _record(run: Experiment, workdir: Workdir, state: Any, cost: dict[str, Any] | None) -> None:
     """Record the environment, the cost, the parameters and the data set of the run."""
-    run_folder.record_environment(workdir)
-    if cost is not None:
-        run_folder.write_json(workdir.cost, cost)
-    overview = parameter_overview.get_parameter_overview(state.params)
-    workdir.parameters.write_text(overview + "\n")
-    run_folder.write_json(workdir.dataset, run.data_record())
+    with run_folder.writing(workdir):
+        run_folder.record_environment(workdir)
+        if cost is not None:
+            run_folder.write_json(workdir.cost, cost)
+        overview = parameter_overview.get_parameter_overview(state.params)
+        workdir.parameters.write_text(overview + "\n")
+        run_folder.write_json(workdir.dataset, run.data_record())

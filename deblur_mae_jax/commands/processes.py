@@ -30,6 +30,8 @@ from deblur_mae_jax.errors import UserError, one_line
 TIMEOUT = 1800  # seconds
 # Where a process that ends says why, and how often the others look there, seconds.
 ENDED, POLL = "deblur_mae_jax/ended", 1.0
+# Words of JAX's errors that mean that another process is gone, and the status after which a run is started again.
+LOST, TRY_AGAIN = ("Connection closed by peer", "Connection reset by peer", "coordination service"), 75
 _leaving = threading.Lock()
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 TPU_VM = "TPU VM"
@@ -59,6 +61,8 @@ class Found:
 
 def find(environ: Mapping[str, str]) -> Found | None:
     """The processes that the environment describes; `None` for a single one. Raises `UserError`."""
+    if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:  # first, because mpirun may run inside of a Slurm job
+        return _open_mpi(environ)
     if all(name in environ for name in SLURM):
         tasks = int(environ["SLURM_NTASKS"])
         here = _tasks_of_this_node(environ)
@@ -71,10 +75,6 @@ def find(environ: Mapping[str, str]) -> Found | None:
             file=sys.stderr,
         )
         return None
-    if "OMPI_MCA_orte_hnp_uri" in environ:
-        size = int(environ.get("OMPI_COMM_WORLD_SIZE", 1))
-        here, number = (int(environ.get(f"OMPI_COMM_WORLD_LOCAL_{k}", d)) for k, d in (("SIZE", 1), ("RANK", 0)))
-        return Found("Open MPI", "ompi", size, gpus(environ, number, here)) if size > 1 else None
     hosts = environ.get("TPU_WORKER_HOSTNAMES", "") or environ.get("TPU_PROCESS_ADDRESSES", "")
     if hosts:
         count = len(hosts.split(",")) * int(environ.get("MEGASCALE_NUM_SLICES", 1))
@@ -89,6 +89,19 @@ def find(environ: Mapping[str, str]) -> Found | None:
     if _is_tpu_vm(environ):
         return Found(TPU_VM, None, 0)
     return None
+
+
+def _open_mpi(environ: Mapping[str, str]) -> Found:
+    """The processes of mpirun. Raises `UserError` for Open MPI 5, which tells no process where the first one is."""
+    size, rank = (int(environ.get(f"OMPI_COMM_WORLD_{k}", d)) for k, d in (("SIZE", 1), ("RANK", 0)))
+    if "OMPI_MCA_orte_hnp_uri" not in environ:
+        raise UserError(
+            f"mpirun has started {size} processes, and this version of Open MPI does not say where the first one is: "
+            f"add --coordinator=HOST_OF_PROCESS_0:12345 --num_processes={size} --process_id=$OMPI_COMM_WORLD_RANK "
+            f"(here {rank}), or --distributed=off to run each of them alone"
+        )
+    here, number = (int(environ.get(f"OMPI_COMM_WORLD_LOCAL_{k}", d)) for k, d in (("SIZE", 1), ("RANK", 0)))
+    return Found("Open MPI", "ompi", size, gpus(environ, number, here))
 
 
 def _is_tpu_vm(environ: Mapping[str, str]) -> bool:
@@ -252,14 +265,16 @@ def leave_compilation(code: int) -> NoReturn:
 def end_of_crash(error: BaseException) -> None:
     """If the run has several processes, print the traceback and end all of them, with status 1.
 
-    If another process has ended, so that an exchange with it failed here, follow it without a traceback.
+    If another process has ended, so that an exchange with it failed here, follow it without a traceback. If it said
+    nothing, as a killed process, the status is that of a run which can be started again.
     """
     if _several():
         time.sleep(POLL)
         with contextlib.suppress(Exception):
             _follow(_said())
         traceback.print_exception(error)
-        end(1, one_line(error))
+        lost = any(word in str(error) for word in LOST)
+        end(TRY_AGAIN if lost else 1, one_line(error))
 
 
 def count() -> int:

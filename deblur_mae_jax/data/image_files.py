@@ -59,8 +59,8 @@ class Masks:
     files: masks.MaskFile
 
     def stamp(self, index: int) -> list[Any]:
-        """Name, size and modification time of every mask file."""
-        return [[path, stamp_of(path)] for path in self.paths[index]]
+        """Name, size and modification time of every mask file. The set may be moved to another folder."""
+        return [[os.path.basename(path), stamp_of(path)] for path in self.paths[index]]
 
     def fields(self) -> dict[str, Any]:
         """The mask fields of a `Source`. Empty if no image has a mask."""

@@ -386,6 +386,12 @@ def write_skipped(path: Path, skipped: list[Skipped]) -> None:
     os.replace(draft, path)
 
 
+def add_skipped(path: Path, item: Skipped) -> None:
+    """Add a line to `skipped.csv`. Writing all of them again for each takes long if there are thousands."""
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow([printable(item.name), printable(item.reason)])
+
+
 def hashes_of_index(path: Path) -> list[str] | None:
     """Hashes of the images of a run, read from its index. `None` if the index holds no hashes."""
     try:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import tempfile
@@ -26,6 +27,7 @@ T = TypeVar("T")
 # After so many unreadable images in a row, they are tried again after these seconds, by each thread that reads.
 OUTAGE = 8
 WAITS = (2.0, 10.0, 30.0)
+PART = 16  # images that a thread reads before it hands them on, at most
 
 
 class Loader:
@@ -54,6 +56,7 @@ class Loader:
         self.index, self.channels, self.extras, self.split_numbers = index, channels, extras or {}, split_numbers
         self.classes = classes
         self.failed: list[Skipped] = []
+        self._reported: set[str] = set()
         self.on_failure: Callable[[Skipped], None] | None = None
         self.skip_file: Path | None = None  # the file in which a copy in a worker process lists what it skips
         self._lock = threading.Lock()
@@ -88,16 +91,16 @@ class Loader:
 
     def _replacement(self, number: int, read: Callable[[int], T]) -> T:
         """The first readable image from `number` on. The others are reported, unless none can be read."""
-        rows = [(number + offset) % len(self) for offset in range(len(self))]
+        rows = np.roll(np.arange(len(self)), -number)
         if self.split_numbers is not None:
-            rows = [row for row in rows if self.split_numbers[row] == self.split_numbers[number]]
+            rows = rows[self.split_numbers[rows] == self.split_numbers[number]]
         known = {item.name for item in self.failed}
         waits, failed, at = list(WAITS), list[Skipped](), 0
         while at < len(rows):
             try:
-                found = read(rows[at])
+                found = read(int(rows[at]))
             except (BadImage, OSError) as error:
-                failed.append(Skipped(self.index.source.names[rows[at]], str(error)))
+                failed.append(Skipped(self.index.source.names[int(rows[at])], str(error)))
                 at += 1
                 # So many in a row are rather a drive that is gone for a moment than damaged files.
                 if at in (OUTAGE, len(rows)) and waits and any(item.name not in known for item in failed):
@@ -105,7 +108,7 @@ class Loader:
                     failed, at = [], 0
                 continue
             if at >= OUTAGE:  # a drive that came back in between holds the others, too
-                found, at = self._earlier(rows[:at], read) or (found, at)
+                found, at = self._earlier(rows[:at].tolist(), read) or (found, at)
             for item in failed[:at]:
                 self.report(item)
             return found
@@ -135,14 +138,15 @@ class Loader:
     def report(self, skipped: Skipped) -> None:
         """Record an unreadable image. Each image is recorded once."""
         with self._lock:
-            if any(s.name == skipped.name for s in self.failed):
+            if skipped.name in self._reported:
                 return
+            self._reported.add(skipped.name)
             self.failed.append(skipped)
-        logging.warning("skipped %s: %s", skipped.name, skipped.reason)
-        try:
-            self._list(skipped)
-        except OSError as error:  # a full disk does not end a run that goes on without this image
-            logging.warning("the list of skipped images could not be written: %s", error.strerror or error)
+            logging.warning("skipped %s: %s", skipped.name, skipped.reason)
+            try:
+                self._list(skipped)
+            except OSError as error:  # a full disk does not end a run that goes on without this image
+                logging.warning("the list of skipped images could not be written: %s", error.strerror or error)
 
     def _list(self, skipped: Skipped) -> None:
         if self.on_failure is not None:
@@ -256,13 +260,24 @@ def stream(
     share = len(rows)
     read = _ReadPosition(loader, order, rows, cubes)
     dataset = grain.MapDataset.range(start_step * share, num_steps * share).map(read)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * share)
-    batches = dataset.batch(share, drop_remainder=True).to_iter_dataset(options)
-    return _from_workers(batches, read, num_workers) if num_workers else iter(batches)
+    # A thread reads a part of a batch at a time: one image would cost more in Grain than in reading, and of whole
+    # batches, Grain's buffer, which counts them, would hold many.
+    part = max(size for size in range(1, min(PART, share) + 1) if share % size == 0)
+    count = share // part
+    ahead = max(num_threads, 2 * count // max(1, num_workers))
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
+    parts = dataset.batch(part, drop_remainder=True).to_iter_dataset(options)
+    return _joined(_from_workers(parts, read, num_workers) if num_workers else iter(parts), count)
+
+
+def _joined(parts: Iterator[Example], count: int) -> Iterator[Example]:
+    """Batches of `count` parts each."""
+    while len(batch := list(itertools.islice(parts, count))) == count:
+        yield batch[0] if count == 1 else {name: np.concatenate([part[name] for part in batch]) for name in batch[0]}
 
 
 def _from_workers(batches: Any, read: _ReadPosition, num_workers: int) -> Iterator[Example]:
-    """Yield the batches of worker processes. The loader of this process reports what theirs skip."""
+    """Yield the parts of batches of worker processes. The loader of this process reports what theirs skip."""
     import grain.python as grain
     from absl import flags
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -22,7 +23,7 @@ from deblur_mae_jax.data.listing import existing_root
 from deblur_mae_jax.data.packing import FACTS, INDEX, SKIPPED, VERSION
 from deblur_mae_jax.data.shard_writer import file_hash
 from deblur_mae_jax.data.source import BadImage, Checked, Source
-from deblur_mae_jax.errors import StoreError, UserError
+from deblur_mae_jax.errors import StoreError, UserError, one_line
 
 # Facts that a set always has.
 NEEDED = ("axes", "block", "channels", "decoding", "index_sha256", "mask_names", "masks", "notes", "shards")
@@ -31,6 +32,8 @@ READS = ("group_pattern",)  # fields of config.data that say what the images are
 
 
 _copying = threading.Lock()
+REOPEN = 60.0  # seconds before readers that fail are opened once more
+_opened = -REOPEN
 RETRIES = (5.0, 20.0, 60.0)  # seconds to wait for a store that fails in the middle of a run
 
 
@@ -43,10 +46,21 @@ def _reader(path: str, origin: str, digest: str) -> Any:
     """
     from array_record.python import array_record_module
 
+    if not origin:
+        _require_same_packing(Path(path), digest)
     with _copying:  # a shard is copied once, however many threads wait for it
         if origin and not Path(path).exists():
             _copied_patiently(origin, Path(path), digest)
     return array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
+
+
+def _require_same_packing(path: Path, digest: str) -> None:
+    """Raise `UserError` if the set was packed again since the run has read its index: records have other places now."""
+    facts = json.loads((path.parent / FACTS).read_text())
+    if facts["shards"].get(path.name) != digest:
+        raise UserError(
+            f"config.data.root: '{path.parent}' was packed again while it was used; start the same command again"
+        )
 
 
 def _copied_patiently(origin: str, path: Path, digest: str) -> None:
@@ -71,6 +85,17 @@ def _copy_shard(origin: str, path: Path, digest: str) -> None:
         os.replace(draft, path)
 
 
+def _opened_anew() -> bool:
+    """Close the readers, so that their files are opened again. False if they were a minute ago."""
+    global _opened
+    with _copying:
+        if time.monotonic() - _opened < REOPEN:
+            return False
+        _opened = time.monotonic()
+        _reader.cache_clear()
+        return True
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
     """Read the records of a packed set.
@@ -92,12 +117,19 @@ class Records:
     def fetch(self, index: int, numbers: list[int]) -> list[bytes]:
         """Records of an image, counted from its first. Raises `BadImage` if the shard is damaged."""
         place, first = self.shards[int(self.shard[index])], int(self.record[index])
+        read = lambda: list(_reader(*place).read([first + number for number in numbers])) if numbers else []
         try:
-            return list(_reader(*place).read([first + number for number in numbers])) if numbers else []
+            return read()
         except UserError:
             raise
         except Exception as error:  # the reader raises its own kinds for damage
-            raise BadImage(f"damaged: shard '{Path(place[0]).name}' cannot be read; pack the set again") from error
+            if _opened_anew():  # after an outage of a drive, an open file may stay unreadable
+                with contextlib.suppress(Exception):
+                    return read()
+            raise BadImage(
+                f"shard '{Path(place[0]).name}' cannot be read ({one_line(error, 80)}); if this stays so, pack the set "
+                "again"
+            ) from error
 
     def read(self, index: int) -> np.ndarray:
         """uint8 `(H, W, C)`."""

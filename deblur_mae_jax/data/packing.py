@@ -193,7 +193,7 @@ def _jobs(source: Source, folder: Path, settings: dict[str, Any], reading: str) 
 
 def _expected_bytes(source: Source, index: int, encode: str) -> float:
     stamp = source.stamp(index) if source.stamp is not None else None
-    if encode == "keep" and stamp and isinstance(stamp[0], int):
+    if encode == "keep" and stamp and isinstance(stamp[0], int):  # the size of its own file
         return float(stamp[0])
     try:
         size = float(np.prod(source.size_of(index))) * np.dtype(source.dtype).itemsize

@@ -66,7 +66,7 @@ class Rows:
     def stamp(self, index: int) -> Any:
         """Size and time of the file, and the place in it."""
         path, group, row = self.places[index]
-        return [group, row, stamp_of(path)]
+        return [stamp_of(path), group, row]
 
 
 def source(data, channels: int) -> Source:

@@ -6,10 +6,12 @@ a report or an export. With it, `scripts/find_dicom.py` finds the file of a name
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
 import secrets
+import time
 from pathlib import Path
 
 from deblur_mae_jax.errors import UserError
@@ -45,20 +47,40 @@ def key() -> bytes:
 
 
 def _stored(path: Path) -> bytes:
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
-        try:
-            os.link(draft, path)  # fails if another process was first
-        except FileExistsError:
-            pass
-        finally:
-            os.unlink(draft)
+        if not path.exists():
+            _make_key(path)
+        for _ in range(50):
+            text = path.read_text().strip()
+            if len(text) == 64:
+                return bytes.fromhex(text)
+            time.sleep(0.1)  # another process is writing it
     except FileNotFoundError:  # the workdir does not exist, as in a dry run
         return secrets.token_bytes(32)
-    return bytes.fromhex(path.read_text().strip())
+    except (OSError, ValueError) as error:
+        raise UserError(f"the key of names '{path}' cannot be read or made: {error}") from error
+    raise UserError(f"the key of names '{path}' does not hold 64 hexadecimal digits; put the file back that it was")
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key, unless another process is first."""
+    text = secrets.token_hex(32) + "\n"
+
+    def write(place: Path) -> None:
+        with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+
+    draft = path.with_name(f"{path.name}.{os.getpid()}_{secrets.token_hex(4)}.tmp")
+    write(draft)
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a mounted bucket has no links
+        with contextlib.suppress(FileExistsError):
+            write(path)
+    finally:
+        os.unlink(draft)
 
 
 def pseudonym(*parts: str) -> str:

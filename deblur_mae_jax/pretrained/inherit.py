@@ -150,14 +150,15 @@ def _from_scratch(config: ConfigDict, axes: int) -> str:
 def keep_copy(workdir: Workdir, source: TrainedNetwork) -> None:
     """Save the parts of the source that a later start or a prediction needs. All processes call this."""
     if jax.process_index() == 0 and not workdir.has_checkpoint():
-        workdir.pretrained.mkdir(exist_ok=True)
-        seen = hashes_of_index(Workdir(source.path).index())
-        workdir.pretrained_images.unlink(missing_ok=True)  # of another source, in a start that failed
-        if seen is not None:
-            run_folder.write_json(workdir.pretrained_images, seen)
-        draft = workdir.pretrained_weights.with_suffix(".tmp")
-        trained_network.save_file(draft, source)
-        os.replace(draft, workdir.pretrained_weights)
+        with run_folder.writing(workdir):
+            workdir.pretrained.mkdir(exist_ok=True)
+            seen = hashes_of_index(Workdir(source.path).index())
+            workdir.pretrained_images.unlink(missing_ok=True)  # of another source, in a start that failed
+            if seen is not None:
+                run_folder.write_json(workdir.pretrained_images, seen)
+            draft = workdir.pretrained_weights.with_suffix(".tmp")
+            trained_network.save_file(draft, source)
+            os.replace(draft, workdir.pretrained_weights)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

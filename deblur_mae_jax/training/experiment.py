@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -192,6 +196,19 @@ class _Images:
     supervision: Supervision | None
 
 
+@contextlib.contextmanager
+def _index_of(workdir: Workdir | None) -> Iterator[Path | None]:
+    """Where the pre-flight check keeps its results: in the workdir, or for other processes than the first in a copy."""
+    if workdir is None or jax.process_index() == 0:
+        yield workdir.index() if workdir is not None else None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "index.json"
+        with contextlib.suppress(OSError):
+            shutil.copyfile(workdir.index(), copy)
+        yield copy
+
+
 def _images(
     config: ConfigDict,
     identity: Identity,
@@ -200,22 +217,22 @@ def _images(
     mesh: Mesh,
     progress: Sequence[Progress | None],
 ) -> _Images:
-    main = jax.process_index() == 0
-    cache = workdir.index() if workdir is not None and main else None
     channels = config.model.in_chans
-    if identity.supervised:
-        index, labels = supervision.prepare(config, identity, source, mesh, cache, progress)
-        extras = {}
-        if labels.mask_values is None:
-            extras["label"] = labels.labels
-        if labels.levels is not None:
-            extras["level"] = labels.levels
-        loader = Loader(index, channels, extras, labels.split_numbers, labels.mask_classes)
-        images = _Images(index, loader, supervision.train_order(config, labels), labels)
-    else:
-        index = dataset.build_index(config, cache, progress=progress[0])
-        loader = Loader(index, channels, modality_of(index))
-        images = _Images(index, loader, _order(config, identity, index), None)
+    with _index_of(workdir) as cache:
+        if identity.supervised:
+            index, labels = supervision.prepare(config, identity, source, mesh, cache, progress)
+            extras = {}
+            if labels.mask_values is None:
+                extras["label"] = labels.labels
+            if labels.levels is not None:
+                extras["level"] = labels.levels
+            loader = Loader(index, channels, extras, labels.split_numbers, labels.mask_classes)
+            images = _Images(index, loader, supervision.train_order(config, labels), labels)
+        else:
+            index = dataset.build_index(config, cache, progress=progress[0])
+            loader = Loader(index, channels, modality_of(index))
+            images = _Images(index, loader, _order(config, identity, index), None)
+    sharding.require_same(data=index.fingerprint)
     if workdir is not None:
         run_folder.check_data(workdir, index.fingerprint, len(index), index.earlier)
     return images

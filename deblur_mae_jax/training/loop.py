@@ -31,6 +31,9 @@ from deblur_mae_jax.training.watchdog import Watchdog
 from deblur_mae_jax.workdir import checkpoint, goodput, metric_writer, run_folder, weights
 from deblur_mae_jax.workdir.run_folder import BEST, Workdir
 
+# The report of process 0 may take as long as so many evaluations.
+FINISH = 12
+
 
 @jax.jit
 def _copied(params: Any) -> Any:
@@ -362,7 +365,7 @@ class Loop:
         self.clock.write()
         self.unwritten.clear()
         # Another process may be frozen; the report of one process may take as long as it needs.
-        watched = self.watchdog.longer("to finish") if jax.process_count() > 1 else contextlib.nullcontext()
+        watched = self.watchdog.longer("to finish", FINISH) if jax.process_count() > 1 else contextlib.nullcontext()
         with self.survive_full_disk("the report"), watched:
             conclusion = self.evaluator.finish(judged, best, self.main)
         self.gather_failures()

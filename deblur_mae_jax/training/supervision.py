@@ -186,9 +186,14 @@ def _divide(
         lines.append(f"{len(share)} of {len(train)} training images (config.data.fraction)")
     groups = index.source.groups or [""] * len(index)
     keys = index.source.keys or index.source.names
-    known = _with_labels(index.fingerprint, keys, names, split, groups)
-    # Version 0.1 knew no patients of volumes in folders.
-    earlier = _with_labels(index.earlier, index.source.names, names, split, [""] * len(index)) if index.earlier else ""
+    # Names of DICOM patients depend on the key of the workdir, which others of the processes may not share.
+    number = {group: str(i) for i, group in enumerate(dict.fromkeys(groups))}
+    known = _with_labels(index.fingerprint, keys, names, split, [number[group] for group in groups])
+    # Version 0.1 took the names, and knew no patients of volumes in folders.
+    before = (
+        (index.earlier, index.source.names, [""] * len(index)) if index.earlier else (index.fingerprint, keys, groups)
+    )
+    earlier = _with_labels(before[0], before[1], names, split, before[2])
     index = dataclasses.replace(index, fingerprint=known, earlier=earlier)
     return Supervision(classes, labels, indices, lines, mask_values=values), index
 

@@ -56,9 +56,12 @@ class Watchdog:
         self._until = now + self.limit
 
     @contextlib.contextmanager
-    def longer(self, what: str) -> Iterator[None]:
-        """Allow what happens inside, such as an evaluation, more time than a step. It is not part of a step."""
-        self._what, self._until = what, time.monotonic() + SAVES * self.limit
+    def longer(self, what: str, times: float = 1) -> Iterator[None]:
+        """Allow what happens inside, such as an evaluation, more time than a step. It is not part of a step.
+
+        times: how many times as long as an evaluation.
+        """
+        self._what, self._until = what, time.monotonic() + times * SAVES * self.limit
         yield
         self.rest()
 

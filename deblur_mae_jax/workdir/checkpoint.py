@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ CHECKSUMS = "checksums.json"
 UNREADABLE = "unreadable.json"
 # How long `meet` waits, hours.
 MEETING_HOURS = 2
+# How long processes wait until they see the same checkpoints, seconds.
+SAME_STEPS = 60.0
 WRITES = ("auto", "on", "off")
 COMMITS = {"rename": ocp.options.AtomicityMode.AUTO, "file": ocp.options.AtomicityMode.COMMIT_FILE}
 
@@ -73,9 +75,17 @@ def check_files(folder: Path) -> None:
         saved = json.loads(path.read_text())
         by_size = any(isinstance(value, dict) for value in saved.values())
         computed: dict[str, Any] = {**(_sizes(folder) if by_size else _checksums(folder))}
-        for name in sorted(saved.keys() | computed.keys()):
-            if saved.get(name) != computed.get(name):
+        # Other files, such as .DS_Store, were put there by other programs, and Orbax does not read them.
+        for name in sorted(saved):
+            if saved[name] != computed.get(name):
                 raise Damaged(f"'{name}' is not as it was saved")
+
+
+def _remove_unfinished(folder: Any) -> None:
+    """Delete what saves left that were killed or failed; they may be as large as a checkpoint."""
+    if isinstance(folder, Path):
+        for path in folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _mark_unreadable(folder: Path, error: Exception) -> None:
@@ -99,6 +109,17 @@ def _require_intact(found: Restored, intact: Callable[[Restored], bool]) -> None
         raise Damaged("its parameters are not those that were saved")
 
 
+@contextlib.contextmanager
+def exchanging() -> Iterator[None]:
+    """Raise `StoreError` if another process ends during an exchange, which says nothing about a checkpoint."""
+    try:
+        yield
+    except Exception as error:  # JAX raises many kinds of errors for it
+        raise StoreError(
+            f"--workdir: another process of this run has ended: {one_line(error)}. Start the same command again"
+        ) from error
+
+
 def on_all(check: Callable[[], None]) -> None:
     """Run a function on every process. Raise on all of them if it fails on one, so that all go on in the same way."""
     problem: Exception | None = None
@@ -110,7 +131,8 @@ def on_all(check: Callable[[], None]) -> None:
         from jax.experimental import multihost_utils
 
         own = 0 if problem is None else 1 if isinstance(problem, Damaged) else 2
-        all_own = np.asarray(multihost_utils.process_allgather(np.array(own)))
+        with exchanging():
+            all_own = np.asarray(multihost_utils.process_allgather(np.array(own)))
         if all_own.any():  # the same kind on every process
             kind = Damaged if all_own.max() == 1 else ValueError
             said = f"it failed on process {np.flatnonzero(all_own)[0]}" if problem is None else one_line(problem)
@@ -177,6 +199,8 @@ class Checkpoints:
         if commit == "file" and jax.process_index() == 0:
             for checksums in folder.glob(f"step_*/{CHECKSUMS}"):  # complete, from a start with commit=rename
                 checksums.with_name(COMMITTED).touch()
+        if jax.process_index() == 0:
+            _remove_unfinished(folder)
         self._manager = _Manager(absolute(folder), options=options)
 
     def latest_step(self) -> int | None:
@@ -233,6 +257,8 @@ class Checkpoints:
             one_line(error),
             f"step {newest} is still there" if newest is not None else "no earlier one exists",
         )
+        if jax.process_index() == 0:
+            _remove_unfinished(self.folder)  # a full disk would stay full
         self._manager.reload()
         return False
 
@@ -245,7 +271,7 @@ class Checkpoints:
         template: the state as arrays, or as shapes with shardings.
         intact: whether a restored state is the one that was saved.
         """
-        steps, certain = sorted(self._manager.all_steps(), reverse=True), list[bool]()
+        steps, certain = self._steps_of_all(), list[bool]()
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         for step in steps:
             try:
@@ -278,6 +304,34 @@ class Checkpoints:
                 "away to start from the beginning"
             )
         return None
+
+    def _steps_of_all(self) -> list[int]:
+        """The saved steps, the newest first. All processes wait until they see the same ones.
+
+        A network drive may show a process an earlier state of a folder for some seconds. Raises `StoreError` if it
+        stays so.
+        """
+        end = time.monotonic() + SAME_STEPS
+        while True:
+            steps = sorted(self._manager.all_steps(), reverse=True)
+            if jax.process_count() == 1:
+                return steps
+            from jax.experimental import multihost_utils
+
+            newest = np.full(64, -1, np.int32)
+            newest[: len(steps[:64])] = steps[:64]
+            with exchanging():
+                seen = np.asarray(multihost_utils.process_allgather(np.append(newest, time.monotonic() > end)))
+            if (seen[:, :-1] == seen[0, :-1]).all():
+                return steps
+            if seen[:, -1].any():
+                listed = sorted({int(row[0]) for row in seen})
+                raise StoreError(
+                    f"--workdir: the processes see different checkpoints in '{self.folder}' (the newest are "
+                    f"{listed}): all of them need the same folder. Start the same command again"
+                )
+            time.sleep(2)
+            self._manager.reload()
 
     def _read(self, step: int, shapes: Any) -> Restored:
         """Read a checkpoint; a second time if that fails, as a network drive may for a moment.

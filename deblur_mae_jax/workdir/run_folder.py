@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from deblur_mae_jax.workdir import mirror
 
 # The file that completes a checkpoint whose folder cannot appear at once.
 COMMITTED = "commit_success.txt"
+# How long the other processes wait until they see what process 0 has written, seconds.
+SHARED = 60.0
 # Prefix of the folders of the best weights; the step follows it.
 BEST = "best"
 
@@ -180,6 +185,15 @@ def write_json(path: Any, value: Any) -> None:
     os.replace(draft, path)
 
 
+@contextlib.contextmanager
+def writing(workdir: Workdir) -> Iterator[None]:
+    """Raise `UserError` if the folder cannot be written, as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--workdir: cannot write to '{workdir.path}': {error.strerror or error}") from error
+
+
 def claim(workdir: Workdir, config: ConfigDict) -> None:
     """Claim `workdir` for this config, or refuse it if it belongs to another run.
 
@@ -221,10 +235,27 @@ def claim(workdir: Workdir, config: ConfigDict) -> None:
             "model; name another folder"
         )
     if jax.process_index() == 0:
-        try:
+        with writing(workdir):
             write_json(path, new)
-        except OSError as error:
-            raise UserError(f"--workdir: cannot write to '{workdir.path}': {error.strerror or error}") from error
+    elif workdir.mirror is None:
+        _wait_for(path, new)
+
+
+def _wait_for(path: Path, content: Any) -> None:
+    """Wait until this process sees what process 0 has written. Raises `UserError` if it never does.
+
+    Without a folder that all of them share, the first checkpoint would wait for ever.
+    """
+    end = time.monotonic() + SHARED
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(path.read_text()) == content:
+                return
+        time.sleep(0.5)
+    raise UserError(
+        f"--workdir: process {jax.process_index()} does not see what process 0 writes into '{path.parent}': all "
+        "processes need the same folder, on a drive that they share"
+    )
 
 
 def _is_of_another(path: Path) -> bool:

@@ -91,6 +91,16 @@ def test_open_mpi_tpu_workers_and_kubernetes(monkeypatch):
     assert found(KUBERNETES_SERVICE_HOST="10.0.0.1") is None  # a single pod
 
 
+def test_mpirun_inside_of_slurm_is_mpirun():
+    assert found(**SLURM, **MPI).how == "Open MPI"
+    assert found(SLURM_JOB_ID="7", SLURM_NTASKS="8", **MPI).how == "Open MPI"
+
+
+def test_open_mpi_that_tells_no_address_is_refused():
+    with pytest.raises(UserError, match=r"--coordinator=HOST_OF_PROCESS_0:12345 --num_processes=4 .*\(here 3\)"):
+        found(OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="3")
+
+
 def test_choices_that_contradict_each_other_are_refused(monkeypatch):
     for name in SLURM:
         monkeypatch.delenv(name, raising=False)

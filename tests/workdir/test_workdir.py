@@ -252,6 +252,71 @@ def test_the_parameters_of_a_checkpoint_are_compared_with_their_hash(tmp_path, c
     manager.close()
 
 
+def test_files_of_other_programs_do_not_damage_a_checkpoint(tmp_path):
+    state = {"a": jax.numpy.arange(4.0)}
+    manager = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    manager.save(2, state, {"step": 2})
+    (manager.path(2) / "state" / ".DS_Store").write_bytes(b"x")
+    assert manager.restore_latest(state).step == 2
+    manager.close()
+
+
+def test_what_saves_left_that_were_killed_is_removed(tmp_path):
+    left = tmp_path / "checkpoints" / "step_4.orbax-checkpoint-tmp"
+    left.mkdir(parents=True)
+    (left / "data").write_bytes(b"x" * 1000)
+    checkpoint.Checkpoints(tmp_path / "checkpoints").close()
+    assert not left.exists()
+
+
+def test_an_exchange_with_a_process_that_is_gone_says_nothing_about_a_checkpoint(monkeypatch):
+    from jax.experimental import multihost_utils
+
+    def lost(value):
+        raise ValueError("Gloo AllGather failed: Connection closed by peer")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lost)
+    with pytest.raises(StoreError, match="another process of this run has ended"):
+        checkpoint.on_all(lambda: None)
+
+
+def test_processes_wait_until_they_see_the_same_checkpoints(tmp_path, monkeypatch):
+    from jax.experimental import multihost_utils
+
+    manager = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    state = {"a": jax.numpy.arange(4.0)}
+    for step in (1, 2):
+        manager.save(step, state, {"step": step})
+    answers = [[1, -1], [1, -1], [2, 1]]  # of the other process, which sees the newest step later
+
+    def gathered(own):
+        other = np.full_like(own, -1)
+        other[:2], other[-1] = answers.pop(0), 0
+        return np.stack([own, other])
+
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(multihost_utils, "process_allgather", gathered)
+        patched.setattr(jax, "process_count", lambda: 2)
+        patched.setattr(manager._manager, "reload", lambda: None)
+        assert manager._steps_of_all() == [2, 1] and not answers
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "SAME_STEPS", -1.0)
+        patched.setattr(multihost_utils, "process_allgather", lambda own: np.stack([own, np.full_like(own, -1)]))
+        patched.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(StoreError, match="see different checkpoints"):
+            manager._steps_of_all()
+    manager.close()
+
+
+def test_a_process_that_does_not_see_the_workdir_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "SHARED", 0.2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(UserError, match="process 1 does not see what process 0 writes"):
+        run_folder.claim(run_folder.Workdir(tmp_path / "run"), tiny.config())
+
+
 def test_a_checkpoint_that_one_process_could_not_read_is_set_aside(tmp_path, caplog):
     """The process notes it and ends the run, because the others wait for it; the next start finds the note."""
     state = {"a": jax.numpy.arange(4.0)}
