@@ -42,8 +42,10 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
             listed = Path(folder) / "list.csv"
             with open(listed, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 csv.writer(file).writerows([["path"], [str(alone.resolve())]])
-            _, equals, modality = root.rpartition("=") if is_3d else ("", "", "")
-            index = index_of(trained, f"{listed}{equals}{modality}", progress)
+            modality = root[len(root.rpartition("=")[0]) :] if is_3d and not Path(root).expanduser().is_file() else ""
+            if is_3d and not modality:
+                raise UserError(f"--input: '{root}' does not say its modality; write {root}=ct or {root}=mr")
+            index = index_of(trained, f"{listed}{modality}", progress)
         return dataclasses.replace(index, source=dataclasses.replace(index.source, names=[printable(alone.name)]))
     values = {"data.root": root, "data.split": "all", "data.max_bad_fraction": 0.999}
     # These describe the training images, or lie beside them.
@@ -52,7 +54,12 @@ def index_of(trained: TrainedNetwork, root: str, progress: Progress) -> Index:
     if is_3d:
         if (Path(root.rpartition("=")[0] or root) / INDEX).exists():
             raise UserError(f"--input: '{root}' is a packed set of volumes; name the folder or CSV of the volumes")
+        place = Path(root.rpartition("=")[0] or root).expanduser()
+        if place.is_file() and place.suffix.lower() not in TABLES:
+            raise UserError(f"--input: '{root}' is no volume and no CSV; a DICOM series is read from its folder")
         values |= {"data.name": "nifti", "data.check": "pixels"}
+        if place.is_file() and "data.columns" in values:
+            values["data.columns"] = _columns(place, trained.config.data.columns)
     else:
         path = existing_root(root, "input")
         if path.is_file() and path.suffix.lower() not in TABLES:

@@ -22,7 +22,7 @@ from deblur_mae_jax.data.grid import is_label_map, output_path
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.data.source import BadImage, Skipped
-from deblur_mae_jax.errors import NotSaved, UserError, unknown
+from deblur_mae_jax.errors import NotSaved, UserError, one_line, unknown
 from deblur_mae_jax.inference import levels as levels_of_images
 from deblur_mae_jax.inference.arrays import as_list
 from deblur_mae_jax.inference.segmenter import Segmenter
@@ -121,7 +121,7 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
         for number, labels in segmenter.each([member.params for member in members], loader, wanted):
             try:
                 rows = _save(index, number, labels, paths[number], first)
-            except (BadImage, OSError) as error:
+            except (BadImage, OSError, MemoryError) as error:
                 unwritten.append(Skipped(index.source.names[number], _unwritten(error)))
                 continue
             for row in rows:
@@ -147,7 +147,7 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
 
 
 def _unwritten(error: Exception) -> str:
-    return f"its label map cannot be written: {getattr(error, 'strerror', None) or error}"
+    return f"its label map cannot be written: {getattr(error, 'strerror', None) or one_line(error)}"
 
 
 def _legend(trained: TrainedNetwork) -> str:

@@ -272,6 +272,11 @@ def is_same_visit(rest: str) -> bool:
     return not any(_VISIT.match(word) for word in re.split(r"[-_. ]", rest))
 
 
+def visit(stem: str) -> str:
+    """The words of a name that say which examination of a patient it is; "" without them."""
+    return " ".join(word.casefold() for word in re.split(r"[-_. ]", stem) if _VISIT.match(word))
+
+
 def channel_cases(stems: Iterable[str]) -> set[str]:
     """The names of cases with nnU-Net's channels, which start at `_0000`; in lower case."""
     return {stem.casefold()[:-5] for stem in stems if stem.endswith("_0000")}

@@ -254,6 +254,11 @@ def _of_folder(root: Path, modality: str, number: int, data) -> _Found:
         if modality and own and modality not in own:
             overruled.append(case.file.name)
         kind = modality or next((name for name in named if name in MODALITIES), "")
+        if len(own) > 1 and not modality:
+            raise UserError(
+                f"config.data.root: '{case.file.path}' is in folders of several modalities ({', '.join(sorted(own))}); "
+                f"rename one, or write {root}=ct"
+            )
         if kind not in MODALITIES:
             raise UserError(
                 f"config.data.root: the modality of '{case.file.path}' is not known: use sub-folders ct and mr, or "

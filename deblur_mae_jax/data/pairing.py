@@ -181,6 +181,8 @@ class _Images:
         beside = self.places.get(mask.place, [])
         if tries[-1]:
             beside = [item for item in beside if self._extends(item, tries[-1])] if len(beside) < 4096 else []
+        elif len({naming.visit(item.stem) for item in beside}) > 1:
+            return []  # examinations of one patient, with a mask that does not say of which
         if beside and (self.volumes or len(beside) == 1) and (tries[-1] or mask.rest):
             return beside
         return []

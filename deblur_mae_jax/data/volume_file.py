@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import compressed, grid, raster
+from deblur_mae_jax.data import compressed, grid, raster, simpleitk_volumes
 from deblur_mae_jax.data.raster import reason
+from deblur_mae_jax.data.simpleitk_volumes import NO_SIZE
 from deblur_mae_jax.data.source import BadImage
 
 NIBABEL = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh", ".hdr.gz", ".img.gz")
@@ -25,13 +26,12 @@ SUFFIXES = (*NIBABEL, *SIMPLEITK)
 SAME = 0.05
 SHEAR = 0.5  # largest angle between an axis of the voxels and a right angle, degrees, as of DICOM series
 NO_ORIENTATION = "its header has neither sform nor qform, so its orientation is assumed"
+NO_ORIENTATION_MGH = "its header states no orientation (goodRASFlag 0); coronal slices are assumed"
 ANALYZE = "the Analyze format does not state an orientation; radiological order (right is left) is assumed"
-NO_SPACE = "its header states no anatomical orientation; left-posterior-superior (DICOM's) is assumed"
+UNORIENTED = {NO_ORIENTATION, NO_ORIENTATION_MGH, ANALYZE}
 _GZIP = b"\x1f\x8b"
 # A larger start of the voxels in a NIfTI header is damage, or an attempt to fill the memory.
 _MAX_OFFSET = 16_000_000
-# Millimetres of the units of NRRD.
-NRRD_UNITS = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "micron": 0.001, "microns": 0.001}
 _MM = {"meter": 1000.0, "micron": 0.001}
 
 
@@ -110,7 +110,9 @@ class VolumeFile:
         except MemoryError as error:
             raise BadImage("not enough memory to decode it") from error
         except Exception as error:  # truncated gzip streams and the like
-            raise BadImage(f"damaged: {reason(error)}") from error
+            # SimpleITK's own messages are about the places where it was built.
+            said = "its voxels cannot be read" if "SimpleITK" in str(error) else reason(error)
+            raise BadImage(f"damaged: {said}") from error
 
     def save_like(self, labels: np.ndarray, path: Path) -> Path:
         """Save a label map in RAS orientation as compressed NIfTI, on the grid and with the geometry of this file."""
@@ -214,8 +216,9 @@ def _with_nibabel(path: str, max_voxels: int) -> VolumeFile:
     with open(path, "rb") as file:
         gzipped = file.read(2) == _GZIP
     single = path.lower().endswith((".nii", ".nii.gz"))
+    sizes: tuple[float, ...] = (1.0, 1.0, 1.0)
     if single:
-        _check_start(path, gzipped)
+        sizes = _check_start(path, gzipped)
         if gzipped != path.lower().endswith(".gz"):
             notes.append(f"the suffix is wrong: the file is {'' if gzipped else 'not '}compressed by gzip")
     # nibabel tells formats by suffixes in lower case.
@@ -228,6 +231,10 @@ def _with_nibabel(path: str, max_voxels: int) -> VolumeFile:
         plain = opened.get_data_dtype() == np.uint8 and unscaled
         header = opened.header if isinstance(opened, nib.Nifti1Pair) else None
         affine, zooms = _geometry(opened, header, notes)
+        if path.lower().endswith((".mgh", ".mgz")) and not _mgh_has_geometry(path, gzipped):
+            notes += [NO_ORIENTATION_MGH, NO_SIZE]
+        if NO_SIZE not in notes and min(map(abs, sizes)) == 0 and np.isclose(min(zooms), 1.0):
+            notes.append(NO_SIZE)  # nibabel puts 1 in place of 0
 
     def load() -> np.ndarray:
         if by_name and not (gzipped and single):
@@ -240,21 +247,33 @@ def _with_nibabel(path: str, max_voxels: int) -> VolumeFile:
                 compressed.drain(stream)
             return values
 
-    return VolumeFile(shape, affine, zooms, plain, notes, load, header, not {NO_ORIENTATION, ANALYZE} & set(notes))
+    return VolumeFile(shape, affine, zooms, plain, notes, load, header, not UNORIENTED & set(notes))
 
 
-def _check_start(path: str, gzipped: bool) -> None:
-    """Refuse a NIfTI header that places the voxels absurdly late, before nibabel reads all that lies between."""
+def _check_start(path: str, gzipped: bool) -> tuple[float, ...]:
+    """The voxel size of a NIfTI header as it is stored; 1 for NIfTI-2.
+
+    Refuses a header that places the voxels absurdly late, before nibabel reads all that lies between.
+    """
     with gzip.open(path) if gzipped else open(path, "rb") as file:  # type: ignore[attr-defined]
         start = file.read(348)
+    sizes: tuple[float, ...] = (1.0, 1.0, 1.0)
     for order in ("<", ">"):
         if len(start) >= 112 and int(np.frombuffer(start[:4], f"{order}i4")[0]) == 348:
+            sizes = tuple(float(size) for size in np.frombuffer(start[80:92], f"{order}f4"))
             offset = float(np.frombuffer(start[108:112], f"{order}f4")[0])
             if not 352 <= offset <= _MAX_OFFSET and start[344:347] == b"n+1":
                 raise BadImage(f"damaged: its voxels are said to start at byte {offset:g}")
     if not start.startswith((b"\x5c\x01", b"\0\0\x01\x5c", b"\x1c\x02", b"\0\0\x02\x1c")):
         what = raster.stranger(Path(path)) if not gzipped else ""
         raise BadImage(f"not a NIfTI file, or damaged{': it is ' + what if what else ''}")
+    return sizes
+
+
+def _mgh_has_geometry(path: str, gzipped: bool) -> bool:
+    """Whether an MGH header says that its sizes and directions are set (goodRASFlag), which nibabel does not tell."""
+    with gzip.open(path) if gzipped else open(path, "rb") as file:  # type: ignore[attr-defined]
+        return file.read(30)[28:] != b"\0\0"
 
 
 @contextlib.contextmanager
@@ -286,6 +305,13 @@ def _geometry(image: Any, header: Any, notes: list[str]) -> tuple[np.ndarray, tu
         return affine, zooms
     pixdim = np.array(zooms)
     sform, qform = header.get_sform(coded=True), _qform(header, notes)
+    if (
+        sform[1]
+        and qform[1]
+        and (sform[0] is None or not np.isfinite(sform[0]).all() or _is_singular(sform[0][:3, :3]))
+    ):
+        notes.append("its sform is empty or damaged and not used")
+        sform = (None, 0)
     known = {
         name: np.asarray(matrix, np.float64)
         for name, (matrix, code) in {"sform": sform, "qform": qform}.items()
@@ -304,8 +330,9 @@ def _geometry(image: Any, header: Any, notes: list[str]) -> tuple[np.ndarray, tu
             unset = np.allclose(pixdim, 1.0)  # the value of a field that nobody set
             chosen = "sform" if agrees["sform"] or unset or not np.allclose(sizes["sform"], 1.0) else "qform"
             notes.append(
-                f"sform ({_listed(sizes['sform'])} mm) and qform with pixdim ({_listed(pixdim)} mm) contradict each "
-                f"other; the {chosen} is used"
+                f"sform ({_listed(sizes['sform'])} mm, {_axes(known['sform'])}) and qform with pixdim "
+                f"({_listed(pixdim)} mm, {_axes(known['qform'])}) contradict each other, by {apart:.3g} voxels at the "
+                f"most; the {chosen} is used"
             )
     elif not agrees[chosen]:
         notes.append(
@@ -334,58 +361,22 @@ def _in_mm(header: Any, affine: np.ndarray, zooms: tuple[float, ...], notes: lis
     return scale @ affine, tuple(z * _MM[unit] for z in zooms)
 
 
+def _axes(affine: np.ndarray) -> str:
+    """The directions of the axes, such as RAS."""
+    from nibabel import orientations
+
+    return "".join(str(code) for code in orientations.aff2axcodes(affine))
+
+
 def _listed(sizes: Any) -> str:
     return " x ".join(f"{float(size):.4g}" for size in sizes)
 
 
 def _with_simpleitk(path: str, max_voxels: int) -> VolumeFile:
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise BadImage("MetaImage and NRRD files need SimpleITK: pip install '.[volumes]' in the repository") from error
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise BadImage("its name is not UTF-8, which SimpleITK cannot open: rename it") from error
-    text = _header_text(path)
-    _refuse_data_elsewhere(text)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("MetaImageIO" if path.lower().endswith((".mha", ".mhd")) else "NrrdImageIO")
-    reader.SetFileName(path)
-    reader.ReadImageInformation()
-    if reader.GetNumberOfComponents() != 1:
-        raise BadImage(f"its voxels are {reader.GetNumberOfComponents()} numbers, not one")
-    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if "complex" in kind:
-        raise BadImage("its voxels are complex numbers: save their magnitude")
-    size = tuple(int(n) for n in reader.GetSize())
-    shape = _checked(size, np.uint8 if "8-bit unsigned" in kind else np.float32, max_voxels)
-    flip = np.diag([-1.0, -1.0, 1.0])  # LPS to RAS
-    direction = np.array(reader.GetDirection()).reshape(len(size), len(size))[:3, :3]
-    units = re.search(r'^space units:[\s"]*([^"\s]+)', text, re.I | re.M)
-    unit = units[1].lower() if units else "mm"
-    if unit not in NRRD_UNITS:
-        raise BadImage(f"space units '{unit}' are none of {', '.join(NRRD_UNITS)}")
-    scale = NRRD_UNITS[unit]
-    affine = np.eye(4)
-    affine[:3, :3] = scale * flip @ direction @ np.diag([float(s) for s in reader.GetSpacing()[:3]])
-    affine[:3, 3] = scale * flip @ np.array(reader.GetOrigin()[:3])
-    zooms = tuple(float(z) for z in np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
-    stated = re.search(r"^\s*(TransformMatrix|Orientation|Rotation)\s*=|^space: *(?!scanner|3)\S", text, re.I | re.M)
-    notes = [] if stated else [NO_SPACE]
-
-    def load() -> np.ndarray:
-        compressed.check(path)
-        values = sitk.GetArrayFromImage(reader.Execute())
-        return values.reshape(values.shape[-3:]).transpose(2, 1, 0)
-
-    return VolumeFile(shape, affine, zooms, "8-bit unsigned" in kind, notes, load, None, bool(stated))
-
-
-def _header_text(path: str) -> str:
-    with open(path, "rb") as file:
-        return file.read(65536).decode("latin-1")
+    opened = simpleitk_volumes.opened(path)
+    shape = _checked(opened.size, np.uint8 if opened.bytes else np.float32, max_voxels)
+    zooms = tuple(float(z) for z in np.sqrt((opened.affine[:3, :3] ** 2).sum(axis=0)))
+    return VolumeFile(shape, opened.affine, zooms, opened.bytes, opened.notes, opened.load, None, opened.oriented)
 
 
 def data_file(path: str) -> str:
@@ -398,22 +389,7 @@ def data_file(path: str) -> str:
         return ""
     try:
         with open(path, encoding="latin-1") as file:
-            name = _data_named(file.read(1 << 16))
+            name = simpleitk_volumes.data_named(file.read(1 << 16))
     except OSError:
         return ""
     return "" if name in ("", "LOCAL") else os.path.join(os.path.dirname(path), name)
-
-
-def _data_named(text: str) -> str:
-    """The file with the voxels, as the text of a MetaImage or NRRD header names it; "" if it names none."""
-    found = re.search(r"^\s*(?:ElementDataFile\s*=|data ?file\s*:)\s*([^\r\n]+)", text, re.I | re.M)
-    return found[1].strip() if found else ""
-
-
-def _refuse_data_elsewhere(text: str) -> None:
-    """Refuse a header whose voxels are in another folder."""
-    name = _data_named(text)
-    if name.upper().startswith("LIST") or "%" in name:
-        raise BadImage("its voxels are in a list of other files, which is not read")
-    if name and name != "LOCAL" and os.path.basename(name) != name.removeprefix("./"):
-        raise BadImage(f"its voxels are said to be in another folder, '{name[:80]}'")

@@ -285,11 +285,20 @@ def _window(values: np.ndarray, plain_bytes: bool, window: tuple[float, float]):
     low, high = float(values.min()), float(values.max())
     if plain_bytes:
         return (0.0, 255.0), [WINDOWED]
-    if low >= 0 and 0 < high <= 1:
+    # Resampling leaves single values a little outside of the range.
+    most, least = np.percentile(values.ravel()[:: max(1, values.size // 200_000)], (99.9, 0.1))
+    if least >= 0 and most <= 1 and low >= -0.05 and 0 < high <= 1.05:
         return (0.0, 1.0), [SCALED]
-    if low >= 0 and 200 <= high <= 255:
+    if least >= 0 and most <= 255 and low >= -5 and 200 <= high <= 260:
         return (0.0, 255.0), [WINDOWED]
-    return window, [NO_AIR] if low >= 0 else []
+    return window, [NO_AIR] if _above_padding(values) >= 0 else []
+
+
+def _above_padding(values: np.ndarray) -> float:
+    """The smallest value, without that of the padding around a round field of view."""
+    low = float(values.min())
+    padding = values == low
+    return float(values[~padding].min()) if 0.01 < padding.mean() < 1 else low
 
 
 def _refuse_other_grid(volume: VolumeFile, mask: VolumeFile) -> None:

@@ -124,6 +124,8 @@ class Segmenter:
                 image = source.read(number)
             except (BadImage, OSError) as error:
                 why = str(error)
+            except MemoryError:
+                why = "not enough memory to read it"
             if sharding.on_any_process(image is None):  # the processes share the work on an image
                 loader.report(Skipped(source.names[number], why or "another process cannot read it"))
                 continue
