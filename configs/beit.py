@@ -6,7 +6,7 @@ r"""Fine-tune a BEiT: a ViT with relative positions, from SimMIM's, BEiT's or US
 Data sets and splits as in `finetune.py`: folder, thyroid, ovary, pancreas. `init_from` is a run of
 `configs/simmim.py:beit`, or a weight file of BEiT, SimMIM, USFM or timm (`beit_base_patch16_224`).
 
-    beit.py:folder,upstream    the recipe of DeblurringMIM's code
+    beit.py:upstream    the recipe of DeblurringMIM's code
     USFM's own recipe          --config.optim.epochs=200 --config.optim.batch_size=64
 """
 

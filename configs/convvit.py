@@ -6,7 +6,7 @@ r"""Fine-tune a ConvViT that ConvMAE or Deblurring ConvMAE has pre-trained, or t
 Data sets and splits as in `finetune.py`: folder, thyroid, ovary, pancreas. `init_from` also reads weight files of
 ConvMAE and of DeblurringMIM. A run without `init_from` starts from scratch.
 
-    convvit.py:folder,upstream    the recipe of DeblurringMIM's code
+    convvit.py:upstream    the recipe of DeblurringMIM's code
 """
 
 from deblur_mae_jax.config import convvit, on_organ, pick

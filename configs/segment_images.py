@@ -6,7 +6,7 @@ r"""Segment ultrasound images with a pre-trained ViT and a convolutional decoder
 The folder holds `images/` and `masks/` with the same names (or classes beside `masks/<class>/`), or a CSV
 `path,mask,group,split` (--config.data.name=manifest). A mask holds one whole number per class, or 0 and 255. Degradation and
 blur search are inherited from the network as in fine-tuning a classifier. Each image
-is evaluated as a whole, at its original size.
+is evaluated as a whole, at the size at which it is read (`data.max_side`).
 `--config.init_from=""` starts from scratch (then set the size: --config.model.variant=B, --config.image_size=224).
 """
 

@@ -4,8 +4,8 @@
 
     simmim.py              ViT-B/16 with MAE's table of positions
     simmim.py:beit         the network of SimMIM's code: a BEiT with one table of relative positions for all blocks
-    simmim.py:vit,deblur   Gaussian blur with sigma 1.1; the sharp image is reconstructed, loss on all patches
-    simmim.py:vit,levels   a blur level drawn for every image, told as a token (D2MAE's blur)
+    simmim.py:deblur       Gaussian blur with sigma 1.1; the sharp image is reconstructed, loss on all patches
+    simmim.py:levels       a blur level drawn for every image, told as a token (D2MAE's blur)
 
 60 % of the patches of 32 pixels are masked; the error is absolute and of the masked pixels. The encoder processes
 all patches, so a step takes 1.8 times the operations of MAE's. SimMIM's features are poor in a linear or nearest-

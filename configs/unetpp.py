@@ -8,7 +8,7 @@ r"""Segment 2-D images with a U-Net++ on the encoder of any classifier, pre-trai
     other encoders       convnext, swin, vit, beit
 
 The folder is as for `segment_images.py`. Published for TN3K (614 test images): IoU 74.40 with ConvMAE and 74.96 with
-Deblurring ConvMAE. Each image is evaluated as a whole at its original size; the published code evaluates at 256
+Deblurring ConvMAE. Each image is evaluated as a whole, at the size at which it is read; the published code evaluates at 256
 pixels.
 The published network takes images of 512 pixels: --config.image_size=512 (else the size is that of `init_from`).
 Deviations: AdamW without weight decay for Adam; the Dice loss of background and lesion for each image, not of the

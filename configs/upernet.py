@@ -7,7 +7,7 @@ r"""Segment 2-D images with a UPerNet on the encoder of any classifier, pre-trai
     other encoders       resnet, convnext, swin, beit, convvit
 
 The folder is as for `segment_images.py`. A second head on the third map adds 0.4 times its cross-entropy to the loss.
-Each image is evaluated as a whole at its original size.
+Each image is evaluated as a whole, at the size at which it is read.
 Deviations from the published recipe, whose values are in brackets: cosine decay of the rate (polynomial); crops and
 flips as augmentation (its own); a decoder 512 wide (768); batches of 16 (10); 100 epochs with 5 of warm-up (1,500
 steps of warm-up); whole images at the encoder's size (crops of 512 pixels, evaluated by a sliding window).
