@@ -27,7 +27,8 @@ from deblur_mae_jax.config import pick, pretraining
 
 def get_config(arguments=""):
     """Levels sigma = 0.1 t, t = 1..11, drawn per image and given to the network as a token."""
-    start, size = pick(arguments, ("from_scratch", "warm_start"), ("paper", "small"))
+    (start,) = pick(arguments, ("from_scratch", "warm_start", "small"))
+    size = "small" if start == "small" else "paper"
     config = pretraining(size)
     config.task.degrade = "blur.gaussian_levels(max_sigma=1.1, step=0.1)"
     config.model.conditioning = "token"
@@ -35,6 +36,6 @@ def get_config(arguments=""):
         config.task.degrade = "blur.gaussian_levels(max_sigma=2.2, step=0.2, kernel='opencv_float')"
     else:
         config.optim.batch_size = 1024
-    config.optim.epochs = 8000.0 if start == "from_scratch" else 800.0
+    config.optim.epochs = 8000.0 if start != "warm_start" else 800.0
     config.checkpoint.every_epochs = 50.0
     return config

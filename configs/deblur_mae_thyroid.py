@@ -26,10 +26,11 @@ from deblur_mae_jax.config import pick, pretraining
 
 def get_config(arguments=""):
     """Gaussian blur with sigma 1.1 in native pixels; the loss is on all patches."""
-    start, size = pick(arguments, ("from_scratch", "warm_start"), ("paper", "small"))
+    (start,) = pick(arguments, ("from_scratch", "warm_start", "small"))
+    size = "small" if start == "small" else "paper"
     config = pretraining(size)
     config.task.degrade = (
         "blur.gaussian(sigma=1.1)" if size == "paper" else "blur.gaussian(sigma=2.2, kernel='opencv_float')"
     )
-    config.optim.epochs = 12000.0 if start == "from_scratch" else 800.0
+    config.optim.epochs = 12000.0 if start != "warm_start" else 800.0
     return config

@@ -14,5 +14,5 @@ from deblur_mae_jax.config import segmentation
 
 
 def get_config():
-    """MAE's fine-tuning recipe, Dice and cross-entropy."""
+    """Rates and layer decay of MAE's fine-tuning, Dice and cross-entropy; no drop path, RandAugment or erasing."""
     return segmentation()

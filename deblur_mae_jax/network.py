@@ -153,10 +153,13 @@ def build(config: ConfigDict, num_classes: int = 0, class_weights: tuple[float, 
         raise UserError(
             f"config.task.degrade='{config.task.degrade}' is not defined for {identity.axes}-D images{clip}"
         )
-    if identity.axes == 3 and identity.kind == "segment" and not degradation.identity:
-        raise UserError(
-            f"config.task.degrade='{config.task.degrade}': volumes to segment are not degraded. Choices: none"
+    if identity.axes == 3 and identity.kind in ("segment", "pretext") and not degradation.identity:
+        what = (
+            "volumes to segment are not degraded"
+            if identity.kind == "segment"
+            else f"{config.task.name} makes its own views"
         )
+        raise UserError(f"config.task.degrade='{config.task.degrade}': {what}. Choices: none")
     fields = config.model.to_dict()
     del fields["name"]
     conditioning = str(fields.get("conditioning", "none"))

@@ -17,7 +17,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import lookup, sharding
-from deblur_mae_jax.config import flat
+from deblur_mae_jax.config import flat, without_effect
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data import summary
 from deblur_mae_jax.performance import compile_cache, profiling
@@ -62,7 +62,7 @@ def _train(config: ConfigDict, folder: Workdir, dry_run: bool, profile: bool, re
 
     # Build its images, network, optimiser and training step.
     run = experiment.build(config, None if dry_run else folder, source, progress.counters())
-    run.notes[:0] = notes
+    run.notes[:0] = [*notes, *without_effect(config)]
     requests.poll()
     _introduce(run, progress)
     if dry_run:

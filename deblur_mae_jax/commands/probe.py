@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import api, sharding
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.commands import new_images
-from deblur_mae_jax.config import flat
+from deblur_mae_jax.config import flat, without_effect
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.source import Skipped
@@ -85,7 +85,7 @@ def _probe(config: ConfigDict, folder: Workdir) -> dict[str, Any]:
         )
     run_folder.check_data(folder, index.fingerprint, len(index), index.earlier)
     data_index.write_skipped(folder.skipped, index.skipped)
-    lines += labels.lines
+    lines += [*labels.lines, *without_effect(config)]
     for line in lines:
         progress.print(line)
     features = _features(trained, index, labels, config.probe.pool, progress)

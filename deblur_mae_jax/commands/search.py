@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deblur_mae_jax import api, sharding
-from deblur_mae_jax.config import flat
+from deblur_mae_jax.config import flat, without_effect
 from deblur_mae_jax.data import dataset
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
@@ -76,7 +76,7 @@ def _search(config: ConfigDict, folder: Workdir) -> SearchResult:
         )
     sharding.require_same(config=flat(config), commit=run_folder.git_state() if jax.process_count() > 1 else None)
     run_folder.claim(folder, config)
-    for line in lines:
+    for line in [*lines, *without_effect(config)]:
         progress.print(line)
     first = jax.process_index() == 0
     index = dataset.build_index(

@@ -12,6 +12,7 @@ variant.
 """
 
 from deblur_mae_jax.config.earlier import upgrade
+from deblur_mae_jax.config.effects import without_effect
 from deblur_mae_jax.config.kinds import (
     DECODING,
     GROUPS,
@@ -83,5 +84,6 @@ __all__ = [
     "upgrade",
     "volume_segmentation",
     "volumes",
+    "without_effect",
     "without_source",
 ]  # fmt: skip

@@ -161,7 +161,7 @@ def blur_search() -> ConfigDict:
 def segmentation() -> ConfigDict:
     """Segmentation of 2-D images by a pre-trained ViT with a convolutional decoder (UNETR).
 
-    The recipe is MAE's fine-tuning without mixup and cutmix.
+    Rates and layer decay are those of MAE's fine-tuning; there is no drop path, RandAugment, erasing, mixup or cutmix.
     """
     return _make("segmentation")
 

@@ -67,7 +67,8 @@ INSTEAD = {
 # Fields of a few sources, which change nothing where another one reads the images, and these sources.
 _ONLY = {
     "num_images": ("phantoms", "phantoms3d"), "window": ("dicom",), "frames": ("dicom",), "crop": ("dicom",),
-    "allow_burned_in": ("dicom", "dicom_volumes"),
+    "allow_burned_in": ("dicom", "dicom_volumes"), "side": ("phantoms", "phantoms3d"),
+    "phantom_seed": ("phantoms", "phantoms3d"),
 }  # fmt: skip
 
 

@@ -12,7 +12,9 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
+from deblur_mae_jax.data.phantoms import UNSEEN, UNSEEN_SEED
 from deblur_mae_jax.data.source import Source
+from deblur_mae_jax.errors import UserError
 
 AXES = 3  # of its images
 READS: tuple[str, ...] = ()
@@ -101,11 +103,17 @@ def _smooth(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def source(data, channels: int) -> Source:
-    """`data.num_images` phantoms of `data.side` voxels."""
-    phantoms = Phantoms3D(data.num_images, data.phantom_seed, data.side)
-    count = range(data.num_images)
+    """`data.num_images` phantoms of `data.side` voxels.
+
+    `data.split="unseen"` gives others, a fifth as many. Any other split gives all phantoms.
+    """
+    if channels != 1:
+        raise UserError(f"config.model.in_chans={channels}: volumes have one channel")
+    unseen = data.split == UNSEEN
+    count = range(max(1, data.num_images // 5) if unseen else data.num_images)
+    phantoms = Phantoms3D(len(count), data.phantom_seed + (UNSEEN_SEED if unseen else 0), data.side)
     return Source(
-        [f"phantom_{i:05d}" for i in count],
+        [f"{UNSEEN if unseen else 'phantom'}_{i:05d}" for i in count],
         phantoms.read,
         lambda index: (data.side,) * 3,
         groups=[f"phantom_{i:05d}" for i in count],

@@ -54,12 +54,14 @@ def srad_step(
     return state + rate * divergence, c, q2
 
 
-def _check(iterations: int, dt: float, q0: str, coefficient: str, roi: Any) -> None:
+def _check(iterations: int, dt: float, quarter: bool, q0: str, coefficient: str, roi: Any) -> None:
     """Raise `ValueError` for invalid arguments of `srad`."""
     if iterations < 1:
         raise ValueError(f"iterations={iterations} must be at least 1")
     if not 0 < dt <= 1:
         raise ValueError(f"dt={dt} must be in (0, 1]: larger steps are unstable")
+    if not quarter and dt > 0.25:
+        raise ValueError(f"dt={dt} must be in (0, 0.25] with quarter=False: larger steps are unstable")
     if q0 not in Q0_RULES:
         raise ValueError(f"q0: unknown name '{q0}'. Choices: {', '.join(Q0_RULES)}.")
     if coefficient not in COEFFICIENTS:
@@ -107,7 +109,7 @@ def srad(
     roi: (top, left, height, width) in pixels, for q0="roi".
     quarter: keep the factor 1/4 of the published scheme, which the DeblurrMAE paper does not show.
     """
-    _check(iterations, dt, q0, coefficient, roi)
+    _check(iterations, dt, quarter, q0, coefficient, roi)
 
     def apply(image, size):
         if image.ndim != 3:

@@ -31,7 +31,9 @@ MISTAKES = 8
 
 
 def make_predict(run: Experiment, store: Any) -> Any:
-    """Return the jitted `predict(params, arrays, batch, first) -> (logits (B, C), level (B,), inputs)`.
+    """Return the jitted `predict(params, arrays, batch) -> (logits (B, C), level (B,), inputs)`.
+
+    The same draw for every image: its input does not depend on its place in a batch, and is that of a prediction.
 
     store: the store that `batch` is from.
     """
@@ -39,10 +41,10 @@ def make_predict(run: Experiment, store: Any) -> Any:
     assert supervision is not None
     setting, degradation = supervision.setting, network.inputs.degradation
 
-    def predict(params, arrays, batch, first):
+    def predict(params, arrays, batch):
         examples = store.gather(arrays["images"], jax.tree.map(lambda x: x[0], batch))
         B = examples["size"].shape[0]
-        keys = evaluation_keys(first + jnp.arange(B))
+        keys = evaluation_keys(jnp.zeros(B, jnp.int32))
         level = None
         if run.choose_level is not None:
             central = network.inputs.central(examples)
@@ -89,10 +91,9 @@ class Evaluator:
         indices = self.labels.indices[split]
         order = InOrder(indices, self.batch_size)
         logits, levels = [], []
-        for number, batch in enumerate(self.run.store.in_order(order)):
+        for batch in self.run.store.in_order(order):
             stop.poll()
-            first = jnp.int32(number * self.batch_size)
-            out, level, _ = self._predict(params, self.run.arrays, batch, first)
+            out, level, _ = self._predict(params, self.run.arrays, batch)
             logits.append(np.asarray(out))
             levels.append(np.asarray(level))
         count = len(indices)
@@ -225,9 +226,8 @@ class Evaluator:
             store = stores.Streaming(self.run.loader, order, self.run.mesh, 1)
             predict = make_predict(self.run, store)
         results = []
-        for number, batch in enumerate(store.in_order(order)):
-            first = jnp.int32(number * self.batch_size)
-            _, level, images = predict(params, self.run.arrays, batch, first)
+        for batch in store.in_order(order):
+            _, level, images = predict(params, self.run.arrays, batch)
             results.append(jax.device_get(program(params, images, level if conditioned else None)))
         count = len(indices)
         return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *results)

@@ -12,7 +12,8 @@ def stream_keys(seed: int, step: jax.Array | int, index: jax.Array) -> dict[str,
     """Random keys `(B,)` of every stream, for the examples at `index` `(B,)` in the batch of `step`.
 
     Every draw depends on (seed, step, index) alone. It does not depend on the number of devices, hosts
-    or accumulation steps, and every example can be reproduced.
+    or accumulation steps, and every example can be reproduced. Two draws are those of the first example of a part of a
+    batch: how it is mixed (mixup, cutmix), and DAE's channels with `local_mask_scope=batch`.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     return {

@@ -82,7 +82,7 @@ class Attention(nn.Module):
         B, N, D = x.shape
         q_bias, v_bias = (self.param(name, nn.initializers.zeros, (D,)) for name in ("q_bias", "v_bias"))
         qkv = layers.dense(3 * D, self.dtype, "qkv", backbone.normal, use_bias=False)(x)
-        qkv = qkv + jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(self.dtype)
+        qkv = layers.shift(qkv, jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]))
         q, k, v = jnp.moveaxis(qkv.reshape(B, N, 3, self.num_heads, D // self.num_heads), 2, 0)
         if self.own:
             shared = bias_of(self, self.num_heads, self.grid, self.prefix)
@@ -132,7 +132,7 @@ class Block(nn.Module):
         def scaled(branch, number):
             if self.layer_scale:
                 gamma = self.param(f"gamma_{number + 1}", nn.initializers.constant(self.layer_scale), (D,))
-                branch = branch * gamma.astype(branch.dtype)
+                branch = layers.scaled(branch, gamma)
             return branch if scale is None else branch * scale[:, number, None, None]
 
         attn = Attention(self.num_heads, self.grid, self.prefix, self.number, self.own, self.dtype, name="attn")

@@ -109,7 +109,7 @@ class _Convolution(nn.Module):
         kernel = self.param("kernel", init, (k, k, k, x.shape[-1], self.features))
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         if self.use_bias:
-            y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
+            y = layers.shift(y, self.param("bias", init, (self.features,)))
         return y
 
 
@@ -128,16 +128,16 @@ class Patches(nn.Module):
         k, C = self.side, x.shape[-1]
         init = layers.torch_uniform(k**3 * C)
         kernel = self.param("kernel", init, (k, k, k, C, self.features)).astype(self.dtype)
-        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+        bias = self.param("bias", init, (self.features,))
         x = x.astype(self.dtype)
         if jax.default_backend() != "cpu":
             y = jax.lax.conv_general_dilated(
                 x, kernel, (k,) * 3, "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
             )
-            return y + bias
+            return layers.shift(y, bias)
         D, H, W = (n // k for n in x.shape[1:4])
         x = x[:, : D * k, : H * k, : W * k].reshape(-1, D, k, H, k, W, k, C).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-        return x.reshape(-1, D, H, W, k**3 * C) @ kernel.reshape(-1, self.features) + bias
+        return layers.shift(x.reshape(-1, D, H, W, k**3 * C) @ kernel.reshape(-1, self.features), bias)
 
 
 class TransposedConv(nn.Module):

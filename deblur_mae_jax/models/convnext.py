@@ -30,7 +30,7 @@ class Block(nn.Module):
         y = backbone.convolution(C, 7, padding=3, groups=C, dtype=self.dtype, name="conv_dw")(x)
         y = layers.Mlp(4 * C, self.dtype, backbone.normal, name="mlp")(layers.layer_norm("norm", self.dtype)(y))
         gamma = self.param("gamma", nn.initializers.constant(LAYER_SCALE), (C,))
-        return backbone.residual(x, y * gamma.astype(self.dtype), scale)
+        return backbone.residual(x, layers.scaled(y, gamma), scale)
 
 
 class Stage(nn.Module):

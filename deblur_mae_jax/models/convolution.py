@@ -42,9 +42,9 @@ class Convolution(nn.Module):
         shape = (self.side, self.side, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         y = convolve(x, kernel, self.stride, self.padding, self.groups)
-        return y if bias is None else y + bias
+        return y if bias is None else layers.shift(y, bias)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, groups: int = 1) -> jax.Array:
@@ -107,8 +107,9 @@ def _padded(x: jax.Array, side: int) -> jax.Array:
 
 def _shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
     k, (_, H, W, _), wide = kernel.shape[0], x.shape, _padded(x, kernel.shape[0])
-    terms = (wide[:, i : i + H, j : j + W] * kernel[i, j, 0] for i in range(k) for j in range(k))
-    return sum(terms, start=jnp.zeros((), x.dtype))
+    exact = lambda array: array.astype(jnp.float32)  # k^2 sums in bfloat16 would lose two digits
+    terms = (exact(wide[:, i : i + H, j : j + W]) * exact(kernel[i, j, 0]) for i in range(k) for j in range(k))
+    return sum(terms, start=jnp.zeros((), jnp.float32)).astype(x.dtype)
 
 
 def _of_kernel(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:
@@ -121,7 +122,8 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, k: int) -> jax.Array:
     def add(place, total):
         row, column = place // W, place % W
         seen = jax.lax.dynamic_slice(wide, (0, row, column, 0), (B, k, k, C))
-        return total + seen * jax.lax.dynamic_slice(gradient, (0, row, column, 0), (B, 1, 1, C))
+        own = jax.lax.dynamic_slice(gradient, (0, row, column, 0), (B, 1, 1, C))
+        return total + seen.astype(jnp.float32) * own.astype(jnp.float32)
 
     total = jax.lax.fori_loop(0, H * W, add, jnp.zeros((B, k, k, C), jnp.float32))
     return total.sum(axis=0)[:, :, None].astype(x.dtype)

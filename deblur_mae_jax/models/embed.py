@@ -60,9 +60,9 @@ class _PatchProjection(nn.Module):
 
         kernel = self.param("kernel", kernel_init, (P, P, C, D))
         bias = self.param("bias", self.bias_init or layers.torch_uniform(P * P * C), (D,))
-        x, kernel, bias = nn.dtypes.promote_dtype(patches, kernel, bias, dtype=self.dtype)
+        x, kernel = nn.dtypes.promote_dtype(patches, kernel, dtype=self.dtype)
         x = x.reshape(-1, P * P * C)
-        return (layers.matmul(x, kernel.reshape(P * P * C, D)) + bias).reshape(*patches.shape[:-1], D)
+        return layers.shift(layers.matmul(x, kernel.reshape(P * P * C, D)), bias).reshape(*patches.shape[:-1], D)
 
 
 class LevelCode(nn.Module):
@@ -71,7 +71,7 @@ class LevelCode(nn.Module):
     Choices of `code`:
     learned: DDPM's sinusoid plus one learned vector, D2MAE's "0.0009 %" of extra parameters (D numbers).
     sinusoid: the sinusoid alone, without parameters.
-    table: one learned row per level.
+    table: one learned row per level (and row 0, which no level reads).
     mlp: a two-layer network on the sinusoid.
     """
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models import attention
 
 # Names of running statistics: they are in the parameter tree, but no optimiser updates them.
@@ -119,6 +120,21 @@ def _shift_bwd(like, grad):
 
 
 shift.defvjp(lambda x, bias: (shift(x, bias), jnp.zeros((), bias.dtype)), _shift_bwd)
+
+
+@jax.custom_vjp
+def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """`x * factor` in the type of `x`, with the gradient of the factor summed in float32."""
+    return x * factor.astype(x.dtype)
+
+
+def _scaled_bwd(saved, grad):
+    x, factor = saved
+    products = grad.astype(jnp.float32) * x.astype(jnp.float32)
+    return grad * factor.astype(grad.dtype), products.sum(tuple(range(grad.ndim - 1))).astype(factor.dtype)
+
+
+scaled.defvjp(lambda x, factor: (scaled(x, factor), (x, factor)), _scaled_bwd)
 
 
 class Dense(nn.Module):
@@ -315,6 +331,11 @@ class BatchNorm(nn.Module):
             return (x - jax.lax.stop_gradient(mean)) * factor + bias, {}
         out, batch_mean, batch_var = normalise_batch(x, scale, bias, self.epsilon)
         count = x.size // D
+        if count < 2 and not self.is_initializing():
+            raise UserError(
+                "a BatchNorm has one value per channel, which it turns into 0: give it at least 2 images at once "
+                "(config.optim.batch_size, config.optim.accum_steps)"
+            )
         m, unbias = self.momentum, count / max(count - 1, 1)
         new = {
             "running_mean": (1 - m) * mean + m * batch_mean,

@@ -155,10 +155,25 @@ def _apart(region: jax.Array) -> jax.Array:
     return jnp.where(region[..., :, None] != region[..., None, :], -100.0, 0.0)
 
 
-def linear(features: int, fan_in: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
-    """A linear layer with PyTorch's default initialisation."""
-    init = layers.torch_uniform(fan_in)
-    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=init, bias_init=init, name=name)
+class Linear(nn.Module):
+    """A linear layer with PyTorch's default initialisation, and the gradient of its bias summed in float32."""
+
+    features: int
+    fan_in: int
+    dtype: Any
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        init = layers.torch_uniform(self.fan_in)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        return layers.shift(y, self.param("bias", init, (self.features,))) if self.use_bias else y
+
+
+def linear(features: int, fan_in: int, dtype: Any, name: str, use_bias: bool = True) -> Linear:
+    """A linear layer of this name."""
+    return Linear(features, fan_in, dtype, use_bias, name=name)
 
 
 def layer_norm(dtype: Any, name: str | None) -> nn.LayerNorm:

@@ -43,7 +43,7 @@ class _Conv(nn.Module):
         kernel = self.param("kernel", init, (k, k, k, x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
         x = conv3d.convolve(x.astype(self.dtype), kernel.astype(self.dtype))
-        return x + bias.astype(self.dtype)
+        return layers.shift(x, bias)
 
 
 class SwinSSL(nn.Module):

@@ -193,6 +193,10 @@ def Model(
     ):
         if value not in choices:
             raise unknown(f"config.model.{name}", value, choices)
+    if layout == "as_coded" and fields.get("mask_token"):
+        raise UserError(
+            "config.model.mask_token is not for config.model.layout=as_coded, whose axes are not those of the blocks"
+        )
     size = fields.pop("feature_size", None) or int(variant)
     for name in ("depths", "num_heads"):
         fields[name] = tuple(fields.get(name) or getattr(SwinUNETR, name))

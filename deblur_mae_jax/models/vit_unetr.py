@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.models import embed, layers, vit
 from deblur_mae_jax.models.conv3d import leaky_relu
 
@@ -124,7 +125,11 @@ class ViTUNETR(vit.ViT):
 
 def Model(variant: str = "B", **fields: Any) -> ViTUNETR:
     """A segmentation network by the size of its ViT; other fields of `ViTUNETR` by name."""
-    return embed.build(ViTUNETR, variant, fields)
+    model = embed.build(ViTUNETR, variant, fields)
+    widths = [model.width << step for step in range(len(factors(model.patch_size)) + 1)]
+    if any(width % max(1, width // 4) for width in widths):
+        raise UserError(f"config.model.width={model.width}: the norms divide channels by four; choose a multiple of 4")
+    return model
 
 
 def flops_per_image(model: ViTUNETR, mask_ratio: float = 0.0, training: bool = True) -> float:

@@ -22,6 +22,7 @@ SCHEDULES = ("linear", "cosine")
 SAMPLERS = ("ddim", "ddpm")
 # Range of the linear schedule (Ho et al. 2020, for 1,000 steps).
 BETAS = (1e-4, 0.02)
+MOST_KEPT = 0.02  # share of the variance of the signal after the last step
 
 
 def kept(schedule: str = "linear", steps: int = 1000, rho: float = 0.8) -> np.ndarray:
@@ -84,6 +85,12 @@ def make(
     numbers = {"steps": steps, "sampling_steps": sampling_steps, "samples": samples}
     _check(mask_ratio, (schedule, sampler), numbers, rho, model)
     signal = kept(schedule, steps, rho)
+    if signal[-1] > MOST_KEPT:
+        raise UserError(
+            f"config.task.steps={steps} with config.task.schedule={schedule} and config.task.rho={rho} leave "
+            f"{signal[-1]:.0%} of the signal after the last step, while a drawing starts from noise alone; use more "
+            "steps, or schedule=cosine"
+        )
     L = model.num_patches
 
     def masks(keys):

@@ -108,7 +108,8 @@ def make(
         x, goal = batch["inputs"], batch["targets"]
         hidden = jnp.zeros((*x.shape[:4], 1))
         if block_mask_ratio:
-            hidden = jax.vmap(lambda key: block_mask(key, x.shape[1:4], block_mask_ratio))(keys["mask"])
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys["mask"], 1)  # other draws than those of the channels
+            hidden = jax.vmap(lambda key: block_mask(key, x.shape[1:4], block_mask_ratio))(own)
             x = x * (1 - hidden)
 
         def disrupt(tokens):

@@ -91,21 +91,33 @@ def check(config: ConfigDict) -> Identity:
             f"config.optim.batch_size={o.batch_size} is not divisible by {jax.device_count()} "
             f"device(s) x config.optim.accum_steps={o.accum_steps}; try {near}"
         )
-    weight = fields.flat(c).get("task.contrast_weight", 0) if identity.kind == "pretext" else 0
-    if o.batch_size // o.accum_steps < 2 and (identity.kind == "contrast" or weight):
-        raise UserError(
-            f"config.optim.batch_size={o.batch_size} with config.optim.accum_steps={o.accum_steps}: {c.task.name} "
-            "compares the images of a step, so a step needs at least 2 at once"
-            + ("; config.task.contrast_weight=0 switches this loss off" if weight else "")
-        )
+    _check_comparisons(config, identity)
     if identity.axes == 2:
         _check_views(config)
+    else:
+        _require("model.in_chans", c.model.in_chans, c.model.in_chans == 1, "1: volumes have one channel")
+        outputs = fields.flat(c).get("model.out_chans", 1)
+        _require("model.out_chans", outputs, outputs == 1, "1, the number of channels that are reconstructed")
     if identity.supervised:
         check_labels(config, identity)
     else:
         for name in ("num_images", "num_eval_images"):
             _require(f"report.{name}", c.report[name], c.report[name] >= 1, "at least 1")
     return identity
+
+
+def _check_comparisons(c: ConfigDict, identity: Identity) -> None:
+    """Losses that compare the images of a step need some of them."""
+    o = c.optim
+    weight = fields.flat(c).get("task.contrast_weight", 0) if identity.kind == "pretext" else 0
+    apart = fields.flat(c).get("task.contrast", "none") != "none"
+    if o.batch_size // o.accum_steps < 2 and (identity.kind in ("contrast", "distill") or weight or apart):
+        off = "config.task.contrast_weight=0" if weight else "config.task.contrast=none" if apart else ""
+        raise UserError(
+            f"config.optim.batch_size={o.batch_size} with config.optim.accum_steps={o.accum_steps}: {c.task.name} "
+            "compares the images of a step, so a step needs at least 2 at once"
+            + (f"; {off} switches this loss off" if off else "")
+        )
 
 
 def _check_ranges(values: dict[str, Any]) -> None:

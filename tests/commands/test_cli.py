@@ -10,6 +10,7 @@ import jax
 import pytest
 import tiny
 from absl import flags as absl_flags
+from ml_collections import ConfigDict
 
 from deblur_mae_jax.commands import cli, processes
 from deblur_mae_jax.data.source import BadImage
@@ -127,10 +128,9 @@ def test_the_exit_code_says_how_a_run_ended(monkeypatch, capsys, outcome, code, 
             raise outcome
         return outcome()
 
-    optim = SimpleNamespace(batch_size=8)
     values = SimpleNamespace(
         mode="run", profile=False, plan=False, dry_run=False, inspect=False, max_hours=0.0, output="", workdir="run",
-        distributed="off", coordinator=None, num_processes=None, process_id=None, config=SimpleNamespace(optim=optim),
+        distributed="off", coordinator=None, num_processes=None, process_id=None, config=ConfigDict({"optim": {"batch_size": 8}}),
     )  # fmt: skip
     monkeypatch.setattr(cli.flags, "FLAGS", values)
     monkeypatch.setattr(cli, "check", lambda argv: None)

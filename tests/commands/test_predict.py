@@ -143,7 +143,7 @@ def test_a_segmentation_that_was_interrupted_goes_on(segmenter, tmp_path, stoppe
 
 
 def test_an_image_that_vanishes_is_left_out_and_the_others_are_predicted(tmp_path, monkeypatch):
-    images = pictures(tmp_path / "images")
+    images, run = pictures(tmp_path / "images"), classifier()[0]
     check = predict.new_images.index_of
 
     def then_lost(*arguments):
@@ -152,7 +152,7 @@ def test_an_image_that_vanishes_is_left_out_and_the_others_are_predicted(tmp_pat
         return index
 
     monkeypatch.setattr(predict.new_images, "index_of", then_lost)
-    out = predict.run(classifier()[0], str(images), tmp_path / "out.csv")
+    out = predict.run(run, str(images), tmp_path / "out.csv")
     assert [row["image"] for row in rows(out)] == ["0.png", "2.png", "3.png"]
     assert [row["name"] for row in rows(tmp_path / "out_skipped.csv")] == ["1.png"]
     monkeypatch.undo()
@@ -182,7 +182,7 @@ def test_a_label_map_that_cannot_be_written_does_not_end_the_others(segmenter, t
 
 
 def test_a_table_that_cannot_be_written_costs_no_prediction(tmp_path, monkeypatch):
-    images, out = pictures(tmp_path / "images"), tmp_path / "out.csv"
+    images, out, run = pictures(tmp_path / "images"), tmp_path / "out.csv", classifier()[0]
 
     def full(self, path):
         path.write_text("")  # what a full disk leaves
@@ -190,7 +190,7 @@ def test_a_table_that_cannot_be_written_costs_no_prediction(tmp_path, monkeypatc
 
     monkeypatch.setattr(predict.Predictions, "write", full)
     with pytest.raises(NotSaved, match=r"--output: cannot write .*No space left on device; start again to go on"):
-        predict.run(classifier()[0], str(images), out)
+        predict.run(run, str(images), out)
     assert not out.exists() and (tmp_path / "out_unfinished.jsonl").exists()
     monkeypatch.undo()
     out.touch()  # an empty file is nobody's table

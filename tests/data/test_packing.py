@@ -159,7 +159,7 @@ def test_damage_is_named(tmp_path):
     shard.write_bytes(content)
     packed._reader.cache_clear()
     source = load(tmp_path / "packed")
-    with pytest.raises(BadImage, match=r"damaged: (shard|a record)"):
+    with pytest.raises(BadImage, match=r"shard '.*' cannot be read|damaged: a record"):
         for i in range(len(source)):
             source.read(i)
     shard.unlink()
