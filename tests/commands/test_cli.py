@@ -130,7 +130,8 @@ def test_the_exit_code_says_how_a_run_ended(monkeypatch, capsys, outcome, code, 
 
     values = SimpleNamespace(
         mode="run", profile=False, plan=False, dry_run=False, inspect=False, max_hours=0.0, output="", workdir="run",
-        distributed="off", coordinator=None, num_processes=None, process_id=None, config=ConfigDict({"optim": {"batch_size": 8}}),
+        distributed="off", coordinator=None, num_processes=None, process_id=None,
+        config=ConfigDict({"optim": {"batch_size": 8}}),
     )  # fmt: skip
     monkeypatch.setattr(cli.flags, "FLAGS", values)
     monkeypatch.setattr(cli, "check", lambda argv: None)
