@@ -215,6 +215,7 @@ def test_two_methods_are_averaged_with_the_same_weight(tmp_path):
     assert results.joined(tmp_path, networks, facts)[1]["averaged"] == [["plain", "better, sharper"]]
 
 
+@pytest.mark.slow
 def test_a_row_of_an_ensemble_can_be_the_reference(tmp_path):
     kept_study(tmp_path)
     row = "better, sharper, ensemble of 4"

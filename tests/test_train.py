@@ -26,7 +26,7 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("name", tiny.others_slow(CONFIGS, "quickstart", "d2mae_thyroid"))
+@pytest.mark.parametrize("name", tiny.others_slow(CONFIGS, "quickstart"))
 def test_every_config_takes_a_step(tmp_path, name):
     result = run(tmp_path, name, optim__steps=1)
     assert result.finished and result.step == 1 and result.checkpoint.exists()

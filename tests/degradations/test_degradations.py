@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -153,7 +154,7 @@ def test_weak_levels_of_d2mae_are_the_identity():
         assert bool((out != image).any()) is changed
 
 
-@pytest.mark.parametrize("kernel", ["opencv_uint8", "opencv_float", "scipy"])
+@pytest.mark.parametrize("kernel", tiny.others_slow(["opencv_uint8", "opencv_float", "scipy"], "opencv_float"))
 def test_levels_may_begin_at_any_sigma_and_at_the_sharp_image(kernel):
     image = speckled((30, 31, 1))
     levels = blur.gaussian_levels(max_sigma=2.3, step=0.2, kernel=kernel, min_sigma=0.3)

@@ -75,6 +75,7 @@ def test_validation_images_that_are_lost_end_no_run(tmp_path, monkeypatch, caplo
     assert "val_auroc is not defined" in caplog.text and "could not be read any more" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_drive_that_is_gone_during_an_evaluation_costs_no_step(tmp_path, monkeypatch):
     evaluate, count = classification.Evaluator.evaluate, []
 

@@ -34,6 +34,7 @@ def test_settings_that_search_in_the_step(tmp_path, setting):
     assert (table.level >= 1).all()
 
 
+@pytest.mark.slow
 def test_the_search_in_the_step_takes_the_level_of_the_smallest_error():
     config = tiny.resolved("d2mae_thyroid")
     net = networks.build(config)

@@ -94,7 +94,7 @@ def test_two_networks_of_one_kind_may_have_other_image_sizes():
     jax.tree.map(np.testing.assert_array_equal, fit.params["decode_head"], before.params["decode_head"])
 
 
-@pytest.mark.parametrize("target", ["upernet:vit", "simmim", "dino_v2", "moco_v3"])
+@pytest.mark.parametrize("target", tiny.others_slow(["upernet:vit", "simmim", "dino_v2", "moco_v3"], "moco_v3"))
 def test_the_encoder_alone_is_taken_over(target):
     before, after = trained("mae_thyroid"), trained(target, seed=1)
     fit = warm_start.fit(before, jax.eval_shape(after.network.init), after.network, classes=[], parts="encoder")

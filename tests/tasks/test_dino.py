@@ -112,6 +112,7 @@ def test_every_term_counts(built):
     assert np.abs(whole - without).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_crops_have_their_sizes_and_their_own_draws():
     run = experiment.build(tiny.resolved("dino_v2"))
     examples = run.loader.example(0)

@@ -147,6 +147,7 @@ def test_simclr_contrasts_a_degraded_view_with_a_clean_one():
     np.testing.assert_allclose(value, each.reshape(3, 2).sum(axis=1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_momentum_encoder_starts_as_a_copy_and_has_no_memory_of_the_optimiser():
     from deblur_mae_jax.training import optimizer
 

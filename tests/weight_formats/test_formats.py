@@ -220,6 +220,7 @@ def test_a_file_of_mae_is_the_network_it_was(golden, tmp_path):
         close(state[key], value, **({"atol": 1e-6} if "pos_embed" in key else {}))
 
 
+@pytest.mark.slow
 def test_an_encoder_alone_and_a_classifier(golden, tmp_path):
     import deblur_mae_jax as dm
 

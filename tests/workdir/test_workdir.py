@@ -382,6 +382,7 @@ def test_the_way_of_committing_can_be_changed_between_starts(tmp_path):
         run(tmp_path / "other", optim__steps=1, checkpoint__commit="copy")
 
 
+@pytest.mark.slow
 def test_keep_last_and_keep_every(tmp_path):
     run(tmp_path, optim__steps=9, checkpoint__every_epochs=1 / 3, checkpoint__keep_every=4)
     steps = sorted(int(p.name[5:]) for p in (tmp_path / "checkpoints").glob("step_*"))
@@ -419,6 +420,7 @@ def test_one_tree_can_be_saved_beside_the_checkpoints(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, tree, back)
 
 
+@pytest.mark.slow
 def test_fields_of_a_users_own_are_kept_when_a_run_goes_on(tmp_path):
     """A data source of one's own reads its settings from `config.data`."""
     run(tmp_path, optim__steps=2, data__my_gain=2.0)
@@ -438,6 +440,7 @@ def test_a_config_of_this_version_is_read_as_it_was_written():
     assert upgrade(without) == values
 
 
+@pytest.mark.slow
 def test_another_version_between_two_starts_is_said_and_kept(tmp_path, capsys):
     run(tmp_path, optim__steps=2)
     record = json.loads((tmp_path / "environment.json").read_text())
