@@ -95,7 +95,7 @@ def ours(a, network):
     schedule = lambda step: LEARNING_RATE
     tx = optimizer.adamw(schedule, b2=0.999, weight_decay=0.05, decay_on="all")
     division = sharding.Division(sharding.make_mesh())
-    step = train_step.make_train_step(lambda arrays, part, keys: part, task.loss, tx, schedule, 0, division)
+    step = train_step.make_train_step(lambda arrays, part, keys: part, task, tx, schedule, 0, division)
     batch = {"inputs": jnp.asarray(x)[None], "label": jnp.asarray(y, jnp.int32)[None]}
     if network in SEGMENTERS:
         batch["mask"] = jnp.asarray(masks(a), jnp.int32)[None]

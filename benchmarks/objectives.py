@@ -59,7 +59,7 @@ def ours(a, name):
     tx = optimizer.make(config.optim, rate, network.model, network.rules, network.task.trains)
     division = sharding.Division(run.mesh)
     step = train_step.make_train_step(
-        lambda arrays, part, keys: part, network.task.loss, tx, rate, 0, division, total_steps=length.steps
+        lambda arrays, part, keys: part, network.task, tx, rate, 0, division, total_steps=length.steps
     )
     state, stacked = run.make_state(), jax.tree.map(lambda x: x[None], ready)
     program = jax.jit(step, donate_argnums=0).lower(state, {}, stacked).compile()

@@ -56,7 +56,7 @@ def build_variants(config, arguments):
     tx = run_optimizer(run)
     prepared_step = train_step.make_train_step(
         lambda arrays, part, keys: part,
-        run.network.task.loss,
+        run.network.task,
         tx,
         lambda s: 1e-4,
         config.seed,

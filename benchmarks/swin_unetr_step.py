@@ -91,7 +91,7 @@ def make_ours(arguments, dtype, remat):
     tx = optim.adamw(schedule, b2=0.999, weight_decay=1e-5, decay_on="all")
     step = train_step.make_train_step(
         lambda arrays, part, keys: part,
-        segment.make(model).loss,
+        segment.make(model),
         tx,
         schedule,
         0,

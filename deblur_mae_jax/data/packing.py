@@ -32,13 +32,22 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import config as fields
 from deblur_mae_jax.data import dataset, privacy, records
 from deblur_mae_jax.data import index as data_index
-from deblur_mae_jax.data.shard_writer import Job, can_be_used, file_hash, sidecar, write_shard
-from deblur_mae_jax.data.source import BadImage, Skipped, Source, subset
+from deblur_mae_jax.data.shard_writer import (
+    Job,
+    begin_worker,
+    can_be_used,
+    file_hash,
+    part_of,
+    sidecar,
+    write_in_worker,
+    write_shard,
+)
+from deblur_mae_jax.data.source import BadImage, Skipped, Source
 from deblur_mae_jax.errors import UserError, local_path
 
 VERSION = 1
 INDEX, FACTS, SKIPPED = "index.parquet", "dataset.json", "skipped.csv"
-SHARD = re.compile(r"data-\d{5}-of-\d{5}\.array_record(\.json)?(\.tmp)?")
+SHARD = re.compile(r"data-\d{5}-of-\d{5}\.array_record(\.json)?((\.\d+)?\.tmp)?")
 # Bytes of a record for each byte of a file or array, to divide a set into shards before anything is read.
 GUESS = {"keep": 1.0, "png": 0.6, "jpeg95": 0.3, "raw": 1.0}
 
@@ -95,7 +104,7 @@ def pack(
         todo = [job for job in jobs if job not in finished]
         if todo:  # without these facts the folder is no packed set, until all shards are of one state
             (folder / FACTS).unlink(missing_ok=True)
-        _run(todo, workers, lambda done: progress(len(finished) + done, len(jobs)) if progress else None)
+        _run(source, todo, workers, lambda done: progress(len(finished) + done, len(jobs)) if progress else None)
         _refuse_many_bad(jobs, len(source), float(config.data.max_bad_fraction))
         return _write_index(folder, jobs, source, settings, licence, len(finished))
 
@@ -186,9 +195,9 @@ def _jobs(source: Source, folder: Path, settings: dict[str, Any], reading: str) 
     count = max(1, min(len(source), round(total / (1e6 * settings["shard_mb"]) + 0.499)))
     edges = np.linspace(0, len(source), count + 1).round().astype(int)
     for number, (first, last) in enumerate(itertools.pairwise(edges)):
-        part = dataclasses.replace(subset(source, np.arange(first, last)), skipped=[], notes=[])
+        part = part_of(source, int(first), int(last - first))
         path = folder / f"data-{number:05d}-of-{count:05d}.array_record"
-        yield Job(part, number, str(path), settings["encode"], _stamp(part, settings, reading))
+        yield Job(part, number, str(path), settings["encode"], _stamp(part, settings, reading), int(first))
 
 
 def _expected_bytes(source: Source, index: int, encode: str) -> float:
@@ -236,16 +245,20 @@ def _remove_others(folder: Path, jobs: list[Job]) -> None:
             path.unlink()
 
 
-def _run(jobs: list[Job], workers: int, done: Callable[[int], None]) -> None:
+def _run(source: Source, jobs: list[Job], workers: int, done: Callable[[int], None]) -> None:
     if workers <= 1 or len(jobs) <= 1:
         for number, job in enumerate(jobs, start=1):
             write_shard(job)
             done(number)
         return
     # "spawn": the parent may have started threads.
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+    nobody = part_of(source, 0, 0)
+    counts, light = [len(job.source) for job in jobs], [dataclasses.replace(job, source=nobody) for job in jobs]
+    with ProcessPoolExecutor(
+        min(workers, len(jobs)), get_context("spawn"), begin_worker, (source, os.getpid())
+    ) as pool:
         try:
-            for number, _ in enumerate(pool.map(write_shard, jobs), start=1):
+            for number, _ in enumerate(pool.map(write_in_worker, light, counts), start=1):
                 done(number)
         except BrokenProcessPool as error:
             raise UserError(

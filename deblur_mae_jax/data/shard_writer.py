@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data import records
 from deblur_mae_jax.data.image_files import Files
-from deblur_mae_jax.data.source import BadImage, Source
+from deblur_mae_jax.data.source import BadImage, Source, subset
 from deblur_mae_jax.errors import one_line
 
 OPTIONS = "group_size:1,uncompressed"
@@ -24,13 +26,18 @@ OPTIONS = "group_size:1,uncompressed"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One shard: the images `first` to `last` of the source."""
+    """One shard.
+
+    source: its images.
+    first: number of the first of them in the whole source.
+    """
 
     source: Source
     number: int
     path: str
     encode: str
     stamp: str
+    first: int = 0
 
 
 def sidecar(path: str) -> Path:
@@ -42,7 +49,7 @@ def write_shard(job: Job) -> None:
     """Read, check and write the images of one shard. It appears under its name when it is complete."""
     from array_record.python import array_record_module
 
-    draft = f"{job.path}.tmp"
+    draft = f"{job.path}.{os.getpid()}.tmp"  # a worker whose packing was killed may still write its own
     source = _decoding_once(job.source)
     writer = array_record_module.ArrayRecordWriter(draft, OPTIONS)
     rows: list[dict[str, Any]] = []
@@ -71,11 +78,45 @@ def write_shard(job: Job) -> None:
     finally:
         with _as_os_error():
             writer.close()
+    content = {"stamp": job.stamp, "sha256": file_hash(draft), "rows": rows, "skipped": skipped}
     os.replace(draft, job.path)
-    content = {"stamp": job.stamp, "sha256": file_hash(job.path), "rows": rows, "skipped": skipped}
     path = sidecar(job.path)
-    path.with_name(path.name + ".tmp").write_text(json.dumps(content))
-    os.replace(path.with_name(path.name + ".tmp"), path)
+    note = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    note.write_text(json.dumps(content))
+    os.replace(note, path)
+
+
+_source: Source | None = None  # of a worker process: all images of the set
+
+
+def begin_worker(source: Source, parent: int) -> None:
+    """Keep the images of the set, which would else be sent with every shard, and end when the packing ends.
+
+    parent: the process that packs.
+    """
+    global _source
+    _source = source
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)  # killed, so that nobody waits for this shard
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def write_in_worker(job: Job, count: int) -> None:
+    """`write_shard` of a job whose images this worker process knows.
+
+    count: number of its images.
+    """
+    assert _source is not None
+    write_shard(dataclasses.replace(job, source=part_of(_source, job.first, count)))
+
+
+def part_of(source: Source, first: int, count: int) -> Source:
+    """The images of one shard."""
+    return dataclasses.replace(subset(source, np.arange(first, first + count)), skipped=[], notes=[])
 
 
 @contextlib.contextmanager

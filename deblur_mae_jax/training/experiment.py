@@ -155,7 +155,7 @@ def build(
 
     def step_for(division: Division) -> Any:
         step = train_step.make_train_step(
-            prepare, network.task.loss, tx, learning_rate, config.seed, division, total_steps=length.steps
+            prepare, network.task, tx, learning_rate, config.seed, division, total_steps=length.steps
         )
         where = division.of_state(state_shapes), sharding.replicated(division.mesh)
         return jax.jit(step, donate_argnums=0, out_shardings=where)

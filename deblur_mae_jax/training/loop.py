@@ -267,7 +267,8 @@ class Loop:
                 loader.report(Skipped(name, reason))
 
     def keep_best(self, step: int, score: float | None, params: Any) -> None:
-        """Save the weights if their validation score is the best so far."""
+        """Save the weights if their validation score is the best so far, by the score of process 0."""
+        score = sharding.gathered(score)[0]
         if score is None or (self.best is not None and score <= self.best["score"]) or self.workdir.taken_over:
             return
         try:

@@ -12,7 +12,7 @@ import optax
 
 from deblur_mae_jax.input_pipeline.keys import stream_keys
 from deblur_mae_jax.sharding import Division
-from deblur_mae_jax.tasks.contract import merged
+from deblur_mae_jax.tasks.contract import Task, merged
 
 
 @flax.struct.dataclass
@@ -45,9 +45,14 @@ def _averaged(micro: Callable[[Any, Any], Any], batch: Any, accum: int) -> Any:
     return jax.tree.map(lambda x: x / accum, total)
 
 
+def _of_trained(grads: Any, trains: Callable[[str], bool]) -> list[jax.Array]:
+    name = lambda path: "/".join(str(part.key) for part in path)
+    return [grad for path, grad in jax.tree_util.tree_leaves_with_path(grads) if trains(name(path))]
+
+
 def make_train_step(
     prepare: Callable[[Any, Any, dict[str, jax.Array]], Any],
-    loss: Callable[..., tuple[jax.Array, dict]],
+    task: Task,
     tx: optax.GradientTransformationExtraArgs,
     schedule: Callable[[jax.Array], jax.Array],
     seed: int,
@@ -62,6 +67,8 @@ def make_train_step(
     the same way and replaces those entries (running statistics). After a non-finite loss or gradient, parameters and
     optimiser keep their values from before the step.
 
+    task: what is trained. Gradients of parameters that it does not train count neither in `grad_norm` nor as a reason to
+        stop.
     prepare: `(arrays, part of a batch, keys) -> input of the loss`.
     division: how parameters and optimiser are divided among the devices.
     total_steps: length of the run.
@@ -71,7 +78,7 @@ def make_train_step(
     def loss_of(params, arrays, micro_batch, keys, progress):
         with jax.named_scope("input"):
             prepared = prepare(arrays, micro_batch, keys) | {"progress": progress}
-        per_image, out = loss(division.whole(params), prepared, keys)
+        per_image, out = task.loss(division.whole(params), prepared, keys)
         return per_image.mean(), out.get("assign", {})
 
     def train_step(state, arrays, batch):
@@ -85,7 +92,7 @@ def make_train_step(
 
         value, assign, grads = _averaged(micro, batch, accum)
         with jax.named_scope("update"):
-            grad_norm = optax.tree.norm(grads)
+            grad_norm = optax.tree.norm(grads if task.trains is None else _of_trained(grads, task.trains))
         healthy = state.healthy & jnp.isfinite(value) & jnp.isfinite(grad_norm)
         with jax.named_scope("update"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params, healthy=healthy)

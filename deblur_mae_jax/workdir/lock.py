@@ -47,7 +47,15 @@ def hold(workdir: Workdir) -> Iterator[None]:
         lock = FileLock(workdir.lock, timeout=0)
         lock.acquire()
     except Timeout:
-        raise _in_use(workdir, _read(workdir.owner)) from None
+        other = _read(workdir.owner) or {}
+        if other.get("host", socket.gethostname()) == socket.gethostname():
+            raise _in_use(workdir, other) from None
+        # A network drive keeps the lock of a machine that crashed for a while.
+        print(f"the workdir is in use by {_name(other)}; waiting {SILENCE:.0f} s for it", flush=True)
+        try:
+            lock.acquire(timeout=SILENCE)
+        except Timeout:
+            raise _in_use(workdir, other) from None
     except NotADirectoryError as error:
         raise UserError(f"--workdir: cannot use '{workdir.path}': {error.strerror}") from error
     except OSError as error:
