@@ -237,7 +237,7 @@ def predict(
     batch: int = BATCH,
     canvas: tuple[int, ...] | None = None,
 ) -> np.ndarray:
-    """Class probabilities `(N, C)` in the order of `trained.classes`.
+    """Class probabilities `(N, K)` in the order of `trained.classes`.
 
     level: blur level. `None`: found according to the run's own setting (a search, for D2MAE).
     batch: images per forward pass.

@@ -50,10 +50,10 @@ def export(
     """Export the network of `run` to PyTorch and return the folder.
 
     run: a workdir, a weight file or a loaded network.
-    format: "mae", "timm", "hf" or "d2mae"; for volumes "monai" or "dae" (see `weight_formats.contract.formats()`). "":
-        timm's or MONAI's if it has a place for the network, else another one.
+    format: one of those that `scripts/export_to_pytorch.py --help` lists, such as "mae", "timm", "hf", "d2mae" or
+        "monai". "": timm's or MONAI's if it has a place for the network, else another one.
     output: a folder, or a .safetensors or .pth file in a folder of its own; the run's `export/<format>` by default.
-    in_chans: 1 or 3, converted as described in `channels.py`; 0: as trained.
+    in_chans: 1 or 3: gray images give the same results up to rounding; 0: as trained.
 
     Also writes `certificate.json`, with the differences between JAX and PyTorch that are measured here, and a
     `README.md`. Raises `UserError`.

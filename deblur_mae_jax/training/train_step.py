@@ -67,8 +67,8 @@ def make_train_step(
     the same way and replaces those entries (running statistics). After a non-finite loss or gradient, parameters and
     optimiser keep their values from before the step.
 
-    task: what is trained. Gradients of parameters that it does not train count neither in `grad_norm` nor as a reason to
-        stop.
+    task: what is trained. Gradients of parameters that it does not train count neither in `grad_norm` nor as a reason
+        to stop.
     prepare: `(arrays, part of a batch, keys) -> input of the loss`.
     division: how parameters and optimiser are divided among the devices.
     total_steps: length of the run.
