@@ -186,8 +186,13 @@ def _of_entry(entry: tuple[str, str], number: int, data) -> _Found:
     rows, masks_listed = without_masks(read.rows, volume_file.stem, volumes=True)
     found = _Found([], read.skipped + masks_listed, read.notes, read.unused)
     for row in rows:
-        kind = _modality(row, table, path, modality)
         key = tables.name_of(row["path"])
+        kind = _modality(row, table, path, modality)
+        if kind not in MODALITIES:
+            own = row.get("modality") or kind
+            reason = f"its modality is '{own}'; choices: {', '.join(MODALITIES)}"
+            found.skipped.append(Skipped(key, reason, damaged=True))
+            continue
         mask = tuple(finder.path(cell) for cell in cells_of_masks(row))
         found.rows.append(_Row(
             f"{number}/{key}", f"{root.name if root.is_dir() else root.stem}/{key}", finder.path(row["path"]), kind,
@@ -200,19 +205,19 @@ def _of_entry(entry: tuple[str, str], number: int, data) -> _Found:
 
 
 def _modality(row: dict[str, str], table: Path, path: str, of_root: str) -> str:
-    """The modality of a row: its own, else that of the root. Raises `UserError`."""
+    """The modality of a row: its own, which may be another one than CT and MR, else that of the root.
+
+    Raises `UserError` if there is none.
+    """
     own = row.get("modality", "")
     kind = (of_root if naming.is_missing(own) else own).lower()
     kind = SYNONYMS.get(kind, kind)
-    if kind in MODALITIES:
-        return kind
-    choices = f"Choices: {', '.join(MODALITIES)}."
-    if kind:
-        raise UserError(f"config.data.root: '{row['path']}' of '{table}' has the modality '{own}'. {choices}")
-    raise UserError(
-        f"config.data.root: '{row['path']}' of '{table}' has no modality; give a column `modality` or write {path}=mr. "
-        f"{choices}"
-    )
+    if not kind:
+        raise UserError(
+            f"config.data.root: '{row['path']}' of '{table}' has no modality; give a column `modality` or write "
+            f"{path}=mr. Choices: {', '.join(MODALITIES)}."
+        )
+    return kind
 
 
 def _groups(found: _Found, stated: bool, pattern: str) -> list[str]:

@@ -115,10 +115,13 @@ def test_a_folder_of_another_modality_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("modality", ["MRT", "us"])
-def test_an_unknown_modality_of_a_row_is_quoted(tmp_path, modality):
-    folder(tmp_path, ["a"])
-    with pytest.raises(files.UserError, match=f"has the modality '{modality}'"):
-        files.load(csv(tmp_path, ["path,modality", f"a.nii.gz,{modality}"]))
+def test_a_row_of_an_unknown_modality_is_left_out(tmp_path, modality):
+    folder(tmp_path, ["a", "b"])
+    rows = [f"a.nii.gz,{modality}", "b.nii.gz,mr"]
+    source = files.load(csv(tmp_path, ["path,modality", *rows]))
+    assert len(source) == 1 and f"its modality is '{modality}'; choices: ct, mr" in source.skipped[0].reason
+    with pytest.raises(files.UserError, match=f"the first is .*its modality is '{modality}'"):
+        files.load(csv(tmp_path, ["path,modality", rows[0]]))
 
 
 @pytest.mark.parametrize("inside,outside", [(0, 1), (2, 1)])
