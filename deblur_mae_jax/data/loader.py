@@ -260,9 +260,10 @@ def stream(
     share = len(rows)
     read = _ReadPosition(loader, order, rows, cubes)
     dataset = grain.MapDataset.range(start_step * share, num_steps * share).map(read)
-    # A thread reads a part of a batch at a time: one image would cost more in Grain than in reading, and of whole
-    # batches, Grain's buffer, which counts them, would hold many.
-    part = max(size for size in range(1, min(PART, share) + 1) if share % size == 0)
+    # A thread reads a part of a batch at a time. One image would cost more in Grain than in reading; of whole batches,
+    # Grain's buffer, which counts them, would hold many. A cube of a volume takes long enough to be read alone.
+    most = PART if cubes is None else 1
+    part = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
     count = share // part
     ahead = max(num_threads, 2 * count // max(1, num_workers))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)

@@ -268,7 +268,7 @@ class Loop:
 
     def keep_best(self, step: int, score: float | None, params: Any) -> None:
         """Save the weights if their validation score is the best so far, by the score of process 0."""
-        score = sharding.gathered(score)[0]
+        score = sharding.gathered(None if score is None else float(score))[0]
         if score is None or (self.best is not None and score <= self.best["score"]) or self.workdir.taken_over:
             return
         try:
