@@ -133,8 +133,9 @@ def _list_skipped(run: Experiment, workdir: Workdir) -> None:
         data_index.add_skipped(workdir.skipped, item)
 
     run.loader.on_failure = on_failure
-    for item in run.loader.failed:
-        on_failure(item)
+    with run_folder.writing(workdir):
+        for item in run.loader.failed:
+            on_failure(item)
 
 
 def _record(run: Experiment, workdir: Workdir, state: Any, cost: dict[str, Any] | None) -> None:

@@ -54,10 +54,13 @@ def named(root):
     """The paths behind every name."""
     headers, files, _ = dicom.read_headers(root, 4)
     paths = defaultdict(list)
-    for header, file, patient in zip(headers, files, dicom_patients.patients(headers, []), strict=True):
+    patients = dicom_patients.patients(headers, [])
+    for header, file, patient in zip(headers, files, patients, strict=True):
         paths[dicom.name_of(header, file)].append(file.path)
         paths[short(patient)].append(file.path)
-    volumes, left_out = dicom_series.build(headers)
+        if header.burned_in:
+            paths[f"series_{privacy.pseudonym('series', header.series)}"].append(file.path)
+    volumes, left_out = dicom_series.build(headers, dict(zip((h.path for h in headers), patients, strict=True)))
     for one in volumes:
         paths[dicom_volumes.name_of(one)] += [part.path for part in one.slices]
     for part in left_out:

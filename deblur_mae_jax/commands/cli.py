@@ -338,7 +338,7 @@ def run_flags(argv: list[str]) -> None:
             f" at config.optim.batch_size={optim['batch_size']}: use a larger config.optim.accum_steps, "
             "config.model.remat=True or config.data.store=streaming"
             if optim
-            else ": use a smaller config.search.batch_size"
+            else ": use a smaller config.search.batch_size, or a smaller network"
         )
         fail(f"out of device memory{help}. {one_line(error)}", status=5)
     except Exception as error:

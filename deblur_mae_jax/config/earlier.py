@@ -30,6 +30,9 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     if kind is None:
         return values
     own_model = VALUES[kind].get("model.name", VIT["name"].default)
+    if kind in ("probe", "blur_search"):  # they had all fields of a fine-tuning, most of which they did not read
+        unread = fields_of("finetuning").keys() - fields_of(kind).keys()
+        values = {name: value for name, value in values.items() if name not in unread}
     if all(name in values for name in fields_of(kind) if not name.startswith("model.")):
         # Written by this version, or before the field `mlp_ratio`; further fields are the user's own.
         wide = "model.mlp_ratio" in fields_of(kind) and values.get("model.name") == own_model

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from deblur_mae_jax.config.kinds import GROUPS, INHERITS, fields_of
 from deblur_mae_jax.config.tree import flat
-from deblur_mae_jax.config.values import UPSTREAM, VALUES
+from deblur_mae_jax.config.values import PRESETS, UPSTREAM, VALUES
 
 Values = dict[str, Any]
 
@@ -77,11 +77,12 @@ def without_effect(config: ConfigDict) -> list[str]:
     if kind is None:  # a kind of the user's own
         return []
     usual = {name: field.default for name, field in fields_of(kind).items()} | VALUES[kind]
-    published = UPSTREAM.get(kind, {})
+    presets = UPSTREAM.get(kind, {}), PRESETS.get(kind, {})
+    expected = lambda name: [_plain(own[name]) for own in (usual, *presets) if name in own]
     return [
         f"config.{name}={_plain(values[name])!r} has no effect: {f'{why}={values[why]}' if why in values else why}"
         for names, holds, why in RULES
         for name in names
         if name in values and holds(values) and name not in INHERITS.get(kind, ())
-        and _plain(values[name]) not in (_plain(usual[name]), _plain(published.get(name, usual[name])))
+        and _plain(values[name]) not in expected(name)
     ]  # fmt: skip

@@ -8,17 +8,12 @@ from pathlib import Path
 from deblur_mae_jax.config.fields import Field
 from deblur_mae_jax.config.kinds import GROUPS, INHERITS, fields_of
 from deblur_mae_jax.config.tree import flat
-from deblur_mae_jax.config.values import SMALL, SMALL_PRETRAINING, SMALL_RESNET, SMALL_SIMCLR, UPSTREAM, VALUES
+from deblur_mae_jax.config.values import PRESETS, UPSTREAM, VALUES
 
 SECTIONS = (
     "", "task", "model", "data", "augment", "search", "select", "infer", "probe", "optim", "sharding", "checkpoint",
     "log", "report",
 )  # fmt: skip
-
-
-PRESETS = {
-    "pretraining": SMALL_PRETRAINING, "finetuning": SMALL, "backbones": SMALL_RESNET, "simclr_resnet": SMALL_SIMCLR,
-}  # fmt: skip
 
 
 def reference() -> str:

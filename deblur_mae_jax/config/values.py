@@ -314,3 +314,7 @@ OWN_RECIPES: dict[str, dict[str, Any]] = {
     "convnext-L": {"model.drop_path": 0.3},
     "swin2d": {"optim.layer_decay": 0.9, "model.drop_path": 0.2},
 }
+# The presets `small` by kind of run.
+PRESETS: dict[str, dict[str, Any]] = {
+    "pretraining": SMALL_PRETRAINING, "finetuning": SMALL, "backbones": SMALL_RESNET, "simclr_resnet": SMALL_SIMCLR,
+}  # fmt: skip

@@ -135,7 +135,7 @@ def build_index(
 ) -> data_index.Index:
     """Run the pre-flight check on the training images.
 
-    cache: JSON file that stores the result; only the main process may pass one.
+    cache: JSON file that stores the result; every process needs one of its own.
     split: check the images of this split instead.
     progress: called with the number of checked images and the number of all images.
     source: check the images of this source instead.

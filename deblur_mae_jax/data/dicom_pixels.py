@@ -219,8 +219,7 @@ def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarr
         raise
     except Exception as error:  # decoders raise many kinds on damaged data
         raise not_decoded(error, values) from error
-    aspect = [str(number) for number in values.get("PixelAspectRatio", None) or ()]
-    if len(set(aspect)) > 1 and not header.spacing:
+    if not header.spacing and not _is_square(values):
         notes.append(NOT_SQUARE)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise BadImage(f"its frames have the shape {pixels.shape}; expected gray or RGB")
@@ -243,6 +242,15 @@ def not_decoded(error: Exception, values: Any) -> BadImage:
     if "missing dependencies" in text or "is missing" in text:
         return BadImage(f"its compression ({syntax}) needs another decoder: {dicom_file.EXTRA}")
     return BadImage(_reason(values) or f"damaged: its pixels cannot be decoded ({type(error).__name__})")
+
+
+def _is_square(values: Any) -> bool:
+    """Whether PixelAspectRatio, if there is one that can be understood, states square pixels."""
+    try:
+        aspect = [float(number) for number in np.atleast_1d(values.get("PixelAspectRatio", None) or [])]
+    except Exception:  # pydicom converts a field when it is asked for
+        return True
+    return len(aspect) != 2 or bool(np.isclose(aspect[0], aspect[1]))
 
 
 def _reason(values: Any) -> str:
@@ -290,11 +298,13 @@ def _by_palette(pixels: np.ndarray, values: Any) -> np.ndarray:
     colours = ("Red", "Green", "Blue")
     described = [values.get(f"{colour}PaletteColorLookupTableDescriptor") for colour in colours]
     discrete = all(f"{colour}PaletteColorLookupTableData" in values for colour in colours)
-    big_endian = dicom_windows.byte_order(values) == ">"
-    if discrete and all(d and int(d[2]) == 8 and (big_endian or not 0 < int(d[0]) <= 256) for d in described):
+    swapped = dicom_windows.byte_order(values) == ">"
+    large = all(d and int(d[2]) == 8 and not 0 < int(d[0]) <= 256 for d in described)
+    if discrete and all(described) and (swapped or large):
         # pydicom counts the numbers of a palette of 8 bits with 8 bits, and takes every file for little-endian.
         tables = [dicom_windows.table(values, f"{c}PaletteColorLookupTable{{}}") for c in colours]
-        return np.stack([dicom_windows.looked_up(pixels, *t[:2]) for t in tables], axis=-1).astype(np.uint8)
+        shown = np.stack([dicom_windows.looked_up(pixels, *t[:2]) for t in tables], axis=-1)
+        return (shown >> 8 if max(int(t[0].max()) for t in tables) > 255 else shown).astype(np.uint8)
     return _palette_bits(np.asarray(apply_color_lut(pixels, values)), values)
 
 

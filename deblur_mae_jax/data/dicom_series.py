@@ -155,7 +155,8 @@ class Series:
             if len(kinds) > 1:
                 raise BadImage("some of its slices are stored for an inverted display (MONOCHROME1), and some are not")
             notes.append(INVERTED)
-            values = values.max() - values  # from 0 up, as MR values are
+            measured = values if outside.all() else values[~outside]
+            values = measured.max() - values  # from 0 up, as MR values are
         return self._without_padding(values, outside, notes)
 
     def _without_padding(self, values: np.ndarray, padded: np.ndarray, notes: list[str]) -> np.ndarray:

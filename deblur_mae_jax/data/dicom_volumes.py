@@ -58,7 +58,7 @@ class Segmentation:
         if not len(where):
             return out
         to_series = np.linalg.inv(like.affine) @ affine
-        _require_same_size(to_series, like, _slice_size(self.path))
+        _require_same_size(to_series, like, _slice_size(self.path), len(array))
         places = where @ to_series[:3, :3].T + to_series[:3, 3]
         nearest = np.rint(places).astype(int)
         outside = (nearest < 0) | (nearest >= np.array(like.shape))
@@ -85,7 +85,7 @@ def _slice_size(path: str) -> float:
     return float(values.get("SpacingBetweenSlices", None) or values.get("SliceThickness", None) or 0)
 
 
-def _require_same_size(to_series: np.ndarray, like: VolumeFile, slice_size: float) -> None:
+def _require_same_size(to_series: np.ndarray, like: VolumeFile, slice_size: float, frames: int) -> None:
     """Raise `BadImage` if the voxels of a segmentation have another size than those of its series.
 
     Each would set one voxel of the series, and leave those between them empty.
@@ -93,10 +93,12 @@ def _require_same_size(to_series: np.ndarray, like: VolumeFile, slice_size: floa
     to_series: from voxels of the segmentation (frame, row, column) to voxels of the series.
     slice_size: stated distance of the frames, mm. A file may leave out empty frames, so that the others are further
         apart.
+    frames: number of frames of the segmentation.
     """
     steps = np.linalg.norm(to_series[:3, :3], axis=0)
     step = like.zooms[2]
-    if slice_size and abs(slice_size - step) <= 0.1 * step:
+    # Of a single frame, highdicom makes up a distance to the next one.
+    if frames == 1 or (slice_size and abs(slice_size - step) <= 0.1 * step):
         steps[0] = 1.0
     if np.abs(steps - 1).max() > 0.05:
         own = like.zooms[::-1] * steps
@@ -244,7 +246,9 @@ def _segmentations(
             continue
         used = {uid: own for uid, own in shown.items() if uid in series and (not own or own & slices)}
         if not used:
-            leave_out(path, f"a segmentation of {'a series that is no volume here' if shown else 'no stated series'}")
+            of = "a series that is no volume here" if shown else "no stated series"
+            of = "slices that are not in its series here" if shown.keys() & series else of
+            leave_out(path, f"a segmentation of {of}")
         for uid, own in used.items():
             out[uid][path] = own
             for number, label in segments:
@@ -260,13 +264,13 @@ def _segmentations(
 
 def _referenced(values: Any) -> dict[str, set[str]]:
     """The series that a segmentation names, each with its slices; an empty set if it names none of them."""
-    return {
-        str(series.get("SeriesInstanceUID", "")): {
-            str(instance.get("ReferencedSOPInstanceUID", ""))
-            for instance in series.get("ReferencedInstanceSequence", None) or ()
+    out: dict[str, set[str]] = defaultdict(set)
+    for series in values.get("ReferencedSeriesSequence", None) or ():
+        instances = series.get("ReferencedInstanceSequence", None) or ()
+        out[str(series.get("SeriesInstanceUID", ""))] |= {
+            str(instance.get("ReferencedSOPInstanceUID", "")) for instance in instances
         }
-        for series in values.get("ReferencedSeriesSequence", None) or ()
-    }
+    return out
 
 
 def _leave_out_other_numberings(

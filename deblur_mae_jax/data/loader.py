@@ -56,7 +56,7 @@ class Loader:
         self.index, self.channels, self.extras, self.split_numbers = index, channels, extras or {}, split_numbers
         self.classes = classes
         self.failed: list[Skipped] = []
-        self._reported: set[str] = set()
+        self.reported: set[str] = set()
         self.on_failure: Callable[[Skipped], None] | None = None
         self.skip_file: Path | None = None  # the file in which a copy in a worker process lists what it skips
         self._lock = threading.Lock()
@@ -138,9 +138,9 @@ class Loader:
     def report(self, skipped: Skipped) -> None:
         """Record an unreadable image. Each image is recorded once."""
         with self._lock:
-            if skipped.name in self._reported:
+            if skipped.name in self.reported:
                 return
-            self._reported.add(skipped.name)
+            self.reported.add(skipped.name)
             self.failed.append(skipped)
             logging.warning("skipped %s: %s", skipped.name, skipped.reason)
             try:

@@ -273,8 +273,10 @@ def is_same_visit(rest: str) -> bool:
 
 
 def visit(stem: str) -> str:
-    """The words of a name that say which examination of a patient it is; "" without them."""
-    return " ".join(word.casefold() for word in re.split(r"[-_. ]", stem) if _VISIT.match(word))
+    """The words of a name that say which examination of a patient it is, with their numbers; "" without them."""
+    words = re.split(r"[-_. ]", stem.casefold())
+    found = [i for i, word in enumerate(words) if _VISIT.match(word)]
+    return " ".join(" ".join([words[i], *(w for w in words[i + 1 : i + 2] if w.isdigit())]) for i in found)
 
 
 def channel_cases(stems: Iterable[str]) -> set[str]:

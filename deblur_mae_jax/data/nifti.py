@@ -191,7 +191,7 @@ def _of_entry(entry: tuple[str, str], number: int, data) -> _Found:
         if kind not in MODALITIES:
             own = row.get("modality") or kind
             reason = f"its modality is '{own}'; choices: {', '.join(MODALITIES)}"
-            found.skipped.append(Skipped(key, reason, damaged=True))
+            found.skipped.append(Skipped(key, reason))
             continue
         mask = tuple(finder.path(cell) for cell in cells_of_masks(row))
         found.rows.append(_Row(

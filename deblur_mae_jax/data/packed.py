@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -56,8 +55,11 @@ def _reader(path: str, origin: str, digest: str) -> Any:
 
 def _require_same_packing(path: Path, digest: str) -> None:
     """Raise `UserError` if the set was packed again since the run has read its index: records have other places now."""
-    facts = json.loads((path.parent / FACTS).read_text())
-    if facts["shards"].get(path.name) != digest:
+    try:
+        known = json.loads((path.parent / FACTS).read_text())["shards"].get(path.name)
+    except FileNotFoundError:  # packing removes it first
+        known = None if path.parent.exists() else digest
+    if known != digest:
         raise UserError(
             f"config.data.root: '{path.parent}' was packed again while it was used; start the same command again"
         )
@@ -122,10 +124,14 @@ class Records:
             return read()
         except UserError:
             raise
-        except Exception as error:  # the reader raises its own kinds for damage
+        except Exception:  # the reader raises its own kinds for damage
             if _opened_anew():  # after an outage of a drive, an open file may stay unreadable
-                with contextlib.suppress(Exception):
+                try:
                     return read()
+                except UserError:
+                    raise
+                except Exception as again:
+                    error = again
             raise BadImage(
                 f"shard '{Path(place[0]).name}' cannot be read ({one_line(error, 80)}); if this stays so, pack the set "
                 "again"

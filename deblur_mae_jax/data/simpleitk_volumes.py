@@ -65,6 +65,8 @@ def opened(path: str) -> Opened:
     if "complex" in kind:
         raise BadImage("its voxels are complex numbers: save their magnitude")
     size = tuple(int(n) for n in reader.GetSize())
+    if len(size) < 3:
+        raise BadImage(f"{len(size)} dimensions {size}; expected a volume of 3")
     flip = np.diag([-1.0, -1.0, 1.0])  # LPS to RAS
     direction = np.array(reader.GetDirection()).reshape(len(size), len(size))[:3, :3]
     mm = _millimetres(text, meta)

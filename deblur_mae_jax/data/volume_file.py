@@ -26,6 +26,7 @@ SUFFIXES = (*NIBABEL, *SIMPLEITK)
 SAME = 0.05
 SHEAR = 0.5  # largest angle between an axis of the voxels and a right angle, degrees, as of DICOM series
 NO_ORIENTATION = "its header has neither sform nor qform, so its orientation is assumed"
+UNUSED_SFORM = "its sform is empty or damaged and not used"
 NO_ORIENTATION_MGH = "its header states no orientation (goodRASFlag 0); coronal slices are assumed"
 ANALYZE = "the Analyze format does not state an orientation; radiological order (right is left) is assumed"
 UNORIENTED = {NO_ORIENTATION, NO_ORIENTATION_MGH, ANALYZE}
@@ -231,9 +232,10 @@ def _with_nibabel(path: str, max_voxels: int) -> VolumeFile:
         plain = opened.get_data_dtype() == np.uint8 and unscaled
         header = opened.header if isinstance(opened, nib.Nifti1Pair) else None
         affine, zooms = _geometry(opened, header, notes)
+        from_sform = header is not None and header.get_sform(coded=True)[1] and UNUSED_SFORM not in notes
         if path.lower().endswith((".mgh", ".mgz")) and not _mgh_has_geometry(path, gzipped):
             notes += [NO_ORIENTATION_MGH, NO_SIZE]
-        if NO_SIZE not in notes and min(map(abs, sizes)) == 0 and np.isclose(min(zooms), 1.0):
+        if NO_SIZE not in notes and 0 in sizes and not from_sform:
             notes.append(NO_SIZE)  # nibabel puts 1 in place of 0
 
     def load() -> np.ndarray:
@@ -310,7 +312,7 @@ def _geometry(image: Any, header: Any, notes: list[str]) -> tuple[np.ndarray, tu
         and qform[1]
         and (sform[0] is None or not np.isfinite(sform[0]).all() or _is_singular(sform[0][:3, :3]))
     ):
-        notes.append("its sform is empty or damaged and not used")
+        notes.append(UNUSED_SFORM)
         sform = (None, 0)
     known = {
         name: np.asarray(matrix, np.float64)

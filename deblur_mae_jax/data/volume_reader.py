@@ -60,6 +60,10 @@ def _stamp(place: str | Place) -> Any:
     return [stamp_of(place), stamp_of(beside)] if beside else stamp_of(place)
 
 
+# Increase it when the decoded values of a file change: it invalidates what is kept in `config.data.decoded`.
+READING = 2
+
+
 @dataclasses.dataclass(frozen=True)
 class Volumes:
     """Read a list of volume files. It is sent to worker processes, so it holds plain values only.
@@ -172,7 +176,7 @@ class Volumes:
         if not self.decoded:
             return None
         spec = (self.paths[index], self.stamp(index), self.spacing, self.ct_window,
-                self.modalities[index])  # fmt: skip
+                self.modalities[index], READING)  # fmt: skip
         name = hashlib.blake2b(repr(spec).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
         return local_path(self.decoded, "config.data.decoded") / f"{name}.npy"
 

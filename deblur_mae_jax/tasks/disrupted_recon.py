@@ -77,6 +77,11 @@ def _check(model: Any, local_mask: float, local_mask_scope: str, block_mask_rati
         raise UserError("config.task.loss_on=masked needs config.task.block_mask_ratio: no voxel is masked")
 
 
+def block_key(key: jax.Array) -> jax.Array:
+    """The key of the masked blocks, whose draws are others than those of the channels."""
+    return jax.random.fold_in(key, 1)
+
+
 def make(
     model: Any,
     *,
@@ -108,8 +113,8 @@ def make(
         x, goal = batch["inputs"], batch["targets"]
         hidden = jnp.zeros((*x.shape[:4], 1))
         if block_mask_ratio:
-            own = jax.vmap(jax.random.fold_in, (0, None))(keys["mask"], 1)  # other draws than those of the channels
-            hidden = jax.vmap(lambda key: block_mask(key, x.shape[1:4], block_mask_ratio))(own)
+            draw_blocks = lambda key: block_mask(block_key(key), x.shape[1:4], block_mask_ratio)
+            hidden = jax.vmap(draw_blocks)(keys["mask"])
             x = x * (1 - hidden)
 
         def disrupt(tokens):

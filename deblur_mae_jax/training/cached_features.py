@@ -116,7 +116,7 @@ def encode(
         loader.split_numbers,
         loader.classes,
     )
-    numbered.failed = loader.failed  # what cannot be read is reported by the run's loader
+    numbered.failed, numbered.reported = loader.failed, loader.reported  # the run's loader reports what cannot be read
     order = InOrder(np.arange(count), batch)
     inputs, threads = network.inputs, config.data.num_threads
     precompute = stores.on_host(inputs.precompute) if inputs.precomputes else None

@@ -54,7 +54,7 @@ def hold(workdir: Workdir) -> Iterator[None]:
         print(f"the workdir is in use by {_name(other)}; waiting {SILENCE:.0f} s for it", flush=True)
         try:
             lock.acquire(timeout=SILENCE)
-        except Timeout:
+        except (Timeout, OSError):
             raise _in_use(workdir, other) from None
     except NotADirectoryError as error:
         raise UserError(f"--workdir: cannot use '{workdir.path}': {error.strerror}") from error

@@ -137,14 +137,14 @@ def big_endian(values, path, words):
     return path
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_palettes_of_big_endian_files(tmp_path, bits):
+@pytest.mark.parametrize(("bits", "factor"), [(8, 1), (16, 1), (16, 256)])
+def test_palettes_of_big_endian_files(tmp_path, bits, factor):
     numbers = made.picture()
     entries = {"Red": np.arange(256), "Green": np.arange(256)[::-1], "Blue": np.full(256, 30)}
     values = made.with_pixels(made.base(), numbers[None], photometric="PALETTE COLOR")
     for colour, table in entries.items():
         # Entries of 8 bits are words of two, the first one in the lower byte.
-        words = table * 257 if bits == 16 else table[::2] + 256 * table[1::2]
+        words = table * factor if bits == 16 else table[::2] + 256 * table[1::2]
         setattr(values, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, bits])
         setattr(values, f"{colour}PaletteColorLookupTableData", words.astype(">u2").tobytes())
     pairs = numbers.ravel()[::2] + 256 * numbers.ravel()[1::2].astype(int)

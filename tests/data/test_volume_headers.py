@@ -53,7 +53,7 @@ def test_forms_that_differ_in_left_and_right_are_named(tmp_path):
 
 
 def test_a_size_of_0_is_said(tmp_path):
-    path = save(tmp_path / "a.nii", values())
+    path = save(tmp_path / "a.nii", values(), np.diag([0.7, 0.7, 2, 1]))
     content = bytearray(path.read_bytes())
     content[88:92] = np.array([0], "<f4").tobytes()  # pixdim[3]
     content[252:256] = np.array([1, 0], "<i2").tobytes()  # qform alone
@@ -157,9 +157,10 @@ def test_hounsfield_units_stay_so():
     assert volume_reader._window(voxels, False, (-1000.0, 1000.0)) == ((-1000.0, 1000.0), [])
 
 
-def test_a_mask_that_names_no_examination_is_given_to_none_of_several(tmp_path):
+@pytest.mark.parametrize("names", [("baseline_t1", "followup_t1"), ("ses-01_T1", "ses-02_T1")])
+def test_a_mask_that_names_no_examination_is_given_to_none_of_several(tmp_path, names):
     folder = tmp_path / "set" / "mr" / "p1"
-    for number, name in enumerate(["baseline_t1", "followup_t1"]):
+    for number, name in enumerate(names):
         save(folder / f"{name}.nii.gz", values(number))
     save(folder / "seg.nii.gz", (values() > 300).astype(np.uint8))
     source = load(tmp_path / "set", modality="mr")

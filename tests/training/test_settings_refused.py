@@ -66,7 +66,7 @@ def test_unseen_phantoms_of_volumes_are_others():
 def test_blocks_and_channels_are_drawn_apart():
     """With one key, the draws of the channels would be the first ones of the blocks."""
     keys = jax.random.split(jax.random.key(0), 200)
-    draws = jax.vmap(lambda key: disrupted_recon.block_mask(jax.random.fold_in(key, 1), (32, 32, 32), 0.5))(keys)
+    draws = jax.vmap(lambda key: disrupted_recon.block_mask(disrupted_recon.block_key(key), (32, 32, 32), 0.5))(keys)
     channels = jax.vmap(lambda key: disrupted_recon.channel_mask(key, (1, 1, 1, 8), 0.5, "sample"))(keys)
     blocks = np.asarray(draws[:, ::16, ::16, ::16, 0]).reshape(len(keys), -1)
     agree = (blocks == np.asarray(channels).reshape(len(keys), -1)).mean()
