@@ -23,6 +23,7 @@ LINKS = {
     "](../../docs/": "](../../",
     "](cpu/README.md": "](cpu.md",
     "](CONTRIBUTING.md": "](contributing.md",
+    "](CHANGELOG.md": "](changelog.md",
     "](growth.png": "](cpu/growth.png",
 }
 
