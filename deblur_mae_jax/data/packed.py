@@ -124,18 +124,19 @@ class Records:
             return read()
         except UserError:
             raise
-        except Exception:  # the reader raises its own kinds for damage
-            if _opened_anew():  # after an outage of a drive, an open file may stay unreadable
-                try:
-                    return read()
-                except UserError:
-                    raise
-                except Exception as again:
-                    error = again
-            raise BadImage(
-                f"shard '{Path(place[0]).name}' cannot be read ({one_line(error, 80)}); if this stays so, pack the set "
-                "again"
-            ) from error
+        except Exception as error:  # the reader raises its own kinds for damage
+            failure = error
+        if _opened_anew():  # after an outage of a drive, an open file may stay unreadable
+            try:
+                return read()
+            except UserError:
+                raise
+            except Exception as error:
+                failure = error
+        raise BadImage(
+            f"shard '{Path(place[0]).name}' cannot be read ({one_line(failure, 80)}); if this stays so, pack the set "
+            "again"
+        ) from failure
 
     def read(self, index: int) -> np.ndarray:
         """uint8 `(H, W, C)`."""

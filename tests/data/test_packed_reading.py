@@ -8,6 +8,7 @@ from test_packing import load, write
 
 import deblur_mae_jax as dm
 from deblur_mae_jax.data import packed
+from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
 
 
@@ -44,6 +45,21 @@ def test_a_file_that_became_unreadable_is_opened_again(tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "_reader", Readers())
     monkeypatch.setattr(packed, "_opened", -packed.REOPEN)
     np.testing.assert_array_equal(source.read(3), wanted)
+
+
+def test_a_shard_that_stays_unreadable_is_named_whenever_it_was_opened(tmp_path, monkeypatch):
+    dm.pack(write(tmp_path / "set"), tmp_path / "packed")
+    source = load(tmp_path / "packed")
+
+    def gone(*place):
+        raise RuntimeError("stale file handle")
+
+    gone.cache_clear = lambda: None
+    monkeypatch.setattr(packed, "_reader", gone)
+    monkeypatch.setattr(packed, "_opened", -packed.REOPEN)
+    for _ in range(2):  # opened anew, and not again within a minute
+        with pytest.raises(BadImage, match=r"cannot be read \(stale file handle\)"):
+            source.read(3)
 
 
 def test_images_of_parquet_files_are_divided_into_shards(tmp_path):
