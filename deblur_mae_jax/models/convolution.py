@@ -1,7 +1,8 @@
 """2-D convolutions with PyTorch's padding, fast on CPUs too.
 
 On a CPU, XLA's convolution with a kernel of one pixel takes three to six times as long as the matrix product that it
-is, and a depthwise one twenty times as long as sums of shifted images. Other devices use XLA's convolution throughout.
+is, and a depthwise one twenty times as long as sums of shifted images; kernels of 3 x 3 have fewer products in
+Winograd's form (`winograd.py`). Other devices use XLA's convolution throughout.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from deblur_mae_jax import sharding
-from deblur_mae_jax.models import layers
+from deblur_mae_jax.models import layers, winograd
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Pixels and channels from which a kernel's gradient is faster as nine products (docs/performance-cpu.md).
-LARGE, MANY = 48 * 48, 512
+# Channels, in and out, from which Winograd's form of 3 x 3 kernels is faster (docs/performance-cpu.md), and products
+# per place of the kernel from which it repays two thirds of a second of compilation.
+CHANNELS, WORK = 64, 2**25
 
 
 class Convolution(nn.Module):
@@ -63,36 +65,13 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0,
             return layers.linear(x.reshape(B, H // k, W // k, k * k * C), kernel.reshape(k * k * C, -1))
     if jax.default_backend() == "cpu" and groups == C > 1 and stride == 1 and k == 2 * padding + 1:
         return depthwise(x, kernel)
-    if sharding.one_cpu() and groups == stride == padding == 1 and k == 3 and H * W >= LARGE and C >= MANY:
-        return _of_large_maps(x, kernel)
-    return _plain(x, kernel, stride, padding, groups)
-
-
-def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1) -> jax.Array:
+    D, square = kernel.shape[-1], k == 3 and groups == stride == padding == 1
+    if square and sharding.one_cpu() and min(C, D) >= CHANNELS and x.size * D >= WORK:
+        # XLA would compute bfloat16 in float32 too.
+        return winograd.convolve(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=LAYOUT, feature_group_count=groups
     )
-
-
-@jax.custom_vjp
-def _of_large_maps(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution of 3 x 3; the gradient of its kernel is one matrix product for each of the nine places."""
-    return _plain(x, kernel, 1, 1)
-
-
-def _of_large_maps_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    wide, flat = _padded(x, 3), gradient.reshape(-1, gradient.shape[-1])
-
-    def of_place(place):  # in a loop, so that one shifted copy is in memory at a time
-        seen = jax.lax.dynamic_slice(wide, (0, place // 3, place % 3, 0), x.shape)
-        return layers.summed_product(seen.reshape(-1, x.shape[-1]), flat, kernel.dtype)
-
-    places = jax.lax.map(of_place, jnp.arange(9))
-    return _plain(gradient, kernel[::-1, ::-1].swapaxes(2, 3), 1, 1), places.reshape(kernel.shape)
-
-
-_of_large_maps.defvjp(lambda x, kernel: (_of_large_maps(x, kernel), (x, kernel)), _of_large_maps_backward)
 
 
 @jax.custom_vjp

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deblur_mae_jax.models import conv3d, conv3d_segments, convolution
+from deblur_mae_jax.models import conv3d, conv3d_segments, convolution, winograd
 
 CASES = {  # side, stride, padding, depthwise
     "one pixel": (1, 1, 0, False), "one pixel, every second": (1, 2, 0, False), "patches": (4, 4, 0, False),
-    "halving": (2, 2, 0, False), "3 x 3": (3, 1, 1, False), "large maps": (3, 1, 1, False),
+    "halving": (2, 2, 0, False), "3 x 3": (3, 1, 1, False), "Winograd": (3, 1, 1, False),
+    "Winograd, image by image": (3, 1, 1, False),
     "3 x 3, every second": (3, 2, 1, False),
     "depthwise": (5, 1, 2, True), "large depthwise": (7, 1, 3, True), "depthwise, halving": (2, 2, 0, True),
 }  # fmt: skip
@@ -19,9 +20,10 @@ CASES = {  # side, stride, padding, depthwise
 @pytest.mark.parametrize("shape", [(3, 8, 12, 6), (2, 9, 5, 6)])
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_a_convolution(monkeypatch, case, shape):
-    if case == "large maps":
-        monkeypatch.setattr(convolution, "LARGE", 1)
-        monkeypatch.setattr(convolution, "MANY", 1)
+    if case.startswith("Winograd"):
+        monkeypatch.setattr(convolution, "CHANNELS", 1)
+        monkeypatch.setattr(convolution, "WORK", 1)
+        monkeypatch.setattr(winograd, "AT_ONCE", 2**20 if case == "Winograd" else 1)
     side, stride, padding, depthwise = CASES[case]
     C, D = shape[-1], shape[-1] if depthwise else 10
     groups = C if depthwise else 1
@@ -43,6 +45,18 @@ def test_values_and_gradients_are_those_of_a_convolution(monkeypatch, case, shap
         upstream = rng.standard_normal(want.shape).astype(np.float32)
         for a, b in zip(own(upstream), back(upstream), strict=True):
             np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_bfloat16_is_computed_in_float32(monkeypatch):
+    monkeypatch.setattr(convolution, "CHANNELS", 1)
+    monkeypatch.setattr(convolution, "WORK", 1)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 6, 6, 8)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 8, 4)), jnp.bfloat16)
+    got = convolution.convolve(x, kernel, padding=1)
+    want = winograd.convolve(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))
 
 
 def test_parameters_are_those_of_flax():
