@@ -10,6 +10,8 @@ from typing import Any
 
 # The beginning of an address such as gs://bucket/run, or gs:/bucket/run after it was taken for a path.
 ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/", re.I)
+# The exit status for a failure that may pass (EX_TEMPFAIL of sysexits.h). Schedulers start the command again after it.
+TRY_AGAIN = 75
 
 
 class UserError(ValueError):

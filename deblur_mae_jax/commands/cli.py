@@ -19,11 +19,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from deblur_mae_jax.data import buckets
-from deblur_mae_jax.errors import NotSaved, StoreError, UserError, one_line, unknown
+from deblur_mae_jax.errors import TRY_AGAIN, NotSaved, StoreError, UserError, one_line, unknown
 from deblur_mae_jax.performance import tuning
 
 BEGAN = time.monotonic()
-TRY_AGAIN = 75  # the exit code of sysexits.h for a failure that may pass
 # Configs of version 0.1 that are now arguments of another config file.
 RENAMED = {
     f"{kind}_{organ}": f"{kind}.py:{organ}" if organ != "folder" else f"{kind}.py"

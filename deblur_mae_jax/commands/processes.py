@@ -24,14 +24,14 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from deblur_mae_jax.errors import UserError, one_line
+from deblur_mae_jax.errors import TRY_AGAIN, UserError, one_line
 
 # Cold starts of large jobs take longer than JAX's own 5 minutes.
 TIMEOUT = 1800  # seconds
 # Where a process that ends says why, and how often the others look there, seconds.
 ENDED, POLL = "deblur_mae_jax/ended", 1.0
-# Words of JAX's errors that mean that another process is gone, and the status after which a run is started again.
-LOST, TRY_AGAIN = ("Connection closed by peer", "Connection reset by peer", "coordination service"), 75
+# Words of JAX's errors that mean that another process is gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "coordination service")
 _leaving = threading.Lock()
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 TPU_VM = "TPU VM"
