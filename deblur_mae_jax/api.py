@@ -172,7 +172,8 @@ def reconstruct(
     batch: images per forward pass.
 
     Returns a dict of gray levels 0..255 `(N, H, W, C)` of the central view, `clean`, `degraded`, `masked` (masked
-    patches in gray) and `reconstructed`, with `mask` `(N, L)`, 1 for masked patches.
+    patches in gray) and `reconstructed`, with `mask` `(N, L)`, 1 for masked patches. A network that predicts normalised
+    patches (`task.norm_pix_loss`) is given the true mean and deviation of every patch, also of the masked ones.
     """
     blur_levels.need_decoder(trained, "reconstruct")
     network = trained.network

@@ -59,7 +59,7 @@ def main(arguments=None):
         verdict = "differs" if d.differs else "within chance"
         print(
             f"{d.first} and {d.second}: {d.value:.3f} pixels ({d.low:.3f} to {d.high:.3f}), "
-            f"chance {d.chance:.3f}: {verdict}"
+            f"chance {d.chance:.3f}, p {d.p:.3f} (Holm): {verdict}"
         )
     print(f"page {folder / 'index.html'}")
     return found

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.metrics import segmentation
 from deblur_mae_jax.reports import comparison
 
 
@@ -39,6 +40,8 @@ def _interval(low, high, over):
 
 def _smallest(difference, digits):
     """The smallest difference that the test detects with 80 % power; NaN or 0 for equal predictions."""
+    if difference == float("inf"):
+        return "no difference is detectable: too few patients"
     return f"smallest detectable {difference:{digits}}" if difference > 0 else ""
 
 
@@ -55,8 +58,11 @@ def compare(arguments):
         a, b = (comparison.read_runs(sorted(paths)) for paths in (arguments.a, arguments.b))
         usual = "dice" if all(run.segments for run in [*a, *b]) else "f1_macro"
         metric = arguments.metric or usual
-        difference, t, p = comparison.over_folds(a, b, metric)
-        print(f"{metric}, a minus b over {len(a)} folds: {difference:+.4f}, t {t:.3f}, p {p:.3g}")
+        found = comparison.over_folds(a, b, metric)
+        unit = found.unit and f" {found.unit}"
+        test = f"t {found.t:.3f}, p {found.p:.3g}" if found.p == found.p else "no test: the folds differ equally"
+        missed = f"; without {found.left_out} labels that only one of them found" if found.left_out else ""
+        print(f"{metric}, a minus b over {len(a)} folds: {found.difference:+.4f}{unit}, {test}{missed}")
         return
     if len(arguments.runs) < 2:
         raise UserError("name at least two workdirs to compare")
@@ -69,7 +75,8 @@ def compare(arguments):
         for name in shown:
             entry = judged["per_image"][name]
             if entry["value"] is not None:
-                text = f"{name} {entry['value']:.4f}"
+                unit = f" {run.judged.unit}" if name in segmentation.LENGTHS else ""
+                text = f"{name} {entry['value']:.4f}{unit}"
                 if entry.get("low") is not None:
                     text += f" ({entry['low']:.3f} to {entry['high']:.3f})"
                 parts.append(text)

@@ -32,7 +32,8 @@ from deblur_mae_jax.training.progress import Progress
 TABLE, HEADER = "segmentations.csv", ["image", "label", "size", "unit", "file"]
 # Preprocessing fields, which must be the same for all members of an ensemble.
 PREPARATION = (
-    "image_size", "task.degrade", "task.blur_site", "search.setting", "data.mean", "data.std", "data.frames",
+    "image_size", "task.degrade", "task.blur_site", "search.setting", "search.high_pass",
+    "data.mean", "data.std", "data.frames",
     *(f"data.{name}" for name in DECODING if name not in ("max_pixels", "mask_values")),
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ from deblur_mae_jax.data import dataset
 from deblur_mae_jax.data.loader import Loader
 from deblur_mae_jax.evaluators import image_reconstruction, monitor, two_views, volume_reconstruction
 from deblur_mae_jax.metrics import representation
+from deblur_mae_jax.network import Network
 from deblur_mae_jax.reports import contrast, page, reconstruction
 from deblur_mae_jax.training.evaluator import Conclusion, Judgement
 from deblur_mae_jax.training.experiment import Experiment, modality_of
@@ -33,10 +34,19 @@ KINDS: dict[tuple[str, int], Any] = {
     ("distill", 2): two_views,
 }
 GENERATIVE = reconstruction.Look(meaning=reconstruction.GENERATIVE)
+NORMALISED = reconstruction.Look(
+    meaning=reconstruction.NORMALISED, heading="Reconstructions, given the true mean and deviation of every patch"
+)
 VOLUMES = reconstruction.Look(meaning=reconstruction.VOLUMES)
 LOOKS: dict[tuple[str, int], reconstruction.Look] = {
     ("contrast", 2): contrast.LOOK, ("distill", 2): contrast.LOOK, ("reconstruct", 3): VOLUMES, ("pretext", 3): VOLUMES,
 }  # fmt: skip
+
+
+def _look(network: Network) -> reconstruction.Look | None:
+    if network.task.sample is not None:
+        return GENERATIVE
+    return NORMALISED if network.task.norm_pix_loss else LOOKS.get((network.kind, network.axes))
 
 
 class Evaluator:
@@ -144,7 +154,7 @@ class Evaluator:
             sheets=[(int(path.stem.split("_")[1]), path) for path in self._sheets()],
             config=fields.flat(config),
             skipped=len(run.skipped),
-            look=GENERATIVE if run.network.task.sample is not None else LOOKS.get((run.network.kind, run.network.axes)),
+            look=_look(run.network),
         )
 
     def finish(self, step: int, params: Any, main: bool) -> Conclusion:

@@ -23,6 +23,7 @@ MEASURES = {
     "surface_dice": "surface Dice",
 }
 HIGHER_IS_BETTER = {name: name in ("dice", "iou", "surface_dice") for name in MEASURES}
+LENGTHS = ("hd", "hd95", "surface_distance")
 # How a label is scored in a case in which the truth, the prediction or both lack it.
 EMPTY = ("skip", "count")
 

@@ -26,6 +26,10 @@ Weighted = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 ENTRIES = 20_000_000
 # A variance below this is a rounding error: nothing depends on the patients.
 NOTHING = 1e-15
+# A smaller difference of two measures is a rounding error.
+EQUAL = 1e-12
+# The power of the signed-rank test is that of a t test with this share of the cases, if they are normal.
+SIGNED_RANKS = 3 / np.pi
 MEANING = "95 %, over patients (jackknife and Student's t, of shares on the logit scale; for a threshold: bootstrap)"
 
 
@@ -155,9 +159,10 @@ def corrected_t_test(a: Sequence[float], b: Sequence[float], n_train: float, n_t
     """(t, two-sided p) of the corrected resampled t-test over folds (Nadeau and Bengio 2003)."""
     difference = np.asarray(a, float) - np.asarray(b, float)
     k = len(difference)
-    spread = difference.var(ddof=1)
-    if k < 2 or spread == 0:
-        return (0.0, 1.0) if not difference.any() else (float("nan"), float("nan"))
+    spread = difference.var(ddof=1) if k > 1 else 0.0
+    if spread < NOTHING:
+        equal = np.abs(difference).max() < EQUAL
+        return (0.0, 1.0) if equal else (float("nan"), float("nan"))
     t = difference.mean() / np.sqrt((1 / k + n_test / n_train) * spread)
     return float(t), float(2 * stats.t.sf(abs(t), k - 1))
 
@@ -165,7 +170,8 @@ def corrected_t_test(a: Sequence[float], b: Sequence[float], n_train: float, n_t
 class Comparison(NamedTuple):
     """A paired comparison of two classifiers on the same images.
 
-    smallest: the smallest difference that this test set can detect with 80 % power at the 5 % level.
+    smallest: the smallest difference that this test set can detect with 80 % power at the 5 % level; infinite if it
+        has too few cases for any p-value below 5 %, NaN if it is not known.
     """
 
     difference: float
@@ -174,9 +180,31 @@ class Comparison(NamedTuple):
     smallest: float
 
 
-def smallest(standard_error: float) -> float:
-    """The smallest difference that is detected with 80 % power at the 5 % level."""
-    return float((stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)) * standard_error)
+def smallest(standard_error: float, degrees: float = np.inf) -> float:
+    """The smallest difference that a test detects with 80 % power at the 5 % level.
+
+    degrees: of freedom of the standard error; infinite for a test by the normal distribution.
+    """
+    return float((stats.t.ppf((1 + LEVEL) / 2, degrees) + stats.t.ppf(POWER, degrees)) * standard_error)
+
+
+def fewest_of_one_sign() -> int:
+    """The fewest cases of which an exact sign or signed-rank test has a p-value below 5 %, if all have one sign."""
+    return next(n for n in range(1, 100) if 2 * 0.5**n < 1 - LEVEL)
+
+
+def signed_rank(differences: np.ndarray) -> tuple[float, float]:
+    """(p, smallest detectable mean) of Wilcoxon's signed-rank test. `smallest` is that of a `Comparison`.
+
+    differences: `(N,)`, one per patient.
+    """
+    n, moved = len(differences), differences[differences != 0]
+    if n < MIN_PATIENTS:
+        return float("nan"), float("nan")
+    p = float(stats.wilcoxon(moved).pvalue) if len(moved) else 1.0
+    if n < fewest_of_one_sign():
+        return p, float("inf")
+    return p, smallest(float(differences.std(ddof=1) / np.sqrt(n * SIGNED_RANKS)), n - 1)
 
 
 def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
@@ -218,7 +246,9 @@ def mcnemar(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Comparison:
     p = float(statsmodels_mcnemar(table, exact=True).pvalue)
     if error == 0:
         return Comparison(difference, Interval(float("nan"), float("nan")), p, float("nan"))
-    return Comparison(difference, _paired_score(table), p, smallest(error))
+    fewest = fewest_of_one_sign()
+    detectable = max(smallest(error), fewest / n) if n >= fewest else float("inf")
+    return Comparison(difference, _paired_score(table), p, float(detectable))
 
 
 def _paired_score(table: np.ndarray) -> Interval:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from scipy.stats import wasserstein_distance
 
 from deblur_mae_jax.errors import UserError, unknown
+from deblur_mae_jax.metrics import statistics
 from deblur_mae_jax.reports import page
 
 RESAMPLES = 1000
@@ -30,6 +31,7 @@ class Distance:
 
     low, high: 95 % interval by resampling patients within both sites.
     chance: distance that 95 % of random divisions of the same patients stay below.
+    p: share of these divisions with at least this distance, adjusted for the number of pairs by Holm's method.
     """
 
     first: str
@@ -38,11 +40,12 @@ class Distance:
     low: float
     high: float
     chance: float
+    p: float
 
     @property
     def differs(self) -> bool:
-        """Whether the distance is larger than chance."""
-        return self.value > self.chance
+        """Whether the distance is larger than chance, at the 5 % level over all pairs."""
+        return self.p < 1 - statistics.LEVEL
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -84,10 +87,12 @@ def distances(
         by_site.setdefault(site, {}).setdefault(name, []).append(float(value))
     ordered = sorted(by_site, key=lambda site: -sum(map(len, by_site[site].values())))[:MAX_SITES]
     random = np.random.default_rng(seed)
-    return [
+    found = [
         _between(a, b, list(by_site[a].values()), list(by_site[b].values()), (resamples, random))
         for a, b in itertools.combinations(ordered, 2)
     ]
+    adjusted = statistics.holm([d.p for d in found])
+    return [dataclasses.replace(d, p=p) for d, p in zip(found, adjusted, strict=True)]
 
 
 def _between(
@@ -109,7 +114,9 @@ def _between(
         parts = [both[i] for i in order[: len(left)]], [both[i] for i in order[len(left) :]]
         shuffled.append(wasserstein_distance(flat(parts[0]), flat(parts[1])))
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Distance(first, second, float(value), float(low), float(high), float(np.percentile(shuffled, 95)))
+    at_least = sum(other >= value - 1e-12 for other in shuffled)
+    p = (1 + at_least) / (1 + resamples)
+    return Distance(first, second, float(value), float(low), float(high), float(np.percentile(shuffled, 95)), p)
 
 
 def figure(sigma: np.ndarray, sites: Sequence[str]) -> Figure:
@@ -141,17 +148,18 @@ def write(folder: Path, title: str, rows: list[dict[str, str]], by: str, resampl
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "distances.csv", "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(["first", "second", "distance", "low", "high", "by_chance"])
-        out.writerows([d.first, d.second, *(f"{x:.4f}" for x in (d.value, d.low, d.high, d.chance))] for d in found)
+        out.writerow(["first", "second", "distance", "low", "high", "by_chance", "p"])
+        out.writerows(
+            [d.first, d.second, *(f"{x:.4f}" for x in (d.value, d.low, d.high, d.chance, d.p))] for d in found
+        )
     body = "".join(
         f"<tr><td>{html.escape(d.first)}</td><td>{html.escape(d.second)}</td><td class=n>{d.value:.3f}</td>"
-        f"<td class=n>{d.low:.3f} to {d.high:.3f}</td><td class=n>{d.chance:.3f}</td>"
+        f"<td class=n>{d.low:.3f} to {d.high:.3f}</td><td class=n>{d.chance:.3f}</td><td class=n>{d.p:.3f}</td>"
         f"<td>{'differs' if d.differs else 'within chance'}</td></tr>"
         for d in sorted(found, key=lambda d: -d.value)
     )
-    head = (
-        "<thead><tr><th>site</th><th>site</th><th>distance</th><th>95 % interval</th><th>by chance</th><th></th></tr>"
-    )
+    names = ("site", "site", "distance", "95 % interval", "by chance", "p (Holm)", "")
+    head = f"<thead><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
     unit = "patients" if any(patients) else "images (no patients are known)"
     page.write(folder, title, [
         f"<p>{len(rows)} images of {len(set(sites))} sites ({html.escape(by)}).</p>",
@@ -161,7 +169,8 @@ def write(folder: Path, title: str, rows: list[dict[str, str]], by: str, resampl
         "<p class=note>Wasserstein distance between the distributions of the optimal sigma, in pixels. The interval "
         f"comes from {resamples} resamples of {unit} within both sites. It describes the distance, which is never "
         "negative, and does not test it. 95 % of the random divisions of the same patients into two sites of the same "
-        "sizes stay below the distance by chance.</p>",
+        "sizes stay below the distance by chance. p is the share of the divisions with at least the distance found, "
+        "adjusted for the number of pairs; below 0.05 the sites differ.</p>",
         *([f"<p class=note>The {MAX_SITES} largest sites are compared.</p>"] if len(set(sites)) > MAX_SITES else []),
     ])  # fmt: skip
     return found

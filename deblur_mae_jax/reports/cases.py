@@ -22,7 +22,8 @@ class Cases:
     """N cases with L labels (background not counted).
 
     values: every measure of `segmentation.MEASURES`, `(N, L)`; NaN if not defined.
-    truth_size, predicted_size: size of every label, `(N, L)`, in mm^3 or pixels.
+    truth_size, predicted_size: size of every label, `(N, L)`: mm^3 of volumes and mm^2 of images; voxels and pixels if
+        `unit` is "px".
     unit: unit of distances, "mm" or "px".
     """
 

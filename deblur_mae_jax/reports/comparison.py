@@ -7,10 +7,9 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from scipy import stats
 
 from deblur_mae_jax.errors import UserError, unknown
 from deblur_mae_jax.metrics import classification, segmentation, statistics, weighted
@@ -120,10 +119,16 @@ def same_patients(first: Table, second: Table, names: tuple[str, str]) -> tuple[
     return dataclasses.replace(first, groups=groups), dataclasses.replace(second, groups=groups)
 
 
-def require_same_rule(runs: list[Run]) -> None:
-    """Raise `UserError` if segmentations count labels that are absent differently."""
+def require_same_rule(runs: list[Run], metric: str = "") -> None:
+    """Raise `UserError` if segmentations count absent labels, or surfaces by `metric`, in different ways."""
     first = runs[0]
     for run in runs[1:]:
+        tolerances = [one.numbers.get("tolerance") for one in (first, run)]
+        if metric == "surface_dice" and tolerances[0] != tolerances[1]:
+            raise UserError(
+                f"{first.name} and {run.name} have surface Dice at different distances (config.report.tolerance="
+                f"{tolerances[0]} and {tolerances[1]}): judge both with the same setting"
+            )
         ours, theirs = (one.numbers.get("empty", "skip") for one in (first, run))
         if ours != theirs:
             raise UserError(
@@ -251,29 +256,44 @@ def compare_cases(a: Cases, b: Cases, names: tuple[str, str]) -> dict[str, Any]:
     finite = np.isfinite(difference)
     counts = np.bincount(which[finite], minlength=len(patients))
     means = np.bincount(which[finite], difference[finite], len(patients))[counts > 0] / counts[counts > 0]
-    moved = means[means != 0]
-    enough = len(means) >= statistics.MIN_PATIENTS
-    row["wilcoxon"] = float("nan") if not enough else float(stats.wilcoxon(moved).pvalue) if len(moved) else 1.0
-    spread = means.std(ddof=1) / np.sqrt(len(means)) if enough else float("nan")
-    row["smallest"] = statistics.smallest(float(spread))
+    row["wilcoxon"], row["smallest"] = statistics.signed_rank(means)
     return row
 
 
-def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> tuple[float, float, float]:
-    """Return (mean difference, t, p) of two methods over the same folds, by the corrected resampled t-test."""
+class OverFolds(NamedTuple):
+    """The mean difference of two methods over the same folds, with the corrected resampled t-test.
+
+    left_out: number of labels, over all folds and cases, that only one of the methods defines.
+    unit: of a distance; empty for a share.
+    """
+
+    difference: float
+    t: float
+    p: float
+    left_out: int
+    unit: str
+
+
+def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> OverFolds:
+    """Compare two methods over the same folds. Raises `UserError`.
+
+    metric: of classifiers or of segmentations.
+    """
     if len(a) != len(b) or len(a) < 2:
         raise UserError(f"two methods over the same folds are needed, got {len(a)} and {len(b)} runs")
     by_mask = all(run.segments for run in [*a, *b])
     if by_mask:
-        require_same_rule([*a, *b])
+        require_same_rule([*a, *b], metric)
     measures: Any = segmentation.MEASURES if by_mask else classification.METRICS
     if metric not in measures:
         raise unknown("--metric", metric, measures)
-    values = []
+    values, lost, unit = [], 0, ""
     for one, other in zip(a, b, strict=True):
         if by_mask:
-            both = in_common(*aligned_cases(one.judged, other.judged, (one.name, other.name)), metric)
-            values.append([float(np.nanmean(fold)) for fold in both[:2]])
+            *both, left_out = in_common(*aligned_cases(one.judged, other.judged, (one.name, other.name)), metric)
+            values.append([float(np.nanmean(fold)) for fold in both])
+            lost += left_out
+            unit = one.judged.unit if metric in segmentation.LENGTHS else ""
             continue
         measure = classification.METRICS[metric]
         values.append([measure(p.labels, p.probabilities) for p in aligned(one, other)])
@@ -283,4 +303,4 @@ def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> tuple[fl
     n_test = float(np.mean([len(run.judged) for run in a]))
     n_train = float(np.mean([run.numbers["n_train"] for run in a]))
     t, p = statistics.corrected_t_test(x, y, n_train, n_test)
-    return float((x - y).mean()), t, p
+    return OverFolds(float((x - y).mean()), t, p, lost, unit)

@@ -292,8 +292,10 @@ def cell(entry: dict[str, Any]) -> str:
 
 
 def three_digits(value: float) -> str:
-    """`0.812`; a value that is nearly 1 is not rounded to it."""
+    """`0.812`; a value that is nearly 0 or 1 is not rounded to it."""
     text = f"{value:.3f}"
+    if text == "0.000" and value > 0:
+        return "< 0.001"
     return "> 0.999" if text == "1.000" and value < 1 else text
 
 

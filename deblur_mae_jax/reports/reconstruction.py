@@ -35,6 +35,13 @@ MEANING = {
     "ssim_restored": "SSIM of its unmasked reconstruction",
     **FEATURES,
 }
+_GIVEN = ", given the true mean and deviation of every patch: not comparable with networks that predict gray levels"
+# Of a network that predicts normalised patches (`task.norm_pix_loss`).
+NORMALISED = MEANING | {
+    "eval_loss_of_mean": "loss of predicting each patch by its mean (baseline)",
+    "psnr_restored": f"PSNR of its unmasked reconstruction (dB){_GIVEN}",
+    "ssim_restored": f"SSIM of its unmasked reconstruction{_GIVEN}",
+}
 # Of a network that draws the masked patches.
 GENERATIVE = MEANING | {
     "psnr_restored": "PSNR of the mean of several drawings from the visible patches (dB)",
@@ -49,8 +56,8 @@ VOLUMES = MEANING | {
     "eval_loss_of_mean": "L1 error of predicting each cube by its median (baseline of the reconstruction)",
     "eval_contrast": "contrastive loss, a part of the loss",
     "eval_rotation_accuracy": "share of the rotations that are recognised",
-    "psnr_degraded": "PSNR of the disrupted input (dB)",
-    "psnr_restored": "PSNR of its unmasked reconstruction (dB)",
+    "psnr_degraded": "PSNR of the disrupted input (dB); the peak is the range of each clean cube",
+    "psnr_restored": "PSNR of its unmasked reconstruction (dB), with the same peak",
 }
 DRAWN = {
     "clean": "clean",

@@ -19,6 +19,7 @@ import numpy as np
 
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.metrics import several_runs, statistics
+from deblur_mae_jax.metrics.segmentation import LENGTHS  # in their own unit; all other measures are in percent
 from deblur_mae_jax.metrics.several_runs import Judged
 from deblur_mae_jax.reports import ensembles, page, study_figure
 from deblur_mae_jax.reports.study_network import MISSED, OF_CLASSES, OF_MASKS, Network, read_network
@@ -26,8 +27,6 @@ from deblur_mae_jax.reports.study_network import MISSED, OF_CLASSES, OF_MASKS, N
 __all__ = ["Network", "keep", "kept", "read_network", "rows", "write"]
 
 CASES, FACTS, PICTURE = "cases.csv.gz", "study.json", "ranks.png"
-# Measures from 0 to 1 are shown in percent, distances in their own unit.
-LENGTHS = ("hd95", "surface_distance")
 _KEYS = ("method", "training", "seed", "fold", "image", "group")
 
 
@@ -185,6 +184,10 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
                 continue
             try:
                 other = next(other for other in out if other["method"] == reference)
+                if measure == "f1_binary":
+                    ours, theirs = (of_method[one["method"]][0].classes[-1] for one in (row, other))
+                    if ours != theirs:
+                        raise ValueError(f"its positive class is '{ours}', that of {reference} '{theirs}'")
                 if measure in LENGTHS and row.get("unit") != other.get("unit"):
                     raise ValueError(f"its distances are in {row['unit'] or '?'}, those of {reference} in another unit")
                 row["shared"] = _shared(row, other)
@@ -202,16 +205,22 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
     return out
 
 
-def _number(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+def _digits(low: float, high: float) -> int:
+    """Digits after the point that show how wide an interval is: one, or two of half its width."""
+    half = (high - low) / 2
+    return 1 if not 0 < half < 0.5 else int(np.clip(1 - np.floor(np.log10(half)), 1, 4))
 
 
 def _cell(value: dict[str, float] | None) -> str:
     """`89.1 (88.1 to 90.1)`."""
     if value is None:
         return ""
-    text = _number(value["mean"])
-    return text if np.isnan(value["low"]) else f"{text} ({value['low']:.1f} to {value['high']:.1f})"
+    mean, low, high = value["mean"], value["low"], value["high"]
+    digits = (1 if abs(mean) >= 10 else 2) if np.isnan(low) else _digits(low, high)
+    if mean < 100 <= round(mean, digits):  # not all of it
+        digits = 2
+    text = f"{mean:.{digits}f}"
+    return text if np.isnan(low) else f"{text} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _patients(found: list[dict[str, Any]]) -> set[int]:
@@ -252,7 +261,8 @@ def _differences(found: list[dict[str, Any]]) -> list[list[str]]:
         return []
     head = ["method"]
     for measure in measures:
-        head += [measure.removesuffix("_difference"), "p (Holm)", "detectable"]
+        name = measure.removesuffix("_difference")
+        head += [name + " (less is better)" * (name in LENGTHS), "p (Holm)", "detectable"]
     lines = [head]
     for row in found:
         if not any(m in row for m in measures):
@@ -265,8 +275,9 @@ def _differences(found: list[dict[str, Any]]) -> list[list[str]]:
             else:
                 p = "< 0.001" if d["p_holm"] < 0.001 else f"{d['p_holm']:.3f}"
                 none = d["smallest"] >= 100 and measure.removesuffix("_difference") not in LENGTHS
-                line += [f"{d['value']:+.1f} ({d['low']:+.1f} to {d['high']:+.1f})", p,
-                         "none" if none else f"{d['smallest']:.1f}"]  # fmt: skip
+                n = _digits(d["low"], d["high"])
+                line += [f"{d['value']:+.{n}f} ({d['low']:+.{n}f} to {d['high']:+.{n}f})", p,
+                         "none" if none else f"{d['smallest']:.{n}f}"]  # fmt: skip
         lines.append(line)
     return lines
 
@@ -357,8 +368,9 @@ def _picture(
 
 def write(networks: list[Network], facts: dict[str, Any], folder: Path) -> str:
     """Write `table.md`, `table.csv`, `table.html` and `ranks.png`; return the text without its title."""
-    networks, facts = ensembles.add(networks, facts)
-    found = rows(networks, facts)
+    whole = [n for name in facts["methods"] for n in _complete([n for n in networks if n.method == name])]
+    with_ensembles, facts = ensembles.add(whole, facts)
+    found = rows([*networks, *with_ensembles[len(whole) :]], facts)
     means, differences, note = _means(found, facts), _differences(found), _note(found, facts)
     lines, body = _markdown(means), _html(means)
     if differences:
@@ -370,7 +382,7 @@ def write(networks: list[Network], facts: dict[str, Any], folder: Path) -> str:
         lines += ["", f"{title}. {meaning}", "", *_markdown(differences)]
         body += f"<h2>{html.escape(title)}</h2><p class=note>{html.escape(meaning)}</p>{_html(differences)}"
     lines += ["", note]
-    body += _picture(networks, facts, found, folder)
+    body += _picture(with_ensembles, facts, found, folder)
     (folder / "table.md").write_text("\n".join([f"# {facts['title']}", "", *lines]) + "\n")
     (folder / "table.html").write_text(
         page.head(facts["title"]) + f"{body}<p class=note>{html.escape(note)}</p></html>"

@@ -434,7 +434,8 @@ def test_methods_are_compared_over_folds(tmp_path):
             p = np.clip(labels * 0.5 + rng.normal(0.25, noise, 40), 0.01, 0.99)
             write_run(tmp_path / f"{name}{fold}", table(labels, two_columns(p), names=names))
             runs[name].append(comparison.read_run(tmp_path / f"{name}{fold}"))
-    difference, t, p = comparison.over_folds(runs["a"], runs["b"])
-    assert difference > 0 and t > 0 and 0 < p < 0.2
+    found = comparison.over_folds(runs["a"], runs["b"])
+    assert found.difference > 0 and found.t > 0 and 0 < found.p < 0.2
+    assert (found.left_out, found.unit) == (0, "")
     with pytest.raises(UserError, match="these are seeds"):
         comparison.over_folds([runs["a"][0]] * 2, [runs["b"][0]] * 2)
