@@ -94,7 +94,7 @@ def _columns(path: Path, trained_with: str) -> str:
     A prediction needs only the files: of several columns that may be meant as patients the first is used, and none of
     several that may be labels or masks.
     """
-    header = {tables.normal(name): name for name in cells.columns_of(path)}
+    header = {tables.normal(name): name for name in cells.columns_of(path, tables.SYNONYMS)}
     wanted = dict(part.partition("=")[::2] for part in trained_with.split(",") if "=" in part)
     # A column that the training left out stays out.
     chosen = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Cells:
     notes: list[str]
 
 
-def read(path: Path) -> Cells:
+def read(path: Path, known: Container[str] = ()) -> Cells:
     """Read a CSV file. Raises `UserError` if it is not one."""
     out = Cells([], [], [], [])
     name = printable(path.name)
@@ -47,7 +47,7 @@ def read(path: Path) -> Cells:
             reason = "damaged: the line holds NUL bytes"
             out.skipped.append(Skipped(f"{name}, line {number + 1}", reason, damaged=True))
             lines[number] = ""
-    first = _first_line(lines)
+    first = _first_line(lines, known)
     if not first:
         raise UserError(f"config.data.root: '{path}' is empty")
     delimiter = max(DELIMITERS, key=lambda d: (first.count(d), d == ","))
@@ -69,7 +69,7 @@ def read(path: Path) -> Cells:
     return out
 
 
-def columns_of(path: Path) -> list[str]:
+def columns_of(path: Path, known: Container[str] = ()) -> list[str]:
     """The names of the columns; [] if the file is no CSV that can be read."""
     try:
         with open(path, "rb") as file:
@@ -77,7 +77,7 @@ def columns_of(path: Path) -> list[str]:
         lines = re.split("\r\n|\n|\r", _decoded(start, path, []))
     except (OSError, UserError):
         return []
-    first = _first_line(lines)
+    first = _first_line(lines, known)
     delimiter = max(DELIMITERS, key=lambda d: (first.count(d), d == ","))
     return [cell.strip().strip('"') for cell in first.split(delimiter)]
 
@@ -110,9 +110,22 @@ def _decoded(content: bytes, path: Path, notes: list[str]) -> str:
         return content.decode("cp1252", errors="replace")
 
 
-def _first_line(lines: list[str]) -> str:
-    """The header. Comments and Excel's `sep=;` before it are removed from `lines`."""
+def _first_line(lines: list[str], known: Container[str]) -> str:
+    """The header. Comments and Excel's `sep=;` before it are removed from `lines`.
+
+    known: names of columns. A line such as `#,path,label` or `# path,label` is the header if the next one is not.
+    """
+
+    def named(line: str) -> bool:
+        cells = re.split("[,;\t|]", line.lstrip("# "))
+        return len(cells) > 1 and any(cell.strip().strip('"').lower() in known for cell in cells)
+
     for number, line in enumerate(lines):
+        if line.startswith("#") and named(line):
+            after = next((other for other in lines[number + 1 :] if other.strip()), "")
+            if not after.startswith("#") and not named(after):
+                lines[number] = line if re.match(r"#\s*[,;\t|]", line) else line.lstrip("# ")
+                return lines[number]
         if line.startswith("#") or re.fullmatch(r"sep=.\s*", line.strip(), re.I):
             lines[number] = ""
         elif line.strip():

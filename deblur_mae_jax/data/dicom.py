@@ -52,6 +52,7 @@ class Frames:
     numbers: number of the frame in its file.
     mask_paths: mask files of each image; () if it has no mask.
     mask_file: how they are read.
+    min_side: shortest side that is accepted, pixels.
     """
 
     headers: list[Header]
@@ -60,6 +61,7 @@ class Frames:
     max_side: int
     mask_paths: list[tuple[str, ...]]
     mask_file: masks.MaskFile
+    min_side: int = 1
 
     def read(self, index: int) -> np.ndarray:
         """uint8 `(H, W, C)`."""
@@ -69,6 +71,8 @@ class Frames:
         """`read`, and the assumptions that were made."""
         pixels, notes = self.reader.read(self.headers[index], self.numbers[index])
         height, width = self._shrunk(*pixels.shape[:2])
+        if min(height, width) < self.min_side:
+            raise BadImage(f"{width} x {height} pixels after cropping, under data.min_side={self.min_side}")
         if (height, width) != pixels.shape[:2]:
             image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
             pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
@@ -207,7 +211,7 @@ def source(data, channels: int) -> Source:
     notes += [*_said(data, headers, {header.path: header for header, *_ in kept}.values(), labels), *facts(headers)]
     frames = Frames(
         [k[0] for k in kept], [k[1] for k in kept], reader, int(data.max_side), _masks(data, kept, notes),
-        mask_file_of(data),
+        mask_file_of(data), int(data.min_side),
     )  # fmt: skip
     names: list[str] = [name_of(header, None) + (f"_{n:05d}" if header.frames > 1 else "") for header, n, *_ in kept]
     return Source(
@@ -277,8 +281,8 @@ def read_headers(
     skipped = [Skipped(file_name(s.name), s.reason) for s in walked.skipped] if walked is not None else []
 
     def one(file: File) -> Header | str:
-        if not dicom_file.is_dicom(file.path):
-            return "not a DICOM file"
+        if why := dicom_file.why_not(file.path):
+            return why
         try:
             return dicom_file.header(file.path)
         except BadImage as error:

@@ -57,12 +57,23 @@ def pydicom() -> Any:
 
 
 def is_dicom(path: str) -> bool:
-    """Whether a file is DICOM, by its preamble, or by a file-meta group without one."""
+    """Whether a file is DICOM, by its preamble, or by a file-meta group without one; not if it cannot be read."""
+    return not why_not(path)
+
+
+def why_not(path: str) -> str:
+    """Why a file is not DICOM; "" if it is."""
     try:
         with open(path, "rb") as file:
             start = file.read(140)
-    except OSError:
-        return False
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    if not start:
+        return "empty file (0 bytes)"
+    return "" if _starts_as_dicom(start) else "not a DICOM file"
+
+
+def _starts_as_dicom(start: bytes) -> bool:
     if start[128:132] == b"DICM":
         return True
     # A file without preamble starts with group 2 or 8, whose elements have even lengths and known numbers.

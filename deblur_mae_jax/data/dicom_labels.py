@@ -95,7 +95,9 @@ class Labels:
         """
         rows: list[dict[str, str]] = []
         for key in self.keys:
-            wanted = [value.rpartition("|")[0] if key == "PatientID" else value.strip() for value in values[key]]
+            wanted = [
+                naming.key(value.rpartition("|")[0]) if key == "PatientID" else value.strip() for value in values[key]
+            ]
             rows = [self._rows[key][value] for value in dict.fromkeys(wanted) if value in self._rows[key]]
             if rows:
                 break
@@ -153,6 +155,8 @@ class Labels:
             )
 
     def _normal(self, key: str, value: str) -> str:
+        if key == "PatientID":  # as the patients of a CSV: capitals and `12.0` for `12` do not matter
+            return naming.key(naming.composed(value.strip()))
         if key != "path":
             return value.strip()
         found = (finder.path(value) for finder in self._finders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -29,7 +30,7 @@ JPEG_BASELINE = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 YBR_NAMED_RGB = "the header says RGB, but the JPEG stream holds YCbCr; it is converted"
 WHOLE = "no region is stated and no fan is found, so the whole picture is read, with any text beside the image"
 LOSSY = "lossily compressed"
-NOT_SQUARE = "its pixels are not square (PixelAspectRatio), and are read as if they were"
+NOT_SQUARE = "its pixels are not square (PixelSpacing, PixelAspectRatio), and are read as if they were"
 # Photometric interpretations that are read, and their samples per pixel.
 PHOTOMETRIC = {
     "MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_ICT": 3,
@@ -219,7 +220,8 @@ def decoded(header: Header, frame: int, notes: list[str]) -> tuple[Any, np.ndarr
         raise
     except Exception as error:  # decoders raise many kinds on damaged data
         raise not_decoded(error, values) from error
-    if not header.spacing and not _is_square(values):
+    stretched = len(header.spacing) == 2 and not np.isclose(*header.spacing, rtol=0.02)
+    if stretched or (not header.spacing and not _is_square(values)):
         notes.append(NOT_SQUARE)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise BadImage(f"its frames have the shape {pixels.shape}; expected gray or RGB")
@@ -358,12 +360,16 @@ def fan_box(header: Header) -> tuple[int, int, int, int] | None:
     from scipy import ndimage
 
     frames = sorted({int(i) for i in np.linspace(0, header.frames - 1, min(5, header.frames))})
-    try:
-        stack = [decoded(header, frame, [])[1].astype(np.float32) for frame in frames]
-    except BadImage:
+    stack = []
+    for frame in frames:
+        with contextlib.suppress(BadImage):  # the last frames of a clip that was cut off
+            stack.append(decoded(header, frame, [])[1].astype(np.float32))
+    if not stack:
         return None
     gray = np.stack([f.mean(axis=2) if f.ndim == 3 else f for f in stack])
-    inside = gray.std(axis=0) > 2 if len(gray) > 1 else gray[0] > max(8.0, 0.03 * float(gray[0].max()))
+    inside = gray.std(axis=0) > 2
+    if not inside.any():  # one picture, or a clip of a still one
+        inside = gray[0] > max(8.0, 0.03 * float(gray[0].max()))
     closed = ndimage.binary_fill_holes(ndimage.binary_closing(inside, iterations=1))
     closed = ndimage.binary_opening(closed, iterations=2)
     parts, count = ndimage.label(closed)

@@ -10,7 +10,7 @@ from deblur_mae_jax.data.image_files import Files, Masks, decoder_of, mask_file_
 from deblur_mae_jax.data.listing import File
 from deblur_mae_jax.data.masks import looks_like_mask
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
-from deblur_mae_jax.data.table import COLUMNS, normal
+from deblur_mae_jax.data.table import COLUMNS, SYNONYMS, normal
 from deblur_mae_jax.data.volume_file import is_volume
 from deblur_mae_jax.errors import UserError
 
@@ -72,7 +72,7 @@ def _lists(files: list[File]) -> list[str]:
     out = []
     for file in files:
         if not file.folders and file.base.lower().endswith(".csv"):
-            columns = {normal(name) for name in cells.columns_of(Path(file.path))}
+            columns = {normal(name) for name in cells.columns_of(Path(file.path), SYNONYMS)}
             if columns & set(COLUMNS["path"]) and columns & {*COLUMNS["split"], *COLUMNS["group"]}:
                 out.append(
                     f"'{file.base}' lists images with splits or patients and is not read: add "
@@ -100,6 +100,8 @@ def _no_image(file: File, max_pixels: int) -> str:
     except BadImage as error:
         if "max_pixels" in str(error):
             return ""
+        if any(words in str(error) for words in ("Permission denied", "Input/output error", "Stale file handle")):
+            return str(error)
         what = str(error) if not str(error).startswith(("not an image", "cannot be opened", "empty")) else "no image"
         return f"not an image file ({what})"
     except OSError as error:

@@ -157,6 +157,8 @@ def _add_links(out: Listing, links: list[tuple[File, os.stat_result]], inodes: d
         chosen = None
         if real is None:
             chosen = files[0]
+            if not any(naming.of_folder(folder).role == "mask" for file in files for folder in file.folders):
+                _refuse_several(File(os.path.realpath(chosen.path), os.path.basename(chosen.path)), files)
         elif others and (
             tuple(real.folders) not in kept_folders or (any(map(_in_split, others)) and not _in_split(real))
         ):

@@ -32,7 +32,9 @@ MASK_WORDS = {
 UNLABELLED = re.compile(r"^(?:un-?label+ed|un-?annotated|no[-_ ]?label)$", re.I)
 # Pictures that were made from images: overlays, heat maps, predictions.
 DERIVED = re.compile(
-    r"(?:^|[-_. ])(?:overlay|heat[-_ ]?map|heat|superpixel|prediction|pred|visuali[sz]ation|gradcam|saliency)s?$", re.I
+    r"(?:^|[-_. ])(?:overlay|heat[-_ ]?map|heat|superpixel|prediction|pred|visuali[sz]ation|gradcam|saliency|annotated|"
+    r"marked|labell?ed|contour|contoured|outlined?|caliper|measured|measurement)s?$",
+    re.I,
 )
 # Backups and unfinished downloads.
 UNFINISHED = (".bak", ".tmp", ".part", ".crdownload", ".download", ".old", ".swp", "~")
@@ -351,14 +353,14 @@ def one_patient(groups: Sequence[str], notes: list[str]) -> list[str]:
     names = [new or old for new, old in zip(joined, groups, strict=True)]  # a folder may be called "none"
     apart: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        apart.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", name.casefold()), []).append(name)
+        apart.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", key(name)), []).append(name)
     doubtful = [spellings for spellings in apart.values() if len(spellings) > 1]
     if doubtful:
         shown = ", ".join(f"'{name}'" for name in doubtful[0][:3])
         notes.append(
             f"{len(doubtful)} patients may be counted twice, because their names differ in leading zeros alone: {shown}"
         )
-    short = next((name for name in names if re.fullmatch(r"\d[.,]\d+E\+\d+", name)), None)
+    short = next((name for name in names if re.fullmatch(r"\d([.,]\d+)?E\+?\d+", name, re.I)), None)
     if short is not None:
         notes.append(
             f"the patient '{short}' is a long number that a table program has shortened: several patients may have "

@@ -42,7 +42,7 @@ class Item:
     @property
     def place(self) -> tuple[str, tuple[str, ...]]:
         """Where its masks are expected."""
-        return self.split, tuple(part.casefold() for part in self.rest)
+        return self.split, tuple(naming.composed(part).casefold() for part in self.rest)
 
 
 def without_derived(items: list[Item], record: Record) -> list[Item]:

@@ -13,14 +13,15 @@ import numpy as np
 from deblur_mae_jax.data import listing, naming
 from deblur_mae_jax.data.decode import Decoder
 from deblur_mae_jax.data.image_files import decoder_of, stamp_of
-from deblur_mae_jax.data.source import BadImage, Source
+from deblur_mae_jax.data.source import BadImage, Skipped, Source
+from deblur_mae_jax.data.table import COLUMNS, normal
 from deblur_mae_jax.errors import UserError
 
 AXES = 2  # of its images
 READS: tuple[str, ...] = ()
-LABELS = ("label", "labels", "class", "diagnosis")
-SPLITS = ("split",)
-GROUPS = ("group", "patient", "patient_id", "subject_id", "case_id")
+IMAGES = ("image", "img", "picture")
+LABELS = ("label", "labels", *COLUMNS["label"])
+USES = {"label": LABELS, "group": COLUMNS["group"], "split": COLUMNS["split"]}
 
 
 @functools.lru_cache(maxsize=2)
@@ -34,18 +35,17 @@ def _row_group(path: str, number: int, column: str) -> list[Any]:
 class Rows:
     """Read rows of Parquet files, fast in their order.
 
-    places: (file, row group, row in it) of each image.
+    places: (file, its column of images, row group, row in it) of each image.
     """
 
-    places: list[tuple[str, int, int]]
-    column: str
+    places: list[tuple[str, str, int, int]]
     decoder: Decoder
 
     def content(self, index: int) -> bytes:
         """The bytes of one image. Raises `BadImage`."""
-        path, group, row = self.places[index]
+        path, column, group, row = self.places[index]
         try:
-            cell = _row_group(path, group, self.column)[row]
+            cell = _row_group(path, group, column)[row]
         except OSError:
             raise
         except Exception as error:  # damaged pages
@@ -65,7 +65,7 @@ class Rows:
 
     def stamp(self, index: int) -> Any:
         """Size and time of the file, and the place in it."""
-        path, group, row = self.places[index]
+        path, _, group, row = self.places[index]
         return [stamp_of(path), group, row]
 
 
@@ -83,57 +83,73 @@ def source(data, channels: int) -> Source:
     if not files:
         raise UserError(f"config.data.root: no .parquet in '{root}'")
     places, labels, groups, splits, names = [], list[str](), list[str](), list[str](), list[str]()
-    column = ""
+    others, skipped = dict[str, None](), list[Skipped]()
     for file in files:
-        column, rows, texts = _read(file)
         where = file.stem if file == root else file.relative_to(root).with_suffix("").as_posix()
+        try:
+            rows, texts, left = _read(file)
+        except Damaged as error:
+            if len(skipped) == len(files) - 1:
+                raise
+            skipped.append(Skipped(f"{where}.parquet", str(error).partition(" is ")[2], damaged=True))
+            continue
+        others |= dict.fromkeys(left)
         places += rows
         labels += texts.get("label") or [""] * len(rows)
         groups += texts.get("group") or [""] * len(rows)
         own = [naming.split_name(text) for text in texts.get("split") or ()]
         splits += own or [naming.split_of_shard(where)] * len(rows)
         names += [f"{where}/{i:07d}" for i in range(len(rows))]
-    chosen, unused = naming.choose_splits(splits, data.split, f"'{root}'")
-    places = [places[i] for i in chosen]
-    labels, groups, splits, names = ([values[i] for i in chosen] for values in (labels, groups, splits, names))
-    notes: list[str] = []
+    notes = [f"columns that are not used: {', '.join(list(others)[:10])}"] if others else []
     labels, lines = naming.canonical(labels)
     notes += [f"label: {line}" for line in lines]
     groups, lines = naming.canonical(groups)
     notes += [f"group: {line}" for line in lines]
-    reader = Rows(places, column, decoder_of(data, channels))
+    chosen, unused = naming.choose_splits(splits, data.split, f"'{root}'")
+    places = [places[i] for i in chosen]
+    labels, groups, splits, names = ([values[i] for i in chosen] for values in (labels, groups, splits, names))
+    reader = Rows(places, decoder_of(data, channels))
     return Source(
         names, reader.read, None, reader.stamp, labels=labels if any(labels) else None,
-        groups=groups if any(groups) else None, examine=reader.examine, notes=notes,
+        groups=groups if any(groups) else None, examine=reader.examine, notes=notes, skipped=skipped,
         splits=splits if any(splits) else None, unused=unused,
     )  # fmt: skip
 
 
-def _read(file: Path) -> tuple[str, list[tuple[str, int, int]], dict[str, list[str]]]:
-    """The column of images, the place of each row, and labels and groups as text. Raises `UserError`."""
+class Damaged(UserError):
+    """A file that is no Parquet file."""
+
+
+def _read(file: Path) -> tuple[list[tuple[str, str, int, int]], dict[str, list[str]], list[str]]:
+    """The place of each row, labels, groups and splits as text, and the columns that are not used. Raises `UserError`.
+
+    Columns are found by the names that a CSV may have.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.ParquetFile(file)
         names = table.schema_arrow.names
-        column = next((n for n in ("image", "img", "picture") if n in names), "")
+        by_name = {normal(name): name for name in reversed(names)}
+        column = next((by_name[n] for n in IMAGES if n in by_name), "")
         if not column:
             raise UserError(f"config.data.root: '{file}' has no column image; its columns are {', '.join(names)}")
         places = [
-            (str(file), group, row)
+            (str(file), column, group, row)
             for group in range(table.num_row_groups)
             for row in range(table.metadata.row_group(group).num_rows)
         ]
-        texts = {}
-        for use, choices in (("label", LABELS), ("group", GROUPS), ("split", SPLITS)):
-            own = next((n for n in choices if n in names), None)
-            if own is not None:
+        texts, used = {}, {column}
+        for use, choices in USES.items():
+            own = next((by_name[n] for n in choices if n in by_name), None)
+            if own is not None and own not in used:
                 values = table.read(columns=[own])[own].to_pylist()
                 texts[use] = _texts(values, _class_names(table.schema_arrow, own))
+                used.add(own)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"config.data.root: '{file}' is not a Parquet file, or damaged: {str(error)[:160]}") from error
-    return column, places, texts
+        raise Damaged(f"config.data.root: '{file}' is not a Parquet file, or damaged: {str(error)[:160]}") from error
+    return places, texts, [name for name in names if name not in used]
 
 
 def _class_names(schema: Any, column: str) -> list[str]:

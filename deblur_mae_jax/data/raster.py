@@ -306,7 +306,7 @@ def _tiff_header(path: Path | bytes) -> Header:
 def pnm_header(path: Path | bytes) -> tuple[int, int, int, int]:
     """Width, height and maximum of a PGM or PPM file, and where its pixels start."""
     content = first_bytes(path, 4096)
-    found = re.match(rb"P[2356]" + rb"(?:\s+|\s*#[^\n]*\n\s*)(\d+)" * 3 + rb"\s", content)
+    found = re.match(rb"P[2356]" + rb"(?:\s|#[^\n]*\n)+(\d+)" * 3 + rb"\s", content)
     if found is None:
         raise BadImage("damaged: its header has no width, height and maximum")
     return int(found[1]), int(found[2]), int(found[3]), found.end()

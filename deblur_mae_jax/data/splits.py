@@ -87,7 +87,7 @@ class Labelled:
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
-    """Concatenate sources. The result has labels, groups and masks only if all sources have them."""
+    """Concatenate sources. The result has labels and masks only if all sources have them, and groups if any has."""
     ends = np.cumsum([len(source) for source in sources])
 
     def through(field: str) -> Callable | None:
@@ -102,8 +102,10 @@ def concatenate(sources: Sequence[Source]) -> Source:
     assert read is not None
     seen: dict[str, Skipped] = {s.name: s for source in sources for s in source.skipped}
     notes = list(dict.fromkeys(note for source in sources for note in source.notes))
-    groups = joined("groups")
-    if groups is not None:  # a patient may be spelled differently in another split
+    groups = None
+    if any(source.groups is not None for source in sources):  # one split may have no patients
+        groups = [name for source in sources for name in source.groups or [""] * len(source)]
+        # A patient may be spelled differently in another split.
         said: list[str] = []
         groups = naming.one_patient(groups, said)
         notes += [line for line in said if line not in notes]

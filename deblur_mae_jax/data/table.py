@@ -25,7 +25,7 @@ COLUMNS = {
     "mask": ("mask", "mask_path", "mask_file", "segmentation", "seg", "label_map", "annotation", "mask_filename"),
     "modality": ("modality",),
 }  # fmt: skip
-_SYNONYMS = {name for names in COLUMNS.values() for name in names}
+SYNONYMS = {name for names in COLUMNS.values() for name in names}
 
 
 @dataclasses.dataclass
@@ -54,7 +54,7 @@ def read(path: Path, split: str, chosen: str = "", keys: Sequence[str] = ("path"
     keys: the columns of `COLUMNS` that the CSV must have at least one of.
     Raises `UserError` if the file is not a CSV, or lacks the column with the paths.
     """
-    found = cells.read(path)
+    found = cells.read(path, SYNONYMS)
     table, header = Table([], {}, found.skipped, found.notes), found.header
     table.columns = _columns(path, header, chosen, keys, table)
     if "split" not in table.columns and "split" not in _chosen(path, header, chosen):
@@ -63,7 +63,7 @@ def read(path: Path, split: str, chosen: str = "", keys: Sequence[str] = ("path"
         _say_unused(header, keys, table)
     order = [header.index(name) for name in table.columns.values()]
     for line, row in found.rows:
-        values = {name: row[i].strip() for name, i in zip(table.columns, order, strict=True)}
+        values = {name: _cell(row[i]) for name, i in zip(table.columns, order, strict=True)}
         if not any(cell.strip() for cell in row):
             continue
         if all(naming.is_missing(values.get(key, "")) for key in keys):
@@ -82,6 +82,13 @@ def read(path: Path, split: str, chosen: str = "", keys: Sequence[str] = ("path"
     return table
 
 
+def _cell(text: str) -> str:
+    """A cell without blanks around it, and without the ways in which tables keep zeros: `="007"` and `'007`."""
+    text = text.strip()
+    kept = re.fullmatch(r'="(.*)"|\'(\d+)', text)
+    return text if kept is None else (kept[1] if kept[1] is not None else kept[2])
+
+
 def normal(name: str) -> str:
     """The name of a column in one spelling: `Patient ID` is `patient_id`."""
     return "_".join(name.strip().lower().replace("-", " ").replace("_", " ").split())
@@ -91,7 +98,7 @@ def _columns(path: Path, header: list[str], chosen: str, keys: Sequence[str], ta
     """Decide which column of the file is used as what. Raises `UserError`."""
     columns = _chosen(path, header, chosen)
     counts = Counter(normal(name) for name in header)
-    twice = next((name for name in header if counts[normal(name)] > 1 and normal(name) in _SYNONYMS), None)
+    twice = next((name for name in header if counts[normal(name)] > 1 and normal(name) in SYNONYMS), None)
     if twice is not None and twice not in columns.values():
         raise UserError(f"config.data.root: '{path}' has {counts[normal(twice)]} columns called '{twice.lower()}'")
     by_name: dict[str, list[str]] = {}
@@ -242,6 +249,9 @@ def _keep(table: Table, path: Path, split: str) -> None:
     table.rows = [table.rows[i] for i in chosen]
 
 
+COMPLETED = "paths without extension are completed"
+
+
 class Finder:
     """Finds the files that the cells of a CSV name."""
 
@@ -259,6 +269,9 @@ class Finder:
         Backslashes, a missing extension and other capitals are understood, and counted in `notes`.
         """
         plain = os.path.join(self.folder, os.path.expanduser(cell))
+        completed = self._completed(plain) if os.path.isdir(plain) else ""
+        if completed:  # `p1` beside `p1.png` and a folder of this name
+            return self._changed(COMPLETED, cell, completed)
         if os.path.lexists(plain):
             return os.path.normpath(plain)
         slashed = os.path.join(self.folder, os.path.expanduser(cell.replace("\\", "/")))
@@ -269,7 +282,7 @@ class Finder:
         names = self._listed(folder)
         base = naming.composed(base).lower()
         for how, key in (("capitals in paths are read as in the files' own names", base),
-                         ("paths without extension are completed", f"{base}\0")):  # fmt: skip
+                         (COMPLETED, f"{base}\0")):  # fmt: skip
             found = names.get(key, [])
             if len(found) == 1:
                 return self._changed(how, cell, os.path.join(folder, found[0]))
@@ -278,6 +291,12 @@ class Finder:
                 break
         self.missing.append(os.path.normpath(slashed))
         return self.missing[-1]
+
+    def _completed(self, plain: str) -> str:
+        """The only file of this name with an extension, or ""."""
+        folder, base = os.path.split(os.path.normpath(plain))
+        found = self._listed(folder).get(f"{naming.composed(base).lower()}\0", [])
+        return os.path.join(folder, found[0]) if len(found) == 1 else ""
 
     def _folder(self, folder: str) -> str:
         """An existing folder with this name, whatever its capitals; or `folder` itself."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -15,6 +17,7 @@ from deblur_mae_jax.data import layout, listing, naming
 from deblur_mae_jax.data.decode import EXTENSIONS, Decoder
 from deblur_mae_jax.data.image_files import decoder_of, stamp_of
 from deblur_mae_jax.data.source import Skipped, Source
+from deblur_mae_jax.data.table import COLUMNS, normal
 from deblur_mae_jax.errors import UserError
 
 AXES = 2  # of its images
@@ -22,7 +25,9 @@ READS = ("group_pattern",)  # fields of config.data that say what the images are
 # Where samples keep their class and patient: text files, or entries of a JSON file.
 LABELS = (".cls", ".label", ".txt")
 LONGEST_LABEL = 60  # characters; a longer text is a description, not a class
-KEYS = {"label": ("label", "class", "cls"), "group": ("group", "patient", "patient_id"), "split": ("split",)}
+KEYS = {"label": ("cls", *COLUMNS["label"]), "group": COLUMNS["group"], "split": COLUMNS["split"]}
+SEVERAL = "a sample with several images ({}): which of them is meant is not clear"
+DOTS = "its name has several dots, and WebDataset takes all after the first one as the kind of the file"
 
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)$", re.I)
 PACKED_TAR = "a compressed tar, in which no single image can be read: decompress it"
@@ -78,17 +83,25 @@ def source(data, channels: int) -> Source:
     named = {where: naming.split_of_shard(where) for where in (_where(tar, root) for tar in tars)}
     for sample in samples.values():
         sample.setdefault("split", named[sample["tar"]])
-    kept = [(name, sample) for name, sample in sorted(samples.items()) if "place" in sample]
+    for name, sample in sorted(samples.items()):
+        if len(sample.get("images", ())) > 1:
+            reason = SEVERAL.format(", ".join(suffix for suffix, _ in sample["images"]))
+            skipped.append(Skipped(name, reason, damaged=True))
+    kept = [(name, sample) for name, sample in sorted(samples.items()) if len(sample.get("images", ())) == 1]
     splits = [naming.split_name(sample.get("split", "")) for _, sample in kept]
-    chosen, unused = naming.choose_splits(splits, data.split, f"'{root}'")
-    kept, splits = [kept[i] for i in chosen], [splits[i] for i in chosen]
-    reader = Members([sample["place"] for _, sample in kept], decoder_of(data, channels))
     notes: list[str] = []
     known: dict[str, list[str] | None] = {}
     for field in ("label", "group"):
         values, lines = naming.canonical([sample.get(field, "") for _, sample in kept])
-        known[field] = values if any(values) else None
+        for (_, sample), value in zip(kept, values, strict=True):
+            sample[field] = value
         notes += [f"{field}: {line}" for line in lines]
+    chosen, unused = naming.choose_splits(splits, data.split, f"'{root}'")
+    kept, splits = [kept[i] for i in chosen], [splits[i] for i in chosen]
+    reader = Members([sample["images"][0][1] for _, sample in kept], decoder_of(data, channels))
+    for field in ("label", "group"):
+        values = [sample[field] for _, sample in kept]
+        known[field] = values if any(values) else None
     known["group"] = layout.groups_of_names([name for name, _ in kept], known["group"], data.group_pattern, notes)
     return Source(
         [name for name, _ in kept], reader.read, reader.header, reader.stamp, labels=known["label"],
@@ -103,14 +116,30 @@ def _where(tar: Path, root: Path) -> str:
 
 
 def _read_tar(path: Path, where: str, samples: dict[str, dict[str, Any]], skipped: list[Skipped]) -> None:
-    """Add the samples of one tar."""
+    """Add the samples of one tar. Files that are equal may be stored once, and linked."""
+    files: dict[str, tarfile.TarInfo] = {}
+    links: list[tarfile.TarInfo] = []
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if member.isfile():
+                    files[os.path.normpath(member.name)] = member
                     _add(path, where, tar, member, samples, skipped)
+                elif member.islnk() or member.issym():
+                    links.append(member)
+            for link in links:
+                folder = os.path.dirname(link.name) if link.issym() else ""
+                target = files.get(os.path.normpath(os.path.join(folder, link.linkname)))
+                if target is None:
+                    skipped.append(
+                        Skipped(f"{path.name}:{listing.printable(link.name)}", "a link to no file of the tar")
+                    )
+                    continue
+                same = copy.copy(target)
+                same.name = link.name
+                _add(path, where, tar, same, samples, skipped)
     except (tarfile.TarError, OSError, EOFError) as error:
-        skipped.append(Skipped(path.name, f"not a plain tar, or damaged: {str(error)[:100]}"))
+        skipped.append(Skipped(path.name, f"not a plain tar, or damaged: {str(error)[:100]}", damaged=True))
 
 
 def _add(path: Path, where: str, tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict, skipped: list) -> None:
@@ -121,13 +150,11 @@ def _add(path: Path, where: str, tar: tarfile.TarFile, member: tarfile.TarInfo, 
     key = f"{where}/{folder}/{stem}" if folder else f"{where}/{stem}"
     sample = samples.setdefault(key, {"tar": where})
     if suffix in EXTENSIONS:
-        if "place" in sample:
-            skipped.append(Skipped(f"{path.name}:{name}", "a second image of its sample"))
-        else:
-            sample["place"] = (str(path), member.offset_data, member.size)
+        sample.setdefault("images", []).append((suffix, (str(path), member.offset_data, member.size)))
         return
     if suffix not in (*LABELS, ".json") or member.size > 1_000_000:
-        skipped.append(Skipped(f"{path.name}:{name}", "neither an image nor a label"))
+        dotted = Path(base).suffix.lower() in EXTENSIONS
+        skipped.append(Skipped(f"{path.name}:{name}", DOTS if dotted else "neither an image nor a label"))
         return
     content = tar.extractfile(member)
     text = (content.read() if content is not None else b"").decode("utf-8", "replace").strip()
@@ -142,7 +169,8 @@ def _add(path: Path, where: str, tar: tarfile.TarFile, member: tarfile.TarInfo, 
     except ValueError:
         skipped.append(Skipped(f"{path.name}:{name}", "not readable JSON"))
         return
+    by_name = {normal(str(n)): value for n, value in values.items()} if isinstance(values, dict) else {}
     for field, names in KEYS.items():
-        found = next((values[n] for n in names if isinstance(values, dict) and n in values), None)
+        found = next((by_name[n] for n in names if by_name.get(n) is not None), None)
         if found is not None:
             sample[field] = str(found)
