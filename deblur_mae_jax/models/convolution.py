@@ -67,8 +67,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0,
         return depthwise(x, kernel)
     D, square = kernel.shape[-1], k == 3 and groups == stride == padding == 1
     if square and sharding.one_cpu() and min(C, D) >= CHANNELS and x.size * D >= WORK:
-        # XLA would compute bfloat16 in float32 too.
-        return winograd.convolve(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
+        return winograd.convolve(x, kernel)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=LAYOUT, feature_group_count=groups
     )

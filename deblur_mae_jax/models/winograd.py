@@ -22,18 +22,23 @@ AT_ONCE = 16 * 2**20
 
 @jax.custom_vjp
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve `(B, H, W, C)` with `(3, 3, C, D)` and one pixel of zeros around each image: `(B, H, W, D)`, float32."""
-    of_kernel = _kernel_places(kernel)
+    """Convolve `(B, H, W, C)` with `(3, 3, C, D)` and one pixel of zeros around each image: `(B, H, W, D)`.
+
+    The result has the type of `x`. All products are float32, as XLA's are on a CPU.
+    """
+    dtype, x = x.dtype, x.astype(jnp.float32)
+    of_kernel = _kernel_places(kernel.astype(jnp.float32))
 
     def some(_, x):
         products = [_products(*pair, 2, 1) for pair in zip(_places(x), of_kernel, strict=True)]
         return (), _image(products, x.shape[:3])
 
-    return _group_by_group(some, (), (x,), kernel)[1]
+    return _group_by_group(some, (), (x,), kernel)[1].astype(dtype)
 
 
 def _backward(saved, gradient):
-    x, kernel = saved
+    x, gradient = saved[0].astype(jnp.float32), gradient.astype(jnp.float32)
+    kernel = saved[1].astype(jnp.float32)
     turned = _kernel_places(kernel[::-1, ::-1])
 
     def some(sums, x, gradient):
@@ -42,8 +47,8 @@ def _backward(saved, gradient):
         products = [_products(*pair, 2, 2) for pair in zip(_places(gradient), turned, strict=True)]
         return sums, _image(products, x.shape[:3])
 
-    sums, down = _group_by_group(some, [jnp.zeros((4, *kernel.shape[2:]))] * 4, (x, gradient), kernel)
-    return down, _kernel_gradient(sums)
+    sums, down = _group_by_group(some, [jnp.zeros((4, *kernel.shape[2:]), jnp.float32)] * 4, (x, gradient), kernel)
+    return down.astype(saved[0].dtype), _kernel_gradient(sums).astype(saved[1].dtype)
 
 
 convolve.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), _backward)
