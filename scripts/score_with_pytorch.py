@@ -37,6 +37,9 @@ def view(path, p):
     """
     blurred = p["degrade"] != "none" and p["where"] == "native" and max(p["taps"]) < 1  # else nothing changes
     image = eight_bits(ImageOps.exif_transpose(Image.open(path)), p["bits16"])
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[1] > 0:
+        # What is transparent is black, as in training; if all is, the colours under it are read.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     image = image.convert("L" if p["channels"] == 1 else "RGB")
     shrink = p["max_side"] / max(image.size) if p["max_side"] else 1.0
     if shrink < 1:

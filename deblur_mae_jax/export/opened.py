@@ -46,8 +46,5 @@ def open_file(format: Any, file: Path, certificate: dict[str, Any]) -> Opened:
         return format.open(file, certificate)
     import torch
 
-    torch.set_grad_enabled(False)
-    try:
+    with torch.no_grad():
         return format.open(file, certificate)
-    finally:
-        torch.set_grad_enabled(True)

@@ -293,8 +293,9 @@ def adapt(weights: Flat, needed: Flat, before: Any, model: ConvViT) -> Adapted:
     weights = {k: v for k, v in weights.items() if not k.startswith(ONLY_PRETRAINING)}
     table = weights.get("pos_embed")
     if table is None:  # pre-training networks have a fixed one
-        table = position.sincos_2d(before.embed_dim, before.grid, model.num_prefix)[None]
-    table = position.resize_table(np.asarray(table), before.grid, model.grid, model.num_prefix)
+        table = position.sincos_2d(before.embed_dim, before.grid, before.num_prefix)[None]
+    table = position.resize_table(np.asarray(table), before.grid, model.grid, before.num_prefix)
+    table = position.with_prefix(table, before.num_prefix, model.num_prefix)
     resized = ""
     if before.grid != model.grid:
         resized = f"pos_embed from {sides.written(before.grid)} to {sides.written(model.grid)}"

@@ -90,3 +90,12 @@ def resize_table(table: np.ndarray, before: Grid, grid: Grid, extra_tokens: int 
     rows, columns = (_cubic_matrix(*pair) for pair in zip(old, new, strict=True))
     resized = np.einsum("yi,xj,ijd->yxd", rows, columns, patches.astype(np.float64), optimize=True)
     return np.concatenate([extra, resized.reshape(1, new[0] * new[1], -1).astype(table.dtype)], axis=1)
+
+
+def with_prefix(table: np.ndarray, before: int, after: int) -> np.ndarray:
+    """A position table `(1, before + L, dim)` for `after` tokens before the patches; the last ones are 0 or left out.
+
+    The token of the blur level is the last of them.
+    """
+    added = np.zeros((1, max(after - before, 0), table.shape[2]), table.dtype)
+    return np.concatenate([table[:, : min(before, after)], added, table[:, before:]], axis=1)

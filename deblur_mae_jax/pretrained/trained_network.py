@@ -178,7 +178,24 @@ def _with_known(values: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]
     strange = next((name for name in known if name not in names), None)
     if strange is not None:
         raise unknown("field", strange, names)
+    for name, value in known.items():
+        before = values[names[name]]
+        kinds = {float: (int, float), tuple: (tuple, list)}.get(type(before), (type(before),))
+        if before is not None and (not isinstance(value, kinds) or isinstance(value, bool) != isinstance(before, bool)):
+            raise UserError(f"{name}={value!r} must be of the kind of {before!r} ({type(before).__name__})")
     return values | {names[name]: value for name, value in known.items()}
+
+
+# What a note says that is about a field; it is dropped if the user states the field.
+_ASSUMED = {
+    "num_heads": "attention heads of the encoder", "decoder_num_heads": "attention heads of the decoder",
+    "mean": "how its images were normalised", "std": "how its images were normalised",
+}  # fmt: skip
+
+
+def _not_known(notes: list[str], known: dict[str, Any]) -> list[str]:
+    stated = [words for name, words in _ASSUMED.items() if name in known]
+    return [note for note in notes if not any(words in note for words in stated)]
 
 
 def _from_file(path: Path, field: str, known: dict[str, Any]) -> TrainedNetwork:
@@ -189,11 +206,13 @@ def _from_file(path: Path, field: str, known: dict[str, Any]) -> TrainedNetwork:
         config = fields.nested(_with_known(values, known))
         network = networks.build(config, len(classes))
         shapes = jax.eval_shape(network.init)
+        held = json.loads(weights.header["held"]) if "held" in weights.header else held
         if held is not None:
             shapes = {name: shapes[name] for name in held}
         tables = network.rules.tables(network.model)
         params = names.params_from_state_dict(weights.state, shapes, tables)
-        notes = [*weights.notes, *notes, *_other_tables(weights.state, tables)]
+        notes = [*weights.notes, *_not_known(notes, known), *_other_tables(weights.state, tables)]
+        notes += json.loads(weights.header.get("notes", "[]"))
     except UserError as error:
         hint = (
             ". Which levels its blur token means is in certificate.json, or in the header of a safetensors file: keep "
@@ -243,7 +262,9 @@ def save_file(path: Path, trained: TrainedNetwork) -> None:
     from safetensors.numpy import save_file as save
 
     state = names.state_dict_from_params(trained.params)
-    metadata = header(trained) | {"names": files.OWN_NAMES}
+    metadata = header(trained) | {"names": files.OWN_NAMES, "notes": json.dumps(trained.notes)}
+    if set(trained.params) < set(jax.eval_shape(trained.network.init)):  # an encoder alone
+        metadata["held"] = json.dumps(sorted(trained.params))
     save({k: np.ascontiguousarray(v) for k, v in state.items()}, path, metadata=metadata)
 
 

@@ -108,16 +108,27 @@ def _require_same_heads(source: TrainedNetwork, model: Any, network: Network, pa
     """
     if any("attention heads" in note for note in source.notes):  # assumed for a file that does not record them
         return
+    mine, others = (
+        _with_inner(net, rules) for net, rules in ((network.model, network.rules), (model, source.network.rules))
+    )
     fields = {"encoder": ("num_heads",), "decoder": ("decoder_num_heads",)}
     names = (*fields["encoder"], *fields["decoder"]) if parts == "both" else fields[parts]
     for name in names:
-        theirs, ours = vars(model).get(name), vars(network.model).get(name)
+        theirs, ours = others.get(name), mine.get(name)
         if theirs is not None and ours is not None and theirs != ours:
             raise UserError(
                 f"config.init_from: '{source.place or source.path}' has {theirs} attention heads, and this network "
                 f"{ours}: with them the same weights compute something else. Set config.model.{name}={theirs}; "
                 "--config.init_strict=False takes the weights in spite of it"
             )
+
+
+def _with_inner(model: Any, rules: Rules) -> dict[str, Any]:
+    """The fields of a network, and of the encoder that it contains."""
+    fields = dict(vars(model))
+    if rules.inner is not None and "encoder" in fields:
+        fields = vars(rules.inner({}, model)[1]) | fields
+    return fields
 
 
 def _other_normalisation(source: TrainedNetwork, network: Network) -> str:

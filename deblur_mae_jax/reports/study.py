@@ -142,6 +142,18 @@ def _shared(row: dict[str, Any], other: dict[str, Any]) -> bool:
     return min(row["pretrainings"], other["pretrainings"]) > 1 and "start" in row and row["start"] == other.get("start")
 
 
+def _require_same_meaning(
+    measure: str, row: dict[str, Any], other: dict[str, Any], of_method: dict[str, list[Network]]
+) -> None:
+    """Raise `ValueError` if a measure means something else in two rows."""
+    if measure == "f1_binary":
+        ours, theirs = (of_method[one["method"]][0].classes[-1] for one in (row, other))
+        if ours != theirs:
+            raise ValueError(f"its positive class is '{ours}', that of {other['method']} '{theirs}'")
+    if measure in LENGTHS and row.get("unit") != other.get("unit"):
+        raise ValueError(f"its distances are in {row['unit'] or '?'}, those of {other['method']} in another unit")
+
+
 def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per method: its state, and per measure the mean, interval and difference from the reference.
 
@@ -184,12 +196,7 @@ def rows(networks: list[Network], facts: dict[str, Any]) -> list[dict[str, Any]]
                 continue
             try:
                 other = next(other for other in out if other["method"] == reference)
-                if measure == "f1_binary":
-                    ours, theirs = (of_method[one["method"]][0].classes[-1] for one in (row, other))
-                    if ours != theirs:
-                        raise ValueError(f"its positive class is '{ours}', that of {reference} '{theirs}'")
-                if measure in LENGTHS and row.get("unit") != other.get("unit"):
-                    raise ValueError(f"its distances are in {row['unit'] or '?'}, those of {reference} in another unit")
+                _require_same_meaning(measure, row, other, of_method)
                 row["shared"] = _shared(row, other)
                 found.append(several_runs.difference(tables[row["method"]], tables[reference], row["shared"]))
                 compared.append(row)
@@ -387,8 +394,13 @@ def write(networks: list[Network], facts: dict[str, Any], folder: Path) -> str:
     (folder / "table.html").write_text(
         page.head(facts["title"]) + f"{body}<p class=note>{html.escape(note)}</p></html>"
     )
+    _csv(found, folder / "table.csv")
+    return "\n".join(lines)
+
+
+def _csv(found: list[dict[str, Any]], path: Path) -> None:
     measures = [m for m in (*OF_CLASSES, *OF_MASKS) if any(m in row for row in found)]
-    with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         names = ["mean", "sd", "low", "high"]
         apart = ["value", "low", "high", "p_holm", "smallest"]
@@ -399,4 +411,3 @@ def write(networks: list[Network], facts: dict[str, Any], folder: Path) -> str:
             values = [v for m in measures for v in (*(row.get(m, {}).get(n) for n in names), row["paper"].get(m))]
             values += [row.get(f"{m}_difference", {}).get(n) for m in measures for n in apart]
             out.writerow([row["method"], row["state"], row["leakage"], row["runs"], row.get("patients"), *values])
-    return "\n".join(lines)

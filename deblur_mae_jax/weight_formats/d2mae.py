@@ -52,8 +52,14 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
     if network["sigmas"] and network["task"] != "classify":
         lines.append("level, errors = model.search(image)")
     if network["task"] == "classify" and network["classes"]:
+        if network["degradation"] == "other":
+            lines.append(f"# degraded: the image after {network['degrade']}, (H, W), gray levels 0..255")
+            return [*lines, "probabilities = model.classify(model.view(image, degraded=degraded)).softmax(1)[0]"]
         return [*lines, "probabilities = model.predict(image)"]
     seen = ", level" if network["sigmas"] else ""
+    if network["degradation"] == "other":
+        lines.append(f"# degraded: the image after {network['degrade']}, (H, W), gray levels 0..255")
+        seen = ", degraded=degraded"
     given = ", level" if network["conditioning"] != "none" else ""
     call = "features" if network["task"] == "classify" else "encode"
     lines.append(f"out = model.{call}(model.view(image{seen}){given})")
@@ -68,7 +74,7 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
     model.eval()
     layers = {n: layer for n, layer in model.named_modules() if torch_calls.is_layer(n)}
     if network["task"] == "classify":
-        functions = {"features": model.features, "logits": model.classify}
+        functions = {"features": model.features} | ({"logits": model.classify} if network["classes"] else {})
     else:
         functions = {
             "tokens": model.encode,

@@ -221,10 +221,18 @@ def _pickle(path: Path) -> tuple[State, dict[str, Any], list[str]]:
         refused = "weights_only" in str(error) or "Unsupported" in str(error)
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({named[1]})" if named else ""
+        script = "TorchScript" in str(error)
+        load = "torch.jit.load(FILE).state_dict()" if script else "torch.load(FILE, weights_only=False)"
+        which = (
+            ""
+            if script
+            else (". The weights in it may be under 'state_dict' or 'model'; a whole network has .state_dict()")
+        )
         why = (
-            f"it holds more than tensors{what}, so it is not opened: loading it could run code. If you trust it, save "
-            "its weights alone: torch.save({'model': torch.load(FILE, weights_only=False)['model']}, NEW)"
-            if refused
+            f"it {'is a TorchScript archive' if script else f'holds more than tensors{what}'}, so it is not opened: "
+            f"loading it could run code. If you trust it, save its weights alone: torch.save({{'model': {load}}}, "
+            f"NEW){which}"
+            if refused or script
             else f"it cannot be read; it is damaged or not a PyTorch file: {one_line(error, 160)}"
         )
         raise UserError(why) from error
@@ -253,13 +261,18 @@ def _inside(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The weights among what training code saved, and a note if there are others beside them."""
     notes = []
     for name in _INSIDE:
-        if not isinstance(content.get(name), dict):
+        if not isinstance(content.get(name), dict) or not _holds_weights(content[name]):
             continue
         others = [key for key, value in content.items() if key != name and _holds_arrays(value)]
         if others:
             notes.append(f"its weights under '{name}' are read, not those under {', '.join(map(repr, others))}")
         content = content[name]
     return content, notes
+
+
+def _holds_weights(value: dict[str, Any]) -> bool:
+    """Whether there are arrays here or one level below; a dict called "model" may hold the settings of a network."""
+    return _holds_arrays(value) or any(_holds_arrays(inner) for inner in value.values())
 
 
 def _holds_arrays(value: Any) -> bool:

@@ -54,8 +54,10 @@ def infer(weights: Weights) -> Inferred:
     values |= {
         k: v for k, v in found.values.items() if k in values and k.startswith(kept) and k != "model.name"
     }  # fmt: skip
+    notes = found.notes
     if kind == "vit" and values["model.embed_dim"] == 384:
         values["model.num_heads"] = 12  # MoCo v3's ViT-S, unlike others
+        notes = [note for note in notes if "attention heads" not in note]
     projector, last = _mlp(state, f"{vit.BASE}{HEADS[network]}")
     predictor, end = _mlp(state, "predictor")
     values |= {
@@ -63,7 +65,7 @@ def infer(weights: Weights) -> Inferred:
         "model.predictor_last": end if predictor else "plain",
         "model.momentum": any(name.startswith("momentum_encoder.") for name in state),
     }  # fmt: skip
-    return Inferred(values, [], found.notes)
+    return Inferred(values, [], notes)
 
 
 def _mlp(state: State, stem: str) -> tuple[tuple[int, ...], str]:

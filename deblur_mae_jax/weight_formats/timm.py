@@ -101,9 +101,6 @@ def write_config(folder: Path, network: dict[str, Any], opens: dict[str, Any], p
     run_folder.write_json(folder / "config.json", config)
 
 
-# Without a head, an encoder whose training compared views encodes an image as timm does, and any other as the mean of
-# its patches.
-_COMPARED = ("siamese_vit", "siamese_resnet", "vit_dino")
 MEAN = "features = model.forward_features(x)[:, 1:].mean(1)  # those of dm.encode"
 POOLED = "features = model.forward_head(model.forward_features(x), pre_logits=True)  # those of dm.encode"
 
@@ -112,7 +109,7 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
     """`timm.create_model`."""
     opens = certificate["opens_with"]
     arguments = ", ".join(f"{k}={v!r}" for k, v in opens["arguments"].items())
-    features = POOLED if certificate["network"]["model"] in _COMPARED else MEAN
+    features = MEAN if certificate["network"]["model"] in vit.PATCH_MEANS else POOLED
     return [
         "import timm, torch",
         *torch_calls.read_lines(certificate["file"]["name"]),
@@ -132,7 +129,8 @@ def open(file: Path, certificate: dict[str, Any]) -> Opened:
     model.eval()
     layers = {n: module for n, module in model.named_modules() if torch_calls.is_layer(n)}
     functions: dict[str, Any] = {"tokens": lambda x, level: model.forward_features(x)}
-    if certificate["network"].get("kind") in ("contrast", "distill"):
+    network = certificate["network"]
+    if network.get("kind") in ("contrast", "distill") or network["task"] == "classify":
         functions = {"features": lambda x, level: model.forward_head(model.forward_features(x), pre_logits=True)}
     if opens["arguments"]["num_classes"]:
         functions = {

@@ -157,8 +157,16 @@ def infer(weights: Weights) -> Inferred:
     values, classes, notes = _from_shapes(weights, saved or {})
     if saved is not None:  # an exported encoder without its decoder or its projector
         same = {k: v for k, v in saved.items() if k in values and k not in ("task.name", "model.name")}
-        return Inferred(values | same, classes, [])
+        return Inferred(values | same, classes, [CLASS_TOKEN] if saved["model.name"] in PATCH_MEANS else [])
     return Inferred(values, classes, notes)
+
+
+# Networks that encode an image as the mean of its patches.
+PATCH_MEANS = ("vit_mae", "vit_diffmae")
+CLASS_TOKEN = (
+    "the file holds an encoder alone, which encodes an image as its class token; the run that it was exported from, "
+    "and the formats with the decoder (mae, hf, d2mae), encode it as the mean of its patches"
+)
 
 
 def _from_shapes(weights: Weights, saved: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -243,9 +251,10 @@ def depth_of(state: State, stem: str) -> int:
 def _heads(
     config: dict[str, Any], name: str, usual: dict[int, int], width: int, head: int, notes: list[str]
 ) -> int:  # fmt: skip
-    for place in (config, config.get("model_args") or {}):  # Hugging Face's, timm's
-        if isinstance(place.get(name), int):
-            return place[name]
+    places = ((config, name), (config.get("model_args") or {}, name.replace("num_attention_heads", "num_heads")))
+    for place, key in places:  # Hugging Face's, timm's
+        if isinstance(place.get(key), int):
+            return int(place[key])
     part, guess = "decoder" if name.startswith("decoder") else "encoder", usual.get(width, max(1, width // head))
     notes.append(
         f"the file does not record the attention heads of the {part}; we assume {guess} for its width of {width}"

@@ -246,6 +246,8 @@ class D2MAE(nn.Module):
         if c["task"] == "classify":
             name = "fc_norm" if c["pool"] == "mean" else "norm"
             self.add_module(name, nn.LayerNorm(D, eps=EPS))
+            if not c["classes"]:  # an encoder alone
+                return
             head: nn.Module = nn.Linear(D, len(c["classes"]))
             if c["probe"]:
                 head = nn.Sequential(nn.BatchNorm1d(D, affine=False, eps=EPS), head)
