@@ -32,7 +32,7 @@ PARTS = (
     ("decoder MLP", r"decoder_blocks_\d+/mlp/"),
     ("decoder norms and residuals", r"decoder_blocks_"),
     ("embedding, gathers, prediction", r"[.]encode/|[.]decode/"),
-    ("convolutions", r"/conv\d?/|/conv\d|conv_general"),
+    ("convolutions", r"/conv\d|/conv/|conv_general"),
 )
 
 
