@@ -191,8 +191,8 @@ def build(
 
     if source.checked is not None:
         return _known(source, source.checked, masks, cache)
-    # Increase the number 6 when the rules for usable images change: it invalidates older caches.
-    results = _examine(source, [check, settings, masks, 6], cache, num_threads, progress)
+    # Increase the number 7 when the rules for usable images change: it invalidates older caches.
+    results = _examine(source, [check, settings, masks, 7], cache, num_threads, progress)
     return _usable(source, results, max_bad_fraction, masks)
 
 
