@@ -18,6 +18,8 @@ import jax.numpy as jnp
 
 # So many images are computed at once that the 16 places of their tiles take at most this number of bytes.
 AT_ONCE = 16 * 2**20
+# Products of fewer tiles than this are slow. Batches without small divisors are filled with empty images instead.
+FEW_TILES = 128
 
 
 @jax.custom_vjp
@@ -59,13 +61,28 @@ def _group_by_group(function, carry, images, kernel):
     # Without this the compiler computes what made the images again for each of the 16 places.
     images = jax.lax.optimization_barrier(images)
     B, H, W, _ = images[0].shape
-    of_one = 16 * 4 * -(-H // 2) * -(-W // 2) * sum(kernel.shape[2:])
-    count = next(n for n in range(1, B + 1) if B % n == 0 and (B // n * of_one <= AT_ONCE or n == B))
+    count, size = _groups(B, -(-H // 2) * -(-W // 2), sum(kernel.shape[2:]))
     if count == 1:
         return jax.lax.optimization_barrier(function(carry, *images))
-    groups = [a.reshape(count, B // count, *a.shape[1:]) for a in images]
+    empty = count * size - B
+    images = [jnp.pad(a, ((0, empty), *[(0, 0)] * 3)) if empty else a for a in images]
+    groups = [a.reshape(count, size, *a.shape[1:]) for a in images]
     carry, out = jax.lax.scan(lambda carry, group: function(carry, *group), carry, groups)
-    return carry, out.reshape(B, *out.shape[2:])
+    return carry, out.reshape(count * size, *out.shape[2:])[:B]
+
+
+def _groups(B: int, tiles: int, channels: int) -> tuple[int, int]:
+    """How many groups B images form and how many images are in each; empty images may fill the last group.
+
+    tiles: of one image.
+    channels: in and out together.
+    """
+    most = max(1, AT_ONCE // (16 * 4 * tiles * channels))
+    count = next(n for n in range(1, B + 1) if B % n == 0 and (B // n <= most or n == B))
+    if B // count * tiles >= FEW_TILES:
+        return count, B // count
+    count = -(-B // most)
+    return count, -(-B // count)
 
 
 def _products(first, second, one, other):

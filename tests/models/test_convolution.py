@@ -11,7 +11,7 @@ from deblur_mae_jax.models import conv3d, conv3d_segments, convolution, winograd
 CASES = {  # side, stride, padding, depthwise
     "one pixel": (1, 1, 0, False), "one pixel, every second": (1, 2, 0, False), "patches": (4, 4, 0, False),
     "halving": (2, 2, 0, False), "3 x 3": (3, 1, 1, False), "Winograd": (3, 1, 1, False),
-    "Winograd, image by image": (3, 1, 1, False),
+    "Winograd, image by image": (3, 1, 1, False), "Winograd, two and two": (3, 1, 1, False),
     "3 x 3, every second": (3, 2, 1, False),
     "depthwise": (5, 1, 2, True), "large depthwise": (7, 1, 3, True), "depthwise, halving": (2, 2, 0, True),
 }  # fmt: skip
@@ -23,7 +23,8 @@ def test_values_and_gradients_are_those_of_a_convolution(monkeypatch, case, shap
     if case.startswith("Winograd"):
         monkeypatch.setattr(convolution, "CHANNELS", 1)
         monkeypatch.setattr(convolution, "WORK", 1)
-        monkeypatch.setattr(winograd, "AT_ONCE", 2**20 if case == "Winograd" else 1)
+        at_once = {"Winograd": 2**20, "Winograd, image by image": 1, "Winograd, two and two": 60_000}
+        monkeypatch.setattr(winograd, "AT_ONCE", at_once[case])
     side, stride, padding, depthwise = CASES[case]
     C, D = shape[-1], shape[-1] if depthwise else 10
     groups = C if depthwise else 1
@@ -45,6 +46,13 @@ def test_values_and_gradients_are_those_of_a_convolution(monkeypatch, case, shap
         upstream = rng.standard_normal(want.shape).astype(np.float32)
         for a, b in zip(own(upstream), back(upstream), strict=True):
             np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_batches_without_small_divisors_are_filled_up():
+    assert winograd._groups(37, 16, 1024) == (3, 13)  # 37 images of 7 x 7, not one by one
+    assert winograd._groups(32, 16, 1024) == (2, 16)
+    assert winograd._groups(5, 16, 1024) == (1, 5)
+    assert winograd._groups(37, 784, 128) == (37, 1)  # one image has tiles enough
 
 
 def test_bfloat16_is_computed_in_float32(monkeypatch):
