@@ -223,6 +223,8 @@ def _cell(value: dict[str, float] | None) -> str:
     if value is None:
         return ""
     mean, low, high = value["mean"], value["low"], value["high"]
+    if np.isnan(mean):
+        return "not defined"
     digits = (1 if abs(mean) >= 10 else 2) if np.isnan(low) else _digits(low, high)
     if mean < 100 <= round(mean, digits):  # not all of it
         digits = 2
@@ -278,7 +280,7 @@ def _differences(found: list[dict[str, Any]]) -> list[list[str]]:
         for measure in measures:
             d = row.get(measure)
             if d is None or np.isnan(d["low"]):
-                line += ["" if d is None else f"{d['value']:+.1f}", "", ""]
+                line += ["" if d is None else "not defined" if np.isnan(d["value"]) else f"{d['value']:+.1f}", "", ""]
             else:
                 p = "< 0.001" if d["p_holm"] < 0.001 else f"{d['p_holm']:.3f}"
                 none = d["smallest"] >= 100 and measure.removesuffix("_difference") not in LENGTHS
@@ -317,8 +319,12 @@ def _note(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
             text += (
                 f" {row['method']}: {measure} is not defined in {lacking} of {total} cases, because "
                 + ("the truth lacks the label" if measure == "dice" else "the prediction or the truth is empty")
-                + ". Its mean leaves these cases out"
-                + (", which favours a method that misses structures." if measure != "dice" else ".")
+                + (
+                    ". A network without any defined case has no mean, and neither has the method."
+                    if np.isnan(row[measure]["mean"])
+                    else ". Its mean leaves these cases out"
+                    + (", which favours a method that misses structures." if measure != "dice" else ".")
+                )
             )
         if "missed" in row:
             text += (

@@ -65,3 +65,22 @@ def test_distances_say_that_less_is_better(tmp_path):
             networks.append(Network(name, "", seed, 0, images, images, columns, "mm"))
     text = study.write(networks, facts("A", "B", reference="A"), tmp_path)
     assert "surface_distance (less is better)" in text and "+0.0 (" not in text and "+0.040" in text
+
+
+def test_a_network_that_finds_nothing_has_no_distance_and_the_table_says_so(tmp_path):
+    def segmenter(method, seed, nothing=False):
+        rng = np.random.default_rng(seed)
+        dice, distance = rng.uniform(0.6, 0.9, (2, 12))
+        distance = np.full(12, np.nan) if nothing else distance * 10
+        columns = {"dice": dice * (not nothing), "hd95": distance, "surface_distance": distance / 2}
+        columns["missed"] = np.full(12, float(nothing))
+        images = np.array([f"image {i}" for i in range(12)])
+        return Network(method, "", seed, 0, images, np.array([""] * 12), columns, "mm")
+
+    networks = [segmenter("A", 0), segmenter("A", 1), segmenter("B", 0), segmenter("B", 1, nothing=True)]
+    study.write(networks, facts("A", "B", reference="A", units={"A": "mm", "B": "mm"}), tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    row = next(line for line in table.splitlines() if line.startswith("| B"))
+    assert row.split(" | ")[3].startswith("not defined"), row
+    assert "A network without any defined case has no mean" in table
+    assert "nan" not in table
