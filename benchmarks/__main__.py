@@ -316,8 +316,8 @@ def main() -> None:
     packages = facts["packages"]
     head = (
         f"# Targets on {facts['device']}\n\n`python -m benchmarks`, JAX {packages['jax']}, "
-        f"{facts['platform']}. Ratios and shares are medians of rounds in which the variants took turns; "
-        "each JSON of this folder holds its command, versions and commit.\n\n"
+        f"{facts['platform']}, {facts['processor']}. Ratios and shares are medians of rounds "
+        "in which the variants took turns; each JSON of this folder holds its command, versions and commit.\n\n"
     )
     text = table(results, device)
     print("\n" + text)

@@ -98,10 +98,15 @@ def product_speed(dtype: Any, size: int = 2048, repeats: int = 8) -> float:
 
 
 def device_name() -> str:
-    """The kind of the first device, as a part of a file name."""
+    """The kind of the first device, as a part of a file name; of a CPU with its name and family."""
     import jax
 
-    return re.sub(r"[^A-Za-z0-9]+", "_", jax.devices()[0].device_kind).strip("_").lower()
+    from deblur_mae_jax.workdir import run_folder
+
+    kind = jax.devices()[0].device_kind
+    if kind == "cpu":  # the ratios differ between processors
+        kind += " " + run_folder.processor().partition(", ")[0].replace("family ", "")
+    return re.sub(r"[^A-Za-z0-9]+", "_", kind).strip("_").lower()
 
 
 def write(output: str, name: str, what: str, content: dict[str, Any]) -> Path:

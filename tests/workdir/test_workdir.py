@@ -456,6 +456,16 @@ def test_another_version_between_two_starts_is_said_and_kept(tmp_path, capsys):
         assert json.loads((tmp_path / "environment.json").read_text())["packages"]["jax"] == jax.__version__
 
 
+def test_another_processor_is_said_where_it_computes(tmp_path, capsys, monkeypatch):
+    workdir = Workdir(tmp_path)
+    run_folder.record_environment(workdir)
+    here = json.loads(workdir.environment.read_text())["processor"]
+    assert "cores" in here
+    monkeypatch.setattr(run_folder, "processor", lambda: "Another (family 1, model 2), 3 cores")
+    run_folder.record_environment(workdir)
+    assert f"goes on with processor {here} before, Another (family 1" in capsys.readouterr().err
+
+
 def full(*_, **__):
     raise OSError(28, "No space left on device")
 
