@@ -94,7 +94,10 @@ def compare(arguments):
                 lost = row[f"{name}_left_out"]
                 missed = f"  without {lost} labels that only one of them found" if lost else ""
                 unit = "" if name == "dice" else f" {row['length']}"
-                print(f"  {name:18s} {row[name]:+.4f}{unit} ({_interval(low, high, over)}){missed}")
+                mean = (
+                    f"{row[name]:+.4f}{unit} ({_interval(low, high, over)})" if row[name] == row[name] else "undefined"
+                )
+                print(f"  {name:18s} {mean}{missed}")
             p, holm = row["wilcoxon"], row["wilcoxon_holm"]
             detectable = _smallest(row["smallest"], ".3f").replace("detectable", "detectable mean difference")
             found = f"p {p:.3g}, Holm {holm:.3g}" if p == p else "no test: too few patients"

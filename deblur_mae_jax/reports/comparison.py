@@ -227,7 +227,7 @@ def compare_cases(a: Cases, b: Cases, names: tuple[str, str]) -> dict[str, Any]:
 
     The result has the keys
 
-    <measure>: mean of a - b, over the labels for which both runs define the measure.
+    <measure>: mean of a - b, over the labels for which both runs define the measure; NaN if there are none.
     <measure>_left_out: number of labels, over all cases, that only one of the runs defines.
     <measure>_interval: its interval over patients.
     wilcoxon: two-sided p of the signed-rank test of Dice over patients (means of their cases).
@@ -291,6 +291,11 @@ def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> OverFold
     for one, other in zip(a, b, strict=True):
         if by_mask:
             *both, left_out = in_common(*aligned_cases(one.judged, other.judged, (one.name, other.name)), metric)
+            if np.isnan(both[0]).all():
+                raise UserError(
+                    f"{metric} is not defined between {one.name} and {other.name}: both must have found the same label "
+                    "in one image at least. Compare --metric=dice"
+                )
             values.append([float(np.nanmean(fold)) for fold in both])
             lost += left_out
             unit = one.judged.unit if metric in segmentation.LENGTHS else ""

@@ -1,11 +1,13 @@
 """The parts of segmentation against arrays made by running MONAI."""
 
+import collections
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -323,6 +325,24 @@ def test_a_missed_label_does_not_make_a_distance_better():
     assert row["hd95"] == 0 and row["hd95_left_out"] == 20
     assert row["dice"] == pytest.approx(-0.4) and row["dice_left_out"] == 0
     assert missed.missed_labels.tolist() == [1] * 20 and not found.missed_labels.any()
+
+
+def test_a_distance_that_no_image_has_is_undefined_between_two_runs(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tiny.ROOT / "scripts")
+    import compare_runs
+
+    found = judged([[2.0, 9.0]] * 20, [[1, 1]] * 20)
+    nothing = judged([[np.nan, np.nan]] * 20, [[0, 0]] * 20)
+    numbers = {"n_train": 80, "judged_on": "test", "splits": {"test": {"per_image": collections.defaultdict(dict)}}}
+    for name in ("dice", "hd95", "surface_distance"):
+        numbers["splits"]["test"]["per_image"][name] = {"value": None}
+    runs = [comparison.Run(name, table, table, numbers) for name, table in (("none", nothing), ("all", found))]
+    monkeypatch.setattr(comparison, "read_runs", lambda paths: runs)
+    compare_runs.compare(compare_runs.parse(["none", "all"]))
+    said = capsys.readouterr().out
+    assert "hd95               undefined  without 40 labels that only one of them found" in said and "nan" not in said
+    with pytest.raises(UserError, match="hd95 is not defined between none and all"):
+        comparison.over_folds(runs[:1] * 2, runs[1:] * 2, "hd95")
 
 
 def test_a_table_that_a_spreadsheet_sorted_is_read_the_same(tmp_path):
