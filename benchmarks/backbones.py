@@ -44,6 +44,7 @@ def parse():
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--huge_pages", action="store_true", help="for both libraries, as main.py asks for them")
     parser.add_argument("--output", default="")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -186,9 +187,9 @@ def main():
 
     rows, options = {}, [f"--side={a.side}", f"--batch={a.batch}"]
     for network in a.networks.split(","):
-        rows[network] = turns.measured(__file__, options, network, "timm", a.rounds)
+        rows[network] = turns.measured(__file__, options, network, "timm", a.rounds, a.huge_pages)
         print(turns.shown(network, rows[network], "timm"), flush=True)
-    content = {"side": a.side, "batch": a.batch, "rounds": a.rounds, "networks": rows}
+    content = {"side": a.side, "batch": a.batch, "rounds": a.rounds, "huge_pages": a.huge_pages, "networks": rows}
     common.write(a.output, "backbones", __doc__.splitlines()[0], content)
 
 

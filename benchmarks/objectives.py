@@ -27,6 +27,7 @@ def parse():
     parser.add_argument("--objectives", default=",".join(OBJECTIVES))
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--huge_pages", action="store_true", help="for both libraries, as main.py asks for them")
     parser.add_argument("--output", default="")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -109,9 +110,9 @@ def main():
 
     rows = {}
     for name in a.objectives.split(","):
-        rows[name] = turns.measured(__file__, [f"--batch={a.batch}"], name, "torch", a.rounds)
+        rows[name] = turns.measured(__file__, [f"--batch={a.batch}"], name, "torch", a.rounds, a.huge_pages)
         print(turns.shown(name, rows[name], "torch"), flush=True)
-    content = {"batch": a.batch, "rounds": a.rounds, "objectives": rows}
+    content = {"batch": a.batch, "rounds": a.rounds, "huge_pages": a.huge_pages, "objectives": rows}
     common.write(a.output, "objectives", __doc__.splitlines()[0], content)
 
 

@@ -41,21 +41,24 @@ def work(library: str, make: Callable[[], Made]) -> None:
     print(json.dumps({"before_mib": before, "peak_mib": peak_rss(), "device_peak_mib": peak()}))
 
 
-def measured(file: str, options: list[str], name: str, other: str, rounds: int) -> dict[str, Any]:
+def measured(
+    file: str, options: list[str], name: str, other: str, rounds: int, huge_pages: bool = False
+) -> dict[str, Any]:
     """Times and memory of `name` with JAX and another library, and `speed_against_<other>`, a median over rounds.
 
-    Neither gets the huge pages that `main.py` asks malloc for. They pay for one process with the memory to itself;
-    where several take turns in fragmented memory, the kernel spends its time on finding them (docs/performance-cpu.md).
-
     file: the benchmark, which calls `work` with `--worker=LIBRARY:NAME`.
+    huge_pages: both libraries get the huge pages that `main.py` asks malloc for. They pay for a process that has the
+        memory to itself; where several take turns in fragmented memory, the kernel spends its time on finding them
+        (docs/performance-cpu.md).
     """
     workers, times = {}, {"jax": [], other: []}  # type: dict[str, Any], dict[str, list[float]]
     row: dict[str, Any] = {}
-    plain = {name: value for name, value in os.environ.items() if name != tuning.ALLOCATOR[0]}
-    plain["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the two share a GPU
+    given = {name: value for name, value in os.environ.items() if name != tuning.ALLOCATOR[0]}
+    given |= tuning.environment(given) if huge_pages else {}
+    given["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the two share a GPU
     for library in times:
         command = [sys.executable, "-W", "ignore", file, *options, f"--worker={library}:{name}"]
-        workers[library] = started(command, plain)
+        workers[library] = started(command, given)
         row[library] = answer(workers[library], library)
     for _ in range(rounds):
         for library, worker in workers.items():
