@@ -34,12 +34,6 @@ THYROID = "--config=configs/d2mae_thyroid.py"
 SRAD = "--degrade=speckle.srad(40, 0.1)"
 
 
-def _against_torch(batch: str, huge_pages: bool = False) -> dict[str, list[str]]:
-    """The parts that take turns with PyTorch's networks."""
-    known = {name: [name, batch] for name in ("backbones", "objectives")}
-    return known | {f"{name}_huge_pages": [*known[name], "--huge_pages"] for name in known if huge_pages}
-
-
 def parts(backend: str, every: bool = False) -> dict[str, list[str]]:
     """The command of every part, for a CPU or an accelerator.
 
@@ -71,7 +65,7 @@ def parts(backend: str, every: bool = False) -> dict[str, list[str]]:
             "plan_check": ["plan_check"],
             **day,
             **({"sliding_window": ["sliding_window"]} if monai else {}),
-            **(_against_torch("--batch=4", huge_pages=True) if torch else {}),
+            **({"backbones": ["backbones", "--batch=4"], "objectives": ["objectives", "--batch=4"]} if torch else {}),
         }  # fmt: skip
     window = ["sliding_window", "--window=96", "--feature=48", "--volume=256,256,160"]
     big = ["--images=64", "--rounds=6", "--repeats=10"]
@@ -111,7 +105,7 @@ def parts(backend: str, every: bool = False) -> dict[str, list[str]]:
         ],
         **day,
         **({"sliding_window": window} if monai else {}),
-        **(_against_torch("--batch=64") if torch else {}),
+        **({"backbones": ["backbones", "--batch=64"], "objectives": ["objectives", "--batch=64"]} if torch else {}),
     }  # fmt: skip
 
 
@@ -208,11 +202,7 @@ TARGETS = (
     Target("Swin-UNETR, sliding window against MONAI's", "sliding_window",
            lambda r: r["sliding_window"]["speed_against_monai"], 1.5, unit="x"),
     Target("slowest other network against timm", "backbones", _slowest("networks", "timm"), 1, unit="x"),
-    Target("the same with huge pages for both", "backbones_huge_pages", _slowest("networks", "timm"), 1, unit="x",
-           device="cpu"),
     Target("slowest other objective against PyTorch", "objectives", _slowest("objectives", "torch"), 1, unit="x"),
-    Target("the same with huge pages for both", "objectives_huge_pages", _slowest("objectives", "torch"), 1, unit="x",
-           device="cpu"),
     Target("input, crop, degradation, by leaving them out", "vit_b", LEFT_OUT, 1, False, " %"),
     Target("the same, timed alone", "vit_b", _percent("input_share"), 1, False, " %"),
     Target("with SRAD-40, by leaving it out", "srad", LEFT_OUT, 5, False, " %"),

@@ -4,8 +4,8 @@
 
 A step is the forward pass, cross-entropy, the backward pass and AdamW in float32, on images that are already in
 memory. A segmenter in PyTorch is the file that an export brings, with timm's encoder. Every variant runs in a
-separate process, so that its peak memory can be measured; ours and timm's take turns, one step each. Ratios are
-medians over rounds. On a CPU the peak is the resident memory of the process, and the memory before the step is
+separate process, so that its peak memory can be measured; ours and timm's take turns, one step each after an
+untimed one. Ratios are medians over rounds. Both have huge pages, as `main.py` asks for them. On a CPU the peak is the resident memory of the process, and the memory before the step is
 reported too; on a GPU it is that of the device. Needs the `pytorch` extra.
 """
 
@@ -44,7 +44,6 @@ def parse():
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--huge_pages", action="store_true", help="for both libraries, as main.py asks for them")
     parser.add_argument("--output", default="")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -187,9 +186,9 @@ def main():
 
     rows, options = {}, [f"--side={a.side}", f"--batch={a.batch}"]
     for network in a.networks.split(","):
-        rows[network] = turns.measured(__file__, options, network, "timm", a.rounds, a.huge_pages)
+        rows[network] = turns.measured(__file__, options, network, "timm", a.rounds)
         print(turns.shown(network, rows[network], "timm"), flush=True)
-    content = {"side": a.side, "batch": a.batch, "rounds": a.rounds, "huge_pages": a.huge_pages, "networks": rows}
+    content = {"side": a.side, "batch": a.batch, "rounds": a.rounds, "networks": rows}
     common.write(a.output, "backbones", __doc__.splitlines()[0], content)
 
 

@@ -4,8 +4,8 @@
 
 Networks and settings are those of `configs/`: ViT-B, ResNet-50, Swin-B, BEiT-B and ConvMAE-B for one gray channel, in
 float32. A step is the forward pass, the loss, the backward pass, the optimiser and the momentum copy, on crops that
-are already in memory. Every variant runs in a separate process; the two libraries take turns, one step each, and
-ratios are medians over rounds. On a CPU the peak is the resident memory of the process. Needs the `pytorch` extra.
+are already in memory. Every variant runs in a separate process; the two libraries take turns, one step
+each after an untimed one, and ratios are medians over rounds. Both have huge pages, as `main.py` asks for them. On a CPU the peak is the resident memory of the process. Needs the `pytorch` extra.
 """
 
 import argparse
@@ -27,7 +27,6 @@ def parse():
     parser.add_argument("--objectives", default=",".join(OBJECTIVES))
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--huge_pages", action="store_true", help="for both libraries, as main.py asks for them")
     parser.add_argument("--output", default="")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -110,9 +109,9 @@ def main():
 
     rows = {}
     for name in a.objectives.split(","):
-        rows[name] = turns.measured(__file__, [f"--batch={a.batch}"], name, "torch", a.rounds, a.huge_pages)
+        rows[name] = turns.measured(__file__, [f"--batch={a.batch}"], name, "torch", a.rounds)
         print(turns.shown(name, rows[name], "torch"), flush=True)
-    content = {"batch": a.batch, "rounds": a.rounds, "huge_pages": a.huge_pages, "objectives": rows}
+    content = {"batch": a.batch, "rounds": a.rounds, "objectives": rows}
     common.write(a.output, "objectives", __doc__.splitlines()[0], content)
 
 

@@ -1,4 +1,8 @@
-"""Two libraries take turns, one step each, in processes of their own, so that the peak memory of each is known."""
+"""Two libraries take turns, a step each, in processes of their own, so that the peak memory of each is known.
+
+An untimed step precedes each timed one, as in a training: while one library has its turn, the system may take back the
+memory that the other has freed, and the first step afterwards pays for it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ Made = tuple[Callable[[], None], Callable[[], float | None], dict[str, Any]]
 
 
 def work(library: str, make: Callable[[], Made]) -> None:
-    """Take a step for every line on standard input and print its seconds; then the memory.
+    """For every line on standard input take two steps and print the seconds of the second; then the memory.
 
     library: "jax", or one of PyTorch's that is imported before the memory is measured for the first time.
     """
@@ -35,26 +39,23 @@ def work(library: str, make: Callable[[], Made]) -> None:
     for line in sys.stdin:
         if line.strip() == "end":
             break
+        run()
         started = time.perf_counter()
         run()
         print(json.dumps(time.perf_counter() - started), flush=True)
     print(json.dumps({"before_mib": before, "peak_mib": peak_rss(), "device_peak_mib": peak()}))
 
 
-def measured(
-    file: str, options: list[str], name: str, other: str, rounds: int, huge_pages: bool = False
-) -> dict[str, Any]:
+def measured(file: str, options: list[str], name: str, other: str, rounds: int) -> dict[str, Any]:
     """Times and memory of `name` with JAX and another library, and `speed_against_<other>`, a median over rounds.
 
+    Both get the huge pages that `main.py` asks malloc for.
+
     file: the benchmark, which calls `work` with `--worker=LIBRARY:NAME`.
-    huge_pages: both libraries get the huge pages that `main.py` asks malloc for. They pay for a process that has the
-        memory to itself; where several take turns in fragmented memory, the kernel spends its time on finding them
-        (docs/performance-cpu.md).
     """
     workers, times = {}, {"jax": [], other: []}  # type: dict[str, Any], dict[str, list[float]]
     row: dict[str, Any] = {}
-    given = {name: value for name, value in os.environ.items() if name != tuning.ALLOCATOR[0]}
-    given |= tuning.environment(given) if huge_pages else {}
+    given = {**os.environ, **tuning.environment(os.environ)}
     given["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the two share a GPU
     for library in times:
         command = [sys.executable, "-W", "ignore", file, *options, f"--worker={library}:{name}"]
