@@ -3,10 +3,11 @@
     python -m benchmarks.backbones --networks=resnet50,convnext_t,swin_t,unetpp_resnet50 --side=224 --batch=8
 
 A step is the forward pass, cross-entropy, the backward pass and AdamW in float32, on images that are already in
-memory. A segmenter in PyTorch is the file that an export brings, with timm's encoder. Every variant runs in a
-separate process, so that its peak memory can be measured; ours and timm's take turns, one step each after an
-untimed one. Ratios are medians over rounds. Both have huge pages, as `main.py` asks for them. On a CPU the peak is the resident memory of the process, and the memory before the step is
-reported too; on a GPU it is that of the device. Needs the `pytorch` extra.
+memory. A segmenter in PyTorch is the file that an export brings, with timm's encoder. Every variant runs in a separate
+process, so that its peak memory can be measured; ours and timm's take turns, one step each after an untimed one.
+Ratios are medians over rounds. Both have huge pages, as `main.py` asks for them. On a CPU the peak is the resident
+memory of the process, and the memory before the step is reported too; on a GPU it is that of the device. Needs the
+`pytorch` extra.
 """
 
 import argparse

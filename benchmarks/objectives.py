@@ -4,8 +4,9 @@
 
 Networks and settings are those of `configs/`: ViT-B, ResNet-50, Swin-B, BEiT-B and ConvMAE-B for one gray channel, in
 float32. A step is the forward pass, the loss, the backward pass, the optimiser and the momentum copy, on crops that
-are already in memory. Every variant runs in a separate process; the two libraries take turns, one step
-each after an untimed one, and ratios are medians over rounds. Both have huge pages, as `main.py` asks for them. On a CPU the peak is the resident memory of the process. Needs the `pytorch` extra.
+are already in memory. Every variant runs in a separate process; the two libraries take turns, one step each after an
+untimed one, and ratios are medians over rounds. Both have huge pages, as `main.py` asks for them. On a CPU the peak is
+the resident memory of the process. Needs the `pytorch` extra.
 """
 
 import argparse

@@ -5,7 +5,8 @@
 
 The network is a Swin-UNETR with fresh weights and 14 classes (BTCV), in float32. Windows overlap by half and are
 blended with a Gaussian; four are predicted at a time; the result is the class of every voxel. The two take turns, one
-volume each after an untimed one, in processes of their own, with the huge pages that `main.py` asks for. Needs PyTorch and MONAI (`pip install -e ".[pytorch]"`).
+volume each after an untimed one, in processes of their own, with the huge pages that `main.py` asks for. Needs PyTorch
+and MONAI (`pip install -e ".[pytorch]"`).
 """
 
 import argparse

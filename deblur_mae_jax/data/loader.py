@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -12,7 +13,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -121,6 +122,55 @@ class Loader:
             with contextlib.suppress(BadImage, OSError):
                 return read(row), place
         return None
+
+    def each(
+        self, numbers: Iterable[int], missing: Callable[[bool], bool], required: bool
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (number, pixels) of these images, without replacements; those that cannot be read are reported.
+
+        If many in a row are unreadable, they are tried again first, as in `read`.
+
+        missing: whether an image is missing on any process, from whether it is on this one: all leave it out.
+        required: raise `BadImage` at the end if half of the images or more could not be read.
+        """
+        left = collections.deque(int(number) for number in numbers)
+        total, lost, row, waits = len(left), list[Skipped](), list[tuple[int, Skipped]](), list(WAITS)
+        waited = False
+        while left:
+            number = left.popleft()
+            image, why = self._pixels(number)
+            if not missing(image is None):
+                assert image is not None
+                if waited:  # a drive that came back in between holds the others, too
+                    left.extendleft(number for number, _ in reversed(row))
+                else:
+                    lost += [item for _, item in row]
+                row, waited = [], False
+                if not required:
+                    for item in lost:
+                        self.report(item)
+                yield number, image
+                continue
+            row.append((number, Skipped(self.index.source.names[number], why or "another process cannot read it")))
+            gone = len(row) == OUTAGE or (not left and len(row) >= min(OUTAGE, total))
+            if gone and waits and any(item.name not in self.reported for _, item in row):
+                time.sleep(waits.pop(0))
+                left.extendleft(number for number, _ in reversed(row))
+                row, waited = [], True
+        lost += [item for _, item in row]
+        if required and lost and 2 * len(lost) >= total:
+            raise BadImage(f"{len(lost)} of {total} images can no longer be read; '{lost[-1].name}': {lost[-1].reason}")
+        for item in lost:
+            self.report(item)
+
+    def _pixels(self, number: int) -> tuple[np.ndarray | None, str]:
+        """The pixels of an image, or `None` and why it cannot be read."""
+        try:
+            return self.index.source.read(number), ""
+        except (BadImage, OSError) as error:
+            return None, str(error)
+        except MemoryError:
+            return None, "not enough memory to read it"
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if any(side > room for side, room in zip(shape, self.index.canvas, strict=False)):

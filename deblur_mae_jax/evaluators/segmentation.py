@@ -59,7 +59,7 @@ class Evaluator:
         rows = []
         source, classes = self.run.index.source, self.supervision.mask_classes
         assert source.masks is not None and classes is not None
-        segmented = self.segmenter.each([params], self.run.loader, self.supervision.indices["val"])
+        segmented = self.segmenter.each([params], self.run.loader, self.supervision.indices["val"], required=True)
         for index, labels in segmented:
             stop.poll()
             truth = self._truth(index)
@@ -67,6 +67,8 @@ class Evaluator:
                 continue
             spacing = (1.0, 1.0) if self.in_pixels else self._spacing_read(index)
             rows.append([self._score(truth == n, labels == n, spacing) for n in range(1, len(self.labels) + 1)])
+        if not rows:
+            raise BadImage("no mask of the validation images can be read any more")
         values = np.array(rows)
         measured = np.isfinite(values)
         if not measured.any():
@@ -125,7 +127,7 @@ class Evaluator:
         rows: list[dict[str, np.ndarray]] = []
         names, groups, sizes, units = [], [], [], set()
         folder, taken = self.workdir.segmentations / split, set[Path]()
-        for index, labels in self.segmenter.each([params], self.run.loader, supervision.indices[split]):
+        for index, labels in self.segmenter.each([params], self.run.loader, supervision.indices[split], required=True):
             stop.poll()
             grid = source.grid_of(index)
             try:
@@ -148,7 +150,7 @@ class Evaluator:
             if write:
                 grid.save(values[label_map], grids.output_path(folder, names[-1], taken))
         if not names:
-            raise UserError(f"none of the {split} images can still be read")
+            raise BadImage(f"no mask of the {split} images can be read any more")
         truth_size, predicted_size = (np.array([s[i] for s in sizes]) for i in range(2))
         return Cases(
             self.labels, np.array(names), np.array(groups), np.full(len(names), split),

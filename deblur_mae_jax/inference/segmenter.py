@@ -14,7 +14,6 @@ from PIL import Image
 
 from deblur_mae_jax import sharding
 from deblur_mae_jax.data.loader import Loader
-from deblur_mae_jax.data.source import BadImage, Skipped
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.inference import sliding_window
 from deblur_mae_jax.input_pipeline.keys import evaluation_keys
@@ -114,22 +113,16 @@ class Segmenter:
     def _cleaned(self, labels: np.ndarray) -> np.ndarray:
         return segmentation.largest_components(labels) if self.infer.largest_component else labels
 
-    def each(self, members: list[Any], loader: Loader, indices: Any) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (number, classes on the grid of `Source.read`) of every readable image; report the others."""
-        source = loader.index.source
+    def each(
+        self, members: list[Any], loader: Loader, indices: Any, required: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (number, classes on the grid of `Source.read`) of every readable image; report the others.
+
+        required: raise `BadImage` at the end if half of the images or more could not be read.
+        """
         waiting: list[tuple[int, dict[str, Any]]] = []
-        for number in (int(p) for p in indices):
-            image, why = None, ""
-            try:
-                image = source.read(number)
-            except (BadImage, OSError) as error:
-                why = str(error)
-            except MemoryError:
-                why = "not enough memory to read it"
-            if sharding.on_any_process(image is None):  # the processes share the work on an image
-                loader.report(Skipped(source.names[number], why or "another process cannot read it"))
-                continue
-            assert image is not None
+        # The processes share the work on an image.
+        for number, image in loader.each(indices, sharding.on_any_process, required):
             if self.is_3d:
                 yield number, self.of_volume(members, image)
                 continue

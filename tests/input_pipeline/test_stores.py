@@ -208,6 +208,25 @@ def test_a_drive_that_comes_back_late_costs_no_image(monkeypatch):
     assert reader.read(3)[0] == 3 and slept == [2.0, 10.0, 30.0] and not reader.failed
 
 
+@pytest.mark.parametrize(
+    "gone,waited,kept",
+    [((), [], 20), ((2, 4), [], 18), (range(3, 11), [2.0], 20), (range(3, 24), [2.0, 10.0], 20)],
+)
+def test_each_image_in_turn_waits_for_a_drive(monkeypatch, gone, waited, kept):
+    reader, slept = loader_of(Drive(gone), monkeypatch)
+    found = [number for number, _ in reader.each(range(20), bool, required=True)]
+    assert len(set(found)) == len(found) == kept and slept == waited and len(reader.failed) == 20 - kept
+
+
+def test_half_of_the_images_are_no_basis_for_a_score(monkeypatch):
+    reader, slept = loader_of(Drive(range(3, 10_000)), monkeypatch)
+    with pytest.raises(BadImage, match=r"18 of 20 images can no longer be read; '19\.png': gone"):
+        list(reader.each(range(20), bool, required=True))
+    assert slept == [2.0, 10.0, 30.0] and not reader.failed
+    reader, _ = loader_of(Drive(range(3, 10_000)), monkeypatch)
+    assert len(list(reader.each(range(20), bool, required=False))) == 2 and len(reader.failed) == 18
+
+
 def test_images_that_are_known_to_be_gone_are_not_waited_for(monkeypatch):
     class Lost(Drive):
         def read(self, number):
