@@ -121,8 +121,7 @@ def _features(trained: TrainedNetwork, index: Index, labels: Supervision, pool: 
     features = []
     lost: list[Skipped] = []
     for numbers, images in new_images.chunks(index, lost):
-        if lost:
-            raise UserError(f"config.data.root: '{lost[0].name}' can no longer be read: {lost[0].reason}")
+        _refuse(lost)
         levels = None
         if labels.levels is not None:
             levels = labels.levels[numbers]
@@ -130,7 +129,14 @@ def _features(trained: TrainedNetwork, index: Index, labels: Supervision, pool: 
             levels = np.ones(len(images), np.int32)
         features.append(api.encode(network, images, level=levels, pool=pool))
         progress.update(f"encoding: {numbers[-1] + 1} of {len(index)} images")
+    _refuse(lost)
     return np.concatenate(features).astype(np.float64)
+
+
+def _refuse(lost: list[Skipped]) -> None:
+    """Raise `UserError` if an image is lost: the features of the others would stand in the wrong rows."""
+    if lost:
+        raise UserError(f"config.data.root: '{lost[0].name}' can no longer be read: {lost[0].reason}")
 
 
 def _choose(config: ConfigDict, labels: Supervision, x: np.ndarray) -> tuple[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -90,6 +92,8 @@ class Experiment:
 
     def every(self, epochs: float) -> int:
         """Convert a number of epochs to whole steps, at least one."""
+        if math.isinf(epochs):
+            return sys.maxsize
         return max(1, round(epochs * self.steps_per_epoch))
 
     def data_record(self) -> dict[str, Any]:

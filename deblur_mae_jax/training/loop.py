@@ -93,6 +93,7 @@ class Loop:
         untrained = _copied(state.params) if start == 0 else None
         if self.main:
             weights.forget_later_weights(self.workdir, start)
+            run_folder.forget_later_sheets(self.workdir, start)
         with self.stop.deferred():
             self.clock.enter("steps")
             self.clock.at(step)
@@ -275,6 +276,9 @@ class Loop:
             checkpoint.on_all(functools.partial(weights.save_tree, self.workdir.best(step), params))
             self.best = {"step": step, "score": score}
         except Exception as error:  # a full disk or a lost mount can raise many kinds of errors
+            if self.main:
+                with contextlib.suppress(Exception):
+                    weights.remove_unfinished(self.workdir)  # a full disk would stay full
             said = f"the best weights, of step {step}, could not be saved: {one_line(error)}"
             self.run.notes.append(said)  # for the report, which judges older weights
             self.progress.print(said)
@@ -364,7 +368,7 @@ class Loop:
         conclusion = Conclusion(self.latest, "", self.workdir.report)
         self.clock.enter("evaluate")
         self.clock.write()
-        self.unwritten.clear()
+        self.unwritten[:] = [] if saved or not finished else ["the state of the last step"]
         # Another process may be frozen; the report of one process may take as long as it needs.
         watched = self.watchdog.longer("to finish", FINISH) if jax.process_count() > 1 else contextlib.nullcontext()
         with self.survive_full_disk("the report"), watched:

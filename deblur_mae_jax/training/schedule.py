@@ -73,8 +73,10 @@ def make(optim: ConfigDict, length: Lengths) -> Schedule:
         return timm_learning_rate(step, lr, optim.min_lr, optim.warmup_lr, warmup * per_epoch, steps)
 
     def by_epoch(step):
-        # MONAI counts whole epochs; with a fraction the last epoch of its warm-up would exceed the rate.
-        return monai_learning_rate(jnp.floor(step / per_epoch), lr, optim.min_lr, round(warmup), epochs)
+        # MONAI counts whole epochs; with a fraction the last epoch of its warm-up would exceed the rate. The compiler
+        # multiplies by 1 / per_epoch, which may end just below a whole number: half a step more does not.
+        half = 0.5 if per_epoch == round(per_epoch) else 0.0
+        return monai_learning_rate(jnp.floor((step + half) / per_epoch), lr, optim.min_lr, round(warmup), epochs)
 
     def constant(step):
         return mae_learning_rate(jnp.minimum(step / per_epoch, warmup), lr, lr, warmup, epochs)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ class Writer:
         self._drop_after(resume_step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, closed in close()
         self._tensorboard: Any = None
-        self._clu = False
         if tensorboard and workdir:
             self._open_tensorboard(workdir.tensorboard, resume_step)
 
@@ -59,14 +60,13 @@ class Writer:
             from clu import metric_writers
 
             self._tensorboard = metric_writers.SummaryWriter(str(folder))
-            self._clu = True
         except ImportError:
             try:
-                from tensorboardX import SummaryWriter
+                import tensorboardX  # noqa: F401
             except ImportError:
                 logging.info("no TensorBoard files: pip install tensorboardX to have them")
                 return
-            self._tensorboard = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+            self._tensorboard = _Events(folder, resume_step)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Write one line of JSON; values that are not finite become null.
@@ -81,31 +81,84 @@ class Writer:
         self._last = line
         self._file.write(line)
         self._file.flush()
-        if self._clu:
-            self._tensorboard.write_scalars(step, values)
-        elif self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+        if self._tensorboard is not None:
+            with self._without_it_if_full():
+                self._tensorboard.write_scalars(step, values)
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Write uint8 images `(H, W, 3)`, to TensorBoard only."""
-        if self._clu:
-            self._tensorboard.write_images(step, {k: v[None] for k, v in images.items()})
-        elif self._tensorboard is not None:
-            for name, image in images.items():
-                self._tensorboard.add_image(name, image, step, dataformats="HWC")
+        if self._tensorboard is not None:
+            with self._without_it_if_full():
+                self._tensorboard.write_images(step, {k: v[None] for k, v in images.items()})
 
     def flush(self) -> None:
         """Flush everything to disk."""
         self._file.flush()
         if self._tensorboard is not None:
-            self._tensorboard.flush()
+            with self._without_it_if_full():
+                self._tensorboard.flush()
 
     def close(self) -> None:
         """Flush everything to disk and close the files."""
         self._file.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with self._without_it_if_full():
+                self._tensorboard.close()
+
+    @contextlib.contextmanager
+    def _without_it_if_full(self) -> Iterator[None]:
+        """Go on without TensorBoard if its file cannot be written: what follows a record cut short is unreadable."""
+        try:
+            yield
+        except OSError as error:
+            ended, self._tensorboard = self._tensorboard, None
+            with contextlib.suppress(OSError):
+                ended.close()
+            logging.warning("no more TensorBoard files: %s", error.strerror or error)
+
+
+class _Events:
+    """A TensorBoard file, written at once, with the methods of CLU's `MetricWriter`.
+
+    tensorboardX's own `SummaryWriter` writes in a thread. A full disk ends that thread, after which a call waits for
+    ever.
+    """
+
+    def __init__(self, folder: Path, resume_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        if resume_step:  # hides what an earlier start wrote after this step
+            self._add(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """One event per value."""
+        from tensorboardX import summary
+
+        for name, value in scalars.items():
+            self._add(step, summary=summary.scalar(name, value))
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """One event per image, of arrays `(1, H, W, 3)`."""
+        from tensorboardX import summary
+
+        for name, (image,) in images.items():
+            self._add(step, summary=summary.image(name, image, dataformats="HWC"))
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is buffered and close the file."""
+        self._writer.close()
 
 
 def read(workdir: Workdir) -> list[dict[str, Any]]:

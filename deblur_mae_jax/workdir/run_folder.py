@@ -241,6 +241,17 @@ def claim(workdir: Workdir, config: ConfigDict) -> None:
         _wait_for(path, new)
 
 
+def forget_later_sheets(workdir: Workdir, step: int) -> None:
+    """Delete the sheets of steps after `step`, from which the run goes on: an earlier start has drawn them.
+
+    A run that starts with step 0 draws that of step 0 again too.
+    """
+    for path in workdir.report.glob("reconstructions_*.png"):
+        number = path.stem.rpartition("_")[2]
+        if not step or (number.isdigit() and int(number) > step):
+            path.unlink(missing_ok=True)
+
+
 def _wait_for(path: Path, content: Any) -> None:
     """Wait until this process sees what process 0 has written. Raises `UserError` if it never does.
 

@@ -62,10 +62,20 @@ def _best_of(folder: Path) -> int:
 
 
 def forget_later_weights(workdir: Workdir, step: int) -> None:
-    """Delete the best weights of steps after `step`, from which the run goes on: they are of another future."""
+    """Delete the best weights of steps after `step`, from which the run goes on: they are of another future.
+
+    Also what saves left that were killed.
+    """
+    remove_unfinished(workdir)
     for path in workdir.arrays.glob(f"{BEST}_*"):
         if _step_of(path) > step:
             buckets.remove(path)
+
+
+def remove_unfinished(workdir: Workdir) -> None:
+    """Delete what saves of best weights left that were killed or failed; each may be as large as the weights."""
+    for path in workdir.arrays.glob(f"{BEST}_*.orbax-checkpoint-tmp*"):
+        buckets.remove(path)
 
 
 def _step_of(path: Path) -> int:

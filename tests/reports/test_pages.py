@@ -79,6 +79,34 @@ def test_metrics_forget_what_a_resumed_run_writes_again(tmp_path):
     assert not metric_writer.read(Workdir(tmp_path)), "a run that starts anew judges its step 0 again"
 
 
+def test_a_full_disk_ends_tensorboard_but_not_the_metrics(tmp_path, monkeypatch, caplog):
+    writer = metric_writer.Writer(Workdir(tmp_path))
+    if not isinstance(writer._tensorboard, metric_writer._Events):
+        pytest.skip("CLU writes the files of TensorBoard where TensorFlow is installed")
+
+    def full(event):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer._tensorboard._writer, "write_event", full)
+    for step in range(1, 30):
+        writer.write_scalars(step, {"loss": 0.5})
+        writer.write_images(step, {"sheet": np.zeros((4, 4, 3), np.uint8)})
+    writer.flush()
+    writer.close()
+    assert caplog.text.count("no more TensorBoard files: No space left") == 1
+    assert len(metric_writer.read(Workdir(tmp_path))) == 29
+
+
+def test_sheets_of_an_earlier_start_are_not_shown(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.make_report()
+    for left, start in (([0, 2], 2), ([], 0)):
+        for step in (0, 2, 4):
+            (workdir.report / f"reconstructions_{step:07d}.png").touch()
+        run_folder.forget_later_sheets(workdir, start)
+        assert [int(p.stem[-7:]) for p in sorted(workdir.report.iterdir())] == left
+
+
 def test_tensorboard_can_read_the_files(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

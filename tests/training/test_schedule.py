@@ -1,5 +1,6 @@
 """The learning-rate schedule against MAE's published code."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deblur_mae_jax.errors import UserError
-from deblur_mae_jax.training import optimizer, schedule
+from deblur_mae_jax.training import experiment, optimizer, schedule
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])
@@ -82,6 +83,21 @@ def test_a_constant_rate_stays_after_its_warm_up():
     found = rates("constant", 40, 10, warmup=2.0)
     np.testing.assert_allclose(found[:20], np.arange(20) / 20, atol=1e-6)
     np.testing.assert_allclose(found[20:], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("per_epoch", [41, 47, 110])
+def test_the_compiled_rate_changes_with_the_first_step_of_an_epoch(per_epoch):
+    """A compiler that multiplies by 1 / per_epoch ends below whole numbers."""
+    optim = tiny.load("mae_thyroid").optim
+    optim.update(schedule="by_epoch", base_lr=1.0, scale_lr=False, min_lr=0.0)
+    rate = schedule.make(optim, schedule.Lengths(200 * per_epoch, 200.0, 50.0, float(per_epoch)))
+    found = jax.jit(rate)(jnp.arange(200) * per_epoch)
+    epochs = [schedule.monai_learning_rate(k, 1.0, 0.0, 50, 200.0) for k in range(200)]
+    np.testing.assert_allclose(found, epochs, rtol=1e-5, atol=1e-7)
+
+
+def test_an_interval_without_end_is_a_number_of_steps():
+    assert experiment.Experiment.every(None, float("inf")) > 10**9
 
 
 def test_monais_rate_changes_once_per_epoch():

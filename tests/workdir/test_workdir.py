@@ -502,11 +502,13 @@ def test_best_weights_that_do_not_fit_are_said_in_the_report(tmp_path, monkeypat
     monkeypatch.setattr(weights, "save_tree", full)
     progress, notes = SimpleNamespace(print=lambda text: None), list[str]()
     run_ = SimpleNamespace(notes=notes)
-    part = SimpleNamespace(best=None, workdir=Workdir(tmp_path), progress=progress, run=run_)
+    (Workdir(tmp_path).arrays / "best_2.orbax-checkpoint-tmp").mkdir(parents=True)  # of a save that was killed
+    part = SimpleNamespace(best=None, main=True, workdir=Workdir(tmp_path), progress=progress, run=run_)
     loop.Loop.keep_best(part, 3, 0.5, config)
     assert (
         part.best is None and "the best weights, of step 3, could not be saved: " in notes[0] and "No space" in notes[0]
     )
+    assert not list(Workdir(tmp_path).arrays.iterdir())
 
 
 def test_the_folder_of_a_model_is_no_workdir(tmp_path):
