@@ -230,7 +230,7 @@ SOURCE: Group = {
     "mask_values": Field("", 'Classes of the values in masks: "1=organ,2+3=lesion,300-310=vessel,#ff0000=cyst,alpha=lesion,*=background". "": whole numbers from 0 to 255, each a class.'),
     "labels": Field("", "CSV with labels, splits, patients and masks of DICOM files, by SOPInstanceUID, SeriesInstanceUID, StudyInstanceUID, PatientID or path."),
     "allow_burned_in": Field(False, "Use DICOM pictures whose header says that text is burned into the pixels."),
-    "fraction": Field(1.0, "Share of the images to use, chosen by the seed; with labels, of the training images, chosen by `split_seed`."),
+    "fraction": Field(1.0, "Share of the images to use, chosen by the seed; with labels, of the training images, chosen by `split_seed`, at least one of each class."),
     "num_images": Field(600, "Number of phantoms."),
     "side": Field(160, "Height of a phantom, pixels; side of a phantom volume, voxels."),
     "phantom_seed": Field(0, "Seed of the phantoms."),

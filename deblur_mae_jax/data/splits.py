@@ -6,7 +6,7 @@ Splits are named by the source or drawn here. A drawn split never divides a pati
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -317,8 +317,11 @@ def require(classes: list[str], labels: np.ndarray, indices: dict[str, np.ndarra
         )
 
 
-def fraction(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Sorted indices of a random share of every class, at least one image per class."""
+def fraction(labels: np.ndarray, share: float, seed: int, held: Sequence[Iterable[int]] = ()) -> np.ndarray:
+    """Sorted indices of a random share of every class, at least one image per class.
+
+    held: the values of every image's mask; an image is added for each value that the share has not.
+    """
     if not 0 < share <= 1:
         raise UserError(f"config.data.fraction={share} must be in (0, 1]")
     generator = np.random.Generator(np.random.Philox(key=[seed, 1 << 40]))
@@ -326,7 +329,12 @@ def fraction(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     for number in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == number))
         chosen.append(members[: max(1, round(share * len(members)))])
-    return np.sort(np.concatenate(chosen))
+    kept = np.concatenate(chosen)
+    for value in sorted(set().union(*held)):
+        if not any(value in held[i] for i in kept):
+            holders = np.flatnonzero([value in values for values in held])
+            kept = np.append(kept, generator.choice(holders))
+    return np.sort(kept)
 
 
 def _take(names, labels, groups, missing: list[str], data) -> np.ndarray:

@@ -36,6 +36,7 @@ class Evaluator:
         self.run, self.workdir, self.supervision = run, workdir, run.supervision
         self.labels = self.supervision.classes[1:]
         self.latest: dict[str, float] = {}
+        self.unsaved: OSError | None = None  # why label maps could not be written
         self.metric = run.config.select.metric
         self.tolerance, self.empty = run.config.report.tolerance, run.config.report.empty
         self.segmenter = Segmenter(run.network, run.mesh, run.config.infer)
@@ -147,8 +148,11 @@ class Evaluator:
             names.append(source.names[index])
             groups.append(source.groups[index] if source.groups else "")
             units.add(unit)
-            if write:
-                grid.save(values[label_map], grids.output_path(folder, names[-1], taken))
+            if write and self.unsaved is None:
+                try:
+                    grid.save(values[label_map], grids.output_path(folder, names[-1], taken))
+                except OSError as error:  # the other processes go on, and this one takes part in what they share
+                    self.unsaved = error
         if not names:
             raise BadImage(f"no mask of the {split} images can be read any more")
         truth_size, predicted_size = (np.array([s[i] for s in sizes]) for i in range(2))
@@ -172,6 +176,8 @@ class Evaluator:
         splits = [name for name in ("val", "test") if name in self.supervision.indices]
         tables = [self.judge(params, name, main) for name in splits]
         shown = self._shown(params, tables[-1], splits[-1])
+        if self.unsaved is not None:
+            raise self.unsaved
         figure = self.workdir.report / report.FIGURES
         if not main:
             return Conclusion(self.latest, "", figure)

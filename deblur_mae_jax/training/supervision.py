@@ -181,7 +181,8 @@ def _divide(
         lines += splits.missing_classes(classes, labels, indices)
     if config.data.fraction != 1:
         train = indices["train"]
-        share = splits.fraction(labels[train], config.data.fraction, config.data.split_seed)
+        held = [index.mask_values[i] for i in train] if by_mask else ()
+        share = splits.fraction(labels[train], config.data.fraction, config.data.split_seed, held)
         indices["train"] = train[share]
         lines.append(f"{len(share)} of {len(train)} training images (config.data.fraction)")
     groups = index.source.groups or [""] * len(index)

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_runs import go
 
 from deblur_mae_jax.data import splits
@@ -183,6 +185,15 @@ def test_an_empty_test_split_names_the_choices(tmp_path):
     text = str(caught.value)
     assert "config.data.test_split: 'test' is not a split" in text and "train, val" in text
     assert "'' takes it from config.data.split=train" in text
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.1, 0.2, 0.5]))
+def test_every_value_of_a_mask_keeps_an_image_in_a_fraction(seed, share):
+    held = [(0, 1)] * 20 + [(0, 2)] * 2 + [(0, 3), (0, 1, 4)]
+    kept = splits.fraction(np.zeros(24, int), share, seed, held)
+    assert set().union(*(held[i] for i in kept)) == {0, 1, 2, 3, 4} and len(set(kept)) == len(kept)
+    without = splits.fraction(np.zeros(24, int), share, seed)
+    assert set(without) <= set(kept) and len(kept) <= len(without) + 3
 
 
 def test_balance_and_fraction():

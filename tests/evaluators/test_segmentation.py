@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import nibabel as nib
@@ -365,6 +366,36 @@ def test_label_maps_stay_in_their_folder(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_label_map_that_cannot_be_written_leaves_no_process_alone():
+    """Process 0, which writes, takes part in every computation before it says so."""
+    from deblur_mae_jax.evaluators import segmentation as evaluator
+
+    part, shared = object.__new__(evaluator.Evaluator), []
+
+    def grid_of(index):
+        return SimpleNamespace(truth=lambda: np.ones((4, 4), np.uint8), finish=lambda x: x, save=full, unit="px")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def each(members, loader, indices, required):
+        for index in indices:
+            shared.append(index)
+            yield index, np.ones((4, 4), np.uint8)
+
+    part.supervision = SimpleNamespace(
+        mask_classes=np.arange(256).astype(np.uint8), mask_values=[0, 1], indices={"val": [0, 1], "test": [2, 3]}
+    )
+    source = SimpleNamespace(grid_of=grid_of, names=["a", "b", "c", "d"], groups=None)
+    part.run = SimpleNamespace(index=SimpleNamespace(source=source), loader=None)
+    part.segmenter, part.workdir = SimpleNamespace(each=each), SimpleNamespace(segmentations=Path("nowhere"))
+    part.in_pixels, part.labels, part.tolerance, part.empty, part.unsaved = True, ["lesion"], 1.0, "skip", None
+    part._shown = lambda *_: shared.append("shown")
+    with pytest.raises(OSError, match="No space left"):
+        part.finish(3, "weights", main=True)
+    assert shared == [0, 1, 2, 3, "shown"]
+
+
 def test_weights_are_chosen_by_a_distance_though_nothing_is_found_at_first(tmp_path):
     config = volumes(select__metric="hd95", optim__base_lr=1e-9, data__num_images=8)
     result = run.run(config, tmp_path / "run")
