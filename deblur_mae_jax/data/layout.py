@@ -292,8 +292,8 @@ def volumes_of_one(stems: Sequence[str], folders: Sequence[str]) -> list[str]:
     for stem in stems:
         case = naming.without_channel(stem)[0]
         patients.append(case if case.casefold() in cases else naming.without_visit(naming.without_sequence(stem)))
-    if len(set(stems)) < len(stems) and all(folders):
-        patients = list(folders)  # smith/T1 and jones/T1
+    if len(set(stems)) < len(stems) and all(folders):  # smith/T1 and jones/T1, or T1/p1 and T2/p1
+        patients = [naming.patient_of_folder(*pair) for pair in zip(folders, patients, strict=True)]
     return patients if 1 < len(set(patients)) < len(patients) else [""] * len(stems)
 
 

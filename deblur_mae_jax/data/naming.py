@@ -57,7 +57,19 @@ _NO_PATIENT = re.compile(
     r"(?:19|20)\d\d(?:[-_]?\d\d){0,2})$",
     re.I,
 )
-_SEQUENCE = re.compile(r"[-_. ](?:t1|t2|t1ce|t1c|t1n|t1w|t1gd|t2w|t2f|flair|pd|mra|dti|dwi|adc|swi|ct|pet|asl)$", re.I)
+_SEQUENCES = "t1|t2|t1ce|t1c|t1n|t1w|t1gd|t2w|t2f|flair|pd|mra|dti|dwi|adc|swi|asl"
+_SEQUENCE = re.compile(rf"[-_. ](?:{_SEQUENCES}|ct|pet)$", re.I)
+# Folders of one sequence, of one modality, of one examination, and of one place, each with volumes of many patients.
+_SEQUENCE_FOLDER = re.compile(rf"^(?:{_SEQUENCES})$", re.I)
+_MODALITY_FOLDER = re.compile(r"^(?:ct|mri?|pet|pt)$", re.I)
+_EXAMINATION_FOLDER = re.compile(
+    r"^(?:(?:ses|session|visit|series|scan|timepoint|tp|year|week|month|day|exam)[-_ ]?\d.*|"
+    r"(?:19|20)\d\d(?:[-_.]?\d\d){0,2}|baseline|follow[-_ ]?up\d*|fu\d*|bl)$",
+    re.I,
+)
+_PLACE_FOLDER = re.compile(
+    r"^(?:site|cent(?:er|re)|hospital|clinic|scanner|vendor|batch|part|fold|dataset|set|task)[-_ ]?\w{0,3}$", re.I
+)
 NUMBER = r"\d+"
 # Parts of a name that say which examination of a patient it is.
 _VISIT = re.compile(
@@ -256,6 +268,27 @@ def is_id(folder: str) -> bool:
 def without_sequence(stem: str) -> str:
     """The name of a volume without that of its sequence: `IXI001-Guys-01-T1` is `IXI001-Guys-01`."""
     return _SEQUENCE.sub("", stem)
+
+
+def patient_of_folder(folder: str, case: str) -> str:
+    """The patient of a volume whose file name other folders have, too: that of its folder, or of its name.
+
+    Folders of sequences, examinations and places are no patients: `smith/visit1/T1` is of `smith`, `T1/p1` of `p1`.
+
+    folder: with `/` between its parts.
+    case: the name of the volume without sequence and visit.
+    """
+    parts, many = folder.split("/"), False
+    while parts:
+        if _PLACE_FOLDER.match(parts[-1]) or (_MODALITY_FOLDER.match(parts[-1]) and re.fullmatch(r"\d{1,4}", case)):
+            many = True  # it counts its patients anew, so its name is a part of theirs
+            break
+        if _SEQUENCE_FOLDER.match(parts[-1]) or _MODALITY_FOLDER.match(parts[-1]):
+            many = True
+        elif not _EXAMINATION_FOLDER.match(parts[-1]):
+            break
+        parts.pop()
+    return "/".join([*parts, case] if not parts or (many and is_id(case)) else parts)
 
 
 def without_visit(stem: str) -> str:

@@ -199,7 +199,9 @@ def _of_entry(entry: tuple[str, str], number: int, data) -> _Found:
             mask, row.get("label", ""), row.get("group", ""), row.get("split", ""),
         ))  # fmt: skip
     found.notes += [*finder.notes, *joined_words(rows)]
-    groups = _groups(found, "group" in read.columns, data.group_pattern)
+    every = tables.read(table, "all", data.columns).rows if read.unused else rows  # a patient may be in several splits
+    names = [tables.name_of(row["path"]) for row in every]
+    groups = _groups(found, names, "group" in read.columns, data.group_pattern)
     found.rows = [dataclasses.replace(row, group=g) for row, g in zip(found.rows, groups, strict=True)]
     return found
 
@@ -220,16 +222,21 @@ def _modality(row: dict[str, str], table: Path, path: str, of_root: str) -> str:
     return kind
 
 
-def _groups(found: _Found, stated: bool, pattern: str) -> list[str]:
-    """The patient of every row of a CSV: as stated, by `config.data.group_pattern`, or by the names of the files."""
+def _groups(found: _Found, every: list[str], stated: bool, pattern: str) -> list[str]:
+    """The patient of every row of a CSV: as stated, by `config.data.group_pattern`, or by the names of the files.
+
+    every: the files of all rows, also of other splits.
+    """
     rows, notes = found.rows, found.notes
     names = [row.key.partition("/")[2] for row in rows]
     groups = [row.group for row in rows]
     if not stated and pattern and rows:
         groups = groups_by_pattern([row.key for row in rows], pattern, notes)
     elif not stated:
-        folders = [name.rpartition("/")[0] for name in names]
-        groups = layout.volumes_of_one([volume_file.stem(name) for name in names], folders)
+        every = list(dict.fromkeys([*names, *every]))
+        stems = [volume_file.stem(name.rpartition("/")[2]) for name in every]
+        of = dict(zip(every, layout.volumes_of_one(stems, [name.rpartition("/")[0] for name in every]), strict=True))
+        groups = [of[name] for name in names]
         if any(groups):
             notes.append(f"{len(set(groups))} patients are taken from the names of the files, such as '{groups[0]}'")
     return layout.one_patient_per_mask(groups, [row.masks for row in rows], names, notes)

@@ -1,6 +1,7 @@
 """Which images show the same patient: spellings, numbered folders, fields that a source does not read."""
 
 import dicom_files
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -191,3 +192,38 @@ def test_one_empty_mask_of_all_healthy_images_makes_no_patient():
     notes = []
     assert layout.one_patient_per_mask([""] * 20, [["empty"]] * 20, [f"{i}" for i in range(20)], notes) == [""] * 20
     assert "shared by more than 8 images" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "patients"),
+    [
+        ("T1/p0 T1/p1 T2/p0 T2/p1", "p0 p1 p0 p1"),
+        ("siteA/T1/001 siteA/T2/001 siteB/T1/001 siteB/T2/001", "siteA/001 siteA/001 siteB/001 siteB/001"),
+        ("siteA/001 siteA/002 siteB/001 siteB/002", "- - - -"),
+        ("ct/000 ct/001 mr/000 mr/001", "- - - -"),  # each counts its own patients
+        ("ct/anna01 pet/anna01 ct/bert02 pet/bert02", "anna01 anna01 bert02 bert02"),
+        ("smith/T1 smith/T2 jones/T1 jones/T2", "smith smith jones jones"),
+        ("smith/visit1/T1 smith/visit2/T1 jones/visit1/T1", "smith smith jones"),
+        ("smith/2020-01-02/T1 smith/2021-03-04/T1 jones/2020-01-02/T1", "smith smith jones"),
+        ("smith/visit1/T1/image smith/visit1/T2/image jones/visit1/T1/image", "smith smith jones"),
+        ("visit1/p01 visit2/p01 visit1/p02", "p01 p01 p02"),
+        ("P001/1 P001/2 P002/1 P002/2", "P001 P001 P002 P002"),
+    ],
+)
+def test_patients_of_volumes_whose_names_repeat(files, patients):
+    folders, _, stems = zip(*(name.rpartition("/") for name in files.split()), strict=True)
+    assert [group or "-" for group in layout.volumes_of_one(stems, folders)] == patients.split()
+
+
+def test_patients_by_the_names_of_a_csv_are_those_of_all_its_splits(tmp_path):
+    rows = ["path,modality,split"]
+    for name, split in (("P1/T1", "train"), ("P1/T2", "test"), ("P2/T1", "train"), ("P2/T2", "test")):
+        path = tmp_path / f"{name}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4)), path)
+        rows.append(f"{name}.nii.gz,mr,{split}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    for split in ("train", "test"):
+        config = source_config.config_for(str(tmp_path / "list.csv"), "nifti")
+        config.data.split = split
+        assert dataset.load_source(config).groups == ["P1", "P2"]
