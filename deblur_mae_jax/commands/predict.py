@@ -13,7 +13,7 @@ from deblur_mae_jax import api
 from deblur_mae_jax import network as networks
 from deblur_mae_jax.commands import new_images, segment
 from deblur_mae_jax.commands.unfinished import Unfinished, key_of
-from deblur_mae_jax.data import buckets, grid, naming
+from deblur_mae_jax.data import buckets, grid, spelling
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.index import Index
 from deblur_mae_jax.data.source import Skipped
@@ -207,8 +207,8 @@ def _table(
 
 def _known_labels(labels: Sequence[str], classes: list[str], progress: Progress) -> list[int]:
     """The class of every image, -1 for one without a label. Capitals, and 1 beside 1.0, do not count."""
-    keys = [naming.key(name) for name in classes]
-    numbers = [keys.index(naming.key(name)) if naming.key(name) in keys else -1 for name in labels]
+    keys = [spelling.key(name) for name in classes]
+    numbers = [keys.index(spelling.key(name)) if spelling.key(name) in keys else -1 for name in labels]
     strange = [name for name, number in zip(labels, numbers, strict=True) if name and number < 0]
     if strange:
         progress.print(

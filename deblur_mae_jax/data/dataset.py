@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from deblur_mae_jax import lookup
 from deblur_mae_jax.config import copy, decoding
 from deblur_mae_jax.config.fields import IMAGES, SOURCE
-from deblur_mae_jax.data import dicom, naming
+from deblur_mae_jax.data import dicom, spelling
 from deblur_mae_jax.data import index as data_index
 from deblur_mae_jax.data.source import Source
 from deblur_mae_jax.errors import UserError
@@ -50,7 +50,7 @@ def load_source(config: ConfigDict, split: str | None = None) -> Source:
         source = dataclasses.replace(source, notes=[*source.notes, *unused])
     if source.groups is not None:
         notes = list(source.notes)
-        source = dataclasses.replace(source, groups=naming.one_patient(source.groups, notes), notes=notes)
+        source = dataclasses.replace(source, groups=spelling.one_patient(source.groups, notes), notes=notes)
     return source
 
 

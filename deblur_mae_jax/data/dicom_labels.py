@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from deblur_mae_jax.data import naming
+from deblur_mae_jax.data import naming, spelling
 from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.data.listing import existing_root
 from deblur_mae_jax.errors import UserError
@@ -96,7 +96,7 @@ class Labels:
         rows: list[dict[str, str]] = []
         for key in self.keys:
             wanted = [
-                naming.key(value.rpartition("|")[0]) if key == "PatientID" else value.strip() for value in values[key]
+                spelling.key(value.rpartition("|")[0]) if key == "PatientID" else value.strip() for value in values[key]
             ]
             rows = [self._rows[key][value] for value in dict.fromkeys(wanted) if value in self._rows[key]]
             if rows:
@@ -156,7 +156,7 @@ class Labels:
 
     def _normal(self, key: str, value: str) -> str:
         if key == "PatientID":  # as the patients of a CSV: capitals and `12.0` for `12` do not matter
-            return naming.key(naming.composed(value.strip()))
+            return spelling.key(spelling.composed(value.strip()))
         if key != "path":
             return value.strip()
         found = (finder.path(value) for finder in self._finders)

@@ -6,7 +6,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 
-from deblur_mae_jax.data import naming, privacy
+from deblur_mae_jax.data import privacy, spelling
 from deblur_mae_jax.data.dicom_file import Header
 
 
@@ -38,7 +38,7 @@ def patients(headers: list[Header], notes: list[str]) -> list[str]:
 def _one_spelling(headers: list[Header], notes: list[str]) -> list[Header]:
     """The headers with one spelling of each PatientID. The notes say how many there are, and name none."""
     said: list[str] = []
-    names = naming.one_patient([header.patient for header in headers], said)
+    names = spelling.one_patient([header.patient for header in headers], said)
     changed = {header.patient for header, name in zip(headers, names, strict=True) if header.patient != name}
     if changed:
         notes.append(f"{len(changed)} PatientIDs differ from another one in capitals or blanks alone: same patient")

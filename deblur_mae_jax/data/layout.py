@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
-from deblur_mae_jax.data import naming, pairing
+from deblur_mae_jax.data import naming, pairing, spelling
 from deblur_mae_jax.data.listing import File
 from deblur_mae_jax.data.pairing import Item
 from deblur_mae_jax.data.source import Skipped
@@ -124,7 +124,7 @@ def _items(files: Sequence[File], stem_of: Callable[[str], str], layout: Layout)
                 role = meaning.role
             if not meaning.role and not own:
                 rest.append(folder)
-        stem = naming.composed(stem_of(file.base))
+        stem = spelling.composed(stem_of(file.base))
         if role != "mask" and naming.of_mask(stem) is not None:
             role = "mask"
         if splits and not split:
@@ -198,7 +198,7 @@ def _labels(images: list[Item], layout: Layout) -> tuple[list[str], int]:
     if unlabelled:
         layout.notes.append(f"{len(unlabelled)} images in '{unlabelled[0]}' have no class")
         raw = ["" if naming.UNLABELLED.match(name) else name for name in raw]
-    labels, lines = naming.canonical(raw)
+    labels, lines = spelling.canonical(raw)
     layout.notes += [f"classes: {line}" for line in lines]
     # A folder may be called "none" or "NA", unlike an empty cell of a table.
     return [label or name for label, name in zip(labels, raw, strict=True)], depth

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -30,6 +29,8 @@ MASK_WORDS = {
 }  # fmt: skip
 # Folders of images without a class.
 UNLABELLED = re.compile(r"^(?:un-?label+ed|un-?annotated|no[-_ ]?label)$", re.I)
+# Folders of images with a class beside them; alone, of pictures with marks.
+LABELLED = re.compile(r"^(?:label+ed|annotated)$", re.I)
 # Pictures that were made from images: overlays, heat maps, predictions.
 DERIVED = re.compile(
     r"(?:^|[-_. ])(?:overlay|heat[-_ ]?map|heat|superpixel|prediction|pred|visuali[sz]ation|gradcam|saliency|annotated|"
@@ -80,10 +81,6 @@ _VIEW = re.compile(
     r"axial|cor|coronal|[a-d]|\d{1,3}|000\d|(?:frame|view|img|image|slice)[-_]?\d+)$",
     re.I,
 )
-# Cells that mean that nothing is known, as tables write them.
-MISSING = {"", "nan", "na", "n/a", "n.a.", "#n/a", "null", "<na>", "nat", "none", "-nan", "-", "--", "?", "unknown",
-           "unk", "missing", "#ref!", "#value!", "#name?", "#num!", "#null!", "#div/0!"}  # fmt: skip
-_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 
 
 class Meaning(NamedTuple):
@@ -116,6 +113,11 @@ def of_folder(name: str) -> Meaning:
     if len(tokens) > len(words) and not role:
         return Meaning()  # train2, test_01: not one of the usual splits
     return Meaning(split, role)
+
+
+def words_of_masks(folder: str) -> set[str]:
+    """The words of the name of a folder that mean masks, in lower case."""
+    return MASK_WORDS & {t.lower() for t in _TOKENS.findall(folder)} if of_folder(folder).role == "mask" else set()
 
 
 def split_of(folder: str) -> tuple[str, str]:
@@ -212,11 +214,13 @@ class MaskName(NamedTuple):
     case: the name without the word for a mask; "" if nothing remains.
     word: the word for a mask, in lower case.
     at_end: whether the word stands at the end.
+    number: what follows the word at the end, such as "_1" of `x_mask_1`; "" if nothing does.
     """
 
     case: str
     word: str
     at_end: bool
+    number: str = ""
 
 
 def of_mask(stem: str) -> MaskName | None:
@@ -225,7 +229,8 @@ def of_mask(stem: str) -> MaskName | None:
     if found and (found["case"] or not found["number"]):
         case = found["case"].rstrip("-_. ")
         inner = of_mask(case) if case else None  # 1_binary_mask
-        return MaskName(inner.case if inner and inner.at_end else case, found["word"].lower(), True)
+        case = inner.case if inner and inner.at_end else case
+        return MaskName(case, found["word"].lower(), True, found["number"] or "")
     found = _MASK_START.match(stem)
     if found:
         return MaskName(found["case"] or found["number"], found["word"].lower(), False)
@@ -355,72 +360,3 @@ def _pattern_of(shapes: Counter[str]) -> str:
             shape, start = rest, "(?:^|[-_ /])"
     escaped = re.escape(shape).replace(r"\ ", " ").replace(r"\-", "-")
     return f"{start}({escaped.replace('0', NUMBER)})"
-
-
-def canonical(values: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Give values that mean the same one spelling: blanks at the ends, capitals, and `1` beside `1.0` do not count.
-
-    Returns the values, with the most frequent spelling of each and "" where nothing is known, and lines that list the
-    spellings that were joined.
-    """
-    stripped = [" ".join(composed(str(v)).split()) for v in values]
-    counts = Counter(v for v in stripped if not is_missing(v))
-    by_key: dict[str, list[str]] = {}
-    for value in sorted(counts, key=lambda v: (-counts[v], _is_float_of_integer(v), v)):
-        by_key.setdefault(key(value), []).append(value)
-    chosen = {
-        same: _integer(spellings[0]) if len(spellings) > 1 else spellings[0] for same, spellings in by_key.items()
-    }
-    lines = [
-        f"{', '.join(repr(s) for s in spellings)} are taken as one name: '{chosen[same]}'"
-        for same, spellings in by_key.items()
-        if len(spellings) > 1
-    ]
-    return ["" if is_missing(v) else chosen[key(v)] for v in stripped], lines
-
-
-def one_patient(groups: Sequence[str], notes: list[str]) -> list[str]:
-    """The patients of images, each in one spelling. Adds to `notes` what was joined, and what looks wrong."""
-    joined, lines = canonical(groups)
-    notes += [f"patients: {line}" for line in lines]
-    names = [new or old for new, old in zip(joined, groups, strict=True)]  # a folder may be called "none"
-    apart: dict[str, list[str]] = {}
-    for name in dict.fromkeys(names):
-        apart.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", key(name)), []).append(name)
-    doubtful = [spellings for spellings in apart.values() if len(spellings) > 1]
-    if doubtful:
-        shown = ", ".join(f"'{name}'" for name in doubtful[0][:3])
-        notes.append(
-            f"{len(doubtful)} patients may be counted twice, because their names differ in leading zeros alone: {shown}"
-        )
-    short = next((name for name in names if re.fullmatch(r"\d([.,]\d+)?E\+?\d+", name, re.I)), None)
-    if short is not None:
-        notes.append(
-            f"the patient '{short}' is a long number that a table program has shortened: several patients may have "
-            "become one"
-        )
-    return names
-
-
-def composed(text: str) -> str:
-    """Text in one Unicode form (NFC), without invisible characters."""
-    return unicodedata.normalize("NFC", text).translate(_INVISIBLE)
-
-
-def is_missing(text: str) -> bool:
-    """Whether the cell of a table says that nothing is known: empty, "nan", "NA", "null", "unlabelled" and the like."""
-    return text.strip().lower() in MISSING or bool(UNLABELLED.match(text.strip()))
-
-
-def key(value: str) -> str:
-    """What two spellings of a class or a patient have in common."""
-    return _integer(value).casefold()
-
-
-def _is_float_of_integer(value: str) -> bool:
-    return bool(re.fullmatch(r"-?\d+\.0+", value))
-
-
-def _integer(value: str) -> str:
-    """`1.0` as `1`, as tables with empty cells write whole numbers."""
-    return value.split(".")[0] if _is_float_of_integer(value) else value

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deblur_mae_jax.data import layout, listing, masks, naming, volume_file
+from deblur_mae_jax.data import layout, listing, masks, naming, spelling, volume_file
 from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.data.layout import groups_by_pattern
 from deblur_mae_jax.data.manifest import cells_of_masks, joined_words, refuse_twice, without_masks
@@ -212,7 +212,7 @@ def _modality(row: dict[str, str], table: Path, path: str, of_root: str) -> str:
     Raises `UserError` if there is none.
     """
     own = row.get("modality", "")
-    kind = (of_root if naming.is_missing(own) else own).lower()
+    kind = (of_root if spelling.is_missing(own) else own).lower()
     kind = SYNONYMS.get(kind, kind)
     if not kind:
         raise UserError(

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from deblur_mae_jax.data import naming
+from deblur_mae_jax.data import naming, spelling
 from deblur_mae_jax.data.listing import File
 from deblur_mae_jax.data.source import Skipped
 
@@ -42,25 +42,34 @@ class Item:
     @property
     def place(self) -> tuple[str, tuple[str, ...]]:
         """Where its masks are expected."""
-        return self.split, tuple(naming.composed(part).casefold() for part in self.rest)
+        return self.split, tuple(spelling.composed(part).casefold() for part in self.rest)
 
 
 def without_derived(items: list[Item], record: Record) -> list[Item]:
-    """Leave out pictures that were made from images beside them: overlays, heat maps, predictions."""
-    stems = {item.stem.casefold() for item in items if not _made_from(item)}
+    """Leave out pictures that were made from images beside them: overlays, heat maps, predictions.
+
+    Beside a folder of images without labels, the folder `labelled` holds images, and is no class.
+    """
+    unlabelled = any(naming.UNLABELLED.match(folder) for item in items for folder in item.file.folders)
+    made = [_made_from(item, unlabelled) for item in items]
+    stems = {item.stem.casefold() for item, stem in zip(items, made, strict=True) if not stem}
     kept = []
-    for item in items:
-        stem = _made_from(item)
+    for item, stem in zip(items, made, strict=True):
         if stem and stem.casefold() in stems:
             record.skipped.append(Skipped(item.file.name, f"a picture made from an image, '{stem}'"))
         else:
+            item.rest = tuple(f for f in item.rest if not (unlabelled and naming.LABELLED.match(f)))
             kept.append(item)
     return kept
 
 
-def _made_from(item: Item) -> str:
-    """The name of the image from which a picture was made, by its own name; "" for an image."""
-    if any(naming.DERIVED.search(folder) for folder in item.file.folders):
+def _made_from(item: Item, unlabelled: bool) -> str:
+    """The name of the image from which a picture was made, by its own name; "" for an image.
+
+    unlabelled: whether there is a folder of images without labels, beside which `labelled` holds images with labels.
+    """
+    folders = [f for f in item.file.folders if not (unlabelled and naming.LABELLED.match(f))]
+    if any(naming.DERIVED.search(folder) for folder in folders):
         return naming.DERIVED.sub("", item.stem) or item.stem
     shorter = naming.DERIVED.sub("", item.stem)
     return shorter if shorter != item.stem else ""
@@ -162,6 +171,9 @@ class _Images:
         named = naming.of_mask(mask.stem)
         tries = [mask.stem.casefold()]
         if named is not None:
+            numbered = (named.case + named.number).casefold()  # x_mask_1 is of x_1, unless that has x_1_mask
+            if named.number and (mask.place, numbered) not in self.cases:
+                tries.append(numbered)
             tries.append(named.case.casefold())
         if inner := _INNER_SUFFIX.sub("", tries[-1]):  # 1.png.mask.png, masks/1.png.png
             tries.append(inner)
@@ -214,6 +226,7 @@ def pair(
     record: Record,
 ) -> None:
     """Give each image its masks. Candidates that prove to be images are added to `images`."""
+    candidates = _without_doubtful(images, candidates, looks_like_mask, record)
     finder = _Images(images, candidates, volumes)
     alone: dict[str, list[Item]] = defaultdict(list)
     paired_folders: set[str] = set()
@@ -231,18 +244,41 @@ def pair(
         sample = masks[::step][:SAMPLES]
         if folder not in paired_folders and not any(looks_like_mask(mask.file.path) for mask in sample):
             # A class called `label`, or images whose names end in "seg".
-            what = "volumes" if volumes else "images"
-            record.notes.append(
-                f"{len(masks)} files are named like masks, the first '{masks[0].file.name}', but hold the values of "
-                f"{what}: they are read as {what}"
-            )
-            for mask in masks:
-                role_folders = [f for f in mask.file.folders if naming.of_folder(f).role == "mask"]
-                mask.rest = (*mask.rest, *role_folders)
-                images.append(mask)
+            _are_images(masks, images, "volumes" if volumes else "images", record)
             continue
         what = "a label map without a volume" if volumes else "a mask without an image"
         record.skipped += [Skipped(mask.file.name, f"{what} of its name") for mask in masks]
+
+
+def _without_doubtful(
+    images: list[Item], candidates: list[Item], looks_like_mask: Callable[[str], bool], record: Record
+) -> list[Item]:
+    """The candidates without those called `msk`, musculoskeletal, that hold the values of images; they are images."""
+    doubtful: dict[str, list[Item]] = defaultdict(list)
+    for mask in candidates:
+        named = naming.of_mask(mask.stem)
+        words = {named.word if named else "", *(word for f in mask.file.folders for word in naming.words_of_masks(f))}
+        if words - {""} <= {"msk", "msks"} and words - {""}:
+            doubtful["/".join(mask.file.folders)].append(mask)
+    chosen: set[int] = set()
+    for masks in doubtful.values():
+        step = max(1, len(masks) // SAMPLES)
+        if not any(looks_like_mask(mask.file.path) for mask in masks[::step][:SAMPLES]):
+            _are_images(masks, images, "images", record)
+            chosen |= {id(mask) for mask in masks}
+    return [mask for mask in candidates if id(mask) not in chosen]
+
+
+def _are_images(masks: list[Item], images: list[Item], what: str, record: Record) -> None:
+    """Add files to the images that are named like masks. Adds a note."""
+    record.notes.append(
+        f"{len(masks)} files are named like masks, the first '{masks[0].file.name}', but hold the values of {what}: "
+        f"they are read as {what}"
+    )
+    for mask in masks:
+        role_folders = [f for f in mask.file.folders if naming.of_folder(f).role == "mask"]
+        mask.rest = (*mask.rest, *role_folders)
+        images.append(mask)
 
 
 def owners(images: list[Item], candidates: list[Item], volumes: bool) -> list[Item | None]:

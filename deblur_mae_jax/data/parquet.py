@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import listing, naming
+from deblur_mae_jax.data import listing, naming, spelling
 from deblur_mae_jax.data.decode import Decoder
 from deblur_mae_jax.data.image_files import decoder_of, stamp_of
 from deblur_mae_jax.data.source import BadImage, Skipped, Source
@@ -101,9 +101,9 @@ def source(data, channels: int) -> Source:
         splits += own or [naming.split_of_shard(where)] * len(rows)
         names += [f"{where}/{i:07d}" for i in range(len(rows))]
     notes = [f"columns that are not used: {', '.join(list(others)[:10])}"] if others else []
-    labels, lines = naming.canonical(labels)
+    labels, lines = spelling.canonical(labels)
     notes += [f"label: {line}" for line in lines]
-    groups, lines = naming.canonical(groups)
+    groups, lines = spelling.canonical(groups)
     notes += [f"group: {line}" for line in lines]
     chosen, unused = naming.choose_splits(splits, data.split, f"'{root}'")
     places = [places[i] for i in chosen]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from deblur_mae_jax.data import naming
+from deblur_mae_jax.data import spelling
 from deblur_mae_jax.data.index import require_some
 from deblur_mae_jax.data.source import Checked, Skipped, Source, subset
 from deblur_mae_jax.errors import UserError, counted, did_you_mean
@@ -107,7 +107,7 @@ def concatenate(sources: Sequence[Source]) -> Source:
         groups = [name for source in sources for name in source.groups or [""] * len(source)]
         # A patient may be spelled differently in another split.
         said: list[str] = []
-        groups = naming.one_patient(groups, said)
+        groups = spelling.one_patient(groups, said)
         notes += [line for line in said if line not in notes]
     return Source(
         [name for source in sources for name in source.names],

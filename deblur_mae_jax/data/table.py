@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from deblur_mae_jax.data import cells, naming
+from deblur_mae_jax.data import cells, naming, spelling
 from deblur_mae_jax.data.listing import printable
 from deblur_mae_jax.data.source import Skipped
 from deblur_mae_jax.errors import UserError, unknown
@@ -66,7 +66,7 @@ def read(path: Path, split: str, chosen: str = "", keys: Sequence[str] = ("path"
         values = {name: _cell(row[i]) for name, i in zip(table.columns, order, strict=True)}
         if not any(cell.strip() for cell in row):
             continue
-        if all(naming.is_missing(values.get(key, "")) for key in keys):
+        if all(spelling.is_missing(values.get(key, "")) for key in keys):
             table.skipped.append(Skipped(f"{printable(path.name)}, line {line}", f"no {' or '.join(keys)}"))
             continue
         table.rows.append(values)
@@ -150,7 +150,7 @@ def _find_splits(path: Path, found: cells.Cells, table: Table) -> None:
     for i, name in enumerate(found.header):
         if name in table.columns.values():
             continue
-        words = {naming.split_name(row[i].strip()) for _, row in found.rows if not naming.is_missing(row[i])}
+        words = {naming.split_name(row[i].strip()) for _, row in found.rows if not spelling.is_missing(row[i])}
         if len(words) > 1 and words <= set(naming.SPLIT_NAMES.values()):
             table.columns["split"] = name
             table.notes.append(
@@ -226,11 +226,11 @@ def _clean(table: Table, name: str) -> None:
         return
     raw = [row[name] for row in table.rows]
     if name == "split":
-        values, lines = naming.canonical([naming.split_name(v) for v in raw])
+        values, lines = spelling.canonical([naming.split_name(v) for v in raw])
     elif name == "mask":
-        values, lines = (["" if naming.is_missing(v) else v for v in raw], [])
+        values, lines = (["" if spelling.is_missing(v) else v for v in raw], [])
     else:
-        values, lines = naming.canonical(raw)
+        values, lines = spelling.canonical(raw)
     said = Counter(v for v, value in zip(raw, values, strict=True) if v and not value)
     if said:
         words = ", ".join(f"'{v}'" for v in sorted(said))
@@ -280,7 +280,7 @@ class Finder:
         folder, base = os.path.split(slashed)
         folder = self._folder(folder)
         names = self._listed(folder)
-        base = naming.composed(base).lower()
+        base = spelling.composed(base).lower()
         for how, key in (("capitals in paths are read as in the files' own names", base),
                          (COMPLETED, f"{base}\0")):  # fmt: skip
             found = names.get(key, [])
@@ -295,7 +295,7 @@ class Finder:
     def _completed(self, plain: str) -> str:
         """The only file of this name with an extension, or ""."""
         folder, base = os.path.split(os.path.normpath(plain))
-        found = self._listed(folder).get(f"{naming.composed(base).lower()}\0", [])
+        found = self._listed(folder).get(f"{spelling.composed(base).lower()}\0", [])
         return os.path.join(folder, found[0]) if len(found) == 1 else ""
 
     def _folder(self, folder: str) -> str:
@@ -304,7 +304,7 @@ class Finder:
             return folder
         outer, base = os.path.split(folder)
         outer = self._folder(outer)
-        found = self._listed(outer).get(naming.composed(base).lower(), [])
+        found = self._listed(outer).get(spelling.composed(base).lower(), [])
         return os.path.join(outer, found[0]) if len(found) == 1 else folder
 
     def _changed(self, how: str, cell: str, path: str) -> str:
@@ -321,7 +321,7 @@ class Finder:
             except (OSError, ValueError):
                 entries = []
             for raw in entries:
-                entry = naming.composed(raw)
+                entry = spelling.composed(raw)
                 out.setdefault(entry.lower(), []).append(raw)
                 suffix = next((e for e in self.extensions if entry.lower().endswith(e)), None)
                 if suffix is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from deblur_mae_jax.data import layout, listing, naming
+from deblur_mae_jax.data import layout, listing, naming, spelling
 from deblur_mae_jax.data.decode import EXTENSIONS, Decoder
 from deblur_mae_jax.data.image_files import decoder_of, stamp_of
 from deblur_mae_jax.data.source import Skipped, Source
@@ -92,7 +92,7 @@ def source(data, channels: int) -> Source:
     notes: list[str] = []
     known: dict[str, list[str] | None] = {}
     for field in ("label", "group"):
-        values, lines = naming.canonical([sample.get(field, "") for _, sample in kept])
+        values, lines = spelling.canonical([sample.get(field, "") for _, sample in kept])
         for (_, sample), value in zip(kept, values, strict=True):
             sample[field] = value
         notes += [f"{field}: {line}" for line in lines]

@@ -9,7 +9,7 @@ import tiny
 from PIL import Image
 
 from deblur_mae_jax import network
-from deblur_mae_jax.data import dataset, layout, naming, packing, source_config
+from deblur_mae_jax.data import dataset, layout, naming, packing, source_config, spelling
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.training import supervision
 
@@ -37,7 +37,7 @@ def said(source):
 @pytest.mark.parametrize("names", [("P01", "p01"), ("Mu\u0308ller1", "M\u00fcller1"), ("case 7", "case  7 ")])
 def test_one_patient_in_several_spellings_is_one(names):
     notes = []
-    found = naming.one_patient([*names, "P02"], notes)
+    found = spelling.one_patient([*names, "P02"], notes)
     assert found[0] == found[1] != found[2]
     assert ("'P01', 'p01' are taken as one name" in notes[0]) if names[0] == "P01" else not notes
 
@@ -53,7 +53,7 @@ def test_one_patient_in_several_spellings_is_one(names):
 )
 def test_doubtful_names_of_patients_are_said(names, words):
     notes = []
-    assert naming.one_patient(names, notes) == list(names)
+    assert spelling.one_patient(names, notes) == list(names)
     assert (words in " | ".join(notes)) if words else not notes
 
 

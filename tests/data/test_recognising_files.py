@@ -8,7 +8,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from deblur_mae_jax.data import dataset, index, layout, listing, naming, splits, summary
+from deblur_mae_jax.data import dataset, index, layout, listing, naming, spelling, splits, summary
 from deblur_mae_jax.errors import UserError
 
 
@@ -284,6 +284,33 @@ def test_colours_are_said_and_gray_in_three_channels_is_not(tmp_path):
     assert notes["gray.png"] == notes["three.png"] == [] and "read as its luma" in notes["red.png"][0]
 
 
+@pytest.mark.parametrize("labelled,unlabelled", [("labeled", "unlabeled"), ("annotated", "unannotated")])
+def test_labelled_images_beside_unlabelled_ones_are_no_pictures_made_from_them(tmp_path, labelled, unlabelled):
+    for i in range(4):
+        picture(tmp_path / labelled / ("benign" if i % 2 else "malignant") / f"{i}.png", i)
+        picture(tmp_path / unlabelled / f"{i}.png", 10 + i)
+    source = load(tmp_path)
+    assert source.labels == ["benign"] * 2 + ["malignant"] * 2 + [""] * 4 and not source.skipped
+
+
+@pytest.mark.parametrize("breast,msk", [("Breast/{}", "MSK/{}"), ("Breast_{}", "MSK_{}")])
+def test_musculoskeletal_images_are_no_masks(tmp_path, breast, msk):
+    for i in range(4):
+        picture(tmp_path / f"{breast.format(i)}.png", i)
+        picture(tmp_path / f"{msk.format(i)}.png", 10 + i)
+    source = load(tmp_path)
+    assert len(source) == 8 and source.masked is None and "4 files are named like masks" in said(source)
+
+
+def test_a_mask_with_a_number_is_that_of_the_image_with_this_number(tmp_path):
+    for i, number in enumerate(("", "_1", "_2")):
+        picture(tmp_path / f"scan{number}.png", i)
+        mask(tmp_path / f"scan_mask{number}.png")
+    source = load(tmp_path)
+    assert source.names == ["scan.png", "scan_1.png", "scan_2.png"] and source.masked == [True] * 3
+    assert "several masks" not in said(source)
+
+
 def test_folders_of_patients_are_groups(tmp_path):
     for label in ("benign", "malignant"):
         for patient in range(3):
@@ -363,7 +390,7 @@ def test_what_a_name_means():
     assert naming.of_folder("trainval-image") == ("train", "image") and naming.of_folder("test2") == ("", "")
     assert naming.of_mask("segmentation-0").case == "0" and naming.of_mask("1_binary_binary").case == "1"
     assert naming.of_mask("unmasked") is None
-    values, lines = naming.canonical(["benign", " benign ", "Benign", "nan", "1", "1.0", "1.0", "001"])
+    values, lines = spelling.canonical(["benign", " benign ", "Benign", "nan", "1", "1.0", "1.0", "001"])
     assert values == ["benign", "benign", "benign", "", "1", "1", "1", "001"] and len(lines) == 2
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from deblur_mae_jax.data import dataset, naming, raster, splits
+from deblur_mae_jax.data import dataset, raster, spelling, splits
 from deblur_mae_jax.errors import UserError
 
 
@@ -118,7 +118,7 @@ def test_annotated_copies_are_left_out(tmp_path):
 )  # fmt: skip
 def test_numbers_that_a_table_has_damaged_are_named(names, note):
     notes = []
-    naming.one_patient(names, notes)
+    spelling.one_patient(names, notes)
     assert note in " | ".join(notes)
 
 
