@@ -192,7 +192,7 @@ def source(data, channels: int) -> Source:
     notes: list[str] = []
     groups = dicom_patients.patients(headers, notes)
     kept: list[Kept] = []
-    own_groups, stated = dict[str, int](), dict[str, set[str]]()  # groups of the CSV, and those of each PatientID
+    stated = dict[str, set[str]]()  # the patients of the CSV for each PatientID
     for header, file, group in zip(headers, files, groups, strict=True):
         own_name = name_of(header, file)
         if header.burned_in and not data.allow_burned_in and (not header.is_cut or data.crop == "none"):
@@ -201,8 +201,8 @@ def source(data, channels: int) -> Source:
         row = labels.row(header, file.path) if labels is not None else {}
         if row is None:
             continue  # of another split
-        if own := row.get("group", ""):
-            own = f"{own_groups.setdefault(own, len(own_groups)):06d}_{privacy.pseudonym('group', own)}"
+        own = labels.patient(row) if labels is not None else ""
+        if own:
             stated.setdefault(group, set()).add(own)
         group = own or group
         for number in dicom_file.chosen_frames(data.frames, header):

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from deblur_mae_jax.data import naming, spelling
+from deblur_mae_jax.data import naming, privacy, spelling
 from deblur_mae_jax.data import table as tables
 from deblur_mae_jax.data.listing import existing_root
 from deblur_mae_jax.errors import UserError
@@ -36,8 +36,12 @@ class Labels:
             table.columns["group"] = table.columns["PatientID"]
             for row in table.rows:
                 row["group"] = row["PatientID"]
+            tables.clean(table, "group")
         self.wanted = naming.wanted_splits(split) if "split" in table.columns else set()
         self.unused: dict[str, int] = {}
+        # Of all splits, so that a patient has one name in all of them.
+        stated = dict.fromkeys(row.get("group", "") for row in table.rows)
+        self._numbers = {group: number for number, group in enumerate(filter(None, stated))}
         self._rows: dict[str, dict[str, dict[str, str]]] = {key: {} for key in self.keys}
         # A row names what its most specific identifier names: a row with a SOPInstanceUID is of that picture, not of
         # all pictures of its patient.
@@ -68,6 +72,11 @@ class Labels:
     def has(self, column: str) -> bool:
         """Whether the CSV has a column."""
         return column in self.table.columns
+
+    def patient(self, row: dict[str, str]) -> str:
+        """The name of the patient that a row states, a number and a hash; "" if it states none."""
+        group = row.get("group", "")
+        return f"{self._numbers[group]:06d}_{privacy.pseudonym('group', group)}" if group else ""
 
     def row(self, header: Any, path: str) -> dict[str, str] | None:
         """The row of a picture; {} without one, and `None` if it belongs to a split that is not used."""

@@ -169,7 +169,7 @@ def source(data, channels: int) -> Source:
         names=[name_of(one) for one, *_ in kept],
         keys=[privacy.digest(one.uid, *_first_place(one)) for one, *_ in kept],
         labels=[row.get("label", "") for _, row, _ in kept],
-        groups=_groups(kept, groups),
+        groups=_groups(kept, groups, labels, notes),
         splits=[row.get("split", "") for _, row, _ in kept],
         skipped=skipped,
         notes=notes,
@@ -190,10 +190,31 @@ def _without_text(
     return [header for header in headers if (header.study, header.series) not in marked]
 
 
-def _groups(kept: list[tuple[Series, dict[str, str], tuple[Any, ...]]], groups: dict[str, str]) -> list[str]:
-    """The patient of every volume: of the CSV if it has one, else of the header."""
-    named = dicom_patients.numbered([("group", row.get("group", "")) for _, row, _ in kept])
-    return [name if row.get("group") else groups[one.path] for name, (one, row, _) in zip(named, kept, strict=True)]
+def _groups(
+    kept: list[tuple[Series, dict[str, str], tuple[Any, ...]]],
+    headers: dict[str, str],
+    labels: Labels | None,
+    notes: list[str],
+) -> list[str]:
+    """The patient of every volume: of the CSV, also by another series of its PatientID; else of the header.
+
+    headers: the patient of every file by its header.
+    """
+    if labels is None:
+        return [headers[one.path] for one, *_ in kept]
+    named = [name and f"patient_{name}" for name in (labels.patient(row) for _, row, _ in kept)]
+    stated = defaultdict[str, set[str]](set)
+    for name, (one, *_) in zip(named, kept, strict=True):
+        stated[headers[one.path]] |= {name} - {""}
+    same = {patient: next(iter(names)) for patient, names in stated.items() if len(names) == 1}
+    out = [name or same.get(headers[one.path], headers[one.path]) for name, (one, *_) in zip(named, kept, strict=True)]
+    moved = sum(not name and headers[one.path] in same for name, (one, *_) in zip(named, kept, strict=True))
+    if moved:
+        notes.append(
+            f"{moved} series have no patient in config.data.labels, and others of their PatientID have one: it is "
+            "theirs too"
+        )
+    return out
 
 
 def _first_place(one: Series) -> tuple[str, ...]:

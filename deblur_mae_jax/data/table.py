@@ -72,7 +72,7 @@ def read(path: Path, split: str, chosen: str = "", keys: Sequence[str] = ("path"
         table.rows.append(values)
     _labels_that_are_masks(table)
     for name in ("label", "group", "split", "mask"):
-        _clean(table, name)
+        clean(table, name)
     for name, what in (("split", "split"), ("group", "patient")):
         if name in table.columns and not any(row[name] for row in table.rows):
             del table.columns[name]
@@ -220,7 +220,7 @@ def _refuse_two_splits(table: Table, path: Path) -> None:
             )
 
 
-def _clean(table: Table, name: str) -> None:
+def clean(table: Table, name: str) -> None:
     """Give cells that mean the same one spelling, and say where nothing is known."""
     if name not in table.columns:
         return

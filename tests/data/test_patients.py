@@ -175,6 +175,41 @@ def test_a_patient_that_only_some_rows_state_is_that_of_all_its_pictures(tmp_pat
     assert "1 pictures have no patient in config.data.labels" in said(source)
 
 
+def test_a_patient_of_a_table_of_dicom_files_has_one_name_in_all_splits(tmp_path):
+    root = dicom_folder(tmp_path)
+    rows = ["im0.dcm,p,train", "im1.dcm,q,train", "im2.dcm,q,test", "im3.dcm,r,test"]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,group,split", *rows]) + "\n")
+    train, test = (
+        load(root, "dicom", split, data__labels=str(tmp_path / "labels.csv")).groups for split in ("train", "test")
+    )
+    assert train[1] == test[0] and len({*train, *test}) == 3
+
+
+def test_a_patient_id_beside_another_identifier_is_read_as_a_column_of_patients(tmp_path):
+    root = dicom_folder(tmp_path)
+    rows = ["im0.dcm,p9", "im1.dcm,P9", "im2.dcm,NA", "im3.dcm,NA"]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,PatientID", *rows]) + "\n")
+    source = load(root, "dicom", data__labels=str(tmp_path / "labels.csv"))
+    assert source.groups[0] == source.groups[1] != source.groups[2] == source.groups[3]
+    assert "'NA' means that it is not known" in said(source) and "p9" not in said(source)
+
+
+def test_series_of_one_patient_id_have_the_patient_that_some_rows_state(tmp_path):
+    rows = ["SeriesInstanceUID,group"]
+    for number, patient in enumerate(("A", "A", "B", "B")):
+        volume = np.random.default_rng(number).normal(0, 100, (8, 16, 16))
+        series, study = f"1.2.3.{number}.1", f"1.2.3.{number}"
+        dicom_files.slices(tmp_path / "files" / series, volume, series=series, study=study, patient=patient)
+        rows += [f"{series},first"] if number == 0 else [f"{series},"] if number == 1 else []
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    config = source_config.config_for(
+        str(tmp_path / "files"), "dicom", volumes=True, labels=str(tmp_path / "labels.csv")
+    )
+    source = dataset.load_source(config)
+    assert source.groups[0] == source.groups[1] != source.groups[2] == source.groups[3]
+    assert "1 series have no patient in config.data.labels" in said(source)
+
+
 def test_images_that_share_a_mask_are_one_patient():
     names = [f"{i}.png" for i in range(7)]
     masks = [["m1"], ["m1"], ["m1", "m2"], ["m2"], [], ["m3"], ["m3"]]
