@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from deblur_mae_jax.config import copy
-from deblur_mae_jax.data import copies, dataset, source_config, summary
+from deblur_mae_jax.data import cells, copies, dataset, source_config, summary
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.reports import page as report
 from deblur_mae_jax.training.progress import Progress
 
 MAX_SHOWN, TILE = 60, 160
+HEADER = ["concern", "kind", "first", "second", "score"]
 # The most harmful first.
 CONCERNS = ("in different splits", "of different patients", "of different classes", "of one patient", "in one split")
 
@@ -89,6 +90,7 @@ def main(arguments=None):
     """Audit the set; returns the pairs."""
     options = parse(arguments)
     progress, output = Progress(), Path(options.output).expanduser()
+    cells.need_own(output.with_suffix(".csv"), [HEADER], "a list of copies; the list is written beside the page")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.with_suffix(".csv").touch()
@@ -110,7 +112,7 @@ def main(arguments=None):
     concerns = [concern(index.source, pair) for pair in pairs]
     with open(output.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["concern", "kind", "first", "second", "score"])
+        writer.writerow(HEADER)
         order = sorted(range(len(pairs)), key=lambda i: (CONCERNS.index(concerns[i]), -pairs[i].score))
         names = index.source.names
         writer.writerows(

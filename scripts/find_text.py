@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from deblur_mae_jax.config import copy
-from deblur_mae_jax.data import copies, dataset, privacy, source_config
+from deblur_mae_jax.data import cells, copies, dataset, privacy, source_config
 from deblur_mae_jax.data.source import BadImage
-from deblur_mae_jax.errors import UserError
+from deblur_mae_jax.errors import UserError, one_line
 from deblur_mae_jax.training.progress import Progress
 
 # Small pictures are enlarged, so that their text is as large as the recogniser expects.
@@ -58,6 +58,8 @@ def main(arguments=None):
     parser.add_argument("--output", default="text.csv")
     options = parser.parse_args(arguments)
     words_of, progress, output = recogniser(), Progress(), Path(options.output).expanduser()
+    header = ["image", "words", *(["text"] if options.show else [])]
+    cells.need_own(output, [header[:2], [*header[:2], "text"]], "a list of images with text")
     try:  # before hours of reading
         output.parent.mkdir(parents=True, exist_ok=True)
         open(output, "a").close()
@@ -67,21 +69,25 @@ def main(arguments=None):
     config = copy(source_config.config_for(options.root, options.name), {"data.max_bad_fraction": 0.999})
     source = dataset.load_source(config, "all")
     rows, unread = {}, [(skipped.name, skipped.reason) for skipped in source.skipped]
-    for i, name in enumerate(source.names):
-        try:
-            words = words_of(copies.gray_of(np.asarray(source.read(i))))
-        except (BadImage, OSError) as error:
-            unread.append((name, str(error)))
-            continue
-        if len(words) >= options.words:
-            rows[name] = words
-        progress.update(f"reading: {i + 1} of {len(source)}, {len(rows)} with text")
     with open(output, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", "words", *(["text"] if options.show else [])])
-        writer.writerows(
-            [name, len(words), *([" ".join(words)] if options.show else [])] for name, words in rows.items()
-        )
+        writer.writerow(header)
+        for i, name in enumerate(source.names):
+            try:
+                picture = copies.gray_of(np.asarray(source.read(i)))
+            except (BadImage, OSError) as error:
+                unread.append((name, str(error)))
+                continue
+            try:
+                words = words_of(picture)
+            except Exception as error:  # a recogniser fails in many ways, and one picture must not cost the others
+                unread.append((name, f"the recogniser failed: {one_line(error)}"))
+                continue
+            if len(words) >= options.words:
+                rows[name] = words
+                writer.writerow([name, len(words), *([" ".join(words)] if options.show else [])])
+                file.flush()  # a run that is stopped leaves what it found
+            progress.update(f"reading: {i + 1} of {len(source)}, {len(rows)} with text")
     progress.print(f"{len(rows)} of {len(source)} images hold text: {output}")
     if unread:
         skipped = output.with_name(f"{output.stem}_not_read.csv")

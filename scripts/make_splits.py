@@ -25,11 +25,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from deblur_mae_jax.config import pretraining
-from deblur_mae_jax.data import audit, dataset, splits
+from deblur_mae_jax.data import audit, cells, dataset, splits
 from deblur_mae_jax.errors import UserError
 from deblur_mae_jax.reports import page as report
 
 MAX_SHOWN = 60
+HEADER = ("path", "label", "split")
 CHUNK = 256
 
 
@@ -100,6 +101,8 @@ def make(arguments):
     """Write the CSV and the page; returns what the audit found."""
     config = pretraining()
     root, output = Path(arguments.root).expanduser(), Path(arguments.output).expanduser()
+    if not arguments.audit_only:
+        cells.need_own(output, [[*HEADER, "sha"], [*HEADER, "group", "sha"]], "a list of splits that this script wrote")
     config.data.name = "manifest" if root.is_file() else "image_folder"
     config.data.root, config.data.split, config.data.group_pattern = str(root), "all", arguments.group_pattern
     source = dataset.load_source(config)
@@ -126,7 +129,7 @@ def make(arguments):
         output.parent.mkdir(parents=True, exist_ok=True)
         with open(output, "w", newline="", encoding="utf-8") as file:
             out = csv.writer(file)
-            out.writerow(["path", "label", "split", *(["group"] if groups else []), "sha"])
+            out.writerow([*HEADER, *(["group"] if groups else []), "sha"])
             for i, name in enumerate(index.source.names):
                 place = os.path.relpath(base / name, output.parent)
                 group = [groups[i]] if groups else []

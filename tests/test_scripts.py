@@ -85,6 +85,11 @@ def test_splits_keep_patients_whole_and_never_change(tmp_path, capsys):
     assert all(len(s) == 1 for s in where.values())
     assert "No leak was found" in capsys.readouterr().out
     assert (tmp_path / "a.html").exists()
+    before = (tmp_path / "list.csv").read_text()
+    with pytest.raises(UserError, match=r"--output: '.*list\.csv' exists and is not a list of splits"):
+        make_splits.make(make_splits.parse([f"--root={tmp_path / 'list.csv'}", f"--output={tmp_path / 'list.csv'}"]))
+    assert (tmp_path / "list.csv").read_text() == before
+    make_splits.make(make_splits.parse([f"--root={tmp_path / 'list.csv'}", f"--output={tmp_path / 'a.csv'}"]))
     with pytest.raises(UserError, match="have no labels"):
         make_splits.make(make_splits.parse([f"--root={tmp_path / 'benign'}", f"--output={tmp_path / 'x.csv'}"]))
 

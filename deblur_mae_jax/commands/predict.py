@@ -107,10 +107,15 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
     if path.suffix != ".csv" or path.is_dir():
         raise UserError(f"--output: '{path}' must be a file that ends in .csv")
     _need_own_table(path)
+    skipped, judged = (path.with_name(path.stem + end) for end in ("_skipped.csv", "_metrics.json"))
+    unfinished = path.with_name(path.stem + "_unfinished.jsonl")
+    for beside in (skipped, judged):
+        if beside.exists() and not (path.exists() or unfinished.exists()):
+            raise UserError(f"--output: '{beside}', which is written beside '{path.name}', exists; name another file")
     new_images.make_folder(path.parent)
     index = new_images.index_of(trained, images, progress)
     left_out = list(index.skipped)
-    before = Unfinished(path.with_name(path.stem + "_unfinished.jsonl"), index, key_of([trained]))
+    before = Unfinished(unfinished, index, key_of([trained]))
     table = _table(trained, index, before, progress, left_out)
     try:
         grid.written(path, table.write)
@@ -118,7 +123,6 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
         raise NotSaved(f"--output: cannot write '{path}': {error.strerror or error}; start again to go on") from error
     target.send(path)
     before.remove()
-    skipped = path.with_name(path.stem + "_skipped.csv")
     if left_out or skipped.exists():  # that of an earlier prediction is replaced
         data_index.write_skipped(skipped, left_out)
         target.send(skipped)
@@ -127,7 +131,7 @@ def classify(run_folder: str | Path, images: str, output: str | Path = "") -> Pa
     predicted = table.probabilities.argmax(1)
     counts = {name: int((predicted == i).sum()) for i, name in enumerate(trained.classes)}
     progress.print(f"{counted(len(table), 'image')}: " + ", ".join(f"{n} {c}" for c, n in counts.items()))
-    measures = _judge(table, path.with_name(path.stem + "_metrics.json"), progress)
+    measures = _judge(table, judged, progress)
     if measures is not None:
         target.send(measures)
         progress.print(f"measures    {target.shown(measures)}")

@@ -105,6 +105,10 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     fields = infer_fields(first.config, infer)
     segmenter = Segmenter(first.network, sharding.make_mesh(), fields)
     progress.print(f"values      {_legend(first)}")
+    if (out / "skipped.csv").exists() and not (out / TABLE).exists():
+        raise UserError(
+            f"--output: '{out}' holds the skipped.csv of something else, such as a run; name another folder"
+        )
     new_images.make_folder(out)
     index = new_images.index_of(first, images, progress)
     paths = _paths(out, index, suffix := ".nii.gz" if first.network.axes == 3 else ".png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +188,17 @@ def _opens_a_cell(line: str, delimiter: str) -> bool:
     """Whether the first quote of a line stands at the start of a cell."""
     before = line.partition('"')[0].rstrip(" ")
     return not before or before.endswith(delimiter)
+
+
+def need_own(path: Path, headers: Sequence[Sequence[str]], what: str) -> None:
+    """Raise `UserError` if the output `path` is a table with another header, such as the list that is read.
+
+    headers: those that the writer gives its tables.
+    what: the table that is written, in words.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        first = next(csv.reader(file), [])
+    if first not in [list(header) for header in headers]:
+        raise UserError(f"--output: '{path}' exists and is not {what}; name another file")

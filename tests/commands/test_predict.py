@@ -81,6 +81,19 @@ def test_a_table_does_not_replace_the_list_of_the_images(tmp_path):
     assert listed.read_text().startswith("path\n")
     for _ in range(2):
         assert len(rows(predict.run(classifier()[0], str(listed), tmp_path / "out.csv"))) == 2
+    for name in ("own_metrics.json", "own_skipped.csv"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(UserError, match=rf"--output: '.*{name}', which is written beside 'own.csv', exists"):
+            predict.run(classifier()[0], str(listed), tmp_path / "own.csv")
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+
+
+def test_label_maps_do_not_replace_the_list_of_a_run(segmenter, tmp_path):
+    (tmp_path / "skipped.csv").write_text("name,reason\nx.png,damaged\n")
+    with pytest.raises(UserError, match=r"holds the skipped\.csv of something else"):
+        predict.run(segmenter, str(pictures(tmp_path / "images", 1)), tmp_path)
+    assert "x.png" in (tmp_path / "skipped.csv").read_text()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from scipy import ndimage
 from deblur_mae_jax.data import copies
 from deblur_mae_jax.data.perceptual import perceptual_hash
 from deblur_mae_jax.data.source import Source
+from deblur_mae_jax.errors import UserError
 
 
 def speckled(seed, height=96, width=120):
@@ -85,3 +86,7 @@ def test_the_audit_of_a_set_names_what_matters(tmp_path, capfd):
     page = (tmp_path / "audit.html").read_text()
     assert "1 pairs in different splits" in page and page.count("<img") == 2
     assert "1 pairs of different classes" in capfd.readouterr().err
+    (tmp_path / "mine.csv").write_text("path,label\n")
+    with pytest.raises(UserError, match=r"--output: '.*mine\.csv' exists and is not a list of copies"):
+        audit_data.main([str(tmp_path / "set"), f"--output={tmp_path / 'mine.html'}"])
+    assert (tmp_path / "mine.csv").read_text() == "path,label\n"

@@ -85,3 +85,21 @@ def test_files_that_are_not_read_are_not_said_to_be_free_of_text(tmp_path, monke
     lines = (tmp_path / "text_not_read.csv").read_text().splitlines()
     assert sorted(line.partition(",")[0] for line in lines[1:]) == ["2.png", "letter.png"]
     assert "2 files could not be read and were NOT checked for text" in capsys.readouterr().err
+
+
+def test_one_picture_on_which_the_recogniser_fails_costs_no_other(tmp_path, monkeypatch):
+    import find_text
+
+    def words(picture):
+        if picture.width == 30:
+            raise RuntimeError("no such shape")
+        return ["DOE"]
+
+    monkeypatch.setattr(find_text, "recogniser", lambda: words)
+    for i, side in enumerate((40, 30, 50)):
+        Image.new("L", (side, 40), 90 + i).save(tmp_path / f"{i}.png")
+    assert find_text.main([str(tmp_path), f"--output={tmp_path / 'text.csv'}"]) == {"0.png": 1, "2.png": 1}
+    assert "1.png,the recogniser failed: no such shape" in (tmp_path / "text_not_read.csv").read_text()
+    (tmp_path / "list.csv").write_text("path\n")
+    with pytest.raises(UserError, match=r"'.*list\.csv' exists and is not a list of images with text"):
+        find_text.main([str(tmp_path), f"--output={tmp_path / 'list.csv'}"])
