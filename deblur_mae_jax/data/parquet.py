@@ -83,7 +83,7 @@ def source(data, channels: int) -> Source:
     if not files:
         raise UserError(f"config.data.root: no .parquet in '{root}'")
     places, labels, groups, splits, names = [], list[str](), list[str](), list[str](), list[str]()
-    others, skipped = dict[str, None](), list[Skipped]()
+    others, skipped, declared = dict[str, None](), list[Skipped](), set[str]()
     for file in files:
         where = file.stem if file == root else file.relative_to(root).with_suffix("").as_posix()
         try:
@@ -94,6 +94,7 @@ def source(data, channels: int) -> Source:
             skipped.append(Skipped(f"{where}.parquet", str(error).partition(" is ")[2], damaged=True))
             continue
         others |= dict.fromkeys(left)
+        declared |= set(texts.get("declared", ()))
         places += rows
         labels += texts.get("label") or [""] * len(rows)
         groups += texts.get("group") or [""] * len(rows)
@@ -101,10 +102,8 @@ def source(data, channels: int) -> Source:
         splits += own or [naming.split_of_shard(where)] * len(rows)
         names += [f"{where}/{i:07d}" for i in range(len(rows))]
     notes = [f"columns that are not used: {', '.join(list(others)[:10])}"] if others else []
-    labels, lines = spelling.canonical(labels)
-    notes += [f"label: {line}" for line in lines]
-    groups, lines = spelling.canonical(groups)
-    notes += [f"group: {line}" for line in lines]
+    labels = spelling.known("label", labels, notes, declared)
+    groups = spelling.known("group", groups, notes)
     chosen, unused = naming.choose_splits(splits, data.split, f"'{root}'")
     places = [places[i] for i in chosen]
     labels, groups, splits, names = ([values[i] for i in chosen] for values in (labels, groups, splits, names))
@@ -122,6 +121,8 @@ class Damaged(UserError):
 
 def _read(file: Path) -> tuple[list[tuple[str, str, int, int]], dict[str, list[str]], list[str]]:
     """The place of each row, labels, groups and splits as text, and the columns that are not used. Raises `UserError`.
+
+    The names of declared classes are under "declared".
 
     Columns are found by the names that a CSV may have.
     """
@@ -143,13 +144,24 @@ def _read(file: Path) -> tuple[list[tuple[str, str, int, int]], dict[str, list[s
         texts, used = {}, {column}
         for use, choices in USES.items():
             own = next((by_name[n] for n in choices if n in by_name), None)
-            if own is not None and own not in used:
+            # A struct, bytes or a list, such as the picture of a mask, is no text.
+            if own is not None and own not in used and not _holds_data(table.schema_arrow.field(own).type):
                 values = table.read(columns=[own])[own].to_pylist()
-                texts[use] = _texts(values, _class_names(table.schema_arrow, own))
+                classes = _class_names(table.schema_arrow, own)
+                texts[use] = _texts(values, classes)
+                if use == "label":
+                    texts["declared"] = classes
                 used.add(own)
     except (OSError, pa.ArrowException) as error:
         raise Damaged(f"config.data.root: '{file}' is not a Parquet file, or damaged: {str(error)[:160]}") from error
     return places, texts, [name for name in names if name not in used]
+
+
+def _holds_data(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds pictures or lists instead of numbers or words."""
+    import pyarrow as pa
+
+    return pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _class_names(schema: Any, column: str) -> list[str]:

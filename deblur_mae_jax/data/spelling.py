@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from deblur_mae_jax.data.naming import UNLABELLED
 
@@ -35,6 +35,22 @@ def canonical(values: Sequence[str]) -> tuple[list[str], list[str]]:
         if len(spellings) > 1
     ]
     return ["" if is_missing(v) else chosen[key(v)] for v in stripped], lines
+
+
+def known(field: str, values: Sequence[str], notes: list[str], declared: Container[str] = ()) -> list[str]:
+    """`canonical`, with its lines and with the words that mean that nothing is known added to `notes`.
+
+    field: "label", "group" or "split".
+    declared: values that are names whatever they mean, such as a class called "none".
+    """
+    found, lines = canonical(values)
+    found = [new or (old if old in declared else "") for old, new in zip(values, found, strict=True)]
+    lost = Counter(old for old, new in zip(values, found, strict=True) if old and not new)
+    if lost:
+        words = ", ".join(f"'{word}'" for word in sorted(lost))
+        notes.append(f"{sum(lost.values())} images have no {field}: {words} means that it is not known")
+    notes += [f"{field}: {line}" for line in lines]
+    return found
 
 
 def one_patient(groups: Sequence[str], notes: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 
 from deblur_mae_jax.data import cells, naming, spelling
@@ -70,6 +70,7 @@ def read(path: Path, split: str, chosen: str = "", keys: Sequence[str] = ("path"
             table.skipped.append(Skipped(f"{printable(path.name)}, line {line}", f"no {' or '.join(keys)}"))
             continue
         table.rows.append(values)
+    _words_that_are_no_masks(table, _chosen(path, header, chosen))
     _labels_that_are_masks(table)
     for name in ("label", "group", "split", "mask"):
         clean(table, name)
@@ -191,6 +192,31 @@ def _chosen(path: Path, header: list[str], chosen: str) -> dict[str, str]:
 _FILE_NAME = re.compile(r"\.(png|jpe?g|tiff?|bmp|gif|webp|nii|nii\.gz|mha|mhd|nrrd|mgz)$", re.I)
 # Columns that name the images of a DICOM set.
 UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID")
+
+
+def _names_a_file(cell: str, image: str) -> bool:
+    """Whether a cell can be the file of a mask: it has folders, a suffix, or the name of its image."""
+    stem = image.replace("\\", "/").rpartition("/")[2].partition(".")[0]
+    return "/" in cell or "\\" in cell or bool(_FILE_NAME.search(cell)) or bool(stem and stem in cell)
+
+
+def _words_that_are_no_masks(table: Table, chosen: Container[str]) -> None:
+    """Do not use a column as `mask` for its name alone, such as `annotation`, if its cells are no names of files.
+
+    chosen: the columns that the user names.
+    """
+    name = table.columns.get("mask", "")
+    if not name or "mask" in chosen or normal(name) in COLUMNS["mask"][:3]:
+        return
+    told = [row for row in table.rows if not spelling.is_missing(row["mask"])]
+    like = sum(_names_a_file(row["mask"], row.get("path", "")) for row in told)
+    if 2 * like >= len(told):
+        return
+    table.notes = [line for line in table.notes if not line.startswith(f"column '{name}' of")]
+    table.notes.append(f"column '{name}' is not used as mask: its cells, such as '{told[0]['mask']}', name no files")
+    del table.columns["mask"]
+    for row in table.rows:
+        del row["mask"]
 
 
 def _labels_that_are_masks(table: Table) -> None:

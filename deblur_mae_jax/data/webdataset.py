@@ -92,10 +92,9 @@ def source(data, channels: int) -> Source:
     notes: list[str] = []
     known: dict[str, list[str] | None] = {}
     for field in ("label", "group"):
-        values, lines = spelling.canonical([sample.get(field, "") for _, sample in kept])
+        values = spelling.known(field, [sample.get(field, "") for _, sample in kept], notes)
         for (_, sample), value in zip(kept, values, strict=True):
             sample[field] = value
-        notes += [f"{field}: {line}" for line in lines]
     chosen, unused = naming.choose_splits(splits, data.split, f"'{root}'")
     kept, splits = [kept[i] for i in chosen], [splits[i] for i in chosen]
     reader = Members([sample["images"][0][1] for _, sample in kept], decoder_of(data, channels))

@@ -55,6 +55,23 @@ def test_columns_of_parquet_are_found_as_those_of_a_csv(tmp_path, patient):
     assert "columns that are not used: age" in said(source)
 
 
+def test_a_class_called_none_is_a_class_where_classes_are_declared(tmp_path):
+    columns = pa.table({"image": [{"bytes": png(i)} for i in range(3)], "label": [0, 1, -1]})
+    features = {"label": {"names": ["none", "mild"], "_type": "ClassLabel"}}
+    described = columns.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(described, tmp_path / "a.parquet")
+    assert load(tmp_path, "parquet").labels == ["none", "mild", ""]
+    table(tmp_path / "a.parquet", label=["none", "mild", "mild"])
+    source = load(tmp_path, "parquet")
+    assert source.labels == ["", "mild", "mild"] and "1 images have no label: 'none' means" in said(source)
+
+
+def test_pictures_of_masks_are_no_labels(tmp_path):
+    table(tmp_path / "a.parquet", label=[{"bytes": png(9)}, {"bytes": png(8)}])
+    source = load(tmp_path, "parquet")
+    assert source.labels is None and "columns that are not used: label" in said(source)
+
+
 def test_entries_of_json_are_found_as_the_columns_of_a_csv(tmp_path):
     tar(tmp_path / "a.tar", {"1.png": png(1), "1.json": json.dumps({"Label": "x", "PatientID": "7"}).encode()})
     source = load(tmp_path / "a.tar", "webdataset")

@@ -314,3 +314,12 @@ def test_a_comma_in_the_header_moves_no_cell(images):
     source = load(images, "\n".join(['path,"size, mm",label,split', *lines]) + "\n")
     assert len(source) == 19 and set(source.labels) == {"benign", "malignant"} and set(source.splits) == {"train"}
     assert "more cells than columns" in source.skipped[0].reason
+
+
+def test_a_column_of_words_is_no_mask(images):
+    cell = lambda path, i: f"{path},P{i},{('cyst', 'solid mass')[i % 2]}"
+    source = listed(images, "path,patient,annotation", cell)
+    assert source.masks is None and len(set(source.groups)) == 20
+    assert "column 'annotation' is not used as mask: its cells, such as 'cyst', name no files" in said(source)
+    source = listed(images, "path,annotation", lambda path, i: f"{path},masks/{i}.png")
+    assert all(source.masked) and "column 'annotation' of 'list.csv' is used as mask" in said(source)
