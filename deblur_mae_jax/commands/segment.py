@@ -100,15 +100,10 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     progress, members = Progress(), load_members(folders)
     first, target = members[0], buckets.Output(output or f"{folders[0]}/segmentations/new", "--output")
     out = target.path
-    if out.suffix in (".csv", ".gz", ".nii", ".png"):
-        raise UserError(f"--output: '{out}' must be a folder for the label maps")
+    _need_own_folder(out)
     fields = infer_fields(first.config, infer)
     segmenter = Segmenter(first.network, sharding.make_mesh(), fields)
     progress.print(f"values      {_legend(first)}")
-    if (out / "skipped.csv").exists() and not (out / TABLE).exists():
-        raise UserError(
-            f"--output: '{out}' holds the skipped.csv of something else, such as a run; name another folder"
-        )
     new_images.make_folder(out)
     index = new_images.index_of(first, images, progress)
     paths = _paths(out, index, suffix := ".nii.gz" if first.network.axes == 3 else ".png")
@@ -149,6 +144,16 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     target.send()
     progress.print(f"{len(written)} images, label maps in {target.shown(out)}")
     return out
+
+
+def _need_own_folder(out: Path) -> None:
+    """Raise `UserError` if label maps cannot go there, or would replace a list that no prediction wrote."""
+    if out.suffix in (".csv", ".gz", ".nii", ".png"):
+        raise UserError(f"--output: '{out}' must be a folder for the label maps")
+    if (out / "skipped.csv").exists() and not (out / TABLE).exists():
+        raise UserError(
+            f"--output: '{out}' holds the skipped.csv of something else, such as a run; name another folder"
+        )
 
 
 def _unwritten(error: Exception) -> str:
