@@ -26,7 +26,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from deblur_mae_jax import api
-from deblur_mae_jax.data.decode import EXTENSIONS, Decoder
+from deblur_mae_jax.data import image_files
+from deblur_mae_jax.data.decode import EXTENSIONS
 from deblur_mae_jax.data.listing import existing_root
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
@@ -49,8 +50,7 @@ def read_images(trained, folder):
     paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError(f"IMAGES: '{folder}' holds no images")
-    data = trained.config.data
-    decode = Decoder(trained.config.model.in_chans, max_side=data.max_side, bits16=data.bits16)
+    decode = image_files.decoder_of(trained.config.data, trained.config.model.in_chans)
     found = []
     for place in np.unique(np.linspace(0, len(paths) - 1, SHOWN).astype(int)):
         try:

@@ -14,10 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 import deblur_mae_jax as dm
-from deblur_mae_jax.data.decode import Decoder
+from deblur_mae_jax.data import image_files
 from deblur_mae_jax.data.phantoms import Phantoms
 from deblur_mae_jax.data.source import BadImage
 from deblur_mae_jax.errors import UserError
@@ -27,8 +28,10 @@ from deblur_mae_jax.reports import page
 UNSEEN = 777  # seed of the phantoms; the demos use others
 
 
-def read(names: list[str], channels: int) -> list[np.ndarray]:
-    """The images uint8 `(H, W, C)`. Raises `UserError`."""
+def read(names: list[str], config: ConfigDict) -> list[np.ndarray]:
+    """The images uint8 `(H, W, C)`, decoded as for the run of this config. Raises `UserError`."""
+    channels = config.model.in_chans
+    decode = image_files.decoder_of(config.data, channels)
     phantoms, images = Phantoms(120, seed=UNSEEN, side=72), []
     for name in names:
         kind, _, number = name.partition(":")
@@ -38,7 +41,7 @@ def read(names: list[str], channels: int) -> list[np.ndarray]:
             images.append(np.repeat(phantoms.read(int(number)), channels, axis=2))
             continue
         try:
-            images.append(Decoder(channels=channels)(Path(name)))
+            images.append(decode(Path(name)))
         except BadImage as error:
             raise UserError(f"IMAGE: '{name}': {error}") from error
     return images
@@ -60,7 +63,7 @@ def draw(run: str, names: list[str], levels: list[int]) -> Image.Image:
     levels = levels or sorted({1, (count + 1) // 2, count} - {0}) or [1]
     if not all(1 <= level <= max(count, 1) for level in levels):
         raise UserError(f"--levels={levels}: choose from 1 to {max(count, 1)}")
-    images, pictures, labels = read(names, network.model.in_chans), [], []
+    images, pictures, labels = read(names, trained.config), [], []
     for level in levels:
         out = dm.reconstruct(trained, images, mask_ratio=0.0, level=level)
         for clean, blurred, restored in zip(out["clean"], out["degraded"], out["reconstructed"], strict=True):

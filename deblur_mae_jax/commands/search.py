@@ -194,9 +194,11 @@ def _write_page(
         "GFLOP per image": f"{gflop(trained, len(table.levels)):.2f}",
         "mean sigma": f"{table.best_sigma.mean():.3f}",
     }
+    sigma = config.search.high_pass
+    compared = f" in what a Gaussian of sigma {sigma:g} removes (config.search.high_pass)" if sigma else ""
     page.write(folder, f"{workdir.name}: optimal blurriness search", [
         page.table_of(facts),
         "<p class=note>The best level of an image is the one whose unmasked reconstruction is closest to "
-        "the original; at a tie, the smallest level. The search uses no labels.</p>",
+        f"the original{compared}; at a tie, the smallest level. The search uses no labels.</p>",
         *(f"<h2>{html.escape(name)}</h2>{page.embedded(data, name)}" for name, data in figures.items()),
     ])  # fmt: skip

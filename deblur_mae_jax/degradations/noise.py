@@ -8,6 +8,14 @@ import jax.numpy as jnp
 from deblur_mae_jax.degradations.contract import Degradation
 
 
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Normal values. Those of an image `(H, W, C)` do not change with the canvas: each row has a key of its own."""
+    if len(shape) != 3:
+        return jax.random.normal(key, shape, dtype)
+    rows = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[0]))
+    return jax.vmap(lambda row: jax.random.normal(row, shape[1:], dtype))(rows)
+
+
 def gaussian_noise(std: float = 0.25, clip: bool = True, variance: float = 0.0) -> Degradation:
     """Add noise N(0, std^2) on the 0..1 gray scale.
 
@@ -22,7 +30,7 @@ def gaussian_noise(std: float = 0.25, clip: bool = True, variance: float = 0.0) 
     std = variance**0.5 or std
 
     def apply(image, params, size):
-        noisy = image + 255.0 * std * jax.random.normal(params["key"], image.shape, image.dtype)
+        noisy = image + 255.0 * std * _normal(params["key"], image.shape, image.dtype)
         return jnp.clip(noisy, 0.0, 255.0) if clip else noisy
 
     axes = (2,) if clip else (2, 3)

@@ -303,6 +303,12 @@ def over_folds(a: list[Run], b: list[Run], metric: str = "f1_macro") -> OverFold
         measure = classification.METRICS[metric]
         values.append([measure(p.labels, p.probabilities) for p in aligned(one, other)])
     x, y = np.array(values).T
+    undefined = [run.name for run, both in zip(a, values, strict=True) if not np.isfinite(both).all()]
+    if undefined:
+        raise UserError(
+            f"--metric={metric} is not defined in the fold of {undefined[0]}: its test images may lack a class. "
+            "Compare --metric=accuracy"
+        )
     if len({frozenset(run.judged.names) for run in a}) < len(a):
         raise UserError("the folds have the same test images: these are seeds, not folds")
     n_test = float(np.mean([len(run.judged) for run in a]))

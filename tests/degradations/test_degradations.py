@@ -417,3 +417,12 @@ def test_an_empty_band_is_the_identity():
     np.testing.assert_array_equal(run(frequency.band_stop(0.4, 0.4, clip=False), standardised), standardised)
     limits = frequency.band_stop(0.1, 0.6, drawn=True).draw(jax.random.key(0))["limits"]
     assert 0.1 <= limits[0] <= limits[1] <= 0.6
+
+
+def test_noise_does_not_depend_on_the_canvas_around_an_image():
+    degradation = noise.gaussian_noise(0.1)
+    params = degradation.draw(jax.random.key(3))
+    draw = lambda height, width: degradation.apply(jnp.full((height, width, 1), 100.0), params, jnp.array([20, 30]))
+    small, large = draw(20, 30), draw(50, 40)
+    np.testing.assert_array_equal(small, large[:20, :30])
+    assert len(np.unique(np.asarray(large))) > 1900  # no two pixels share their noise
