@@ -245,6 +245,9 @@ class MaskFile:
         largest = 255 if opened is None or header.deep else raster.largest_gray(path, opened)
         if largest < 255 and pixels.dtype == np.uint8 and pixels.ndim == 2:  # Pillow spreads its numbers over 0..255
             pixels = np.rint(pixels * (largest / 255)).astype(np.uint8)
+        if opened is not None and opened.format == "PPM" and pixels.ndim == 2 and pixels.dtype.itemsize > 1:
+            # Pillow spreads the numbers of a deep PGM over 0..65535.
+            pixels = np.rint(pixels * (raster.pnm_header(path)[2] / 65535)).astype(pixels.dtype)
         return pixels, alpha, notes
 
     def _classes(self, pixels: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, list[str]]:

@@ -115,13 +115,15 @@ def test_a_lossy_mask_with_single_values_is_refused(tmp_path, mapping):
         divided(tmp_path, data__mask_values=mapping)
 
 
-@pytest.mark.parametrize("kind", ["tiff2", "tiff4", "pgm"])
+@pytest.mark.parametrize("kind", ["tiff2", "tiff4", "pgm", "pgm16"])
 def test_masks_that_pillow_spreads_hold_their_own_numbers(tmp_path, kind):
     values = np.minimum(REGIONS, 2).astype(np.uint8)
 
     def make(path):
-        if kind == "pgm":
-            path.write_bytes(b"P5 %d %d 2\n" % values.shape[::-1] + values.tobytes())
+        if kind.startswith("pgm"):
+            deep = kind == "pgm16"
+            stored = values.astype(">u2") if deep else values
+            path.write_bytes(b"P5 %d %d %d\n" % (*values.shape[::-1], 600 if deep else 2) + stored.tobytes())
         else:
             bits = int(kind[-1])
             fields = np.pad(values, ((0, 0), (0, -values.shape[1] % (8 // bits))))
@@ -130,7 +132,7 @@ def test_masks_that_pillow_spreads_hold_their_own_numbers(tmp_path, kind):
                 packed |= fields[:, i :: 8 // bits] << (8 - bits * (i + 1))
             path.write_bytes(tiff_of_bits(packed.tobytes(), values.shape, bits))
 
-    write(tmp_path, make, suffix=".pgm" if kind == "pgm" else ".tif")
+    write(tmp_path, make, suffix=".pgm" if kind.startswith("pgm") else ".tif")
     index, _ = divided(tmp_path)
     np.testing.assert_array_equal(index.source.masks(0), values)
 
