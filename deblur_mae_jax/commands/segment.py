@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,13 @@ def run(folders: list[str], images: str, output: str = "", infer: str = "") -> P
     if written:
         progress.print(f"{len(written)} of {len(index)} images were segmented before; the prediction goes on")
     wanted = [number for number in range(len(index)) if number not in written]
-    loader = Loader(index, first.config.model.in_chans, _levels(first, index, wanted))
+    loader = Loader(index, first.config.model.in_chans, _no_levels(first, index))
     skipped, unwritten = list(index.skipped), list[Skipped]()
     with open(out / TABLE, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerows([HEADER, *itertools.chain(*written.values())])
         file.flush()
-        for number, labels in segmenter.each([member.params for member in members], loader, wanted):
+        for number, labels in _segmented(segmenter, members, loader, wanted):
             try:
                 rows = _save(index, number, labels, paths[number], first)
             except (BadImage, OSError, MemoryError) as error:
@@ -216,13 +217,28 @@ def _paths(out: Path, index: Index, suffix: str) -> list[Path]:
     return paths
 
 
-def _levels(trained: TrainedNetwork, index: Index, wanted: list[int]) -> dict[str, np.ndarray]:
-    """The blur level of every wanted image, in the form a `Loader` expects; empty for networks without levels."""
+def _no_levels(trained: TrainedNetwork, index: Index) -> dict[str, np.ndarray]:
+    """A level for every image, in the form a `Loader` expects, to be found; empty for networks without levels."""
     if trained.network.axes == 3 or not trained.network.inputs.degradation.num_levels:
         return {}
-    levels = np.ones(len(index), np.int32)  # of an image that can no longer be read, which the loader reports
-    for numbers, images in new_images.chunks(index, [], wanted):
-        given = levels_of_images.given(trained, as_list(images), None, index.canvas)
-        assert given is not None
-        levels[numbers] = given
-    return {"level": levels}
+    return {"level": np.ones(len(index), np.int32)}
+
+
+def _segmented(
+    segmenter: Segmenter, members: list[TrainedNetwork], loader: Loader, wanted: list[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (number, classes) of every readable image.
+
+    The blur levels of a few images are found before these are segmented, so that a prediction that is stopped has lost
+    no other search.
+    """
+    weights = [member.params for member in members]
+    for start in range(0, len(wanted), new_images.CHUNK):
+        part = wanted[start : start + new_images.CHUNK]
+        if "level" in loader.extras:
+            # An image that can no longer be read keeps level 1; the loader reports it.
+            for numbers, images in new_images.chunks(loader.index, [], part):
+                given = levels_of_images.given(members[0], as_list(images), None, loader.index.canvas)
+                assert given is not None
+                loader.extras["level"][numbers] = given
+        yield from segmenter.each(weights, loader, part)

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_runs import classifier, stirred
 
 import deblur_mae_jax as dm
-from deblur_mae_jax.commands import new_images, predict
+from deblur_mae_jax.commands import new_images, predict, segment
 from deblur_mae_jax.data import grid, privacy
 from deblur_mae_jax.errors import NotSaved, UserError
 from deblur_mae_jax.inference import levels as levels_of_images
@@ -153,6 +153,30 @@ def test_a_segmentation_that_was_interrupted_goes_on(segmenter, tmp_path, stoppe
     assert (out / "segmentations.csv").read_bytes() == (whole / "segmentations.csv").read_bytes()
     for number in range(4):
         assert (out / f"{number}.png").read_bytes() == (whole / f"{number}.png").read_bytes()
+
+
+def test_levels_are_searched_a_few_images_at_a_time(tmp_path, monkeypatch):
+    """A segmentation that is stopped has not searched the levels of all images for nothing."""
+    searched = []
+
+    def given(trained, images, level, canvas):
+        searched.append(len(images))
+        return np.full(len(images), 3)
+
+    def each(weights, loader, numbers):
+        for number in numbers:
+            yield number, loader.extras["level"][number]
+
+    monkeypatch.setattr(new_images, "CHUNK", 2)
+    monkeypatch.setattr(segment.levels_of_images, "given", given)
+    source = SimpleNamespace(read=lambda number: np.zeros((4, 4, 1), np.uint8), names=list("abcde"))
+    index = SimpleNamespace(source=source, canvas=(4, 4))
+    loader = SimpleNamespace(index=index, extras={"level": np.ones(5, np.int32)})
+    member = SimpleNamespace(params=None)
+    found = segment._segmented(SimpleNamespace(each=each), [member], loader, [0, 1, 3, 4])
+    assert next(found) == (0, 3) and searched == [2]
+    assert list(found) == [(1, 3), (3, 3), (4, 3)] and searched == [2, 2]
+    assert loader.extras["level"].tolist() == [3, 3, 1, 3, 3]
 
 
 def test_an_image_that_vanishes_is_left_out_and_the_others_are_predicted(tmp_path, monkeypatch):
