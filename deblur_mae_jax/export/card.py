@@ -20,7 +20,7 @@ def text(certificate: dict[str, Any]) -> str:
         reader += f" ({certificate['opens_with']['versions']})"
     about += f" Trained with deblur_mae_jax, written for {reader}. Not a medical device."
     steps = _volume_steps if network["axes"] == 3 else _image_steps
-    search = _search_of(network, bool(certificate.get("searcher"))) if network["kind"] == "classify" else []
+    search = _search_of(network, bool(certificate.get("searcher"))) if "setting" in network else []
     before = [*steps(certificate["preprocessing"]), *getattr(format, "CAUTIONS", ())]
     return _page(certificate, (what, about), format.snippet(certificate), before, search)
 
@@ -174,11 +174,13 @@ def _predict_steps(p: dict[str, Any]) -> list[str]:
 
 
 def _search_of(network: dict[str, Any], held: bool) -> list[str]:
-    """A sentence that states how a classifier with blur levels chooses the level of a new image."""
+    """A sentence that states how the blur level of a new image is chosen, for a network with blur levels."""
     kind, value = network.get("setting") or ["", 0.0]
+    sigma = network.get("high_pass", 0.0)
     how = {
         "search": f"a search in steps of {value:g} with the pre-trained network, "
-        + ("`searcher.safetensors`" if held else "which this export does not hold"),
+        + ("`searcher.safetensors`" if held else "which this export does not hold")
+        + (f", that compares what a Gaussian of sigma {sigma:g} removes" if sigma else ""),
         "fixed": f"always sigma {value:g}",
         "none": "always level 1",
         "random": "at random, as in training",

@@ -71,7 +71,7 @@ def _of_images(trained: TrainedNetwork) -> dict[str, Any]:
         "mean": [float(v) for v in inputs.mean],
         "std": [float(v) for v in inputs.std],
     }
-    if network.kind == "classify":
+    if network.kind in ("classify", "segment"):
         out["setting"] = setting(trained)
         if out["setting"][0] == "search":
             out["high_pass"] = float(config.search.high_pass)

@@ -69,6 +69,7 @@ def snippet(certificate: dict[str, Any]) -> list[str]:
         "from modeling_vit_unetr import load",
         'model = load(".")' if name == WEIGHTS else f'model = load(".", "{name}")',
         "# images (B, C, H, W), normalised as above",
+        *(["# level (B,): the number of the blur level of each image, counted from 1"] if level else []),
         f"labels = model(images{', level' if level else ''}).argmax(1)  # 0 is background",
     ]
 

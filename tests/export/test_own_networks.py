@@ -101,3 +101,11 @@ def test_a_layer_that_our_vit_lacks_is_named(tmp_path):
     state["teacher.backbone.blocks.0.attn.q_norm.weight"] = np.ones(8, np.float32)
     with pytest.raises(UserError, match=r"blocks\.0\.attn\.q_norm\.weight"):
         contract.named("dino_v2").to_ours(state)
+
+
+def test_the_card_of_a_segmentation_says_how_the_blur_level_is_chosen(tmp_path):
+    network = stirred("segment_images", search__setting="fixed(0.5)", **LEVELS)
+    export.export(network, output=tmp_path / "export")
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "The level of blur of an image: always sigma 0.5." in card
+    assert "# level (B,): the number of the blur level of each image, counted from 1" in card
