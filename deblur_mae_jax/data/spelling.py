@@ -45,7 +45,7 @@ def known(field: str, values: Sequence[str], notes: list[str], declared: Contain
     """
     found, lines = canonical(values)
     found = [new or (old if old in declared else "") for old, new in zip(values, found, strict=True)]
-    lost = Counter(old for old, new in zip(values, found, strict=True) if old and not new)
+    lost = Counter(old for old, new in zip(values, found, strict=True) if old.strip() and not new)
     if lost:
         words = ", ".join(f"'{word}'" for word in sorted(lost))
         notes.append(f"{sum(lost.values())} images have no {field}: {words} means that it is not known")

@@ -439,3 +439,15 @@ def test_methods_are_compared_over_folds(tmp_path):
     assert (found.left_out, found.unit) == (0, "")
     with pytest.raises(UserError, match="these are seeds"):
         comparison.over_folds([runs["a"][0]] * 2, [runs["b"][0]] * 2)
+
+
+def test_a_fold_without_a_class_is_named(tmp_path):
+    rng, runs = np.random.default_rng(0), []
+    for fold in range(3):
+        labels = np.zeros(30, int) if fold == 1 else rng.integers(0, 2, 30)
+        for method in "ab":
+            runs.append(tmp_path / f"{method}{fold}")
+            write_run(runs[-1], table(labels, two_columns(rng.random(30))))
+    a, b = (comparison.read_runs(runs[start::2]) for start in (0, 1))
+    with pytest.raises(UserError, match=r"--metric=auroc is not defined in the fold of a1: its test images may lack"):
+        comparison.over_folds(a, b, "auroc")

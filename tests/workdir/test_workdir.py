@@ -403,6 +403,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(tmp_path):
     )  # fmt: skip
     assert "could not be saved" in done.stderr and "step 3 is still there" in done.stderr
     assert done.returncode == 4
+    assert not json.loads((tmp_path / "result.json").read_text())["finished"]  # its state is not there
     assert (tmp_path / "checkpoints" / "step_3").exists()
     code, output = launch(tmp_path, optim__steps=6, checkpoint__every_epochs=1.0)
     assert code == 0 and "resuming at step 3" in output, output
